@@ -1,0 +1,191 @@
+"""The wire types: what travels between a client and the service, defined once, here.
+
+The gateway imports these; so a field exists on both sides or on neither. Unknown fields are refused in requests and
+ignored in answers (an older client reads a newer server).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl
+
+JobStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
+JobPhase = Literal["queued", "encode", "denoise", "decode", "mux"]
+Solver = Literal["euler", "heun"]
+ResizeMode = Literal["crop", "fit", "stretch"]
+OutputFormat = Literal["mp4", "webm", "gif"]
+Priority = Literal["low", "normal", "high"]
+Variant = Literal["video", "thumbnail", "frames", "manifest"]
+
+TERMINAL_STATUSES: frozenset[str] = frozenset({"completed", "failed", "cancelled", "expired"})
+
+Strength = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+Scale = Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=False, frozen=True)
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class ImageData(_Request):
+    """A picture inside a JSON body: base64, or a URL where the server allows URLs."""
+
+    data: str | None = Field(None, description="base64 of the picture's bytes")
+    url: HttpUrl | None = Field(None, description="where the server fetches it; off by default")
+
+
+class ImageToVideoRequest(_Request):
+    """Settings of POST /generate/image-to-video, besides the picture. None: the checkpoint's own default."""
+
+    model: str | None = Field(None, description="which checkpoint; GET /models lists them")
+    num_frames: int | None = Field(None, ge=1, le=128)
+    width: int | None = Field(None, ge=8, le=4096)
+    height: int | None = Field(None, ge=8, le=4096)
+    fps: int | None = Field(None, ge=1, le=60, description="conditioned on, and played at")
+    motion_bucket_id: int | None = Field(None, ge=1, le=255, description="how much moves: 1 hardly, 255 very much")
+    noise_aug_strength: Strength | None = Field(None, description="noise on the conditioning picture; more: freer")
+    min_guidance_scale: Scale | None = Field(None, description="guidance at the first frame")
+    max_guidance_scale: Scale | None = Field(None, description="guidance at the last frame")
+    num_inference_steps: int | None = Field(None, ge=1, le=200)
+    solver: Solver | None = None
+    decode_chunk_size: int | None = Field(None, ge=1, le=14, description="frames decoded at once, at most")
+    seed: int | None = Field(None, ge=0, le=2**63 - 1, description="the same seed and settings: the same video")
+    resize_mode: ResizeMode | None = Field(None, description="how the picture meets the clip's aspect")
+    output_format: OutputFormat = "mp4"
+    priority: Priority = "normal"
+    metadata: dict[str, str] = Field(default_factory=dict[str, str], max_length=16)
+
+
+class ImageToVideoBody(ImageToVideoRequest):
+    """The same as a JSON body, with the picture in it."""
+
+    image: ImageData
+
+
+class ErrorBody(_Answer):
+    """What went wrong: `type` the class of error, `code` stable, `param` the field at fault."""
+
+    type: str
+    code: str
+    message: str
+    param: str | None = None
+    request_id: str | None = None
+
+
+class ErrorResponse(_Answer):
+    """The body of every answer from 400 up."""
+
+    error: ErrorBody
+
+
+class JobError(_Answer):
+    """Why a job failed."""
+
+    code: str
+    message: str
+
+
+class JobOutput(_Answer):
+    """The finished video."""
+
+    url: str
+    sha256: str
+    frames_sha256: str
+    bytes: int
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+    degraded: bool = False
+
+
+class JobUrls(_Answer):
+    """Where to go from a job."""
+
+    self: str
+    cancel: str
+    events: str
+    content: str
+
+
+class Job(_Answer):
+    """One generation, from submission to result. Times are Unix seconds."""
+
+    id: str
+    object: Literal["job"] = "job"
+    task: str
+    status: JobStatus
+    phase: JobPhase
+    progress: int = Field(ge=0, le=100)
+    step: int
+    total_steps: int
+    queue_position: int | None = None
+    eta_s: float | None = None
+    created_at: float
+    started_at: float | None = None
+    completed_at: float | None = None
+    expires_at: float | None = None
+    model: str
+    model_version: str
+    seed: int
+    params: dict[str, Any]
+    metadata: dict[str, str] = Field(default_factory=dict[str, str])
+    timings: dict[str, float] = Field(default_factory=dict[str, float])
+    cancelled_at_step: int | None = None
+    output: JobOutput | None = None
+    error: JobError | None = None
+    urls: JobUrls
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.status in TERMINAL_STATUSES
+
+
+class JobList(_Answer):
+    """A page of jobs; `last_id` is the `after` of the next."""
+
+    object: Literal["list"] = "list"
+    data: list[Job]
+    has_more: bool
+    last_id: str | None = None
+
+
+class JobEvent(_Answer):
+    """One server-sent event of a job: `id` counts up from 1 within the job, `job` is its state then."""
+
+    id: int
+    event: Literal["queued", "phase", "step", "decode", "completed", "failed", "cancelled", "expired"]
+    job: Job
+
+
+class ModelInfo(_Answer):
+    """A checkpoint that can be served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    task: str
+    version: str
+    num_frames: list[int]
+    width: int
+    height: int
+    defaults: dict[str, Any]
+
+
+class ModelList(_Answer):
+    """Every checkpoint that can be served."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelInfo]
+
+
+class Health(_Answer):
+    """Answer of the health routes."""
+
+    status: Literal["live", "ready", "not_ready"]
+    detail: str | None = None

@@ -1,0 +1,154 @@
+"""What a model folder says of itself, read without torch: the gateway's and the command line's view of checkpoints.
+
+A folder is a diffusers pipeline folder (model_index.json). Ours carry `stillmotion.json` beside it: task, sizes and
+defaults. A folder without one (published Stable Video Diffusion weights) is taken by what its configs say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from model.errors import CheckpointError
+from model.params import ImageToVideoParams
+from model.shapes import VAE_STRIDE
+from model.tasks import TASKS, TaskSpec
+
+ZOO = Path(__file__).parent / "zoo"
+SIDECAR = "stillmotion.json"
+
+_PUBLISHED: dict[str, Any] = {
+    "task": "image-to-video",
+    "width": 1024,
+    "height": 576,
+    "defaults": {
+        "fps": 7,
+        "motion_bucket_id": 127,
+        "noise_aug_strength": 0.02,
+        "min_guidance_scale": 1.0,
+        "max_guidance_scale": 3.0,
+        "num_inference_steps": 25,
+        "solver": "euler",
+        "schedule": "karras",
+        "decode_chunk_size": 8,
+        "resize_mode": "crop",
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A checkpoint that can be served.
+
+    Args:
+        name: how requests name it.
+        path: its folder.
+        task: what it does.
+        version: first 12 hex digits of the hash over its weight files' names, sizes and contents.
+        num_frames: frame counts it can make.
+        height, width: the size it was trained at, the default.
+        unit: what height and width must be multiples of.
+        defaults: the value of each setting a request leaves out.
+    """
+
+    name: str
+    path: Path
+    task: TaskSpec
+    version: str
+    num_frames: tuple[int, ...]
+    height: int
+    width: int
+    unit: int
+    defaults: dict[str, Any]
+
+    def resolve(self, asked: dict[str, Any], seed: int) -> ImageToVideoParams:
+        """Complete settings from those a request names (None or absent: the default) and a seed.
+
+        Raises:
+            InvalidRequest: a value is out of range, or a frame count or size this checkpoint cannot make.
+        """
+        from model.errors import InvalidRequest
+
+        values = {"num_frames": self.num_frames[0], "height": self.height, "width": self.width, **self.defaults}
+        values |= {name: value for name, value in asked.items() if value is not None}
+        if values["num_frames"] not in self.num_frames:
+            can = " or ".join(map(str, self.num_frames))
+            raise InvalidRequest(f"{self.name} makes {can} frames, not {values['num_frames']}", param="num_frames")
+        for side in ("height", "width"):
+            if values[side] % self.unit or not self.unit <= values[side] <= 4 * max(self.height, self.width):
+                raise InvalidRequest(
+                    f"{side} must be a multiple of {self.unit} from {self.unit} to {4 * max(self.height, self.width)} "
+                    f"for {self.name}, not {values[side]}",
+                    param=side,
+                )
+        return ImageToVideoParams(**{**values, "seed": seed})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return cast(dict[str, Any], json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} is no model folder: it has no {path.name}", param="model") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}", param="model") from error
+
+
+def folder_version(path: Path) -> str:
+    """First 12 hex digits of a SHA-256 over every config and weight file, by name."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.suffix in {".json", ".safetensors"} and file.is_file():
+            digest.update(str(file.relative_to(path)).encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()[:12]
+
+
+def describe(path: Path, name: str | None = None) -> ModelEntry:
+    """What the folder holds.
+
+    Raises:
+        CheckpointError: no diffusers pipeline folder, or of a task this version does not know.
+    """
+    _read_json(path / "model_index.json")
+    sidecar = _read_json(path / SIDECAR) if (path / SIDECAR).exists() else _PUBLISHED
+    unet = _read_json(path / "unet" / "config.json")
+    if sidecar["task"] not in TASKS:
+        raise CheckpointError(f"{path} is for the task {sidecar['task']!r}, which is not known here", param="model")
+    return ModelEntry(
+        name=name or path.resolve().name,
+        path=path,
+        task=TASKS[sidecar["task"]],
+        version=folder_version(path),
+        num_frames=(int(unet["num_frames"]),),
+        height=int(sidecar["height"]),
+        width=int(sidecar["width"]),
+        unit=VAE_STRIDE * 2 ** (len(unet["block_out_channels"]) - 1),
+        defaults=dict(sidecar["defaults"]),
+    )
+
+
+def find(name_or_path: str) -> ModelEntry:
+    """A checkpoint by zoo name or folder.
+
+    Raises:
+        CheckpointError: neither; the message lists the zoo.
+    """
+    shipped = ZOO / name_or_path
+    if (shipped / "model_index.json").exists():
+        return describe(shipped, name_or_path)
+    path = Path(name_or_path)
+    if path.is_dir():
+        return describe(path)
+    known = ", ".join(entry.name for entry in zoo()) or "none"
+    raise CheckpointError(f"no model is called {name_or_path!r}, and no folder either; shipped: {known}", param="model")
+
+
+def zoo() -> list[ModelEntry]:
+    """The shipped checkpoints, by name."""
+    folders = sorted(path.parent for path in ZOO.glob("*/model_index.json"))
+    return [describe(path, path.name) for path in folders]

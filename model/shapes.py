@@ -1,0 +1,80 @@
+"""Sizes as values: every stride rule of the system, stated once.
+
+Legend: T frames, C channels, H, W pixels; h, w latent cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.errors import InvalidRequest
+
+VAE_STRIDE = 8
+"""Pixels a latent cell spans in each direction (the autoencoder halves three times)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LatentShape:
+    """A clip in latent space: [T, C, h, w]."""
+
+    num_frames: int
+    channels: int
+    height: int
+    width: int
+
+    def as_tuple(self) -> tuple[int, int, int, int]:
+        """(T, C, h, w), as torch wants it."""
+        return (self.num_frames, self.channels, self.height, self.width)
+
+    @property
+    def numel(self) -> int:
+        """How many numbers the latent holds."""
+        return self.num_frames * self.channels * self.height * self.width
+
+
+@dataclass(frozen=True, slots=True)
+class VideoShape:
+    """A clip in pixels: T frames of H x W.
+
+    Args:
+        unit: what H and W must be multiples of: the VAE's stride times the UNet's own downsampling.
+
+    Raises:
+        InvalidRequest: a size is not positive, or H or W is not a multiple of `unit`.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    unit: int = VAE_STRIDE
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1:
+            raise InvalidRequest(f"num_frames must be at least 1, not {self.num_frames}", param="num_frames")
+        for name, size in (("height", self.height), ("width", self.width)):
+            if size < self.unit or size % self.unit:
+                near = max(self.unit, round(size / self.unit) * self.unit)
+                raise InvalidRequest(
+                    f"{name} must be a positive multiple of {self.unit}, not {size}; the nearest is {near}", param=name
+                )
+
+    def latent(self, channels: int) -> LatentShape:
+        """The latent of this clip, for an autoencoder of `channels` latent channels."""
+        return LatentShape(self.num_frames, channels, self.height // VAE_STRIDE, self.width // VAE_STRIDE)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels in the whole clip."""
+        return self.num_frames * self.height * self.width
+
+
+def even_chunks(total: int, largest: int) -> tuple[int, ...]:
+    """Split `total` frames into the fewest chunks of at most `largest`, as evenly as can be.
+
+    Longer chunks come first: 25 by at most 8 is (7, 6, 6, 6), never a last chunk of one that would flicker.
+    """
+    if total < 1 or largest < 1:
+        raise InvalidRequest(f"cannot split {total} frames into chunks of at most {largest}", param="decode_chunk_size")
+    count = -(-total // largest)
+    base, extra = divmod(total, count)
+    return (base + 1,) * extra + (base,) * (count - extra)

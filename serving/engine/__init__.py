@@ -1,0 +1,1 @@
+"""The engine: rows of many requests through one denoiser. Importing this package imports no torch."""

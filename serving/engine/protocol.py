@@ -1,0 +1,140 @@
+"""What the rest of the service knows of an engine: one request in, a stream of events out.
+
+The gateway's dispatcher speaks only this protocol, so it does not know whether the engine runs in its own process or
+behind Triton. Imports no torch. Every arrow carries its own frozen type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from model.params import ImageToVideoParams, OutputFormat
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One job for the engine.
+
+    Args:
+        job_id: unique among the requests in flight.
+        model: which checkpoint, by name.
+        params: complete settings.
+        image: the input picture, a PNG already decoded, limited and stripped by the gateway.
+        output_format: container and codec of the result.
+    """
+
+    job_id: str
+    model: str
+    params: ImageToVideoParams
+    image: bytes
+    output_format: OutputFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Waits for a place; `position` 0 is next."""
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStarted:
+    """A phase began: `encode`, `denoise`, `decode` or `mux`."""
+
+    phase: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """Solver step `step` of `total` is done; `eta_s` seconds are left, by measured step times (None while unknown)."""
+
+    step: int
+    total: int
+    eta_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """`frames` of `total` frames are decoded."""
+
+    frames: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The result.
+
+    Args:
+        video: the encoded container; `video_sha256` is of these bytes.
+        frames_sha256: of the decoded RGB frames, [T, H, W, 3] uint8: compare these, never the container's bytes.
+        thumbnail: a JPEG of the first frame.
+        frames: a contact sheet, PNG.
+        manifest: model and version, all parameters, seed, software versions, as JSON-ready values.
+        timings: seconds a phase: queued, encode, denoise, decode, mux.
+    """
+
+    video: bytes
+    video_sha256: str
+    frames_sha256: str
+    thumbnail: bytes
+    frames: bytes
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+    degraded: bool
+    manifest: dict[str, object]
+    timings: dict[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job failed; `code` and `message` as in model.errors."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelledAt:
+    """The job was cancelled after `step` steps and `compute_s` seconds of its own share of compute."""
+
+    step: int
+    compute_s: float
+
+
+EngineEvent = Queued | PhaseStarted | Stepped | Decoded | Completed | Failed | CancelledAt
+TERMINAL = (Completed, Failed, CancelledAt)
+
+
+class Engine(Protocol):
+    """Serves jobs. One terminal event (Completed, Failed or CancelledAt) ends each stream."""
+
+    async def start(self) -> None:
+        """Load and warm what is served; `ready` turns true."""
+        ...
+
+    async def stop(self) -> None:
+        """Stop between two steps and let go of the device."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request sent now would be served without loading first."""
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """How many requests the engine takes in flight at once."""
+        ...
+
+    def submit(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
+        """Take a request; its events, as they happen, until a terminal one."""
+        ...
+
+    def cancel(self, job_id: str) -> None:
+        """Ask that a job stop at the next step boundary; unknown ids are ignored (it has ended)."""
+        ...

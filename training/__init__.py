@@ -1,0 +1,1 @@
+"""How the checkpoints come to be: data, recipes, the trainer and evaluation."""

@@ -1,0 +1,1 @@
+"""Reading footage: the starter dataset, the held-out split, clips and the latent cache."""
