@@ -103,8 +103,9 @@ def measure_flow(frames: Frames, fps: float, short_side: int = MEASURED_SHORT_SI
     scale = short_side / min(height, width)
     size = (round(width * scale), round(height * scale))
     grey = [cv2.cvtColor(cv2.resize(one, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY) for one in frames]
+    field = np.zeros((size[1], size[0], 2), np.float32)
     speeds = []
     for before, after in pairwise(grey):
-        field = cv2.calcOpticalFlowFarneback(before, after, None, *FARNEBACK)
+        cv2.calcOpticalFlowFarneback(before, after, field, *FARNEBACK)
         speeds.append(float(np.hypot(field[..., 0], field[..., 1]).mean()))
     return sum(speeds) / len(speeds) / short_side * fps
