@@ -1,0 +1,33 @@
+"""Denoiser backends by name. A new one is one file and one line here; each is imported only when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from model.backends.protocol import Denoiser
+from model.checkpoint import Checkpoint
+from model.errors import InvalidRequest
+
+
+def _torch(checkpoint: Checkpoint) -> Denoiser:
+    from model.backends.torch import TorchDenoiser
+    from model.rewrites import rewrite_exactly
+
+    rewrite_exactly(checkpoint.unet, context_tokens=checkpoint.entry.task.context_tokens)
+    return TorchDenoiser(checkpoint.unet)
+
+
+MAKERS: dict[str, Callable[[Checkpoint], Denoiser]] = {
+    "torch": _torch,
+}
+
+
+def make_denoiser(backend: str, checkpoint: Checkpoint) -> Denoiser:
+    """A denoiser of the checkpoint's UNet on the backend called `backend`.
+
+    Raises:
+        InvalidRequest: no backend is called that.
+    """
+    if backend not in MAKERS:
+        raise InvalidRequest(f"no backend is called {backend!r}; there are: {', '.join(MAKERS)}", param="backend")
+    return MAKERS[backend](checkpoint)

@@ -1,0 +1,124 @@
+"""Solvers of the probability-flow ODE dx/dsigma = (x - D(x; sigma)) / sigma, as resumable state machines.
+
+A solver never calls the network. Its state is an explicit value; from it follows which denoiser evaluation is needed
+next (`request`), and given the result, the next state (`advance`). So one request's solver can stop between any two
+evaluations, share a call with requests at other noise levels, and be stored and resumed. Stochastic churn is left out:
+a seed is to give one video.
+
+Source: EDM (Karras et al. 2022), Algorithm 1 (Heun; its lines 4 and 5 alone are Euler).
+Legend: T frames, C channels; h, w latent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from model.errors import InvalidRequest
+from model.params import SolverName
+from model.sampling.schedule import Sigmas
+
+Latents = Float[Tensor, "T C h w"]
+
+
+@dataclass(frozen=True, slots=True)
+class SolverState:
+    """Where a solve stands.
+
+    Args:
+        x: the sample at noise level sigmas[step].
+        step: completed steps.
+        slope: the slope at x, kept by Heun between its two evaluations of a step; else None.
+    """
+
+    x: Latents
+    step: int = 0
+    slope: Latents | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A denoiser evaluation a solver waits for: D(x; sigma)."""
+
+    x: Latents
+    sigma: float
+
+
+class Solver(Protocol):
+    """A way to step through the noise levels. Stateless: everything is in the SolverState."""
+
+    def request(self, state: SolverState, sigmas: Sigmas) -> Evaluation:
+        """The evaluation needed next. The state must not be finished (step < len(sigmas) - 1)."""
+        ...
+
+    def advance(self, state: SolverState, sigmas: Sigmas, denoised: Latents) -> SolverState:
+        """The state after the requested evaluation gave `denoised`."""
+        ...
+
+    def evaluations_left(self, state: SolverState, sigmas: Sigmas) -> int:
+        """How many evaluations remain until the end."""
+        ...
+
+
+class Euler:
+    """First order, one evaluation a step (Algorithm 1, lines 4 and 5)."""
+
+    def request(self, state: SolverState, sigmas: Sigmas) -> Evaluation:
+        """D at the current sample and level."""
+        return Evaluation(state.x, sigmas[state.step])
+
+    def advance(self, state: SolverState, sigmas: Sigmas, denoised: Latents) -> SolverState:
+        """One step along the slope."""
+        here, there = sigmas[state.step], sigmas[state.step + 1]
+        slope = (state.x - denoised) / here
+        return SolverState(state.x + (there - here) * slope, state.step + 1)
+
+    def evaluations_left(self, state: SolverState, sigmas: Sigmas) -> int:
+        """One for each step left."""
+        return len(sigmas) - 1 - state.step
+
+
+class Heun:
+    """Second order, two evaluations a step; the last step, onto sigma = 0, is Euler's (Algorithm 1, line 6)."""
+
+    def request(self, state: SolverState, sigmas: Sigmas) -> Evaluation:
+        """D at the current sample; then, for the correction, D at Euler's guess of the next."""
+        here, there = sigmas[state.step], sigmas[state.step + 1]
+        if state.slope is None:
+            return Evaluation(state.x, here)
+        return Evaluation(state.x + (there - here) * state.slope, there)
+
+    def advance(self, state: SolverState, sigmas: Sigmas, denoised: Latents) -> SolverState:
+        """Keep the first slope; with the second, step along their mean (lines 7 and 8)."""
+        here, there = sigmas[state.step], sigmas[state.step + 1]
+        if state.slope is None:
+            slope = (state.x - denoised) / here
+            if there > 0:
+                return replace(state, slope=slope)
+        else:
+            guess = state.x + (there - here) * state.slope
+            slope = (state.slope + (guess - denoised) / there) / 2
+        return SolverState(state.x + (there - here) * slope, state.step + 1)
+
+    def evaluations_left(self, state: SolverState, sigmas: Sigmas) -> int:
+        """Two for each step left, less one for the last, less one if the current step is half done."""
+        steps_left = len(sigmas) - 1 - state.step
+        return max(0, 2 * steps_left - 1 - (state.slope is not None))
+
+
+SOLVERS: dict[SolverName, Solver] = {"euler": Euler(), "heun": Heun()}
+"""Adding a solver is one class and one line here (and its name in model.params)."""
+
+
+def solver(name: SolverName) -> Solver:
+    """The solver called `name`.
+
+    Raises:
+        InvalidRequest: there is none.
+    """
+    if name not in SOLVERS:
+        raise InvalidRequest(f"solver must be one of {', '.join(SOLVERS)}, not {name!r}", param="solver")
+    return SOLVERS[name]
