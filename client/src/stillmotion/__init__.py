@@ -1,0 +1,74 @@
+"""Python client of the Stillmotion service: stills become short videos.
+
+>>> from stillmotion import Client
+>>> with Client() as client:                                    # doctest: +SKIP
+...     job = client.generate("photo.jpg", seed=7)
+...     client.download_to(job, "photo.mp4")
+"""
+
+from stillmotion._image import ImageSource
+from stillmotion._retry import RetryPolicy
+from stillmotion._settings import ImageToVideoSettings
+from stillmotion._version import __version__
+from stillmotion.async_client import AsyncClient
+from stillmotion.client import Client
+from stillmotion.errors import (
+    APIConnectionError,
+    APIError,
+    APITimeoutError,
+    BadRequest,
+    ChecksumMismatch,
+    Conflict,
+    Forbidden,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    JobNotCompleted,
+    JobTimeout,
+    NotFound,
+    RateLimited,
+    ServerError,
+    ServiceUnavailable,
+    StillmotionError,
+    TooLarge,
+    Unauthorized,
+    UnexpectedAnswer,
+    Unprocessable,
+    UnsupportedMediaType,
+)
+from stillmotion.types import Job, JobEvent, JobOutput, ModelInfo
+
+__all__ = [
+    "APIConnectionError",
+    "APIError",
+    "APITimeoutError",
+    "AsyncClient",
+    "BadRequest",
+    "ChecksumMismatch",
+    "Client",
+    "Conflict",
+    "Forbidden",
+    "ImageSource",
+    "ImageToVideoSettings",
+    "Job",
+    "JobCancelled",
+    "JobEvent",
+    "JobExpired",
+    "JobFailed",
+    "JobNotCompleted",
+    "JobOutput",
+    "JobTimeout",
+    "ModelInfo",
+    "NotFound",
+    "RateLimited",
+    "RetryPolicy",
+    "ServerError",
+    "ServiceUnavailable",
+    "StillmotionError",
+    "TooLarge",
+    "Unauthorized",
+    "UnexpectedAnswer",
+    "Unprocessable",
+    "UnsupportedMediaType",
+    "__version__",
+]

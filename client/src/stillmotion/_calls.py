@@ -1,0 +1,91 @@
+"""Every request this SDK makes, as a value: built here, sent elsewhere."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from stillmotion._image import ImageSource, Upload, read_image
+from stillmotion._settings import form_fields
+from stillmotion.types import JobStatus, Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request; sent again as it is on a retry, its idempotency key included."""
+
+    method: str
+    path: str
+    params: dict[str, str] = field(default_factory=dict[str, str])
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+    form: dict[str, str] | None = None
+    image: Upload | None = None
+
+    @property
+    def files(self) -> dict[str, tuple[str, bytes, str]] | None:
+        """The multipart part, as httpx takes it."""
+        return {"image": (self.image.name, self.image.data, self.image.content_type)} if self.image else None
+
+
+def image_to_video(image: ImageSource, settings: Mapping[str, Any], idempotency_key: str | None) -> Call:
+    """Submit a still."""
+    return Call(
+        "POST",
+        "generate/image-to-video",
+        headers=_idempotent(idempotency_key),
+        form=form_fields(settings),
+        image=read_image(image),
+    )
+
+
+def get_job(job_id: str) -> Call:
+    """A job's state."""
+    return Call("GET", _job(job_id))
+
+
+def list_jobs(status: JobStatus | None, order: str, limit: int, after: str | None) -> Call:
+    """A page of jobs."""
+    asked = {"status": status, "order": order, "limit": str(limit), "after": after}
+    return Call("GET", "jobs", params={name: value for name, value in asked.items() if value is not None})
+
+
+def cancel_job(job_id: str) -> Call:
+    """Ask a job to stop."""
+    return Call("POST", f"{_job(job_id)}/cancel", headers=_idempotent(None))
+
+
+def delete_job(job_id: str) -> Call:
+    """Remove a job and its files."""
+    return Call("DELETE", _job(job_id))
+
+
+def job_events(job_id: str, last_id: int) -> Call:
+    """A job's events, from the one after `last_id`."""
+    headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+    if last_id:
+        headers["Last-Event-ID"] = str(last_id)
+    return Call("GET", f"{_job(job_id)}/events", headers=headers)
+
+
+def job_content(job_id: str, variant: Variant, start: int = 0) -> Call:
+    """A job's result, from byte `start`. Unpacked on no way: ranges and checksums are of the file's own bytes."""
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    return Call("GET", f"{_job(job_id)}/content", params={"variant": variant}, headers=headers)
+
+
+def list_models() -> Call:
+    """What can be served."""
+    return Call("GET", "models")
+
+
+def _job(job_id: str) -> str:
+    if not job_id or job_id in (".", ".."):
+        raise ValueError(f"{job_id!r} is no job id")
+    return f"jobs/{quote(job_id, safe='')}"
+
+
+def _idempotent(key: str | None) -> dict[str, str]:
+    return {"Idempotency-Key": key or uuid.uuid4().hex}

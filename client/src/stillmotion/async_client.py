@@ -1,0 +1,135 @@
+"""`AsyncClient`: the service with asyncio. Every method as in `Client`, where each is described."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Unpack
+
+import httpx
+
+from stillmotion import _calls, _config, _flows, _streaming, errors
+from stillmotion._drivers import AsyncDriver
+from stillmotion._image import ImageSource
+from stillmotion._retry import RetryPolicy
+from stillmotion._settings import ImageToVideoSettings
+from stillmotion.client import JOB_TIMEOUT
+from stillmotion.types import Job, JobEvent, JobStatus, ModelInfo, ModelList, Variant
+
+
+class AsyncClient:
+    """A Stillmotion service, with asyncio; arguments and errors as in `Client`.
+
+    Pictures are read and downloads written without leaving the event loop's thread: both are small.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float | httpx.Timeout | None = None,
+        retry: RetryPolicy | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        config = _config.resolve(base_url, api_key, timeout, retry)
+        self._context = config.context
+        self._http = httpx.AsyncClient(
+            base_url=config.base_url, headers=config.headers, timeout=config.timeout, transport=transport
+        )
+        self._driver = AsyncDriver(self._http)
+
+    async def generate(
+        self,
+        image: ImageSource,
+        *,
+        timeout: float | None = JOB_TIMEOUT,
+        interval: float | None = None,
+        idempotency_key: str | None = None,
+        **settings: Unpack[ImageToVideoSettings],
+    ) -> Job:
+        """Turn a still into a video and wait for it."""
+        call = _calls.image_to_video(image, settings, idempotency_key)
+        return await self._driver.run(_flows.generate(self._context, call, timeout, interval))
+
+    async def submit(
+        self, image: ImageSource, *, idempotency_key: str | None = None, **settings: Unpack[ImageToVideoSettings]
+    ) -> Job:
+        """Start a generation and come back at once."""
+        call = _calls.image_to_video(image, settings, idempotency_key)
+        return await self._driver.run(_flows.ask(self._context, call, Job))
+
+    async def subscribe(
+        self,
+        image: ImageSource,
+        on_update: Callable[[JobEvent], object],
+        *,
+        idempotency_key: str | None = None,
+        **settings: Unpack[ImageToVideoSettings],
+    ) -> Job:
+        """As `generate`, following the event stream; what `on_update` returns is awaited if it can be."""
+        job = await self.submit(image, idempotency_key=idempotency_key, **settings)
+        async for event in self.stream_events(job):
+            job = event.job
+            result = on_update(event)
+            if inspect.isawaitable(result):
+                await result
+        return errors.completed(job)
+
+    async def get(self, job_id: str) -> Job:
+        """The job's state now."""
+        return await self._driver.run(_flows.ask(self._context, _calls.get_job(job_id), Job))
+
+    async def poll(self, job: Job | str, *, timeout: float | None = JOB_TIMEOUT, interval: float | None = None) -> Job:
+        """Wait until the job has ended."""
+        return await self._driver.run(_flows.poll(self._context, _id(job), timeout, interval))
+
+    def stream_events(self, job: Job | str, *, after: int = 0) -> AsyncGenerator[JobEvent, None]:
+        """Each event of the job, once and in order, until it has ended."""
+        return self._driver.iterate(_streaming.events(self._context, _id(job), after))
+
+    async def cancel(self, job: Job | str) -> Job:
+        """Ask the job to stop at its next step; its state then."""
+        return await self._driver.run(_flows.ask(self._context, _calls.cancel_job(_id(job)), Job))
+
+    async def delete(self, job: Job | str) -> None:
+        """Remove the job and its files."""
+        await self._driver.run(_flows.delete(self._context, _id(job)))
+
+    def list(
+        self, *, status: JobStatus | None = None, order: Literal["asc", "desc"] = "desc", page_size: int = 50
+    ) -> AsyncGenerator[Job, None]:
+        """Every job, by time of creation."""
+        return self._driver.iterate(_flows.list_jobs(self._context, status, order, page_size))
+
+    async def models(self) -> tuple[ModelInfo, ...]:
+        """What can be served."""
+        answer = await self._driver.run(_flows.ask(self._context, _calls.list_models(), ModelList))
+        return tuple(answer.data)
+
+    async def content(self, job: Job | str, variant: Variant = "video") -> bytes:
+        """The job's result in memory; a video is checked against its SHA-256."""
+        return await self._driver.run(_streaming.content(self._context, job, variant))
+
+    async def download_to(self, job: Job | str, path: str | os.PathLike[str], variant: Variant = "video") -> Path:
+        """Download the job's result; `path` appears only when it is whole and right."""
+        return await self._driver.run(_streaming.download(self._context, job, Path(path), variant))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _id(job: Job | str) -> str:
+    return job if isinstance(job, str) else job.id

@@ -1,0 +1,162 @@
+"""`Client`: the service with blocking calls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Unpack
+
+import httpx
+
+from stillmotion import _calls, _config, _flows, _streaming, errors
+from stillmotion._drivers import Driver
+from stillmotion._image import ImageSource
+from stillmotion._retry import RetryPolicy
+from stillmotion._settings import ImageToVideoSettings
+from stillmotion.types import Job, JobEvent, JobStatus, ModelInfo, ModelList, Variant
+
+JOB_TIMEOUT = 1800.0
+"""Seconds that waiting for a job lasts unless told otherwise."""
+
+
+class Client:
+    """A Stillmotion service.
+
+    Args:
+        base_url: where it is; else STILLMOTION_BASE_URL, else http://127.0.0.1:8000.
+        api_key: sent as a bearer token; else STILLMOTION_API_KEY, else none.
+        timeout: seconds for each read, write and connection of a request; 60, and 10 to connect, if left out.
+        retry: when a failed request is tried again. A retried POST carries the idempotency key of the first try.
+        transport: another httpx transport, for tests and special networks.
+
+    Use it as a context manager, or `close()` it. Safe to share between threads. Every method raises the errors of
+    `stillmotion.errors`: APIError and its kinds where the service refuses, APIConnectionError where it is not reached.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float | httpx.Timeout | None = None,
+        retry: RetryPolicy | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        config = _config.resolve(base_url, api_key, timeout, retry)
+        self._context = config.context
+        self._http = httpx.Client(
+            base_url=config.base_url, headers=config.headers, timeout=config.timeout, transport=transport
+        )
+        self._driver = Driver(self._http)
+
+    def generate(
+        self,
+        image: ImageSource,
+        *,
+        timeout: float | None = JOB_TIMEOUT,
+        interval: float | None = None,
+        idempotency_key: str | None = None,
+        **settings: Unpack[ImageToVideoSettings],
+    ) -> Job:
+        """Turn a still into a video and wait for it.
+
+        Args:
+            image: a path, the bytes of a file, an open binary file, or a Pillow image.
+            timeout: seconds to wait; None for ever.
+            interval: seconds between looks; growing from 0.2 to 2 if left out.
+            idempotency_key: the same key with the same request gives the same job; a fresh one if left out.
+            settings: the fields of `ImageToVideoRequest`.
+
+        Raises:
+            JobFailed, JobCancelled, JobExpired: it ended without a video.
+            JobTimeout: it did not end in time; it goes on.
+        """
+        call = _calls.image_to_video(image, settings, idempotency_key)
+        return self._driver.run(_flows.generate(self._context, call, timeout, interval))
+
+    def submit(
+        self, image: ImageSource, *, idempotency_key: str | None = None, **settings: Unpack[ImageToVideoSettings]
+    ) -> Job:
+        """Start a generation and come back at once; arguments as in `generate`."""
+        return self._driver.run(_flows.ask(self._context, _calls.image_to_video(image, settings, idempotency_key), Job))
+
+    def subscribe(
+        self,
+        image: ImageSource,
+        on_update: Callable[[JobEvent], object],
+        *,
+        idempotency_key: str | None = None,
+        **settings: Unpack[ImageToVideoSettings],
+    ) -> Job:
+        """As `generate`, following the service's event stream: `on_update` is called with each event as it happens."""
+        job = self.submit(image, idempotency_key=idempotency_key, **settings)
+        for event in self.stream_events(job):
+            job = event.job
+            on_update(event)
+        return errors.completed(job)
+
+    def get(self, job_id: str) -> Job:
+        """The job's state now."""
+        return self._driver.run(_flows.ask(self._context, _calls.get_job(job_id), Job))
+
+    def poll(self, job: Job | str, *, timeout: float | None = JOB_TIMEOUT, interval: float | None = None) -> Job:
+        """Wait until the job has ended; arguments and errors as in `generate`."""
+        return self._driver.run(_flows.poll(self._context, _id(job), timeout, interval))
+
+    def stream_events(self, job: Job | str, *, after: int = 0) -> Generator[JobEvent, None, None]:
+        """Each event of the job, once and in order, until it has ended; a broken stream is taken up where it broke.
+
+        Args:
+            after: leave out the events up to this id.
+        """
+        return self._driver.iterate(_streaming.events(self._context, _id(job), after))
+
+    def cancel(self, job: Job | str) -> Job:
+        """Ask the job to stop at its next step; its state then."""
+        return self._driver.run(_flows.ask(self._context, _calls.cancel_job(_id(job)), Job))
+
+    def delete(self, job: Job | str) -> None:
+        """Remove the job and its files."""
+        self._driver.run(_flows.delete(self._context, _id(job)))
+
+    def list(
+        self, *, status: JobStatus | None = None, order: Literal["asc", "desc"] = "desc", page_size: int = 50
+    ) -> Generator[Job, None, None]:
+        """Every job, by time of creation; further pages are fetched as the iteration reaches them."""
+        return self._driver.iterate(_flows.list_jobs(self._context, status, order, page_size))
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """What can be served."""
+        return tuple(self._driver.run(_flows.ask(self._context, _calls.list_models(), ModelList)).data)
+
+    def content(self, job: Job | str, variant: Variant = "video") -> bytes:
+        """The job's result in memory; a video is checked against its SHA-256."""
+        return self._driver.run(_streaming.content(self._context, job, variant))
+
+    def download_to(self, job: Job | str, path: str | os.PathLike[str], variant: Variant = "video") -> Path:
+        """Download the job's result; `path` appears only when it is whole, and a video only if its SHA-256 is right.
+
+        Raises:
+            ChecksumMismatch: the bytes were wrong, twice.
+            Conflict: the job still runs.
+            OSError: `path` cannot be written.
+        """
+        return self._driver.run(_streaming.download(self._context, job, Path(path), variant))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _id(job: Job | str) -> str:
+    return job if isinstance(job, str) else job.id
