@@ -1,0 +1,60 @@
+# Everything a checkout needs, on a machine that has Python >= 3.11, pip and make.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo "$$p" && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+INPUTS := pyproject.toml constraints.txt client/pyproject.toml
+
+# Two threads suit one clip; tests run many small things, where more threads only wait for each other.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+.PHONY: help setup demo check format test test-full clean
+
+help: ## say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready-dev ## create .venv with everything development needs
+demo: $(VENV)/.ready-demo ## install what sampling needs and turn docs/assets/still.jpg into out/demo.mp4
+	@mkdir -p out
+	$(BIN)/stillmotion generate docs/assets/still.jpg -o out/demo.mp4 --seed 7
+
+check: $(VENV)/.ready-dev ## lint, formatting, strict types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.ready-dev ## rewrite the code in the one format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(VENV)/.ready-dev ## the tests that prove the contract (at most 12 minutes on 2 cores)
+	$(TEST_ENV) $(BIN)/python -m pytest -q
+
+test-full: $(VENV)/.ready-dev ## every test, also the long ones
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m "full or not full"
+
+clean: ## remove what make made, but not data/ and runs/
+	rm -rf $(VENV) out build dist *.egg-info client/src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and alone, at its pinned version: asked for together with the rest, pip may take a build for GPUs.
+$(VENV)/.torch:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 found; name one: make PYTHON=/path/to/python"; exit 2; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch==2.13.0
+	@touch $@
+
+$(VENV)/.ready-demo: $(VENV)/.torch $(INPUTS)
+	$(PIP) install -c constraints.txt -e client -e ".[engine]"
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.torch $(INPUTS)
+	$(PIP) install -c constraints.txt -e client -e ".[serve,train,dev]"
+	@touch $(VENV)/.ready-demo $@
