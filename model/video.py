@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import av
 import numpy as np
@@ -70,7 +70,7 @@ def encode_video(frames: Frames, fps: int, format: OutputFormat) -> bytes:
     pixel. webm is VP9. gif has one palette for the clip and plays at most 50 frames a second.
 
     Raises:
-        InvalidRequest: frames that are not [T, H, W, 3] uint8 with T, H, W >= 1, fps below 1, or an unknown format.
+        InvalidRequest: frames that are not [T, H, W, 3] uint8 with T, H, W >= 1, or fps below 1.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise InvalidRequest(f"frames must be [T, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}")
@@ -86,7 +86,7 @@ def encode_video(frames: Frames, fps: int, format: OutputFormat) -> bytes:
         return _encode_yuv(frames, fps, "webm", "libvpx-vp9", options, {})
     if format == "gif":
         return _encode_gif(frames, fps)
-    raise InvalidRequest(f"output_format must be mp4, webm or gif, not {format!r}", param="output_format")
+    assert_never(format)
 
 
 def _even(frames: Frames) -> Frames:

@@ -158,18 +158,16 @@ def test_half_a_video_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frames", "fps", "format", "named"),
+    ("frames", "fps", "named"),
     [
-        (np.zeros((2, 16, 16, 3), np.float32), 7, "mp4", "uint8"),
-        (np.zeros((16, 16, 3), np.uint8), 7, "mp4", "uint8"),
-        (np.zeros((0, 16, 16, 3), np.uint8), 7, "mp4", "uint8"),
-        (np.zeros((2, 16, 16, 3), np.uint8), 0, "mp4", "fps"),
-        (np.zeros((2, 16, 16, 3), np.uint8), 7, "avi", "output_format"),
+        (np.zeros((16, 16, 3), np.uint8), 7, "uint8"),
+        (np.zeros((0, 16, 16, 3), np.uint8), 7, "uint8"),
+        (np.zeros((2, 16, 16, 3), np.uint8), 0, "fps"),
     ],
 )
-def test_bad_arguments_are_named(frames: NDArray[np.uint8], fps: int, format: OutputFormat, named: str) -> None:
+def test_bad_arguments_are_named(frames: NDArray[np.uint8], fps: int, named: str) -> None:
     with pytest.raises(InvalidRequest, match=named):
-        encode_video(frames, fps, format)
+        encode_video(frames, fps, "mp4")
 
 
 def test_frames_sha256_covers_shape_and_pixels() -> None:
