@@ -1,0 +1,69 @@
+"""The application: routes, error answers and what runs beside them, put together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+
+from model.catalog import ModelEntry
+from serving.engine.protocol import Engine
+from serving.gateway import errors, openapi
+from serving.gateway.middleware import BodyLimit, RequestId
+from serving.gateway.routes import content, events, generate, health, jobs, pages
+from serving.gateway.routes import models as model_routes
+from serving.gateway.services import close_services, open_services
+from serving.gateway.settings import Settings
+
+_ABOUT = """A still becomes a short video. `POST /generate/image-to-video` answers with a job at once; follow it by
+its events, then fetch its content. Every error has the shape of `ErrorResponse`."""
+
+
+def create_app(engine: Engine, models: Sequence[ModelEntry], settings: Settings) -> FastAPI:
+    """The gateway in front of `engine`, which it starts and stops itself.
+
+    Jobs are accepted as soon as the app runs; they wait until the engine is warm (`/health/ready`).
+
+    Args:
+        engine: what makes the videos.
+        models: the checkpoints `engine` serves; the first is the default.
+        settings: limits and places.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        services = await open_services(engine, tuple(models), settings)
+        app.state.services = services
+        warming = asyncio.create_task(services.warmup.run(engine), name="engine start")
+        try:
+            await services.dispatcher.start()
+            yield
+        finally:
+            await close_services(services, warming)
+
+    app = FastAPI(
+        title="Stillmotion",
+        description=_ABOUT,
+        version=_version(),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    errors.install(app)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(RequestId)
+    for part in (generate, jobs, events, content, model_routes, health, pages):
+        app.include_router(part.router)
+    openapi.install(app)
+    return app
+
+
+def _version() -> str:
+    try:
+        return version("stillmotion-server")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0.0.0"

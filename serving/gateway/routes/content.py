@@ -1,0 +1,91 @@
+"""The files of a completed job, whole or in part."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response, StreamingResponse
+from stillmotion.types import Variant
+
+from model.errors import StillmotionError
+from serving.gateway.documented import errors
+from serving.gateway.errors import Problem
+from serving.gateway.ranges import Span, Unsatisfiable, matches, parse_range
+from serving.gateway.services import Parts
+from serving.jobs.records import StoredFile
+from serving.jobs.threads import in_thread
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+_MEDIA: dict[str, Any] = {
+    kind: {"schema": {"type": "string", "format": "binary"}}
+    for kind in ("video/mp4", "video/webm", "image/gif", "image/jpeg", "image/png", "application/json")
+}
+_BODIES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The whole file", "content": _MEDIA},
+    206: {"description": "The range asked for", "content": _MEDIA},
+    304: {"description": "Not modified: If-None-Match names the present ETag"},
+}
+
+
+class ContentQuery(BaseModel):
+    """Which file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    variant: Variant = Field(
+        "video", description="video, thumbnail (JPEG), frames (contact sheet, PNG), manifest (JSON)"
+    )
+
+
+@router.get("/{job_id}/content", response_class=Response, responses={**_BODIES, **errors(404, 409, 416)})
+@router.head("/{job_id}/content", include_in_schema=False)
+async def get_content(
+    job_id: str,
+    request: Request,
+    parts: Parts,
+    query: Annotated[ContentQuery, Query()],
+    range_header: Annotated[str | None, Header(alias="Range", description="one range of bytes")] = None,
+    if_range: Annotated[str | None, Header(description="the ETag for which Range is meant")] = None,
+    if_none_match: Annotated[str | None, Header(description="ETags the caller has")] = None,
+) -> Response:
+    """A file of a completed job. 409 until it is completed. One byte range a request; several give the whole file."""
+    file = await in_thread(parts.store.file, job_id, query.variant)
+    if not await in_thread(parts.artifacts.exists, job_id, file.name):
+        raise StillmotionError(f"the file {file.name} of job {job_id} is lost", code="artifact_lost")
+    headers = _headers(job_id, file)
+    if matches(if_none_match, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    span = _span(file, range_header if if_range in (None, headers["ETag"]) else None)
+    start, stop = (0, file.bytes) if span is None else (span.start, span.stop)
+    headers["Content-Length"] = str(stop - start)
+    if span is not None:
+        headers["Content-Range"] = span.content_range(file.bytes)
+    status = 200 if span is None else 206
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type=file.media_type)
+    pieces = parts.artifacts.pieces(job_id, file.name, start, stop)
+    return StreamingResponse(pieces, status, headers, file.media_type)
+
+
+def _headers(job_id: str, file: StoredFile) -> dict[str, str]:
+    return {
+        "ETag": f'"{file.sha256}"',
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f'inline; filename="{job_id}-{file.name}"',
+        "Cache-Control": "private, max-age=3600",
+    }
+
+
+def _span(file: StoredFile, header: str | None) -> Span | None:
+    try:
+        return parse_range(header, file.bytes)
+    except Unsatisfiable as error:
+        raise Problem(
+            416,
+            "range_not_satisfiable",
+            f"the file has {file.bytes} bytes; {header} lies outside",
+            param="Range",
+            headers={"Content-Range": f"bytes */{file.bytes}"},
+        ) from error

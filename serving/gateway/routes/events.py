@@ -1,0 +1,61 @@
+"""A job's events as they happen (server-sent events), and again from any point."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from stillmotion.types import JobEvent
+
+from serving.gateway.documented import errors
+from serving.gateway.services import Parts, Services
+from serving.jobs.bell import wait_heard
+from serving.jobs.errors import JobNotFound
+from serving.jobs.threads import in_thread
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+_LOOK_AGAIN_S = 1.0
+_PING_S = 15
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Events: `id` counts up from 1, `event` is its kind, `data` a JobEvent as JSON. The stream "
+        "ends with the event of the job's last status.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+@router.get("/{job_id}/events", response_class=EventSourceResponse, responses={**_STREAM, **errors(404)})
+async def stream_events(
+    job_id: str,
+    parts: Parts,
+    last_event_id: Annotated[int, Header(ge=0, description="replay the events after this one")] = 0,
+) -> EventSourceResponse:
+    """Every event of the job: those that happened at once, the others as they happen."""
+    await in_thread(parts.store.get, job_id)
+    return EventSourceResponse(_events(parts, job_id, last_event_id), ping=_PING_S, sep="\n")
+
+
+async def _events(parts: Services, job_id: str, last: int) -> AsyncIterator[ServerSentEvent]:
+    with parts.bell.listen(job_id) as heard:
+        while True:
+            heard.clear()
+            try:
+                news = await in_thread(parts.store.events_after, job_id, last)
+                ended = not news and (await in_thread(parts.store.get, job_id)).is_terminal
+            except JobNotFound:  # deleted while it was followed
+                return
+            for event in news:
+                last = event.id
+                yield _message(event)
+                if event.job.is_terminal:
+                    return
+            if ended:
+                return
+            await wait_heard(heard, _LOOK_AGAIN_S)
+
+
+def _message(event: JobEvent) -> ServerSentEvent:
+    return ServerSentEvent(id=str(event.id), event=event.event, data=event.model_dump_json())

@@ -1,0 +1,61 @@
+"""Jobs after their submission: look, list, cancel, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+from stillmotion.types import Job, JobList, JobStatus
+
+from serving.gateway.documented import errors
+from serving.gateway.services import Parts
+from serving.jobs.dispatcher import QUEUE_TOPIC
+from serving.jobs.threads import in_thread
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+
+class JobQuery(BaseModel):
+    """Which jobs to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: JobStatus | None = Field(None, description="only jobs with this status")
+    after: str | None = Field(None, description="begin behind this job: the `last_id` of the page before")
+    limit: int = Field(20, ge=1, le=100)
+    order: Literal["asc", "desc"] = Field("desc", description="by arrival; desc: the newest first")
+
+
+@router.get("", responses=errors(404))
+async def list_jobs(parts: Parts, query: Annotated[JobQuery, Query()]) -> JobList:
+    """A page of jobs."""
+    return await in_thread(parts.store.page, query.status, query.after, query.limit, query.order)
+
+
+@router.get("/{job_id}", responses=errors(404))
+async def get_job(job_id: str, parts: Parts) -> Job:
+    """A job as it is now."""
+    return await in_thread(parts.store.get, job_id)
+
+
+@router.post("/{job_id}/cancel", responses=errors(404))
+async def cancel_job(job_id: str, parts: Parts) -> Job:
+    """Stop a job: at once if it waits, at the next step boundary if it runs (it is `in_progress` until then).
+
+    A job that has ended already is answered as it is.
+    """
+    job = await in_thread(parts.store.cancel, job_id)
+    parts.dispatcher.cancel(job_id)
+    parts.bell.ring(job_id)
+    return job
+
+
+@router.delete("/{job_id}", status_code=204, responses=errors(404, 409))
+async def delete_job(job_id: str, parts: Parts) -> None:
+    """Remove a job, its events and its files. A running job must be cancelled first."""
+    await in_thread(parts.store.delete, job_id)
+    # The rows go first: files without a job are removed at the next start, a job without its files never heals.
+    await in_thread(parts.artifacts.remove, job_id)
+    parts.bell.ring(job_id)
+    parts.bell.ring(QUEUE_TOPIC)

@@ -1,0 +1,94 @@
+"""What the routes share, made when the app starts and closed when it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from model.catalog import ModelEntry
+from model.errors import InvalidRequest
+from serving.engine.protocol import Engine
+from serving.gateway.settings import Settings
+from serving.jobs.artifacts import Artifacts
+from serving.jobs.bell import Bell
+from serving.jobs.database import Database
+from serving.jobs.dispatcher import Dispatcher
+from serving.jobs.store import JobStore
+from serving.jobs.threads import in_thread
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Warmup:
+    """The engine's start, beside the answering of requests; `failure` says why it failed, if it did."""
+
+    failure: str | None = None
+
+    async def run(self, engine: Engine) -> None:
+        """Start the engine."""
+        try:
+            await engine.start()
+        except Exception as error:  # noqa: BLE001 - the boundary: the server stays up and says why it is not ready
+            _log.exception("the engine did not start")
+            self.failure = f"the engine did not start: {error}"
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of a running gateway."""
+
+    settings: Settings
+    engine: Engine
+    models: tuple[ModelEntry, ...]
+    database: Database
+    store: JobStore
+    artifacts: Artifacts
+    bell: Bell
+    dispatcher: Dispatcher
+    warmup: Warmup = field(default_factory=Warmup)
+
+    def model(self, name: str | None, task: str) -> ModelEntry:
+        """The checkpoint of this name for the task; the first one if no name is given.
+
+        Raises:
+            InvalidRequest: none is served.
+        """
+        able = [entry for entry in self.models if entry.task.name == task]
+        chosen = next((entry for entry in able if name in (None, entry.name)), None)
+        if chosen is None:
+            served = ", ".join(entry.name for entry in able) or "none"
+            raise InvalidRequest(
+                f"no model {name or ''!r} is served for {task}; served: {served}", code="model_not_found", param="model"
+            )
+        return chosen
+
+
+async def open_services(engine: Engine, models: tuple[ModelEntry, ...], settings: Settings) -> Services:
+    """Open the database (bringing its tables up to date) and the artifacts, and make the dispatcher."""
+    artifacts = await in_thread(Artifacts.open, settings.artifacts)
+    database = await in_thread(Database, settings.database_url)
+    store, bell = JobStore(database), Bell()
+    dispatcher = Dispatcher(engine, store, artifacts, bell, settings.progress_interval_s)
+    return Services(settings, engine, models, database, store, artifacts, bell, dispatcher)
+
+
+async def close_services(services: Services, warming: asyncio.Task[None]) -> None:
+    """Let go of the jobs, then the engine, then the database."""
+    await services.dispatcher.stop()
+    warming.cancel()
+    await asyncio.gather(warming, return_exceptions=True)
+    await services.engine.stop()
+    await in_thread(services.database.close)
+
+
+def _services(request: Request) -> Services:
+    return cast(Services, request.app.state.services)
+
+
+Parts = Annotated[Services, Depends(_services)]
+"""A route's parameter: the running gateway's parts."""

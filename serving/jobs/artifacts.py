@@ -1,0 +1,116 @@
+"""The files of jobs: one folder a job, each file whole or absent.
+
+A file is written under a temporary name and then renamed, so a reader, a crash or a full disk never leaves half of
+one under its real name. Through fsspec, so that the folder may be local or an object store.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import posixpath
+from collections.abc import Iterator
+from typing import Final, cast
+from uuid import uuid4
+
+from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
+from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+from model.errors import StorageFull
+from serving.jobs.records import StoredFile
+
+_log = logging.getLogger(__name__)
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_CHUNK: Final = 256 * 1024
+
+
+class Artifacts:
+    """Files below one root, by job and name.
+
+    Args:
+        filesystem: where.
+        root: the folder there; made if absent.
+    """
+
+    def __init__(self, filesystem: AbstractFileSystem, root: str) -> None:
+        self._fs = filesystem
+        self._root = root.rstrip("/")
+        self._fs.makedirs(self._root, exist_ok=True)
+
+    @classmethod
+    def open(cls, url: str) -> Artifacts:
+        """The store at a path or an fsspec URL."""
+        filesystem, root = url_to_fs(url)
+        return cls(filesystem, root)
+
+    def write(self, job_id: str, name: str, data: bytes, media_type: str) -> StoredFile:
+        """Store a file; once this returns it is whole.
+
+        Raises:
+            StorageFull: no room; nothing of the file is left.
+        """
+        folder = self._folder(job_id)
+        temporary = f"{folder}/.{name}.{uuid4().hex}.part"
+        try:
+            self._fs.makedirs(folder, exist_ok=True)
+            try:
+                self._fs.pipe_file(temporary, data)
+                self._fs.mv(temporary, f"{folder}/{name}")
+            except BaseException:
+                self._discard(temporary)
+                raise
+        except OSError as error:
+            if error.errno in _FULL:
+                raise StorageFull(
+                    f"no space left to store {name} ({len(data)} bytes); delete old jobs or enlarge the disk"
+                ) from error
+            raise
+        return StoredFile(name, media_type, len(data), hashlib.sha256(data).hexdigest())
+
+    def read(self, job_id: str, name: str) -> bytes:
+        """A whole file. Raises FileNotFoundError."""
+        return cast(bytes, self._fs.cat_file(f"{self._folder(job_id)}/{name}"))
+
+    def exists(self, job_id: str, name: str) -> bool:
+        """Whether the file is there."""
+        return bool(self._fs.exists(f"{self._folder(job_id)}/{name}"))
+
+    def pieces(self, job_id: str, name: str, start: int, stop: int) -> Iterator[bytes]:
+        """Bytes `start` to `stop` (exclusive) of a file, in pieces. Raises FileNotFoundError at the first."""
+        with self._fs.open(f"{self._folder(job_id)}/{name}", "rb") as file:
+            file.seek(start)
+            left = stop - start
+            while left > 0 and (piece := file.read(min(_CHUNK, left))):
+                left -= len(piece)
+                yield piece
+
+    def remove(self, job_id: str) -> None:
+        """Remove every file of a job; none is fine."""
+        try:
+            self._fs.rm(self._folder(job_id), recursive=True)
+        except FileNotFoundError:
+            _log.debug("job %s has no files", job_id)
+
+    def sweep(self, known: set[str]) -> list[str]:
+        """Remove the folders of jobs that are not known, and unfinished files; the removed folders' names."""
+        removed = []
+        for path in self._fs.ls(self._root, detail=False):
+            name = posixpath.basename(str(path).rstrip("/"))
+            if name not in known:
+                self._fs.rm(path, recursive=True)
+                removed.append(name)
+                continue
+            for file in self._fs.ls(path, detail=False):
+                if str(file).endswith(".part"):
+                    self._fs.rm(file)
+        return removed
+
+    def _folder(self, job_id: str) -> str:
+        return f"{self._root}/{job_id}"
+
+    def _discard(self, path: str) -> None:
+        try:
+            self._fs.rm_file(path)
+        except FileNotFoundError:
+            _log.debug("%s was never begun", path)

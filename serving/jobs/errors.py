@@ -1,0 +1,41 @@
+"""What can be wrong between a caller and a job; the gateway gives each its HTTP status."""
+
+from __future__ import annotations
+
+from model.errors import StillmotionError
+
+
+class JobNotFound(StillmotionError):
+    """No job has this id (any more)."""
+
+    code = "job_not_found"
+
+    def __init__(self, job_id: str, *, param: str | None = None) -> None:
+        super().__init__(f"no job has the id {job_id!r}; it may have been deleted", param=param)
+
+
+class Conflict(StillmotionError):
+    """The request does not fit the job's present state."""
+
+    code = "conflict"
+
+
+class IllegalTransition(Conflict):
+    """A change of status that the transition table does not have."""
+
+    code = "illegal_transition"
+
+
+class QueueFull(StillmotionError):
+    """As many jobs wait as are allowed to.
+
+    Args:
+        limit: how many may wait.
+        retry_after_s: when a place should be free, by how long recent jobs took.
+    """
+
+    code = "queue_full"
+
+    def __init__(self, limit: int, retry_after_s: int) -> None:
+        super().__init__(f"{limit} jobs are waiting already, which is the limit; try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s

@@ -1,0 +1,1 @@
+"""Alembic's scripts: how an existing database becomes today's."""

@@ -1,0 +1,114 @@
+"""The frozen types at the store's door, and how a row becomes the wire's Job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from stillmotion.types import Job, JobError, JobOutput, JobUrls, OutputFormat, Priority, Variant
+
+from serving.jobs.tables import JobRow
+
+PRIORITIES: Final[dict[Priority, int]] = {"low": 0, "normal": 1, "high": 2}
+INPUT_NAME: Final = "input.png"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job to be stored: everything resolved, nothing left to default later.
+
+    Args:
+        params: complete settings, JSON-ready.
+        body_hash: SHA-256 over what the caller sent, to tell a repeat from another request under the same key.
+    """
+
+    id: str
+    task: str
+    model: str
+    model_version: str
+    seed: int
+    params: Mapping[str, Any]
+    total_steps: int
+    output_format: OutputFormat
+    priority: Priority
+    metadata: Mapping[str, str]
+    body_hash: str
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedJob:
+    """What the dispatcher needs to run a job."""
+
+    id: str
+    model: str
+    params: Mapping[str, Any]
+    output_format: OutputFormat
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One finished file of a job."""
+
+    name: str
+    media_type: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """How far a running job came; None leaves a value as it is."""
+
+    phase: str
+    progress: int
+    step: int | None = None
+    eta_s: float | None = None
+    engine_position: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Success:
+    """A completed job's result."""
+
+    output: JobOutput
+    files: Mapping[Variant, StoredFile]
+    timings: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+def job_urls(job_id: str) -> JobUrls:
+    """Where to go from a job: paths, so that they hold behind any proxy."""
+    base = f"/jobs/{job_id}"
+    return JobUrls(self=base, cancel=f"{base}/cancel", events=f"{base}/events", content=f"{base}/content")
+
+
+def to_wire(row: JobRow, queue_position: int | None) -> Job:
+    """The wire's view of a row; `queue_position` is known only to the store."""
+    error = None
+    if row.error_code is not None:
+        error = JobError(code=row.error_code, message=row.error_message or "")
+    return Job(
+        id=row.id,
+        task=row.task,
+        status=row.status,
+        phase=row.phase,
+        progress=row.progress,
+        step=row.step,
+        total_steps=row.total_steps,
+        queue_position=queue_position,
+        eta_s=row.eta_s,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        completed_at=row.completed_at,
+        model=row.model,
+        model_version=row.model_version,
+        seed=row.seed,
+        params=row.params,
+        metadata=row.labels,
+        timings=row.timings,
+        cancelled_at_step=row.cancelled_at_step,
+        output=None if row.output is None else JobOutput.model_validate(row.output),
+        error=error,
+        urls=job_urls(row.id),
+    )
