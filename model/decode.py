@@ -19,9 +19,7 @@ from torch import Tensor
 from model.shapes import even_chunks
 
 
-def decode_chunk(
-    vae: AutoencoderKLTemporalDecoder, latents: Float[Tensor, "t C h w"]
-) -> UInt8[np.ndarray, "t H W 3"]:
+def decode_chunk(vae: AutoencoderKLTemporalDecoder, latents: Float[Tensor, "t C h w"]) -> UInt8[np.ndarray, "t H W 3"]:
     """The frames of one chunk, decoded together. Latents as the diffusion model sees them (scaled)."""
     with torch.inference_mode():
         plain = (latents / vae.config["scaling_factor"]).to(vae.device, vae.dtype)

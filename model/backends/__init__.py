@@ -1,1 +1,1 @@
-"""Denoiser backends: the protocol, the implementations, and the makers by name (`makers`, each loaded when asked for)."""
+"""Denoiser backends: the protocol, the implementations, and makers by name (each loaded when asked for)."""

@@ -59,5 +59,5 @@ def advance(denoiser: Denoiser, rows: Sequence[Row]) -> list[Row]:
 
 def _guided(output: Tensor, rows: Sequence[Row]) -> list[Tensor]:
     """The network's output of each row, its two places combined where it is guided."""
-    parts = output.split([len(row.conditions) for row in rows])
-    return [guide(part[0], part[1], row.scale) if row.guided else part[0] for part, row in zip(parts, rows, strict=True)]
+    parts = zip(output.split([len(row.conditions) for row in rows]), rows, strict=True)
+    return [guide(part[0], part[1], row.scale) if row.guided else part[0] for part, row in parts]

@@ -39,5 +39,5 @@ def needs_unconditional(scale: Float[Tensor, " T"]) -> bool:
 def guide(
     unconditional: Float[Tensor, "T C h w"], conditional: Float[Tensor, "T C h w"], scale: Float[Tensor, " T"]
 ) -> Float[Tensor, "T C h w"]:
-    """unconditional + scale (conditional - unconditional), frame by frame (Ho and Salimans 2022, equation 6)."""
+    """Frame by frame: unconditional + scale (conditional - unconditional) (Ho and Salimans 2022, equation 6)."""
     return unconditional + scale[:, None, None, None] * (conditional - unconditional)

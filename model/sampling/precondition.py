@@ -40,6 +40,6 @@ def loss_weight(sigma: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
     return (1 + sigma.square()) / sigma.square()
 
 
-def over(coefficient: Float[Tensor, " B"], like: Float[Tensor, "B *rest"]) -> Float[Tensor, "B *ones"]:
+def over(coefficient: Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
     """The coefficient shaped to multiply `like` row by row."""
     return torch.reshape(coefficient, (-1,) + (1,) * (like.ndim - 1))

@@ -17,7 +17,7 @@ Sigmas = tuple[float, ...]
 """n + 1 noise levels, strictly falling, the last 0; each exactly representable in float32."""
 
 _AYS_SVD = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
-"""Align Your Steps for SVD: ten steps between eleven levels. Sampling ends at 0 where the optimisation ended at 0.002."""
+"""Align Your Steps for SVD: ten steps between eleven levels; here the last is 0 in place of 0.002."""
 
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Sigmas:

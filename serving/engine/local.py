@@ -1,0 +1,91 @@
+"""One generation in this thread, without a server: what `stillmotion generate` runs.
+
+The same phases, rows and denoiser calls as the engine, in a plain loop; so the same request gives the same video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from model.catalog import ModelEntry
+from model.params import ImageToVideoParams, OutputFormat
+from model.sampling.row import Row
+from model.sampling.sampler import sample
+from serving.engine.job import Job
+from serving.engine.loaded import LoadedModel, load_model
+from serving.engine.protocol import Completed, EngineEvent, EngineRequest, Stepped
+from serving.engine.result import build_manifest, build_result
+from serving.engine.settings import EngineSettings
+from serving.engine.stages import check_finite, decode_next, encode_request
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A finished generation.
+
+    Args:
+        completed: the container, hashes, contact sheet and manifest, as the engine gives them.
+        frames: RGB.
+        latents: the clean latents, float32 on the CPU.
+    """
+
+    completed: Completed
+    frames: UInt8[np.ndarray, "T H W 3"]
+    latents: Float[Tensor, "T C h w"]
+
+
+def generate(
+    model: ModelEntry | LoadedModel,
+    params: ImageToVideoParams,
+    image: bytes,
+    *,
+    output_format: OutputFormat = "mp4",
+    progress: Callable[[EngineEvent], None] | None = None,
+    settings: EngineSettings | None = None,
+) -> Generated:
+    """Make one video.
+
+    Args:
+        model: a checkpoint, loaded here if it is not yet.
+        image: the picture's bytes, in any format `model.image.open_picture` takes.
+        progress: told of phases, steps and decoded frames; an exception from it ends the generation.
+        settings: device, dtype, threads; used only where the model is not yet loaded.
+
+    Raises:
+        CheckpointError: the checkpoint does not load.
+        UnreadableImage, ImageTooLarge: the picture.
+        GenerationFailed: the latents overflowed.
+    """
+    if isinstance(model, ModelEntry):
+        settings = settings or EngineSettings()
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        model = load_model(model, settings)
+    request = EngineRequest("local", model.entry.name, params, image, output_format)
+    job = Job(request, progress or (lambda _: None), arrival=0, model=model)
+    with torch.inference_mode():
+        job.enter("encode")
+        row = encode_request(model, request)
+        job.enter("denoise")
+        job.row = sample(model.denoiser, row, lambda row: _stepped(job, row))
+        check_finite(job.row)
+        job.enter("decode")
+        while not decode_next(job):
+            pass
+    job.enter("mux")
+    frames = np.concatenate(job.frames)
+    manifest = build_manifest(model, params, output_format, torch.get_num_threads())
+    completed = build_result(frames, params=params, output_format=output_format, manifest=manifest)
+    job.close_phase()
+    return Generated(replace(completed, timings=dict(job.timings)), frames, job.row.latents.cpu())
+
+
+def _stepped(job: Job, row: Row) -> None:
+    job.pace.observe(job.lap(), 1)
+    job.deliver(Stepped(row.step, row.total, job.pace.seconds_for(row.total - row.step)))

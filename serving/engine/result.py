@@ -1,0 +1,68 @@
+"""Frames become the result of a job: container, hashes, thumbnail, contact sheet, and a manifest to repeat it by."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from model.params import ImageToVideoParams, OutputFormat
+from model.shapes import even_chunks
+from model.video import contact_sheet_png, encode_video, frames_sha256, thumbnail_jpeg
+from serving.engine.loaded import LoadedModel
+from serving.engine.protocol import Completed
+
+
+def build_result(
+    frames: UInt8[np.ndarray, "T H W 3"],
+    *,
+    params: ImageToVideoParams,
+    output_format: OutputFormat,
+    manifest: dict[str, object],
+) -> Completed:
+    """The result of a job, encoded in the format asked for; the caller, who knows them, adds the timings."""
+    video = encode_video(frames, params.fps, output_format)
+    return Completed(
+        video=video,
+        video_sha256=hashlib.sha256(video).hexdigest(),
+        frames_sha256=frames_sha256(frames),
+        thumbnail=thumbnail_jpeg(frames[0]),
+        frames=contact_sheet_png(frames),
+        width=params.width,
+        height=params.height,
+        num_frames=params.num_frames,
+        fps=params.fps,
+        degraded=False,
+        manifest=manifest,
+    )
+
+
+def build_manifest(
+    model: LoadedModel, params: ImageToVideoParams, output_format: OutputFormat, threads: int
+) -> dict[str, object]:
+    """Everything the pixels depend on, as JSON-ready values."""
+    entry, settings = model.entry, model.settings
+    return {
+        "task": entry.task.name,
+        "model": entry.name,
+        "model_version": entry.version,
+        "params": asdict(params),
+        "seed": params.seed,
+        "output_format": output_format,
+        "decode_chunks": list(even_chunks(params.num_frames, params.decode_chunk_size)),
+        "degraded": False,
+        "backend": settings.backend,
+        "device": str(model.checkpoint.unet.device),
+        "dtype": settings.dtype,
+        "threads": threads,
+        "software": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **{name: version(name) for name in ("diffusers", "transformers", "av", "numpy", "pillow")},
+        },
+    }
