@@ -207,7 +207,7 @@ def _opened(data_or_path: bytes | Path | str) -> Iterator[Any]:
 
 def _index_first(data_or_path: bytes | Path | str) -> bool:
     """Whether an mp4's `moov` box comes before its `mdat` (ISO/IEC 14496-12, 4.2: a size, a name, a body)."""
-    with io.BytesIO(data_or_path) if isinstance(data_or_path, bytes) else open(data_or_path, "rb") as file:
+    with io.BytesIO(data_or_path) if isinstance(data_or_path, bytes) else Path(data_or_path).open("rb") as file:
         while len(head := file.read(8)) == 8:
             size, name = int.from_bytes(head[:4], "big"), head[4:]
             if name in (b"moov", b"mdat"):
@@ -221,7 +221,10 @@ def _index_first(data_or_path: bytes | Path | str) -> bool:
 
 
 def frames_sha256(frames: Frames) -> str:
-    """SHA-256, in hex, over the line "TxHxWx3\\n" and then the RGB bytes: two clips are the same if this is."""
+    """SHA-256, in hex, over a line with the shape (`14x128x224x3`) and then the RGB bytes.
+
+    Two clips are the same video if this is the same.
+    """
     digest = hashlib.sha256(("x".join(map(str, frames.shape)) + "\n").encode())
     digest.update(np.ascontiguousarray(frames).tobytes())
     return digest.hexdigest()

@@ -1,0 +1,5 @@
+"""`python -m cli` is `stillmotion`."""
+
+from cli.main import app
+
+app()

@@ -1,0 +1,38 @@
+"""`stillmotion data ...`: datasets."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.options import Json
+
+data = typer.Typer(help="Fetch and prepare datasets.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@data.callback()
+def _data() -> None:
+    """Fetch and prepare datasets."""
+
+
+@data.command()
+def starter(
+    out: Annotated[Path, typer.Option(help="Folder to prepare it in; run again, it goes on where it stopped.")],
+    as_json: Json = False,
+) -> None:
+    """Prepare the starter dataset: an open film cut into shots, and photographs; some held out from training."""
+    from cli.progress import reporting
+    from training.data.starter import prepare
+
+    with reporting() as report:
+        items = prepare(out, report)
+    counts = Counter(f"{item.kind} {item.split}" for item in items)
+    if as_json:
+        typer.echo(json.dumps({"path": str(out), "items": len(items), "counts": dict(sorted(counts.items()))}))
+        return
+    listed = ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
+    typer.echo(f"{out}: {len(items)} items ({listed})")

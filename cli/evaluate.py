@@ -1,0 +1,48 @@
+"""`stillmotion eval`: a checkpoint's figures, each beside its baselines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.options import Json
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A shipped checkpoint, or a diffusers folder.")],
+    data: Annotated[
+        Path | None, typer.Option(help="A prepared dataset; its held-out part is used.", exists=True, file_okay=False)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Inputs at most, for a quick look. [all]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a checkpoint on held-out shots and photographs."""
+    from training.evaluate import evaluate as measure
+
+    from cli.progress import reporting
+    from model.catalog import find
+
+    entry = find(model)
+    with reporting() as report:
+        figures = measure(entry, data, limit, report)
+    typer.echo(json.dumps(figures, indent=2) if as_json else figures_table(figures))
+
+
+def figures_table(figures: dict[str, Any]) -> str:
+    """A row a figure. A figure that is a dict (its value, its baselines) has its entries as columns."""
+    from cli.table import table
+
+    rows = {name: figure if isinstance(figure, dict) else {"value": figure} for name, figure in figures.items()}
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines = [(name.replace("_", " "), *(_flat(row.get(column)) for column in columns)) for name, row in rows.items()]
+    return table(("figure", *(column.replace("_", " ") for column in columns)), lines)
+
+
+def _flat(value: Any) -> Any:
+    """A nested dict on one line."""
+    if isinstance(value, dict):
+        return tuple(f"{key} {part:.4g}" if isinstance(part, float) else f"{key} {part}" for key, part in value.items())
+    return value

@@ -1,0 +1,33 @@
+"""The command's entry: every subcommand, and how errors leave it.
+
+Nothing heavy is imported here or at the top of a subcommand's module: `stillmotion --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from cli.data import data
+from cli.errors import Commands
+from cli.evaluate import evaluate
+from cli.generate import generate
+from cli.models import models
+from cli.serve import serve
+from cli.train import train
+
+app = typer.Typer(
+    name="stillmotion",
+    help="Turns stills into short videos.",
+    cls=Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: rich takes longer to import than all the rest
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command()(generate)
+app.command()(serve)
+app.command()(models)
+app.add_typer(data, name="data")
+app.command()(train)
+app.command(name="eval")(evaluate)

@@ -1,0 +1,64 @@
+"""`stillmotion serve`: the engine and the gateway in one process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from model.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from model.catalog import ModelEntry
+    from serving.engine.protocol import Engine
+
+
+class EngineChoice(StrEnum):
+    """Where sampling happens."""
+
+    inprocess = "inprocess"
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one. [8000]")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A shipped checkpoint or a diffusers folder; may be repeated. [all shipped]"),
+    ] = None,
+    engine: Annotated[EngineChoice, typer.Option(help="Where sampling happens.")] = EngineChoice.inprocess,
+    database_url: Annotated[str | None, typer.Option(help="The job store. [SQLite in stillmotion-data/]")] = None,
+    artifacts: Annotated[
+        str | None, typer.Option(help="Folder for pictures and videos. [in stillmotion-data/]")
+    ] = None,
+) -> None:
+    """Serve checkpoints over HTTP."""
+    from cli import server
+    from model.catalog import find, zoo
+    from serving.gateway import Settings, create_app
+
+    entries = [find(name) for name in model] if model else zoo()
+    if not entries:
+        raise InvalidRequest("no checkpoint is shipped here; name a diffusers folder with --model DIR", param="model")
+    given: dict[str, Any] = {"host": host, "port": port, "database_url": database_url, "artifacts": artifacts}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    listener = server.listen(settings.host, settings.port)
+    served = _ENGINES[engine](entries)
+    names = ", ".join(entry.name for entry in entries)
+
+    def on_ready(url: str) -> None:
+        typer.echo(f"ready: {url} serves {names}; API docs at {url}/docs")
+
+    asyncio.run(server.run(create_app(served, entries, settings), listener, lambda: served.ready, on_ready))
+
+
+def _in_process(entries: Sequence[ModelEntry]) -> Engine:
+    from serving.engine.inprocess import InProcessEngine
+
+    return InProcessEngine(entries)
+
+
+_ENGINES = {EngineChoice.inprocess: _in_process}

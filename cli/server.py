@@ -1,0 +1,78 @@
+"""Run an ASGI app until told to stop, and say when it is ready. Imported only by `stillmotion serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from model.errors import StillmotionError
+
+LOOK_S = 0.05
+"""Seconds between two looks at whether all is ready."""
+STOPPING_S = 15
+"""Seconds that open requests have to end once the service is told to stop."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        StillmotionError: the address is taken or not this machine's.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StillmotionError(f"cannot listen on {host}:{port} ({reason}); choose another --host or --port") from error
+
+
+async def run(
+    app: FastAPI, listener: socket.socket, ready: Callable[[], bool], on_ready: Callable[[str], None]
+) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        ready: whether a request sent now is served at once.
+        on_ready: called once, with the service's URL.
+
+    Raises:
+        StillmotionError: the service did not start.
+    """
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=STOPPING_S)
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not serving.done() and not (server.started and ready()):
+        await asyncio.sleep(LOOK_S)
+    if not serving.done():
+        on_ready(_url(listener))
+    await serving
+    if not server.started:
+        raise StillmotionError("the service did not start; the log above says why")
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """Ends in good order on a signal, and then does not raise it again: the exit code is 0."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
