@@ -123,10 +123,10 @@ PRESETS: dict[str, Preset] = {
     "svd-xt": Preset("svd-xt", _SVD_UNET, _SVD_VAE, _CLIP_H, NoiseRange(), 25, 576, 1024),
     "mini": Preset(
         "mini",
-        UNetSize((64, 96, 128), (4, 6, 8), 1, 128),
+        UNetSize((64, 64, 96), (4, 4, 6), 1, 128),
         VAESize((64, 64, 128, 128), 1, 16, 1.0, False),
         ImageEncoderSize(128, 512, 4, 4, 32, 128),
-        NoiseRange(0.002, 700.0, 7.0),
+        NoiseRange(0.02, 100.0, 7.0),
         14,
         128,
         224,

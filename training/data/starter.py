@@ -109,9 +109,7 @@ def _prepare_film(out: Path, report: Report) -> list[Item]:
         name = f"shot-{index:03d}"
         split = shot_split(index, first / 24)
         span = (first / 24, last / 24)
-        items.append(
-            Item(name, "shot", f"shots/{name}.mp4", sources.FILM_SHA256, *span, last - first, 24.0, split)
-        )
+        items.append(Item(name, "shot", f"shots/{name}.mp4", sources.FILM_SHA256, *span, last - first, 24.0, split))
     (out / "shots").mkdir(exist_ok=True)
     missing = {edge: item for edge, item in zip(edges, items, strict=False) if not (out / item.file).exists()}
     if missing:

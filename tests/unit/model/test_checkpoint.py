@@ -1,0 +1,74 @@
+"""The folder format: what diffusers wrote we read, what we wrote diffusers reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableVideoDiffusionPipeline
+
+from model.catalog import describe, find, folder_version
+from model.checkpoint import build_random, load
+from model.errors import CheckpointError
+from model.presets import preset
+from model.tasks import task
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    build_random(folder, preset("tiny"), task("image-to-video"))
+    return folder
+
+
+def test_what_we_save_diffusers_loads_with_the_same_weights(tiny: Path) -> None:
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(tiny, dtype=torch.float32)
+    ours = load(tiny)
+    for name in ("unet", "vae", "image_encoder"):
+        theirs = getattr(pipeline, name).state_dict()
+        for key, value in getattr(ours, name).state_dict().items():
+            assert torch.equal(value, theirs[key]), key
+
+
+def test_what_diffusers_saves_we_load_without_our_sidecar(tiny: Path, tmp_path: Path) -> None:
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(tiny, dtype=torch.float32)
+    pipeline.save_pretrained(tmp_path / "theirs")
+    entry = describe(tmp_path / "theirs")
+    assert (entry.task.name, entry.width, entry.height) == ("image-to-video", 1024, 576)
+    assert load(entry).latent_channels == 4
+
+
+def test_the_noise_range_is_the_scheduler_s(tiny: Path) -> None:
+    loaded = load(tiny)
+    assert (loaded.noise.sigma_min, loaded.noise.sigma_max) == (0.002, 700.0)
+
+
+def test_the_version_follows_the_weights(tiny: Path, tmp_path: Path) -> None:
+    assert folder_version(tiny) == folder_version(tiny)
+    build_random(tmp_path / "other", preset("tiny"), task("image-to-video"), seed=1)
+    assert folder_version(tiny) != folder_version(tmp_path / "other")
+
+
+def test_a_missing_model_is_named_and_the_zoo_listed() -> None:
+    with pytest.raises(CheckpointError, match="no model is called 'nothing-like-it'"):
+        find("nothing-like-it")
+
+
+def test_an_incomplete_folder_says_what_is_missing(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "half" / "unet").mkdir(parents=True)
+    (tmp_path / "half" / "model_index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        describe(tmp_path / "half")
+
+
+def test_weights_of_another_size_are_refused(tiny: Path, tmp_path: Path) -> None:
+    other = tmp_path / "mixed"
+    build_random(other, preset("tiny"), task("image-to-video"))
+    config = json.loads((other / "unet" / "config.json").read_text())
+    config["block_out_channels"] = [32, 96]
+    config["num_attention_heads"] = [2, 6]
+    (other / "unet" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="does not load"):
+        load(other)

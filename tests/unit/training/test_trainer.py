@@ -1,0 +1,125 @@
+"""The trainer: an interrupted and resumed run equals an uninterrupted one, and a failed save costs nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.errors import DataError
+from training.config import Optim
+from training.ema import EMA
+from training.objectives.protocol import generator
+from training.recipes.vae import mini_vae
+from training.trainer import Trainer, learning_rate
+
+OPTIM = Optim(
+    iterations=30,
+    batch=4,
+    lr=1e-2,
+    warmup=3,
+    final_lr_share=0.1,
+    beta2=0.99,
+    weight_decay=0.01,
+    clip_norm=1.0,
+    ema_decay=0.9,
+    seed=5,
+    checkpoint_every=10,
+    log_every=1,
+)
+CONFIG = dataclasses.replace(mini_vae(), optim=OPTIM)
+
+
+class Line:
+    """Fits a line; its second parameter joins at iteration 12, as a phase would."""
+
+    def __init__(self, poison_at: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.net = nn.Linear(3, 1)
+        self.poison_at = poison_at
+
+    @property
+    def module(self) -> nn.Module:
+        return self.net
+
+    def enter(self, step: int) -> None:
+        self.net.bias.requires_grad_(step >= 12)
+
+    def rate(self, step: int) -> float:
+        return 1.0
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        x = torch.randn(4, 3, generator=generator(OPTIM.seed, step))
+        error = (self.net(x)[:, 0] - x.sum(1) - 1).square().mean()
+        return (error * float("nan") if step == self.poison_at else error), {}
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stop", [1, 10, 13, 29])
+def test_a_resumed_run_is_the_uninterrupted_run(tmp_path: Path, stop: int) -> None:
+    whole = Trainer(Line(), CONFIG, tmp_path / "whole")
+    whole.run()
+    Trainer(Line(), CONFIG, tmp_path / "parts").run(until=stop)
+    second = Trainer(Line(), CONFIG, tmp_path / "parts")
+    second.resume()
+    second.run()
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    for name, p in whole.objective.module.named_parameters():
+        assert torch.equal(p, dict(second.objective.module.named_parameters())[name])
+        assert torch.equal(whole.ema.average.get(name, p), second.ema.average.get(name, p))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(tmp_path: Path) -> None:
+    trainer = Trainer(Line(poison_at=7), CONFIG, tmp_path)
+    with pytest.raises(DataError, match="iteration 7"):
+        trainer.run()
+    again = Trainer(Line(), CONFIG, tmp_path)
+    again.resume()
+    assert again.step == 7
+
+
+def test_resuming_nothing_or_another_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nothing to resume"):
+        Trainer(Line(), CONFIG, tmp_path).resume()
+    Trainer(Line(), CONFIG, tmp_path).run(until=2)
+    other = dataclasses.replace(CONFIG, crop=32)
+    with pytest.raises(DataError, match="another config"):
+        Trainer(Line(), other, tmp_path).resume()
+
+
+def test_an_unfinished_save_leaves_the_previous_state(tmp_path: Path) -> None:
+    trainer = Trainer(Line(), CONFIG, tmp_path)
+    trainer.run(until=10)
+    (tmp_path / "state.partial").write_bytes(b"cut short")
+    again = Trainer(Line(), CONFIG, tmp_path)
+    again.resume()
+    assert again.step == 10
+
+
+def test_the_rate_warms_up_and_decays_to_its_floor() -> None:
+    rates = [learning_rate(OPTIM, step) for step in range(OPTIM.iterations + 1)]
+    assert rates[0] == pytest.approx(OPTIM.lr / 3)
+    assert max(rates) == pytest.approx(OPTIM.lr)
+    assert rates[-1] == pytest.approx(OPTIM.lr * OPTIM.final_lr_share)
+    assert all(a >= b for a, b in pairwise(rates[3:]))
+
+
+def test_ema_swaps_in_and_out() -> None:
+    net = nn.Linear(2, 1)
+    ema = EMA(net, 0.5)
+    start = net.weight.detach().clone()
+    with torch.no_grad():
+        net.weight.add_(1)
+    ema.update(net)
+    decay = 2 / 11
+    with ema.swapped(net):
+        assert torch.allclose(net.weight, start + (1 - decay))
+    assert torch.allclose(net.weight, start + 1)

@@ -1,0 +1,144 @@
+"""Typed configs: a recipe is a function that returns one of these, complete.
+
+Nothing is left to defaults of the moment: what a run does is what its config says, and the config is saved beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from model.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Optim:
+    """AdamW with linear warm-up and cosine decay to `final_lr_share` of the peak.
+
+    Args:
+        ema_decay: of the averaged weights that are shipped.
+        clip_norm: largest norm of the gradient.
+    """
+
+    iterations: int
+    batch: int
+    lr: float
+    warmup: int
+    final_lr_share: float
+    beta2: float
+    weight_decay: float
+    clip_norm: float
+    ema_decay: float
+    seed: int
+    checkpoint_every: int
+    log_every: int
+
+
+@dataclass(frozen=True, slots=True)
+class VAEConfig:
+    """Autoencoder training in three phases (see training.objectives.vae).
+
+    Args:
+        skeleton_until, spatial_until: iterations at which the decoder's residual branches, then its temporal layers,
+            join; the encoder is frozen from `skeleton_until` on, so latents may be cached from then.
+        phase_warmup: iterations over which the learning rate rises again after each of the two.
+        phase_batch: pictures an iteration from `skeleton_until` on (`optim.batch` before).
+        crop: side of the square crops, pixels.
+        frames: clip length of the crops once the temporal layers train.
+        latent_noise: standard deviation of noise put on latents before decoding; makes the decoder forgiving.
+        target_weight: how strongly latents are held to the whitened PCA of 8x8 patches.
+        whitening: latent k has standard deviation ~ eigenvalue^((1 - whitening) / 2); 1 is fully white.
+        gradient_weight: weight of the L1 of spatial differences beside the L1 of pixels.
+    """
+
+    preset: str
+    optim: Optim
+    skeleton_until: int
+    spatial_until: int
+    phase_warmup: int
+    phase_batch: int
+    crop: int
+    frames: int
+    latent_noise: float
+    target_weight: float
+    whitening: float
+    gradient_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEncoderConfig:
+    """Contrastive training of the image and text towers (see training.objectives.contrastive)."""
+
+    preset: str
+    optim: Optim
+    temperature: float
+    text_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiserConfig:
+    """Denoiser training for one task (paper, section 4 and appendix D).
+
+    Args:
+        vae, image_encoder: run folders the frozen networks come from, beside this run's own folder.
+        p_mean, p_std: of ln(sigma), drawn once a clip.
+        keep_every: of the film's frames, only every so many-th is read at all.
+        strides: strides a clip may have over the kept frames; its fps is the film's over both.
+        still_share: share of clips made from a photograph by a rendered camera move.
+        moves: how many such clips there are.
+        window_until: iterations that train on random windows of window_height x window_width pixels, for speed.
+    """
+
+    preset: str
+    task: str
+    optim: Optim
+    vae: str
+    image_encoder: str
+    height: int
+    width: int
+    num_frames: int
+    p_mean: float
+    p_std: float
+    noise_aug_log_mean: float
+    noise_aug_log_std: float
+    condition_dropout: float
+    keep_every: int
+    strides: tuple[int, ...]
+    still_share: float
+    moves: int
+    window_until: int
+    window_height: int
+    window_width: int
+
+
+Config = VAEConfig | ImageEncoderConfig | DenoiserConfig
+
+
+def with_overrides(config: Config, overrides: list[str]) -> Config:
+    """The config with `key=value` settings replaced; `optim.lr=1e-4` reaches into the nested part.
+
+    Raises:
+        InvalidRequest: no such key, or a value that is not of its type.
+    """
+    for setting in overrides:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise InvalidRequest(f"--set takes key=value, not {setting!r}", param="set")
+        config = _replaced(config, key.strip().split("."), text.strip(), key)
+    return config
+
+
+def _replaced(part: Any, path: list[str], text: str, key: str) -> Any:
+    names = {field.name for field in dataclasses.fields(part)}
+    if path[0] not in names:
+        raise InvalidRequest(f"no setting is called {key!r}; there are: {', '.join(sorted(names))}", param="set")
+    current = getattr(part, path[0])
+    if len(path) > 1:
+        return dataclasses.replace(part, **{path[0]: _replaced(current, path[1:], text, key)})
+    kind = get_type_hints(type(part))[path[0]]
+    try:
+        value = tuple(int(one) for one in text.split(",")) if kind == tuple[int, ...] else kind(text)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"{key} takes a {kind}, not {text!r}", param="set") from error
+    return dataclasses.replace(part, **{path[0]: value})

@@ -1,0 +1,83 @@
+"""Frames at training size, decoded once: one uint8 array a shot, memory-mapped.
+
+Legend: T frames, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+from training.data.starter import Item
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def read_shot(path: Path, height: int, width: int) -> Pixels:
+    """All frames of a video file, scaled to height x width: [T, H, W, 3]."""
+    frames: list[Pixels] = []
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for frame in container.decode(stream):
+            small = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
+            frames.append(small.to_ndarray())
+    return np.stack(frames)
+
+
+def read_photo(path: Path, height: int, width: int) -> Pixels:
+    """A photograph scaled to cover height x width and centre-cropped: [1, H, W, 3]."""
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
+    scale = max(height / picture.height, width / picture.width)
+    size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
+    array = np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
+    top, left = (size[1] - height) // 2, (size[0] - width) // 2
+    return np.ascontiguousarray(array[None, top : top + height, left : left + width])
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A dataset item with its frames: [T, H, W, 3] uint8, memory-mapped."""
+
+    item: Item
+    frames: Pixels
+
+
+def load_clips(
+    folder: Path,
+    items: list[Item],
+    cache: Path,
+    height: int,
+    width: int,
+    report: Callable[[str, int, int], None] = lambda *_: None,
+) -> list[Clip]:
+    """The items' frames at height x width, from the cache or decoded into it."""
+    cache.mkdir(parents=True, exist_ok=True)
+    clips: list[Clip] = []
+    for index, item in enumerate(items):
+        kept = cache / f"{item.id}-{height}x{width}.npy"
+        if not kept.exists():
+            read = read_shot if item.kind == "shot" else read_photo
+            partial = kept.with_suffix(".partial")
+            with partial.open("wb") as stream:
+                np.save(stream, read(folder / item.file, height, width))
+            partial.replace(kept)
+        clips.append(Clip(item, np.load(kept, mmap_mode="r")))
+        report("decoding frames", index + 1, len(items))
+    return clips
+
+
+def thinned(clip: Clip, keep_every: int) -> Clip:
+    """The clip with every `keep_every`-th frame, at the frame rate that leaves; its id says so."""
+    item, frames = clip.item, clip.frames[::keep_every]
+    name = f"{item.id}-by{keep_every}"
+    thin = dataclasses.replace(item, id=name, fps=item.fps / keep_every, num_frames=len(frames))
+    return Clip(thin, frames)

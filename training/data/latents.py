@@ -1,0 +1,102 @@
+"""What the denoiser reads of each clip, computed once by the frozen networks and kept.
+
+Legend: T frames, C latent channels, D embedding width, S frame strides, H, W pixels; h, w latent.
+
+For every clip: latents [T, C, h, w] float16 (the autoencoder's mode, unscaled), image embeddings [T, D] float32 and the
+measured flow between frames t and t + stride for each stride, from which a clip's motion bucket follows. A cache folder
+belongs to one pair of frozen networks, by the hash of their weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from torch import Tensor, nn
+from transformers import CLIPVisionModelWithProjection
+
+from model.conditioning import clip_input
+from model.vae import encode_mode
+from training.data.frames import Clip
+from training.motion import measure_flow
+from training.objectives.contrastive import CLIP_MEAN, CLIP_STD
+
+Half = np.ndarray[Any, np.dtype[np.float16]]
+Single = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class LatentClip:
+    """A clip as the denoiser's training sees it; `flow[stride][t]` is in short sides a second."""
+
+    clip: Clip
+    latents: Half
+    embeds: Single
+    flow: dict[int, Single]
+
+
+def weights_hash(*networks: nn.Module) -> str:
+    """First 12 hex digits of a SHA-256 over the networks' parameters."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, p in sorted(network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(p.detach().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+@torch.inference_mode()
+def encode_clips(
+    clips: list[Clip],
+    vae: AutoencoderKLTemporalDecoder,
+    encoder: CLIPVisionModelWithProjection,
+    cache: Path,
+    strides: tuple[int, ...],
+    report: Callable[[str, int, int], None] = lambda *_: None,
+) -> list[LatentClip]:
+    """Latents, embeddings and flows of the clips, from the cache or computed into it."""
+    folder = cache / f"latents-{weights_hash(vae.encoder, encoder)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    out: list[LatentClip] = []
+    for index, clip in enumerate(clips):
+        own = (1,) if clip.item.kind == "move" else strides
+        kept = folder / f"{clip.item.id}-{clip.frames.shape[1]}x{clip.frames.shape[2]}.npz"
+        if not kept.exists():
+            latents, embeds = _encode(clip, vae, encoder)
+            flows = {f"flow{stride}": _pair_flows(clip, stride) for stride in own}
+            partial = kept.with_suffix(".partial")
+            with partial.open("wb") as stream:
+                np.savez(stream, latents=latents, embeds=embeds, **flows)
+            partial.replace(kept)
+        with np.load(kept) as data:
+            flow = {stride: data[f"flow{stride}"] for stride in own}
+            out.append(LatentClip(clip, data["latents"], data["embeds"], flow))
+        report("encoding latents", index + 1, len(clips))
+    return out
+
+
+def to_pixels(frames: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
+    """[T, H, W, 3] uint8 to [T, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _encode(clip: Clip, vae: AutoencoderKLTemporalDecoder, encoder: CLIPVisionModelWithProjection) -> Any:
+    latents: list[Tensor] = []
+    embeds: list[Tensor] = []
+    for first in range(0, len(clip.frames), 16):
+        pixels = to_pixels(clip.frames[first : first + 16])
+        latents.append(encode_mode(vae, pixels).half())
+        embeds.append(encoder(clip_input(pixels, CLIP_MEAN, CLIP_STD)).image_embeds)
+    return torch.cat(latents).numpy(), torch.cat(embeds).numpy()
+
+
+def _pair_flows(clip: Clip, stride: int) -> Single:
+    fps = clip.item.fps / stride
+    pairs = range(len(clip.frames) - stride)
+    return np.array([measure_flow(clip.frames[[t, t + stride]], fps) for t in pairs], np.float32)

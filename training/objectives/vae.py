@@ -1,0 +1,183 @@
+"""Autoencoder training in three phases, each starting as an exact no-op on the one before.
+
+Legend: N pictures or B*T frames, C latent channels, H, W pixels of a crop.
+
+1. Skeleton: every residual branch is off, so encoder and decoder are short stacks of convolutions. They reach the best
+   such a stack can do in minutes. The encoder's target is the whitened PCA of 8x8 patches, so latents have known
+   variance by construction. The encoder is finished then, and frozen: a denoiser may start on its latents.
+2. Spatial: the decoder's residual branches join (their last convolution starts at zero).
+3. Temporal: the decoder's temporal layers join, likewise, on crops of several consecutive frames.
+
+GroupNorm in the decoder's last layer takes the mean of every group away, and with few channels a group that is the
+picture's colour. Two channels a group and opposite constant offsets in them (`_anchor`) keep it: the group's variance
+is then dominated by the offsets, not by the picture. Attention starts, and stays, at zero: crops teach it nothing
+about a whole picture.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.presets import preset
+from model.rewrites import temporal_convolutions
+from model.vae import build_vae
+from training.config import VAEConfig
+from training.data.frames import Clip
+from training.objectives.protocol import generator
+
+PATCH = 8
+ANCHOR = 2.0
+
+
+class PatchPCA(nn.Module):
+    """The encoder's target: 8x8 patches projected on their leading principal components, with chosen variances."""
+
+    def __init__(self, pixels: Tensor, channels: int, whitening: float) -> None:
+        """Fit on pictures [N, 3, H, W] in [-1, 1]."""
+        super().__init__()
+        patches = F.unfold(pixels, PATCH, stride=PATCH).transpose(1, 2).reshape(-1, 3 * PATCH**2)
+        mean = patches.mean(0)
+        values, vectors = torch.linalg.eigh(torch.cov((patches - mean).T))
+        values, vectors = values.flip(0)[:channels], vectors.flip(1)[:, :channels]
+        scale = values ** (-whitening / 2)
+        scale = scale / (values * scale**2).mean().sqrt()
+        weight = (vectors * scale).T.reshape(channels, 3, PATCH, PATCH)
+        self.register_buffer("weight", weight.contiguous())
+        self.register_buffer("bias", -(vectors * scale).T @ mean)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Target latents [N, C, h, w]."""
+        return F.conv2d(pixels, cast(Tensor, self.weight), cast(Tensor, self.bias), stride=PATCH)
+
+
+def prepare(vae: AutoencoderKLTemporalDecoder) -> None:
+    """Zero the last layer of every residual branch and attention; anchor the decoder's last normalisation."""
+    temporal_convolutions(vae)
+    zeroed: list[nn.Module] = []
+    for layer in vae.modules():
+        if isinstance(layer, ResnetBlock2D | TemporalResnetBlock):
+            zeroed.append(layer.conv2)
+        if hasattr(layer, "to_out") and hasattr(layer, "to_q"):
+            zeroed.append(cast(Any, layer).to_out[0])
+            layer.requires_grad_(False)
+    for layer in zeroed:
+        nn.init.zeros_(cast(Tensor, layer.weight))
+        nn.init.zeros_(cast(Tensor, layer.bias))
+    _anchor(cast(nn.Conv2d, vae.decoder.up_blocks[-2].upsamplers[0].conv))
+    # diffusers starts the blend of spatial and temporal at sigmoid(0); logvar is never read, so it is left constant.
+    with torch.no_grad():
+        channels = int(vae.config["latent_channels"])
+        vae.quant_conv.weight[channels:].zero_()
+        vae.quant_conv.bias[channels:].fill_(-6.0)
+
+
+def _anchor(conv: nn.Conv2d) -> None:
+    with torch.no_grad():
+        signs = torch.ones_like(cast(Tensor, conv.bias))
+        signs[1::2] = -1
+        cast(Tensor, conv.bias).copy_(ANCHOR * signs)
+
+
+def _spatial_branch_off(block: ResnetBlock2D) -> Any:
+    shortcut = block.conv_shortcut
+
+    def forward(hidden: Tensor, *_: object) -> Tensor:
+        return hidden if shortcut is None else cast(Tensor, shortcut(hidden))
+
+    return forward
+
+
+def _temporal_branch_off(hidden: Tensor, *_: object) -> Tensor:
+    return hidden
+
+
+def switch_branches(vae: AutoencoderKLTemporalDecoder, *, spatial: bool, temporal: bool) -> None:
+    """Turn residual branches on or off: off, they are neither computed nor trained."""
+    encoder = set(vae.encoder.modules())
+    for layer in vae.modules():
+        if isinstance(layer, ResnetBlock2D | TemporalResnetBlock):
+            on = layer not in encoder and (spatial if isinstance(layer, ResnetBlock2D) else temporal)
+            layer.__dict__.pop("forward", None)
+            if not on:
+                off = _spatial_branch_off(layer) if isinstance(layer, ResnetBlock2D) else _temporal_branch_off
+                layer.__dict__["forward"] = off
+            for name, p in layer.named_parameters():
+                p.requires_grad_(on or "shortcut" in name)
+
+
+def differences(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Horizontal and vertical first differences."""
+    return pixels[..., :, 1:] - pixels[..., :, :-1], pixels[..., 1:, :] - pixels[..., :-1, :]
+
+
+class VAEObjective:
+    """The loss: L1 of pixels and of their spatial differences, and the latents' distance from their target."""
+
+    def __init__(self, config: VAEConfig, clips: list[Clip]) -> None:
+        self.config = config
+        self.clips = clips
+        self.lengths = torch.tensor([len(clip.frames) for clip in clips], dtype=torch.float64)
+        torch.manual_seed(config.optim.seed)
+        self.vae = build_vae(preset(config.preset))
+        prepare(self.vae)
+        sample = self.crops(step=-1, count=512, frames=1)
+        self.target = PatchPCA(sample, int(self.vae.config["latent_channels"]), config.whitening)
+
+    @property
+    def module(self) -> nn.Module:
+        """The autoencoder."""
+        return cast(nn.Module, self.vae)
+
+    def enter(self, step: int) -> None:
+        """Switch branches on as their phase begins."""
+        spatial, temporal = step >= self.config.skeleton_until, step >= self.config.spatial_until
+        switch_branches(self.vae, spatial=spatial, temporal=temporal)
+        if spatial:
+            self.vae.encoder.requires_grad_(False)
+            self.vae.quant_conv.requires_grad_(False)
+
+    def rate(self, step: int) -> float:
+        """Share of the scheduled learning rate: rises again from zero as each later phase begins."""
+        began = max(
+            (start for start in (self.config.skeleton_until, self.config.spatial_until) if step >= start), default=0
+        )
+        return min(1.0, (step - began + 1) / self.config.phase_warmup) if began else 1.0
+
+    def crops(self, step: int, count: int, frames: int) -> Tensor:
+        """`count` crops of `frames` consecutive frames, [count * frames, 3, H, W] in [-1, 1], mirrored at random."""
+        draw, side = generator(self.config.optim.seed, step), self.config.crop
+        weights = torch.where(self.lengths >= frames, self.lengths.clamp(min=24.0), 0.0)
+        chosen = torch.multinomial(weights, count, replacement=True, generator=draw).tolist()
+        out: list[Tensor] = []
+        for index in chosen:
+            array = self.clips[index].frames
+            room = (array.shape[0] - frames, array.shape[1] - side, array.shape[2] - side)
+            t, y, x = (int(torch.randint(0, size + 1, (), generator=draw)) for size in room)
+            crop = torch.from_numpy(array[t : t + frames, y : y + side, x : x + side].copy())
+            out.append(crop.flip(2) if torch.rand((), generator=draw) < 0.5 else crop)
+        return torch.cat(out).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Reconstruct the crops of iteration `step`."""
+        config = self.config
+        frames = config.frames if step >= config.spatial_until else 1
+        count = config.optim.batch if step < config.skeleton_until else config.phase_batch
+        pixels = self.crops(step, count // frames, frames)
+        with torch.set_grad_enabled(step < config.skeleton_until):
+            latents = self.vae.encode(pixels).latent_dist.mode()
+            held = F.mse_loss(latents, self.target(pixels))
+        noise = torch.randn(latents.shape, generator=generator(config.optim.seed, step, 1))
+        decoded = self.vae.decode(latents + config.latent_noise * noise, num_frames=frames).sample
+        flat = F.l1_loss(decoded, pixels)
+        pairs = zip(differences(decoded), differences(pixels), strict=True)
+        edges = torch.stack([F.l1_loss(ours, theirs) for ours, theirs in pairs]).mean()
+        total = flat + config.gradient_weight * edges + config.target_weight * held
+        with torch.no_grad():
+            psnr = 10 * torch.log10(4 / F.mse_loss(decoded, pixels))
+        return total, {"l1": flat.item(), "edges": edges.item(), "held": held.item(), "psnr": psnr.item()}

@@ -1,0 +1,42 @@
+"""The mini image-to-video denoiser."""
+
+from training.config import DenoiserConfig, Optim
+
+
+def mini_image_to_video() -> DenoiserConfig:
+    """14 frames at 128 x 224 from the starter dataset: windows of 96 x 160 first, whole frames last."""
+    return DenoiserConfig(
+        preset="mini",
+        task="image-to-video",
+        optim=Optim(
+            iterations=5000,
+            batch=2,
+            lr=5e-4,
+            warmup=100,
+            final_lr_share=0.02,
+            beta2=0.99,
+            weight_decay=0.01,
+            clip_norm=1.0,
+            ema_decay=0.998,
+            seed=0,
+            checkpoint_every=100,
+            log_every=20,
+        ),
+        vae="mini-vae",
+        image_encoder="mini-image-encoder",
+        height=128,
+        width=224,
+        num_frames=14,
+        p_mean=0.5,
+        p_std=1.6,
+        noise_aug_log_mean=-3.0,
+        noise_aug_log_std=0.5,
+        condition_dropout=0.1,
+        keep_every=2,
+        strides=(1, 2),
+        still_share=0.25,
+        moves=160,
+        window_until=3500,
+        window_height=96,
+        window_width=160,
+    )

@@ -1,0 +1,126 @@
+"""From finished runs to networks, and from networks to a released checkpoint folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from torch import nn
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from model.checkpoint import save
+from model.errors import DataError
+from model.presets import preset
+from model.rewrites import temporal_convolutions
+from model.tasks import task
+from model.unet import build_unet
+from model.vae import build_vae
+from training.config import ImageEncoderConfig
+from training.motion import MotionMap
+from training.objectives.contrastive import Towers
+from training.recipes import RECIPES
+
+
+def run_config(folder: Path) -> dict[str, Any]:
+    """The config a run was made with.
+
+    Raises:
+        DataError: no run lies there.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        raise DataError(f"{folder} holds no run: train it first")
+    return cast(dict[str, Any], json.loads(path.read_text()))
+
+
+def averaged(module: nn.Module, folder: Path) -> nn.Module:
+    """The module with a run's averaged weights, frozen, in evaluation mode.
+
+    Raises:
+        DataError: the run has no state.
+    """
+    path = folder / "state.pt"
+    if not path.exists():
+        raise DataError(f"{folder} holds no run: train it first")
+    state = torch.load(path, weights_only=True)
+    module.load_state_dict(state["module"])
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if name in state["ema"]:
+                p.copy_(state["ema"][name])
+    return cast(nn.Module, module.eval().requires_grad_(False))
+
+
+def trained_vae(folder: Path) -> AutoencoderKLTemporalDecoder:
+    """The autoencoder of a run."""
+    vae = build_vae(preset(run_config(folder)["preset"]))
+    temporal_convolutions(cast(nn.Module, vae))
+    return cast(AutoencoderKLTemporalDecoder, averaged(cast(nn.Module, vae), folder))
+
+
+def trained_towers(folder: Path) -> tuple[Towers, CLIPTokenizer]:
+    """Both contrastive towers of a run, and the tokenizer that lies beside them."""
+    values = run_config(folder)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    config = dataclasses.replace(cast(ImageEncoderConfig, RECIPES["mini-image-encoder"]()), preset=values["preset"])
+    return cast(Towers, averaged(Towers(config, tokenizer), folder)), tokenizer
+
+
+def trained_image_encoder(folder: Path) -> CLIPVisionModelWithProjection:
+    """The image tower of a contrastive run."""
+    return trained_towers(folder)[0].image
+
+
+DEFAULTS: dict[str, Any] = {
+    "fps": 8,
+    "motion_bucket_id": 127,
+    "noise_aug_strength": 0.02,
+    "min_guidance_scale": 1.0,
+    "max_guidance_scale": 2.0,
+    "num_inference_steps": 20,
+    "solver": "euler",
+    "schedule": "karras",
+    "decode_chunk_size": 7,
+    "resize_mode": "crop",
+}
+
+
+def release(run: Path, folder: Path, defaults: dict[str, Any] | None = None) -> None:
+    """Write a denoiser run, with the networks it stands on, as a checkpoint folder in float16.
+
+    Args:
+        defaults: request settings that the checkpoint prefers; `DEFAULTS` fills the rest.
+    """
+    values = run_config(run)
+    out = run.parent
+    size = preset(values["preset"])
+    unet = build_unet(size, task(values["task"]), num_frames=values["num_frames"])
+    temporal_convolutions(cast(nn.Module, unet))
+    sidecar = {
+        "task": values["task"],
+        "width": values["width"],
+        "height": values["height"],
+        "defaults": DEFAULTS | (defaults or {}),
+        "motion_map": dataclasses.asdict(MotionMap()),
+        "recipe": values,
+    }
+    save(
+        folder,
+        unet=cast(Any, averaged(cast(nn.Module, unet), run)),
+        vae=trained_vae(out / values["vae"]),
+        image_encoder=trained_image_encoder(out / values["image_encoder"]),
+        noise=size.noise,
+        sidecar=sidecar,
+    )
+
+
+def release_text_encoder(run: Path, folder: Path) -> None:
+    """Write the text tower of a contrastive run and its tokenizer, in float16."""
+    towers, tokenizer = trained_towers(run)
+    text: CLIPTextModelWithProjection = towers.text
+    text.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
