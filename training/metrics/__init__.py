@@ -1,0 +1,1 @@
+"""What evaluation measures, one idea a file."""

@@ -1,0 +1,60 @@
+"""Measures of single frames: PSNR, sharpness, and what a frame keeps when it is shrunk by the autoencoder's stride.
+
+Legend: T frames, H, W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from model.errors import DataError, MissingExtra
+from model.shapes import VAE_STRIDE
+
+Frames = np.ndarray[Any, np.dtype[np.uint8]]
+
+PSNR_CEILING_DB = 100.0
+"""What equal pictures count as, where figures are averaged."""
+
+
+def psnr(one: Frames, other: Frames) -> float:
+    """Peak signal-to-noise ratio of 8-bit pictures or clips of one shape, in dB; PSNR_CEILING_DB where they are equal.
+
+    Raises:
+        DataError: the shapes differ.
+    """
+    if one.shape != other.shape:
+        raise DataError(f"PSNR compares pictures of one shape, not {one.shape} with {other.shape}")
+    error = float(np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2))
+    if error == 0:
+        return PSNR_CEILING_DB
+    return min(PSNR_CEILING_DB, float(10 * np.log10(255**2 / error)))
+
+
+def sharpness(frame: Frames) -> float:
+    """Variance of the Laplacian of a frame, [H, W, 3], in grey levels squared: less where edges are soft."""
+    try:
+        import cv2
+    except ImportError:
+        raise MissingExtra("measuring sharpness", "train") from None
+    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    return float(cv2.Laplacian(grey, cv2.CV_64F).var())
+
+
+def sharpness_kept(clip: Frames) -> float:
+    """Sharpness of the last frame over that of the first; 1 where the first has no detail to lose.
+
+    Args:
+        clip: [T, H, W, 3].
+    """
+    first, last = sharpness(clip[0]), sharpness(clip[-1])
+    return last / first if first > 0 else 1.0
+
+
+def shrunk_and_back(frame: Frames) -> Frames:
+    """The frame shrunk by the autoencoder's stride and enlarged again: reconstruction's trivial baseline."""
+    picture = Image.fromarray(frame)
+    small = picture.resize((picture.width // VAE_STRIDE, picture.height // VAE_STRIDE), Image.Resampling.LANCZOS)
+    return np.asarray(small.resize(picture.size, Image.Resampling.BICUBIC))
