@@ -6,12 +6,13 @@ width, V vector scalars; h, w latent.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """F of EDM's equation 7: the bare network, without preconditioning or guidance."""
 

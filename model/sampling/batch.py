@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.backends.protocol import Denoiser
 from model.sampling.guidance import guide
-from model.sampling.precondition import over, precondition
+from model.sampling.precondition import over, precondition, slope
 from model.sampling.row import Row
 from model.sampling.solvers import Latents
 
@@ -25,26 +25,27 @@ def places(rows: Sequence[Row]) -> int:
     return sum(len(row.conditions) for row in rows)
 
 
-def denoise(denoiser: Denoiser, rows: Sequence[Row]) -> list[Latents]:
-    """D(x; sigma) of the evaluation each row asks for, guided, in one call.
+def evaluate(denoiser: Denoiser, rows: Sequence[Row]) -> list[Latents]:
+    """The ODE's slope dx/dsigma at the point each row asks for, guided, in one denoiser call.
 
     Args:
         rows: at least one, all of one BatchKey, none done.
     """
     wanted = [row.request() for row in rows]
     x = torch.stack([evaluation.x for evaluation in wanted])
-    c = precondition(torch.tensor([evaluation.sigma for evaluation in wanted], dtype=torch.float32))
-    place = torch.tensor([index for index, row in enumerate(rows) for _ in row.conditions])
+    sigma = torch.tensor([evaluation.sigma for evaluation in wanted], dtype=torch.float32, device=x.device)
+    c = precondition(sigma)
+    scaled = x * over(c.c_in, x)
+    place = torch.tensor([index for index, row in enumerate(rows) for _ in row.conditions], device=x.device)
     told = [condition for row in rows for condition in row.conditions]
     output = denoiser(
-        (x * over(c.c_in.to(x.device), x))[place.to(x.device)],
-        c.c_noise[place].to(x.device),
+        scaled[place],
+        c.c_noise[place],
         torch.stack([condition.context for condition in told]),
         torch.stack([condition.concat for condition in told]),
         torch.stack([condition.vector for condition in told]),
     )
-    guided = torch.stack(_guided(output, rows))
-    return list(over(c.c_skip.to(x.device), x) * x + over(c.c_out.to(x.device), x) * guided)
+    return list(slope(scaled, torch.stack(_guided(output, rows)), sigma))
 
 
 def advance(denoiser: Denoiser, rows: Sequence[Row]) -> list[Row]:
@@ -54,7 +55,7 @@ def advance(denoiser: Denoiser, rows: Sequence[Row]) -> list[Row]:
         rows: at least one, all of one BatchKey, none done.
     """
     with torch.inference_mode():
-        return [row.advanced(result) for row, result in zip(rows, denoise(denoiser, rows), strict=True)]
+        return [row.advanced(result) for row, result in zip(rows, evaluate(denoiser, rows), strict=True)]
 
 
 def _guided(output: Tensor, rows: Sequence[Row]) -> list[Tensor]:

@@ -125,6 +125,6 @@ class Row:
         """The evaluation needed next."""
         return solver(self.solver).request(self.state, self.sigmas)
 
-    def advanced(self, denoised: Latents) -> Row:
-        """The row after the requested evaluation gave `denoised`."""
-        return replace(self, state=solver(self.solver).advance(self.state, self.sigmas, denoised))
+    def advanced(self, slope: Latents) -> Row:
+        """The row after the requested evaluation gave the ODE's slope there."""
+        return replace(self, state=solver(self.solver).advance(self.state, self.sigmas, slope))

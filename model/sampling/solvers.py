@@ -1,7 +1,7 @@
 """Solvers of the probability-flow ODE dx/dsigma = (x - D(x; sigma)) / sigma, as resumable state machines.
 
-A solver never calls the network. Its state is an explicit value; from it follows which denoiser evaluation is needed
-next (`request`), and given the result, the next state (`advance`). So one request's solver can stop between any two
+A solver never calls the network. Its state is an explicit value; from it follows at which (x, sigma) the denoiser is
+needed next (`request`), and given the slope there (model.sampling.precondition.slope), the next state (`advance`). So one request's solver can stop between any two
 evaluations, share a call with requests at other noise levels, and be stored and resumed. Stochastic churn is left out:
 a seed is to give one video.
 
@@ -12,7 +12,7 @@ Legend: T frames, C channels; h, w latent.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -41,12 +41,13 @@ class SolverState:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A denoiser evaluation a solver waits for: D(x; sigma)."""
+    """Where a solver wants the slope: at x and noise level sigma."""
 
     x: Latents
     sigma: float
 
 
+@runtime_checkable
 class Solver(Protocol):
     """A way to step through the noise levels. Stateless: everything is in the SolverState."""
 
@@ -54,8 +55,8 @@ class Solver(Protocol):
         """The evaluation needed next. The state must not be finished (step < len(sigmas) - 1)."""
         ...
 
-    def advance(self, state: SolverState, sigmas: Sigmas, denoised: Latents) -> SolverState:
-        """The state after the requested evaluation gave `denoised`."""
+    def advance(self, state: SolverState, sigmas: Sigmas, slope: Latents) -> SolverState:
+        """The state after the requested evaluation gave `slope`, dx/dsigma there."""
         ...
 
     def evaluations_left(self, state: SolverState, sigmas: Sigmas) -> int:
@@ -67,13 +68,12 @@ class Euler:
     """First order, one evaluation a step (Algorithm 1, lines 4 and 5)."""
 
     def request(self, state: SolverState, sigmas: Sigmas) -> Evaluation:
-        """D at the current sample and level."""
+        """The slope at the current sample and level."""
         return Evaluation(state.x, sigmas[state.step])
 
-    def advance(self, state: SolverState, sigmas: Sigmas, denoised: Latents) -> SolverState:
+    def advance(self, state: SolverState, sigmas: Sigmas, slope: Latents) -> SolverState:
         """One step along the slope."""
         here, there = sigmas[state.step], sigmas[state.step + 1]
-        slope = (state.x - denoised) / here
         return SolverState(state.x + (there - here) * slope, state.step + 1)
 
     def evaluations_left(self, state: SolverState, sigmas: Sigmas) -> int:
@@ -85,23 +85,19 @@ class Heun:
     """Second order, two evaluations a step; the last step, onto sigma = 0, is Euler's (Algorithm 1, line 6)."""
 
     def request(self, state: SolverState, sigmas: Sigmas) -> Evaluation:
-        """D at the current sample; then, for the correction, D at Euler's guess of the next."""
+        """The slope at the current sample; then, for the correction, at Euler's guess of the next."""
         here, there = sigmas[state.step], sigmas[state.step + 1]
         if state.slope is None:
             return Evaluation(state.x, here)
         return Evaluation(state.x + (there - here) * state.slope, there)
 
-    def advance(self, state: SolverState, sigmas: Sigmas, denoised: Latents) -> SolverState:
+    def advance(self, state: SolverState, sigmas: Sigmas, slope: Latents) -> SolverState:
         """Keep the first slope; with the second, step along their mean (lines 7 and 8)."""
         here, there = sigmas[state.step], sigmas[state.step + 1]
-        if state.slope is None:
-            slope = (state.x - denoised) / here
-            if there > 0:
-                return replace(state, slope=slope)
-        else:
-            guess = state.x + (there - here) * state.slope
-            slope = (state.slope + (guess - denoised) / there) / 2
-        return SolverState(state.x + (there - here) * slope, state.step + 1)
+        if state.slope is None and there > 0:
+            return replace(state, slope=slope)
+        mean = slope if state.slope is None else (state.slope + slope) / 2
+        return SolverState(state.x + (there - here) * mean, state.step + 1)
 
     def evaluations_left(self, state: SolverState, sigmas: Sigmas) -> int:
         """Two for each step left, less one for the last, less one if the current step is half done."""
