@@ -24,6 +24,8 @@ Report = Callable[[str, int, int], None]
 def run(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool, report: Report) -> Path:
     """Train one recipe on a dataset folder; returns the run folder, OUT/RECIPE.
 
+    A denoiser's run ends with a checkpoint folder, OUT/RECIPE/checkpoint, that the service and diffusers load.
+
     Raises:
         InvalidRequest: no such recipe or setting.
         DataError: the data is missing, changed or held out; or there is nothing to resume.
@@ -38,6 +40,10 @@ def run(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool, 
     if resume:
         trainer.resume()
     trainer.run(report)
+    if isinstance(config, DenoiserConfig):
+        from training.released import release
+
+        release(folder, folder / "checkpoint")
     return folder
 
 

@@ -24,11 +24,17 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Move the average towards the module's weights; parameters first seen now start from their value."""
+        """Move the average towards the module's weights.
+
+        Parameters that begin to train start from their value; frozen ones leave the average: what trains on beside
+        them has only ever seen the weights they were frozen at.
+        """
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, p in module.named_parameters():
-            if p.requires_grad:
+            if not p.requires_grad:
+                self.average.pop(name, None)
+            else:
                 kept = self.average.setdefault(name, p.detach().clone())
                 kept.lerp_(p.detach(), 1 - decay)
 

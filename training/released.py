@@ -15,10 +15,11 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionM
 from model.checkpoint import save
 from model.errors import DataError
 from model.presets import preset
-from model.rewrites import temporal_convolutions
+from model.rewrites import skip_zero_branches, temporal_convolutions
 from model.tasks import task
 from model.unet import build_unet
 from model.vae import build_vae
+from training.card import CURVE, plot_curves
 from training.config import ImageEncoderConfig
 from training.motion import MotionMap
 from training.objectives.contrastive import Towers
@@ -59,7 +60,9 @@ def trained_vae(folder: Path) -> AutoencoderKLTemporalDecoder:
     """The autoencoder of a run."""
     vae = build_vae(preset(run_config(folder)["preset"]))
     temporal_convolutions(cast(nn.Module, vae))
-    return cast(AutoencoderKLTemporalDecoder, averaged(cast(nn.Module, vae), folder))
+    averaged(cast(nn.Module, vae), folder)
+    skip_zero_branches(cast(nn.Module, vae))
+    return vae
 
 
 def trained_towers(folder: Path) -> tuple[Towers, CLIPTokenizer]:
@@ -73,6 +76,15 @@ def trained_towers(folder: Path) -> tuple[Towers, CLIPTokenizer]:
 def trained_image_encoder(folder: Path) -> CLIPVisionModelWithProjection:
     """The image tower of a contrastive run."""
     return trained_towers(folder)[0].image
+
+
+def runs_summary(folders: dict[str, Path]) -> dict[str, Any]:
+    """What a checkpoint records of each run it stands on: its length, its last loss, its config."""
+    out: dict[str, Any] = {}
+    for name, folder in folders.items():
+        last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+        out[name] = {"iterations": last["step"], "last_loss": round(last["loss"], 4), "config": run_config(folder)}
+    return out
 
 
 DEFAULTS: dict[str, Any] = {
@@ -98,6 +110,7 @@ def release(run: Path, folder: Path, defaults: dict[str, Any] | None = None) -> 
     values = run_config(run)
     out = run.parent
     size = preset(values["preset"])
+    folders = {name: out / name for name in (values["vae"], values["image_encoder"], run.name)}
     unet = build_unet(size, task(values["task"]), num_frames=values["num_frames"])
     temporal_convolutions(cast(nn.Module, unet))
     sidecar = {
@@ -106,7 +119,7 @@ def release(run: Path, folder: Path, defaults: dict[str, Any] | None = None) -> 
         "height": values["height"],
         "defaults": DEFAULTS | (defaults or {}),
         "motion_map": dataclasses.asdict(MotionMap()),
-        "recipe": values,
+        "runs": runs_summary(folders),
     }
     save(
         folder,
@@ -116,6 +129,7 @@ def release(run: Path, folder: Path, defaults: dict[str, Any] | None = None) -> 
         noise=size.noise,
         sidecar=sidecar,
     )
+    plot_curves(folders, folder / CURVE)
 
 
 def release_text_encoder(run: Path, folder: Path) -> None:

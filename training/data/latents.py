@@ -83,7 +83,7 @@ def encode_clips(
 
 def to_pixels(frames: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
     """[T, H, W, 3] uint8 to [T, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(frames.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _encode(clip: Clip, vae: AutoencoderKLTemporalDecoder, encoder: CLIPVisionModelWithProjection) -> Any:

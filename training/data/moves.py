@@ -35,11 +35,11 @@ def render_move(picture: Image.Image, frames: int, height: int, width: int, draw
     aspect = width / height
     largest = min(picture.width / aspect, picture.height)
     # Total travel, in window heights, and total zoom, as a factor: from hardly any to a lot.
-    travel = math.exp(uniform(math.log(0.004), math.log(0.5)))
-    zoom = math.exp(uniform(-1, 1) * travel) if uniform(0, 1) < 0.5 else 1.0
-    side = largest * uniform(0.45, 0.75)
+    travel = math.exp(uniform(math.log(0.03), math.log(1.2)))
+    zoom = math.exp(uniform(-0.6, 0.6) * travel) if uniform(0, 1) < 0.5 else 1.0
+    side = largest * uniform(0.4, 0.7)
     angle = uniform(0, 2 * math.pi)
-    step = np.array([math.cos(angle), 0.5 * math.sin(angle)]) * travel * side * (uniform(0, 1) < 0.7)
+    step = np.array([math.cos(angle), 0.5 * math.sin(angle)]) * travel * side * (uniform(0, 1) < 0.85)
     ends = np.array([side, side * zoom]).clip(16, largest)
     half = np.array([ends.max() * aspect, ends.max()]) / 2
     room = np.maximum(np.array(picture.size) - 2 * half, 0)

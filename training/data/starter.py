@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,7 +106,7 @@ def _prepare_film(out: Path, report: Report) -> list[Item]:
     cuts = cast(list[int], json.loads(cuts_file.read_text()))
     edges = [0, *cuts, FILM_FRAMES]
     items: list[Item] = []
-    for index, (first, last) in enumerate(zip(edges, edges[1:], strict=False)):
+    for index, (first, last) in enumerate(pairwise(edges)):
         name = f"shot-{index:03d}"
         split = shot_split(index, first / 24)
         span = (first / 24, last / 24)

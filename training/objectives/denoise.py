@@ -29,6 +29,7 @@ from model.unet import build_unet
 from model.vae import encode_mode
 from training.config import DenoiserConfig
 from training.data.latents import LatentClip, to_pixels
+from training.initialise import start_denoiser
 from training.motion import MotionMap
 from training.objectives.protocol import generator
 
@@ -58,6 +59,7 @@ class DenoiseObjective:
         torch.manual_seed(config.optim.seed)
         spec = task(config.task)
         self.unet = build_unet(preset(config.preset), spec, num_frames=config.num_frames)
+        start_denoiser(self.unet)
         rewrite_exactly(cast(nn.Module, self.unet), context_tokens=spec.context_tokens)
         self.weights = torch.tensor([float(len(c.latents)) for c in self.film]).sqrt()
         self.scaling = float(vae.config["scaling_factor"])

@@ -8,31 +8,29 @@ Legend: N pictures or B*T frames, C latent channels, H, W pixels of a crop.
 2. Spatial: the decoder's residual branches join (their last convolution starts at zero).
 3. Temporal: the decoder's temporal layers join, likewise, on crops of several consecutive frames.
 
-GroupNorm in the decoder's last layer takes the mean of every group away, and with few channels a group that is the
-picture's colour. Two channels a group and opposite constant offsets in them (`_anchor`) keep it: the group's variance
-is then dominated by the offsets, not by the picture. Attention starts, and stays, at zero: crops teach it nothing
-about a whole picture.
+Attention starts, and stays, at zero: crops teach it nothing about a whole picture.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
+from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.presets import preset
-from model.rewrites import temporal_convolutions
+from model.rewrites import temporal_convolutions, without_branch
 from model.vae import build_vae
 from training.config import VAEConfig
 from training.data.frames import Clip
+from training.initialise import anchor, zero_branches
 from training.objectives.protocol import generator
 
 PATCH = 8
-ANCHOR = 2.0
 
 
 class PatchPCA(nn.Module):
@@ -57,44 +55,18 @@ class PatchPCA(nn.Module):
 
 
 def prepare(vae: AutoencoderKLTemporalDecoder) -> None:
-    """Zero the last layer of every residual branch and attention; anchor the decoder's last normalisation."""
+    """Zero every residual branch, freeze the attentions so, and anchor the decoder's last normalisation."""
     temporal_convolutions(vae)
-    zeroed: list[nn.Module] = []
+    zero_branches(vae)
     for layer in vae.modules():
-        if isinstance(layer, ResnetBlock2D | TemporalResnetBlock):
-            zeroed.append(layer.conv2)
-        if hasattr(layer, "to_out") and hasattr(layer, "to_q"):
-            zeroed.append(cast(Any, layer).to_out[0])
+        if isinstance(layer, Attention):
             layer.requires_grad_(False)
-    for layer in zeroed:
-        nn.init.zeros_(cast(Tensor, layer.weight))
-        nn.init.zeros_(cast(Tensor, layer.bias))
-    _anchor(cast(nn.Conv2d, vae.decoder.up_blocks[-2].upsamplers[0].conv))
-    # diffusers starts the blend of spatial and temporal at sigmoid(0); logvar is never read, so it is left constant.
+    anchor(cast(nn.Conv2d, vae.decoder.up_blocks[-2].upsamplers[0].conv))
+    # logvar is never read, so it is left constant.
     with torch.no_grad():
         channels = int(vae.config["latent_channels"])
         vae.quant_conv.weight[channels:].zero_()
         vae.quant_conv.bias[channels:].fill_(-6.0)
-
-
-def _anchor(conv: nn.Conv2d) -> None:
-    with torch.no_grad():
-        signs = torch.ones_like(cast(Tensor, conv.bias))
-        signs[1::2] = -1
-        cast(Tensor, conv.bias).copy_(ANCHOR * signs)
-
-
-def _spatial_branch_off(block: ResnetBlock2D) -> Any:
-    shortcut = block.conv_shortcut
-
-    def forward(hidden: Tensor, *_: object) -> Tensor:
-        return hidden if shortcut is None else cast(Tensor, shortcut(hidden))
-
-    return forward
-
-
-def _temporal_branch_off(hidden: Tensor, *_: object) -> Tensor:
-    return hidden
 
 
 def switch_branches(vae: AutoencoderKLTemporalDecoder, *, spatial: bool, temporal: bool) -> None:
@@ -105,8 +77,7 @@ def switch_branches(vae: AutoencoderKLTemporalDecoder, *, spatial: bool, tempora
             on = layer not in encoder and (spatial if isinstance(layer, ResnetBlock2D) else temporal)
             layer.__dict__.pop("forward", None)
             if not on:
-                off = _spatial_branch_off(layer) if isinstance(layer, ResnetBlock2D) else _temporal_branch_off
-                layer.__dict__["forward"] = off
+                layer.__dict__["forward"] = without_branch(layer)
             for name, p in layer.named_parameters():
                 p.requires_grad_(on or "shortcut" in name)
 

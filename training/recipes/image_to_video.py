@@ -9,9 +9,9 @@ def mini_image_to_video() -> DenoiserConfig:
         preset="mini",
         task="image-to-video",
         optim=Optim(
-            iterations=5000,
+            iterations=3200,
             batch=2,
-            lr=5e-4,
+            lr=8e-4,
             warmup=100,
             final_lr_share=0.02,
             beta2=0.99,
@@ -36,7 +36,7 @@ def mini_image_to_video() -> DenoiserConfig:
         strides=(1, 2),
         still_share=0.25,
         moves=160,
-        window_until=3500,
+        window_until=2200,
         window_height=96,
         window_width=160,
     )

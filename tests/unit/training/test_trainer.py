@@ -123,3 +123,16 @@ def test_ema_swaps_in_and_out() -> None:
     with ema.swapped(net):
         assert torch.allclose(net.weight, start + (1 - decay))
     assert torch.allclose(net.weight, start + 1)
+
+
+def test_a_frozen_parameter_leaves_the_average() -> None:
+    net = nn.Linear(2, 1)
+    ema = EMA(net, 0.5)
+    net.bias.requires_grad_(False)
+    with torch.no_grad():
+        net.bias.add_(1)
+    ema.update(net)
+    assert set(ema.average) == {"weight"}
+    frozen_at = net.bias.detach().clone()
+    with ema.swapped(net):
+        assert torch.equal(net.bias, frozen_at)

@@ -1,0 +1,108 @@
+"""The model card: data, licences, recipes, curves and measured figures, written from what the runs recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from model.catalog import ModelEntry
+from training.data import sources
+
+CURVE = "training-curve.png"
+METRICS = "metrics.json"
+
+_TITLE = {
+    "mini-image-to-video": "A still becomes 14 frames at 128 x 224. Small on purpose: it runs on a laptop, offline.",
+}
+_LIMITS = """It has seen one animated film and some ten photographs, for an hour of two CPU cores. Expect soft pictures,
+small and simple motion, and drift away from the picture where much motion is asked for. It exists so that the whole
+system runs for real anywhere; for pictures worth showing, serve published weights with the same code."""
+
+
+def plot_curves(runs: dict[str, Path], path: Path) -> None:
+    """Loss against iteration for each run, one panel a run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(runs), figsize=(4 * len(runs), 3), squeeze=False)
+    for panel, (name, folder) in zip(panels[0], runs.items(), strict=True):
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
+        panel.plot(steps, losses, color="0.75", linewidth=0.8)
+        panel.plot(steps, _smoothed(losses), color="tab:blue")
+        panel.set(title=name, xlabel="iteration", ylabel="loss", yscale="log")
+        panel.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _smoothed(values: list[float], keep: float = 0.9) -> list[float]:
+    out: list[float] = []
+    for value in values:
+        out.append(value if not out else keep * out[-1] + (1 - keep) * value)
+    return out
+
+
+def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
+    """Write metrics.json and README.md into the checkpoint's folder.
+
+    Args:
+        figures: what training.evaluate.evaluate returned.
+    """
+    (entry.path / METRICS).write_text(json.dumps(figures, indent=2) + "\n")
+    sidecar = cast(dict[str, Any], json.loads((entry.path / "stillmotion.json").read_text()))
+    used = (sources.FILM, sources.PHOTOS_16, sources.PHOTOS_20)
+    parts = [
+        f"# {entry.name}",
+        _TITLE.get(entry.name, entry.task.name),
+        "Weights: Apache-2.0 code, trained on the openly licensed works below; keep their attribution.",
+        "## Figures",
+        f"From `stillmotion eval {entry.name} --data DATA --card`, on held-out shots and photographs.",
+        _figure_table(figures),
+        "## Limits",
+        _LIMITS,
+        "## Data",
+        "\n".join(f"- {p.attribution}. {p.licence}. From the package `{p.name}`." for p in used),
+        "Held out from everything: every eighth shot within 0-487 s of the film, and every third photograph, by name.",
+        "## Training",
+        f"![training curves]({CURVE})",
+        "```\n" + _commands(entry.name) + "\n```",
+        "Seed, learning rates and all else are in the recipes; as run:",
+        "```json\n" + json.dumps(sidecar.get("runs", {}), indent=1) + "\n```",
+        "The image encoder is a small CLIP-style tower of our own, trained contrastively on measured attribute "
+        "captions and on frames of the same shot. It is not OpenAI's CLIP.",
+        "## Motion buckets",
+        f"`motion_bucket_id` follows docs/motion.md with {sidecar.get('motion_map')}.",
+    ]
+    path = entry.path / "README.md"
+    path.write_text("\n\n".join(parts) + "\n")
+    return path
+
+
+def _commands(name: str) -> str:
+    recipes = ("mini-vae", "mini-image-encoder", name)
+    lines = ["stillmotion data starter --out data/starter"]
+    return "\n".join(lines + [f"stillmotion train {r} --data data/starter --out runs" for r in recipes])
+
+
+def _figure_table(figures: dict[str, Any]) -> str:
+    rows = ["| figure | value |", "|---|---|"]
+    rows += [f"| {name} | {text} |" for name, text in flatten(figures)]
+    return "\n".join(rows)
+
+
+def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested figures as (path, text) rows."""
+    if isinstance(value, dict):
+        return [
+            row for key, part in value.items() for row in flatten(part, f"{prefix} / {key}" if prefix else str(key))
+        ]
+    if isinstance(value, float):
+        return [(prefix, f"{value:.4g}")]
+    if isinstance(value, list | tuple):
+        return [(prefix, ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value))]
+    return [(prefix, str(value))]
