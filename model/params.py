@@ -74,7 +74,7 @@ class ImageToVideoParams:
         return VideoShape(self.num_frames, self.height, self.width)
 
 
-def check_range(name: str, value: float) -> None:
+def check_range(name: str, value: int | float) -> None:
     """Raise InvalidRequest unless the field's value is finite and within its limits."""
     low, high = _LIMITS[name]
     if not math.isfinite(value) or not low <= value <= high:

@@ -38,6 +38,8 @@ class Bell:
 async def wait_heard(heard: asyncio.Event, timeout_s: float) -> None:
     """Return at the next ring, or after `timeout_s` seconds."""
     try:
-        await asyncio.wait_for(heard.wait(), timeout_s)
+        # not wait_for: in Python 3.11 it loses a cancellation that comes together with the ring
+        async with asyncio.timeout(timeout_s):
+            await heard.wait()
     except TimeoutError:
         return

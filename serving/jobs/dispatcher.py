@@ -105,8 +105,8 @@ class Dispatcher:
                 heard.clear()
                 try:
                     await self._fill()
-                except (OperationalError, StorageFull):
-                    _log.exception("the job database cannot be written; trying again")
+                except Exception:  # noqa: BLE001 - the boundary: without this loop nothing would run any more
+                    _log.exception("no job could be taken from the queue; trying again")
                 await wait_heard(heard, _LOOK_AGAIN_S)
 
     async def _fill(self) -> None:

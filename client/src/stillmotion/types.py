@@ -21,6 +21,7 @@ Variant = Literal["video", "thumbnail", "frames", "manifest"]
 TERMINAL_STATUSES: frozenset[str] = frozenset({"completed", "failed", "cancelled", "expired"})
 
 Strength = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+Label = Annotated[str, Field(max_length=512)]
 Scale = Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)]
 
 
@@ -58,7 +59,9 @@ class ImageToVideoRequest(_Request):
     resize_mode: ResizeMode | None = Field(None, description="how the picture meets the clip's aspect")
     output_format: OutputFormat = "mp4"
     priority: Priority = "normal"
-    metadata: dict[str, str] = Field(default_factory=dict[str, str], max_length=16)
+    metadata: dict[str, Label] = Field(
+        default_factory=dict[str, str], max_length=16, description="your own labels, kept with the job"
+    )
 
 
 class ImageToVideoBody(ImageToVideoRequest):

@@ -31,7 +31,9 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 async def stream_events(
     job_id: str,
     parts: Parts,
-    last_event_id: Annotated[int, Header(ge=0, description="replay the events after this one")] = 0,
+    last_event_id: Annotated[
+        int, Header(alias="Last-Event-ID", ge=0, description="replay the events after this one")
+    ] = 0,
 ) -> EventSourceResponse:
     """Every event of the job: those that happened at once, the others as they happen."""
     await in_thread(parts.store.get, job_id)

@@ -52,7 +52,13 @@ async def image_to_video(
     parts: Parts,
     prefer: Annotated[str | None, Header(description="wait=N holds the answer for up to N <= 60 seconds")] = None,
     idempotency_key: Annotated[
-        str | None, Header(min_length=1, max_length=255, description="a repeat with the same key makes no second job")
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            min_length=1,
+            max_length=255,
+            description="a repeat with the same key makes no second job",
+        ),
     ] = None,
 ) -> JSONResponse:
     """Make a short video of a still.

@@ -1,0 +1,1 @@
+"""The playground: static files, no build step."""
