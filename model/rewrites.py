@@ -31,7 +31,7 @@ class TemporalConv(nn.Conv3d):
         """Convolve [B, C, T, H, W] over T."""
         flat = input.flatten(3)
         mixed = F.conv2d(flat, self.weight.squeeze(-1), self.bias, padding=(1, 0))
-        return mixed.unflatten(3, input.shape[3:])
+        return mixed.reshape(*mixed.shape[:3], *input.shape[3:])
 
 
 def temporal_convolutions(network: nn.Module) -> int:

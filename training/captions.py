@@ -18,7 +18,7 @@ _HUE_EDGES = (15, 40, 70, 160, 200, 260, 300, 345)
 
 def attribute_caption(picture: Pixels, kind: str) -> str:
     """A caption of an RGB picture [H, W, 3]: `a bright green film frame, busy, lighter at the top`."""
-    unit = picture[::4, ::4].astype(np.float32) / 255
+    unit = np.asarray(picture[::4, ::4], np.float32) / np.float32(255)
     luma = unit @ np.array([0.299, 0.587, 0.114], np.float32)
     level = float(luma.mean())
     brightness = "dark" if level < 0.25 else "dim" if level < 0.42 else "bright" if level < 0.62 else "very bright"
@@ -28,7 +28,7 @@ def attribute_caption(picture: Pixels, kind: str) -> str:
     return f"a {brightness} {_colour(unit)} {noun}, {detail}, lighter {_lightest_side(luma)}"
 
 
-def _colour(unit: np.ndarray[Any, np.dtype[np.float32]]) -> str:
+def _colour(unit: np.ndarray[Any, np.dtype[Any]]) -> str:
     mean = unit.reshape(-1, 3).mean(0)
     high, low = float(mean.max()), float(mean.min())
     if high - low < 0.05:
@@ -39,7 +39,7 @@ def _colour(unit: np.ndarray[Any, np.dtype[np.float32]]) -> str:
     return next((name for name, edge in zip(_HUES, _HUE_EDGES, strict=True) if hue < edge), "red")
 
 
-def _lightest_side(luma: np.ndarray[Any, np.dtype[np.float32]]) -> str:
+def _lightest_side(luma: np.ndarray[Any, np.dtype[Any]]) -> str:
     height, width = luma.shape
     sides = {
         "at the top": luma[: height // 3].mean(),

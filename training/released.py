@@ -53,7 +53,7 @@ def averaged(module: nn.Module, folder: Path) -> nn.Module:
         for name, p in module.named_parameters():
             if name in state["ema"]:
                 p.copy_(state["ema"][name])
-    return cast(nn.Module, module.eval().requires_grad_(False))
+    return module.eval().requires_grad_(False)
 
 
 def trained_vae(folder: Path) -> AutoencoderKLTemporalDecoder:

@@ -115,14 +115,13 @@ class Trainer:
         self.objective.enter(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(optim, self.step) * self.objective.rate(self.step)
-        loss, parts = self.objective.loss(self.step)
-        if not torch.isfinite(loss):
+        parts = self.objective.backward(self.step)
+        if not math.isfinite(parts["loss"]):
             self.save()
-            raise DataError(f"the loss is {loss.item()} at iteration {self.step}; the state before it is saved")
-        loss.backward()  # type: ignore[no-untyped-call]
+            raise DataError(f"the loss is {parts['loss']} at iteration {self.step}; the state before it is saved")
         nn.utils.clip_grad_norm_(module.parameters(), optim.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(module)
         self.step += 1
-        return {"loss": loss.item(), **parts}
+        return parts

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -28,7 +28,7 @@ def read_shot(path: Path, height: int, width: int) -> Pixels:
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):
             small = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
-            frames.append(small.to_ndarray())
+            frames.append(cast(Pixels, small.to_ndarray()))
     return np.stack(frames)
 
 

@@ -72,7 +72,7 @@ def encode_clips(
             flows = {f"flow{stride}": _pair_flows(clip, stride) for stride in own}
             partial = kept.with_suffix(".partial")
             with partial.open("wb") as stream:
-                np.savez(stream, latents=latents, embeds=embeds, **flows)
+                np.savez(stream, allow_pickle=False, latents=latents, embeds=embeds, **flows)
             partial.replace(kept)
         with np.load(kept) as data:
             flow = {stride: data[f"flow{stride}"] for stride in own}

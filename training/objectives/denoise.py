@@ -14,6 +14,7 @@ the vector. Fps follows from the clip's stride, the bucket from its measured flo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -31,7 +32,7 @@ from training.config import DenoiserConfig
 from training.data.latents import LatentClip, to_pixels
 from training.initialise import start_denoiser
 from training.motion import MotionMap
-from training.objectives.protocol import generator
+from training.objectives.protocol import backward_in_parallel, generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,11 @@ class Batch:
     concat: Tensor
     context: Tensor
     vector: Tensor
+
+    def row(self, k: int) -> Batch:
+        """The k-th clip, as a batch of one."""
+        parts = (part[k : k + 1] for part in (self.clean, self.concat, self.context, self.vector))
+        return Batch(*parts)
 
 
 class DenoiseObjective:
@@ -129,15 +135,20 @@ class DenoiseObjective:
         x = int(torch.randint(0, width - side[1] + 1, (), generator=draw))
         return y, x, side
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss of iteration `step`; parts: its mean over clips of low, middle and high sigma."""
-        batch = self.batch(step)
-        draw = generator(self.config.optim.seed, step, -1)
-        rows = len(batch.clean)
-        sigma = (self.config.p_mean + self.config.p_std * torch.randn(rows, generator=draw)).exp()
+    def backward(self, step: int) -> dict[str, float]:
+        """The gradients of iteration `step`: the mean error of its clips, each clip in a thread of its own."""
+        pieces = [partial(self._share, part, sigma, noise) for part, sigma, noise in self._rows(step)]
+        return {"loss": backward_in_parallel(pieces)}
+
+    def _rows(self, step: int) -> list[tuple[Batch, Tensor, Tensor]]:
+        batch, config = self.batch(step), self.config
+        draw = generator(config.optim.seed, step, -1)
+        sigma = (config.p_mean + config.p_std * torch.randn(len(batch.clean), generator=draw)).exp()
         noise = torch.randn(batch.clean.shape, generator=draw)
-        each = denoising_error(self.unet, batch, sigma, noise)
-        return each.mean(), {}
+        return [(batch.row(k), sigma[k : k + 1], noise[k : k + 1]) for k in range(len(sigma))]
+
+    def _share(self, batch: Batch, sigma: Tensor, noise: Tensor) -> Tensor:
+        return denoising_error(self.unet, batch, sigma, noise).sum() / self.config.optim.batch
 
 
 def denoising_error(unet: UNetSpatioTemporalConditionModel, batch: Batch, sigma: Tensor, noise: Tensor) -> Tensor:

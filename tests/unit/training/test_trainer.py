@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from model.errors import DataError
 from training.config import Optim
 from training.ema import EMA
-from training.objectives.protocol import generator
+from training.objectives.protocol import backward_in_parallel, backward_of, generator
 from training.recipes.vae import mini_vae
 from training.trainer import Trainer, learning_rate
 
@@ -53,10 +53,10 @@ class Line:
     def rate(self, step: int) -> float:
         return 1.0
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def backward(self, step: int) -> dict[str, float]:
         x = torch.randn(4, 3, generator=generator(OPTIM.seed, step))
         error = (self.net(x)[:, 0] - x.sum(1) - 1).square().mean()
-        return (error * float("nan") if step == self.poison_at else error), {}
+        return backward_of(error * float("nan") if step == self.poison_at else error, {})
 
 
 def losses(folder: Path) -> list[float]:
@@ -136,3 +136,16 @@ def test_a_frozen_parameter_leaves_the_average() -> None:
     frozen_at = net.bias.detach().clone()
     with ema.swapped(net):
         assert torch.equal(net.bias, frozen_at)
+
+
+def test_gradients_in_parallel_are_those_of_the_sum() -> None:
+    net = nn.Linear(3, 2)
+    x = [torch.randn(4, 3) for _ in range(2)]
+    losses = [(lambda part=part: net(part).square().mean()) for part in x]
+    assert backward_in_parallel(losses) == pytest.approx(sum(loss().item() for loss in losses), rel=1e-6)
+    together = net.weight.grad
+    assert together is not None
+    net.zero_grad()
+    sum(loss() for loss in losses).backward()  # type: ignore[union-attr]
+    assert net.weight.grad is not None
+    assert torch.allclose(together, net.weight.grad, atol=1e-6)
