@@ -1,9 +1,9 @@
 """Solvers of the probability-flow ODE dx/dsigma = (x - D(x; sigma)) / sigma, as resumable state machines.
 
 A solver never calls the network. Its state is an explicit value; from it follows at which (x, sigma) the denoiser is
-needed next (`request`), and given the slope there (model.sampling.precondition.slope), the next state (`advance`). So one request's solver can stop between any two
-evaluations, share a call with requests at other noise levels, and be stored and resumed. Stochastic churn is left out:
-a seed is to give one video.
+needed next (`request`), and given the slope there (model.sampling.precondition.slope), the next state (`advance`). So
+one request's solver can stop between any two evaluations, share a call with requests at other noise levels, and be
+stored and resumed. Stochastic churn is left out: a seed is to give one video.
 
 Source: EDM (Karras et al. 2022), Algorithm 1 (Heun; its lines 4 and 5 alone are Euler).
 Legend: T frames, C channels; h, w latent.

@@ -1,7 +1,7 @@
 """The same seed gives the video that diffusers' StableVideoDiffusionPipeline gives.
 
-Latents within 1e-4, frames at 60 dB or more: two independent implementations on the same weights, for a randomly initialised model of 4 and of 16 latent channels,
-and for every shipped image-to-video checkpoint.
+Latents within 1e-4, frames at 60 dB or more: two independent implementations on the same weights, for a randomly
+initialised model of 4 and of 16 latent channels, and for every shipped image-to-video checkpoint.
 """
 
 from __future__ import annotations
