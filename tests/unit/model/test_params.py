@@ -1,0 +1,88 @@
+"""Settings: complete, in range, and refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.catalog import ModelEntry
+from model.errors import InvalidRequest
+from model.params import ImageToVideoParams
+from model.tasks import task
+
+GOOD: dict[str, Any] = {
+    "num_frames": 14,
+    "height": 128,
+    "width": 224,
+    "seed": 7,
+    "fps": 8,
+    "motion_bucket_id": 127,
+    "noise_aug_strength": 0.02,
+    "min_guidance_scale": 3.0,
+    "max_guidance_scale": 1.0,
+    "num_inference_steps": 20,
+    "solver": "euler",
+    "schedule": "karras",
+    "decode_chunk_size": 7,
+    "resize_mode": "crop",
+}
+DEFAULTS = {key: value for key, value in GOOD.items() if key not in {"num_frames", "height", "width", "seed"}}
+ENTRY = ModelEntry("m", Path("m"), task("image-to-video"), "0" * 12, (14,), 128, 224, 32, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("fps", 0),
+        ("fps", 61),
+        ("motion_bucket_id", 0),
+        ("motion_bucket_id", 256),
+        ("noise_aug_strength", -0.1),
+        ("noise_aug_strength", math.nan),
+        ("min_guidance_scale", math.inf),
+        ("num_inference_steps", 0),
+        ("num_inference_steps", 201),
+        ("seed", -1),
+        ("decode_chunk_size", 15),
+        ("height", 129),
+    ],
+)
+def test_a_value_out_of_range_names_its_field(field: str, value: object) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        ImageToVideoParams(**{**GOOD, field: value})
+    assert caught.value.param == field
+
+
+def test_every_setting_is_required() -> None:
+    for field in dataclasses.fields(ImageToVideoParams):
+        with pytest.raises(TypeError, match=field.name):
+            ImageToVideoParams(**{key: value for key, value in GOOD.items() if key != field.name})
+
+
+def test_what_is_left_out_is_the_checkpoint_s_default() -> None:
+    assert ENTRY.resolve({"fps": None}, seed=7) == ImageToVideoParams(**GOOD)
+    assert ENTRY.resolve({"fps": 12, "width": 160}, seed=1).fps == 12
+
+
+@pytest.mark.parametrize(("asked", "field"), [({"num_frames": 25}, "num_frames"), ({"width": 230}, "width")])
+def test_what_the_checkpoint_cannot_make_names_the_field(asked: dict[str, int], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        ENTRY.resolve(asked, seed=0)
+    assert caught.value.param == field
+
+
+@given(width=st.integers(1, 2000))
+def test_only_sizes_the_network_can_halve_pass(width: int) -> None:
+    fits = width % 32 == 0 and width <= 4 * 224
+    try:
+        resolved = ENTRY.resolve({"width": width}, seed=0)
+    except InvalidRequest:
+        assert not fits
+    else:
+        assert fits and resolved.width == width
