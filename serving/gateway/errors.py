@@ -82,8 +82,9 @@ def answer(
 def first_problem(error: ValidationError | RequestValidationError, where: str) -> InvalidRequest:
     """The first thing wrong with a validated value, as our own error; `where` says what has no such field."""
     first: dict[str, Any] = dict(error.errors()[0])
-    location = [str(part) for part in first["loc"] if part not in ("query", "path", "header", "body")]
-    param = ".".join(location) or None
+    # FastAPI begins the location with the part of the request: query, path or header.
+    location = first["loc"][1:] if isinstance(error, RequestValidationError) else first["loc"]
+    param = ".".join(map(str, location)) or None
     kind = first["type"]
     if kind == "extra_forbidden":
         message = f"{where} has no field {param!r}; leave it out"

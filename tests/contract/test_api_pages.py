@@ -1,0 +1,75 @@
+"""Models, health, the OpenAPI document, and the two pages for people."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stillmotion.types import ImageToVideoRequest, ModelList
+
+from tests.contract.support import DEFAULTS, running
+
+
+async def test_models(tmp_path: Path) -> None:
+    async with running(tmp_path) as app:
+        models = ModelList.model_validate((await app.client.get("/models")).json()).data
+        assert [model.id for model in models] == ["scripted", "second"]
+        assert (models[0].task, models[0].version, models[0].num_frames) == ("image-to-video", "0123456789ab", [5])
+        assert (models[0].width, models[0].height, models[0].defaults) == (96, 64, DEFAULTS)
+
+
+def references(node: Any) -> set[str]:
+    if isinstance(node, dict):
+        here = {node["$ref"]} if "$ref" in node else set()
+        return here.union(*map(references, node.values()))
+    return set().union(*map(references, node)) if isinstance(node, list) else set()
+
+
+async def test_the_openapi_document_is_whole(tmp_path: Path) -> None:
+    async with running(tmp_path) as app:
+        document = (await app.client.get("/openapi.json")).json()
+        for reference in references(document):
+            node = document
+            for part in reference.removeprefix("#/").split("/"):
+                node = node[part]
+        error = {"$ref": "#/components/schemas/ErrorResponse"}
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                assert operation["summary"], (path, method)
+                for status, response in operation["responses"].items():
+                    if int(status) >= 400:
+                        assert response["content"]["application/json"]["schema"] == error, (path, status)
+        submit = document["paths"]["/generate/image-to-video"]["post"]
+        expected = {"200", "202", "400", "409", "413", "415", "422", "429", "500", "503", "507"}
+        assert set(submit["responses"]) == expected
+        schemas = document["components"]["schemas"]
+        form = schemas["ImageToVideoForm"]["properties"]
+        body = schemas["ImageToVideoBody"]["properties"]
+        assert set(form) == set(body) == {"image", *ImageToVideoRequest.model_fields}
+        assert set(submit["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
+        assert "HTTPValidationError" not in schemas
+
+
+@pytest.mark.parametrize("page", ["/", "/docs"])
+async def test_pages_load_nothing_from_elsewhere(tmp_path: Path, page: str) -> None:
+    async with running(tmp_path) as app:
+        answer = await app.client.get(page)
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/html")
+        links = re.findall(r"""(?:src|href)=["']([^"']+)["']""", answer.text)
+        assert links
+        for link in links:
+            assert link.startswith("/"), link
+            assert (await app.client.get(link)).status_code == 200, link
+
+
+async def test_the_playground_asks_only_for_what_exists(tmp_path: Path) -> None:
+    async with running(tmp_path) as app:
+        page, script = (await app.client.get("/")).text, (await app.client.get("/web/app.js")).text
+        names = set(re.findall(r'name="(\w+)"', page)) - {"viewport"}
+        assert names <= {"image", *ImageToVideoRequest.model_fields}
+        ids = set(re.findall(r'id="(\w+)"', page))
+        assert set(re.findall(r'\$\("(\w+)"\)', script)) <= ids
+        assert "innerHTML" not in script

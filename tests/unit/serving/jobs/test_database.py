@@ -1,0 +1,101 @@
+"""The database: its tables are those the code has, its transactions hold, and errors say what to do."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import func, inspect, select, text
+
+from model.errors import InvalidRequest, StorageFull
+from serving.jobs.database import Database
+from serving.jobs.store import JobStore
+from serving.jobs.tables import Base, JobRow
+from tests.unit.serving.jobs.test_states import new_job
+
+
+def test_migrations_make_exactly_the_tables(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/new folder/jobs.db")
+    with database.write() as session:
+        differences = compare_metadata(MigrationContext.configure(session.connection()), Base.metadata)
+        assert differences == []
+        assert session.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+        assert set(inspect(session.connection()).get_table_names()) == {"jobs", "job_events", "alembic_version"}
+    database.close()
+
+
+def test_opening_again_keeps_everything(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    database = Database(url)
+    job, _ = JobStore(database).create(new_job("job_1"), 10)
+    database.close()
+    database = Database(url)
+    assert JobStore(database).get("job_1") == job
+    database.close()
+
+
+def test_a_failed_transaction_leaves_no_trace(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/jobs.db")
+    store = JobStore(database)
+    store.create(new_job("job_1"), 10)
+
+    def change_and_fail() -> None:
+        with database.write() as session:
+            session.scalars(select(JobRow)).one().status = "failed"
+            session.flush()
+            raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        change_and_fail()
+    assert store.get("job_1").status == "queued"
+    database.close()
+
+
+def test_writers_on_two_connections_wait_for_each_other(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    first, second = Database(url), Database(url)
+
+    def fill(database: Database, name: str) -> None:
+        for number in range(15):
+            JobStore(database).create(new_job(f"job_{name}_{number}"), 1000)
+
+    threads = [threading.Thread(target=fill, args=(database, name)) for database, name in ((first, "a"), (second, "b"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with first.read() as session:
+        assert session.scalar(select(func.count()).select_from(JobRow)) == 30
+    leased = [JobStore(database).lease() for database in (first, second) * 15]
+    assert len({job.id for job in leased if job is not None}) == 30
+    first.close()
+    second.close()
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/jobs.db")
+    store = JobStore(database)
+    store.create(new_job("job_1"), 10)
+    with database.write() as session:  # SQLite's own limit on its file gives the error that a full disk gives
+        pages = session.execute(text("PRAGMA page_count")).scalar()
+
+    def fill() -> None:
+        with database.write() as session:
+            session.execute(text(f"PRAGMA max_page_count={pages}"))
+            session.execute(text("CREATE TABLE filler (data BLOB)"))
+            session.execute(text("INSERT INTO filler VALUES (zeroblob(10000000))"))
+
+    with pytest.raises(StorageFull, match="free some space"):
+        fill()
+    assert store.get("job_1").status == "queued"
+    database.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "no url at all"])
+def test_urls_that_cannot_keep_jobs_are_refused(url: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Database(url)
+    assert caught.value.param == "database_url"
