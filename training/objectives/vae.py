@@ -62,8 +62,9 @@ def prepare(vae: AutoencoderKLTemporalDecoder) -> None:
         if isinstance(layer, Attention):
             layer.requires_grad_(False)
     anchor(cast(nn.Conv2d, vae.decoder.up_blocks[-2].upsamplers[0].conv))
-    # logvar is never read, so it is left constant.
+    # logvar is never read, so it is left constant; the last convolution over time starts as one over space alone.
     with torch.no_grad():
+        vae.decoder.time_conv_out.weight[:, :, ::2].zero_()
         channels = int(vae.config["latent_channels"])
         vae.quant_conv.weight[channels:].zero_()
         vae.quant_conv.bias[channels:].fill_(-6.0)

@@ -68,6 +68,16 @@ def test_each_phase_starts_as_a_no_op(objective: VAEObjective, before: int, afte
     assert torch.equal(reconstruct(objective, 2), first)
 
 
+def test_until_its_temporal_layers_join_the_decoder_takes_each_frame_alone(objective: VAEObjective) -> None:
+    objective.enter(5)
+    pixels = objective.crops(step=100, count=1, frames=3)
+    with torch.no_grad():
+        latents = objective.vae.encode(pixels).latent_dist.mode()
+        together = objective.vae.decode(latents, num_frames=3).sample
+        alone = torch.cat([objective.vae.decode(one[None], num_frames=1).sample for one in latents])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
 def test_the_encoder_freezes_after_the_skeleton_and_the_decoder_goes_on(objective: VAEObjective) -> None:
     objective.enter(3)
     assert not any(p.requires_grad for p in objective.vae.encoder.parameters())
