@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,7 +51,7 @@ def serve(
     def on_ready(url: str) -> None:
         typer.echo(f"ready: {url} serves {names}; API docs at {url}/docs")
 
-    asyncio.run(server.run(create_app(served, entries, settings), listener, lambda: served.ready, on_ready))
+    server.run(create_app(served, entries, settings), listener, lambda: served.ready, on_ready)
 
 
 def _in_process(entries: Sequence[ModelEntry]) -> Engine:

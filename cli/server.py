@@ -47,14 +47,20 @@ async def run(
     """
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=STOPPING_S)
     server = _Server(config)
+    asyncio.run(_serve(server, listener, ready, on_ready))
+    if not server.started:
+        raise StillmotionError("the service did not start; the log above says why")
+
+
+async def _serve(
+    server: uvicorn.Server, listener: socket.socket, ready: Callable[[], bool], on_ready: Callable[[str], None]
+) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not serving.done() and not (server.started and ready()):
         await asyncio.sleep(LOOK_S)
     if not serving.done():
         on_ready(_url(listener))
     await serving
-    if not server.started:
-        raise StillmotionError("the service did not start; the log above says why")
 
 
 def _url(listener: socket.socket) -> str:

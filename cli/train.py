@@ -11,7 +11,7 @@ import typer
 def train(
     recipe: Annotated[str | None, typer.Argument(help="Which recipe; --list shows them.")] = None,
     data: Annotated[Path | None, typer.Option(help="A prepared dataset.", exists=True, file_okay=False)] = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder: checkpoints, log, config.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of runs; this one is OUT/RECIPE.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one of the recipe's values.")
     ] = None,
@@ -33,11 +33,13 @@ def train(
         asked = "name a recipe" if recipe is None else f"no recipe is called {recipe!r}"
         raise typer.BadParameter(f"{asked}; there are: {', '.join(RECIPES)}", param_hint="RECIPE")
     if data is None or out is None:
-        raise typer.BadParameter("--data and --out are needed: the dataset, and the run's folder", param_hint="RECIPE")
+        raise typer.BadParameter(
+            "--data and --out are needed: the dataset, and the folder of runs", param_hint="RECIPE"
+        )
 
     from cli.progress import reporting
     from training.cli_entry import run
 
     with reporting() as report:
-        run(recipe, data, out, overrides, resume, report)
-    typer.echo(str(out))
+        folder = run(recipe, data, out, overrides, resume, report)
+    typer.echo(str(folder))
