@@ -122,14 +122,20 @@ class JobStore:
             session.execute(delete(EventRow).where(EventRow.job_id == job_id))
             session.delete(row)
 
-    def events_after(self, job_id: str, last: int) -> list[JobEvent]:
-        """The job's events with ids above `last`, oldest first. Raises JobNotFound."""
+    def events_after(self, job_id: str, last: int) -> tuple[list[JobEvent], bool]:
+        """The job's events with ids above `last`, oldest first, and whether no more will come.
+
+        Raises:
+            JobNotFound: there is no such job.
+        """
         with self._database.read() as session:
-            _row(session, job_id)
+            # The job first: if it has ended by now, the events read after it hold the one that tells so.
+            ended = is_terminal(_row(session, job_id).status)
             rows = session.scalars(
                 select(EventRow).where(EventRow.job_id == job_id, EventRow.id > last).order_by(EventRow.id)
             )
-            return [JobEvent.model_validate({"id": row.id, "event": row.event, "job": row.job}) for row in rows]
+            events = [JobEvent.model_validate({"id": row.id, "event": row.event, "job": row.job}) for row in rows]
+            return events, ended
 
     def file(self, job_id: str, variant: Variant) -> StoredFile:
         """Where a completed job's result lies.

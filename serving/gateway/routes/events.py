@@ -45,15 +45,12 @@ async def _events(parts: Services, job_id: str, last: int) -> AsyncIterator[Serv
         while True:
             heard.clear()
             try:
-                news = await in_thread(parts.store.events_after, job_id, last)
-                ended = not news and (await in_thread(parts.store.get, job_id)).is_terminal
+                news, ended = await in_thread(parts.store.events_after, job_id, last)
             except JobNotFound:  # deleted while it was followed
                 return
             for event in news:
                 last = event.id
                 yield _message(event)
-                if event.job.is_terminal:
-                    return
             if ended:
                 return
             await wait_heard(heard, _LOOK_AGAIN_S)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets
 import time
@@ -154,4 +153,4 @@ async def _wait(parts: Services, job: Job, seconds: float) -> Job:
             job = await in_thread(parts.store.get, job.id)
             if not job.is_terminal:
                 await wait_heard(heard, min(left, 1.0))
-    return await asyncio.shield(in_thread(parts.store.get, job.id))
+    return job
