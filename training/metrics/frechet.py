@@ -75,7 +75,7 @@ def resamples(groups: Sequence[str], count: int, seed: int) -> list[np.ndarray[A
     return [np.concatenate([rows[names[index]] for index in draw]) for draw in draws]
 
 
-def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+def interval(values: Sequence[float] | Array, level: float = 0.95) -> tuple[float, float]:
     """The middle `level` of the values."""
     low, high = np.quantile(np.asarray(values), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

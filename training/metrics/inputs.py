@@ -15,6 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 
 from model.errors import DataError
@@ -91,11 +92,28 @@ def real_clips(folder: Path, num_frames: int, height: int, width: int, limit: in
     return clips
 
 
-def stills(folder: Path, height: int, width: int) -> dict[str, Frames]:
-    """One picture of each held-out source, [H, W, 3]: the first frame of every shot, and every photograph."""
-    pictures: dict[str, Frames] = {}
-    for item in load_items(folder):
-        if item.split == "heldout":
-            read = read_shot if item.kind == "shot" else read_photo
-            pictures[item.id] = read(folder / item.file, height, width)[0]
-    return pictures
+@dataclass(frozen=True, slots=True)
+class Still:
+    """A held-out picture, [H, W, 3]: `kind` is `shot` (its first frame) or `photo`."""
+
+    kind: str
+    picture: Frames
+
+
+def stills(folder: Path, height: int, width: int) -> dict[str, Still]:
+    """One picture of each held-out source at H x W, shots and photographs by turns, by name.
+
+    Raises:
+        DataError: not a dataset.
+    """
+    held_out = [item for item in load_items(folder) if item.split == "heldout"]
+    kinds = ([item for item in held_out if item.kind == kind] for kind in ("shot", "photo"))
+    turns = [item for pair in zip_longest(*kinds) for item in pair if item is not None]
+    read = {"shot": _first_frame, "photo": lambda *place: read_photo(*place)[0]}
+    return {item.id: Still(item.kind, read[item.kind](folder / item.file, height, width)) for item in turns}
+
+
+def _first_frame(path: Path, height: int, width: int) -> Frames:
+    with av.open(str(path)) as container:
+        frame = next(container.decode(container.streams.video[0]))
+        return np.asarray(frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray())

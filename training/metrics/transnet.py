@@ -32,7 +32,10 @@ Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class _Separable(nn.Module):
-    """A 3x3x3 convolution as a spatial one and a temporal one, dilated in time (section 2, "DDCNN V2")."""
+    """A 3x3x3 convolution as a spatial one and a temporal one, dilated in time (section 2, "DDCNN V2").
+
+    The weights are published as those of 3D convolutions; they are applied as 2D ones, which is the same and faster.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, dilation: int) -> None:
         super().__init__()
@@ -41,11 +44,16 @@ class _Separable(nn.Module):
             2 * channels_out, channels_out, (3, 1, 1), padding=(dilation, 0, 0), dilation=(dilation, 1, 1), bias=False
         )
         self.layers = nn.ModuleList([spatial, temporal])
+        self.dilation = dilation
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x)
-        return x
+    def forward(self, x: Float[Tensor, "B C T H W"]) -> Tensor:
+        spatial, temporal = (cast(Tensor, layer.weight) for layer in self.layers)
+        size = x.shape
+        each = x.transpose(1, 2).flatten(0, 1)
+        each = F.conv2d(each, spatial.squeeze(2), padding=1)
+        flat = each.unflatten(0, (size[0], size[2])).transpose(1, 2).flatten(3)
+        mixed = F.conv2d(flat, temporal.squeeze(4), padding=(self.dilation, 0), dilation=(self.dilation, 1))
+        return mixed.reshape(size[0], -1, *size[2:])
 
 
 class _Cell(nn.Module):

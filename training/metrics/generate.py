@@ -1,0 +1,136 @@
+"""Clips made for measuring: sampled by model.sampling, kept on disk, so that an interrupted evaluation goes on.
+
+A work folder belongs to one checkpoint version, step count and size; a clip in it is not made again.
+
+Legend: T frames, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from model.backends.makers import make_denoiser
+from model.backends.protocol import Denoiser
+from model.catalog import ModelEntry
+from model.checkpoint import Checkpoint, load
+from model.conditioning import picture_to_pixels
+from model.decode import decode, to_uint8
+from model.params import ImageToVideoParams
+from model.sampling.batch import advance
+from model.sampling.prepare import begin_row
+from model.vae import decode_clip, encode_mode
+
+Frames = np.ndarray[Any, np.dtype[np.uint8]]
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One clip to make.
+
+    Args:
+        name: what it is kept under; letters, digits, `-` and `/`.
+        picture: [H, W, 3], of the checkpoint's size.
+        seed_from: clips of one `seed_from` start from the same noise.
+    """
+
+    name: str
+    picture: Frames
+    fps: int
+    bucket: int
+    seed_from: str
+
+    @property
+    def seed(self) -> int:
+        """The seed its noise comes from."""
+        return zlib.crc32(self.seed_from.encode())
+
+
+class ClipMaker:
+    """Makes clips with one checkpoint, `batch` at a time, and keeps them in `folder`.
+
+    The checkpoint is loaded when the first clip is missing.
+    """
+
+    def __init__(self, entry: ModelEntry, folder: Path, *, steps: int, batch: int = 1, device: str = "cpu") -> None:
+        self._entry = entry
+        self._folder = folder / f"{entry.name}-{entry.version}-{steps}-steps"
+        self._steps = steps
+        self._batch = batch
+        self._device = device
+
+    def generated(self, wanted: Sequence[Wanted], what: str, report: Report) -> list[Frames]:
+        """The clips, [T, H, W, 3] each, in the order asked for."""
+        missing = [one for one in wanted if not self._place(one.name).exists()]
+        done = len(wanted) - len(missing)
+        for group in _groups(missing, self._batch):
+            report(what, done, len(wanted))
+            for one, clip in zip(group, self._sample(group), strict=True):
+                self._keep(one.name, clip)
+            done += len(group)
+        report(what, done, len(wanted))
+        return [np.load(self._place(one.name)) for one in wanted]
+
+    def reconstructed(self, clips: dict[str, Frames], what: str, report: Report) -> list[Frames]:
+        """Each clip through the autoencoder and back."""
+        for done, (name, frames) in enumerate(clips.items()):
+            report(what, done, len(clips))
+            if not self._place(f"autoencoder/{name}").exists():
+                self._keep(f"autoencoder/{name}", self._through_autoencoder(frames))
+        report(what, len(clips), len(clips))
+        return [np.load(self._place(f"autoencoder/{name}")) for name in clips]
+
+    @cached_property
+    def _checkpoint(self) -> Checkpoint:
+        return load(self._entry, device=self._device)
+
+    @cached_property
+    def _denoiser(self) -> Denoiser:
+        return make_denoiser("torch", self._checkpoint)
+
+    def _sample(self, group: Sequence[Wanted]) -> list[Frames]:
+        asked = [self._params(one) for one in group]
+        rows = [
+            begin_row(self._checkpoint, params, Image.fromarray(one.picture))
+            for params, one in zip(asked, group, strict=True)
+        ]
+        while not rows[0].done:
+            rows = advance(self._denoiser, rows)
+        vae = self._checkpoint.vae
+        return [decode(vae, row.latents, params.decode_chunk_size) for row, params in zip(rows, asked, strict=True)]
+
+    def _params(self, one: Wanted) -> ImageToVideoParams:
+        asked = {"fps": one.fps, "motion_bucket_id": one.bucket, "num_inference_steps": self._steps}
+        return self._entry.resolve(asked, one.seed)
+
+    def _through_autoencoder(self, frames: Frames) -> Frames:
+        vae = self._checkpoint.vae
+        pixels = torch.stack([picture_to_pixels(Image.fromarray(frame)) for frame in frames])
+        with torch.inference_mode():
+            latents = encode_mode(vae, pixels.to(vae.device, vae.dtype))
+            chunk = int(self._entry.defaults["decode_chunk_size"])
+            return to_uint8(decode_clip(vae, latents, chunk).float())
+
+    def _place(self, name: str) -> Path:
+        return self._folder / f"{name}.npy"
+
+    def _keep(self, name: str, clip: Frames) -> None:
+        place = self._place(name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_suffix(".partial")
+        with partial.open("wb") as stream:
+            np.save(stream, clip)
+        partial.replace(place)
+
+
+def _groups(wanted: list[Wanted], size: int) -> list[list[Wanted]]:
+    return [wanted[first : first + size] for first in range(0, len(wanted), size)]
