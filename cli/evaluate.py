@@ -20,10 +20,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a checkpoint on held-out shots and photographs."""
-    from training.evaluate import evaluate as measure
-
     from cli.progress import reporting
     from model.catalog import find
+    from training.evaluate import evaluate as measure
 
     entry = find(model)
     with reporting() as report:
