@@ -27,7 +27,7 @@ def evaluate(
     entry = find(model)
     with reporting() as report:
         figures = measure(entry, data, limit, report)
-    typer.echo(json.dumps(figures, indent=2) if as_json else figures_table(figures))
+    typer.echo(json.dumps(figures, indent=2) if as_json else figures_table(figures["figures"]))
 
 
 def figures_table(figures: dict[str, Any]) -> str:
