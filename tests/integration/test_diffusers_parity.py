@@ -24,8 +24,11 @@ from serving.engine.loaded import LoadedModel, load_model
 from serving.engine.local import generate
 from serving.engine.settings import EngineSettings
 
-# diffusers 0.42 meets numpy 2.5 here.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    # diffusers 0.42 meets numpy 2.5 here, and prefers `dtype`, which older releases do not know.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning"),
+]
 
 SHIPPED = sorted(folder.parent.name for folder in ZOO.glob("*image-to-video/model_index.json"))
 
