@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parents[1]
 
 install_import_hook("model", "beartype.beartype")
+
+# A busy machine is no failure; pytest-timeout bounds a test that hangs.
+settings.register_profile("stillmotion", deadline=None)
+settings.load_profile("stillmotion")
 
 
 @pytest.fixture(scope="session")

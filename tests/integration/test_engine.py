@@ -42,6 +42,8 @@ from serving.engine.stats import EngineStats
 
 ON_CPU = EngineSettings(device="cpu", warm_up=False)
 
+pytestmark = pytest.mark.timeout(600)  # seconds on a quiet machine
+
 
 @pytest.fixture(scope="module")
 def entry(tmp_path_factory: pytest.TempPathFactory) -> ModelEntry:

@@ -81,6 +81,7 @@ def test_euler_is_that_of_diffusers() -> None:
         prediction_type="sample", timestep_type="continuous", use_karras_sigmas=True, sigma_min=0.002, sigma_max=700.0
     )
     scheduler.set_timesteps(12)
+    scheduler.set_begin_index(0)
     x = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0)) * 700
     ours, _ = solve("euler", karras_sigmas(12, 0.002, 700.0), x)
     for index, moment in enumerate(scheduler.timesteps):
