@@ -33,10 +33,8 @@ def listen(host: str, port: int) -> socket.socket:
         raise StillmotionError(f"cannot listen on {host}:{port} ({reason}); choose another --host or --port") from error
 
 
-async def run(
-    app: FastAPI, listener: socket.socket, ready: Callable[[], bool], on_ready: Callable[[str], None]
-) -> None:
-    """Serve until SIGINT or SIGTERM.
+def run(app: FastAPI, listener: socket.socket, ready: Callable[[], bool], on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM, then come back in good order.
 
     Args:
         ready: whether a request sent now is served at once.
