@@ -16,17 +16,27 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="A prepared dataset; its held-out part is used.", exists=True, file_okay=False)
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Inputs at most, for a quick look. [all]")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Inputs at most, for a quick look. [all]")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps. [the checkpoint's own]")] = None,
+    device: Annotated[str, typer.Option(help="Where the checkpoint runs.")] = "cpu",
+    card: Annotated[
+        bool, typer.Option("--card", help="Write the figures and the model card into MODEL's folder.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a checkpoint on held-out shots and photographs."""
     from cli.progress import reporting
     from model.catalog import find
+    from training.evaluate import EvalSettings
     from training.evaluate import evaluate as measure
 
     entry = find(model)
     with reporting() as report:
-        figures = measure(entry, data, limit, report)
+        figures = measure(entry, data, limit, report, EvalSettings(steps=steps, device=device))
+    if card:
+        from training.card import write_card
+
+        write_card(entry, figures)
     typer.echo(json.dumps(figures, indent=2) if as_json else figures_table(figures["figures"]))
 
 

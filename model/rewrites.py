@@ -72,15 +72,33 @@ def fold_one_token_attention(network: nn.Module) -> int:
 
 
 def skip_zero_branches(network: nn.Module) -> int:
-    """Do not compute residual branches that end in zeros; returns how many. For networks that train no more."""
+    """Do not compute residual branches and attentions that end in zeros; returns how many.
+
+    For networks that train no more.
+    """
     count = 0
     for block in network.modules():
         if isinstance(block, ResnetBlock2D | TemporalResnetBlock):
-            if block.conv2.weight.any() or block.conv2.bias.any():
+            if not _ends_in_zeros(block.conv2):
                 continue
             block.__dict__["forward"] = without_branch(block)
             count += 1
+        elif isinstance(block, Attention) and block.residual_connection and _ends_in_zeros(block.to_out[0]):
+            block.set_processor(NoAttention())
+            count += 1
     return count
+
+
+def _ends_in_zeros(layer: nn.Module) -> bool:
+    return not any(bool(p.any()) for p in layer.parameters())
+
+
+class NoAttention:
+    """diffusers attention processor for a residual attention whose output layer is zero: its input."""
+
+    def __call__(self, attn: Attention, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+        """The input, as the residual connection passes it on."""
+        return cast(Tensor, hidden_states / attn.rescale_output_factor)
 
 
 def without_branch(block: nn.Module) -> Callable[..., Tensor]:

@@ -87,6 +87,7 @@ class DenoiserConfig:
         strides: strides a clip may have over the kept frames; its fps is the film's over both.
         still_share: share of clips made from a photograph by a rendered camera move.
         moves: how many such clips there are.
+        copying_start: whether the denoiser starts as a copy of its condition (see training.initialise).
         window_until: iterations that train on random windows of window_height x window_width pixels, for speed.
     """
 
@@ -107,6 +108,7 @@ class DenoiserConfig:
     strides: tuple[int, ...]
     still_share: float
     moves: int
+    copying_start: bool
     window_until: int
     window_height: int
     window_width: int

@@ -20,6 +20,8 @@ from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from torch import Tensor, nn
 
+from model.errors import DataError
+
 ANCHOR = 2.0
 
 
@@ -52,7 +54,30 @@ def anchor(conv: nn.Conv2d) -> None:
     bias[1::2] = -ANCHOR
 
 
-def start_denoiser(unet: UNetSpatioTemporalConditionModel) -> None:
-    """Zero the denoiser's branches and anchor what its last normalisation sees."""
+@torch.no_grad()
+def start_denoiser(unet: UNetSpatioTemporalConditionModel, copies: float = 0.5) -> None:
+    """Zero the denoiser's branches, and let its outermost skip connection repeat the condition.
+
+    A small denoiser with little time learns slowest what is simplest: that every frame looks like the given one. So the
+    path conv_in -> skip -> last shortcut -> normalisation -> SiLU -> conv_out starts as a copy. Each input channel u
+    travels as the pair (u, -u) in one normalisation group, whose mean is then always zero, and since
+    silu(u) - silu(-u) = u the nonlinearity drops out. The raw output starts as -`copies` times the condition latents,
+    which at high noise is what EDM's equation 7 wants of it.
+
+    Raises:
+        DataError: the outermost width is not twice the input channels, or the groups do not hold two channels.
+    """
     zero_branches(cast(nn.Module, unet))
-    anchor(cast(nn.Conv2d, unet.up_blocks[-1].resnets[-1].spatial_res_block.conv_shortcut))
+    inward, outward = cast(nn.Conv2d, unet.conv_in), cast(nn.Conv2d, unet.conv_out)
+    shortcut = cast(nn.Conv2d, unet.up_blocks[-1].resnets[-1].spatial_res_block.conv_shortcut)
+    channels, width = inward.in_channels, inward.out_channels
+    latent = outward.out_channels
+    if width != 2 * channels or width != 2 * unet.conv_norm_out.num_groups or channels != 2 * latent:
+        raise DataError(f"a copying start takes {channels} pairs in {2 * channels} channels, not {width}")
+    pairs = torch.stack([torch.eye(channels), -torch.eye(channels)], dim=1).reshape(width, channels)
+    for layer in (inward, outward, shortcut):
+        cast(Tensor, layer.weight).mul_(0.1)
+        cast(Tensor, layer.bias).zero_()
+    inward.weight[:, :, 1, 1] += pairs
+    shortcut.weight[:, -width:, 0, 0] += torch.eye(width)
+    outward.weight[:, :, 1, 1] -= copies * pairs[:, latent:].T

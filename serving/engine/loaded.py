@@ -14,7 +14,7 @@ from model.backends.protocol import Denoiser
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, load
 from model.decode import decode
-from model.rewrites import temporal_convolutions
+from model.rewrites import rewrite_exactly
 from model.sampling.prepare import begin_row
 from model.sampling.sampler import sample
 from serving.engine.settings import EngineSettings
@@ -48,7 +48,7 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     device = automatic if settings.device == "auto" else settings.device
     checkpoint = load(entry, device=device, dtype=getattr(torch, settings.dtype))
-    temporal_convolutions(checkpoint.vae)
+    rewrite_exactly(checkpoint.vae)
     if settings.dtype == "float16" and checkpoint.vae.config["force_upcast"]:
         checkpoint.vae.float()
     return LoadedModel(checkpoint, make_denoiser(settings.backend, checkpoint), settings)

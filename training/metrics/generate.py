@@ -25,6 +25,7 @@ from model.checkpoint import Checkpoint, load
 from model.conditioning import picture_to_pixels
 from model.decode import decode, to_uint8
 from model.params import ImageToVideoParams
+from model.rewrites import rewrite_exactly
 from model.sampling.batch import advance
 from model.sampling.prepare import begin_row
 from model.vae import decode_clip, encode_mode
@@ -91,7 +92,9 @@ class ClipMaker:
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:
-        return load(self._entry, device=self._device)
+        checkpoint = load(self._entry, device=self._device)
+        rewrite_exactly(checkpoint.vae)
+        return checkpoint
 
     @cached_property
     def _denoiser(self) -> Denoiser:

@@ -65,7 +65,8 @@ class DenoiseObjective:
         torch.manual_seed(config.optim.seed)
         spec = task(config.task)
         self.unet = build_unet(preset(config.preset), spec, num_frames=config.num_frames)
-        start_denoiser(self.unet)
+        if config.copying_start:
+            start_denoiser(self.unet)
         rewrite_exactly(cast(nn.Module, self.unet), context_tokens=spec.context_tokens)
         self.weights = torch.tensor([float(len(c.latents)) for c in self.film]).sqrt()
         self.scaling = float(vae.config["scaling_factor"])

@@ -9,10 +9,10 @@ def mini_image_to_video() -> DenoiserConfig:
         preset="mini",
         task="image-to-video",
         optim=Optim(
-            iterations=3200,
+            iterations=1700,
             batch=2,
-            lr=8e-4,
-            warmup=100,
+            lr=1e-3,
+            warmup=60,
             final_lr_share=0.02,
             beta2=0.99,
             weight_decay=0.01,
@@ -36,7 +36,8 @@ def mini_image_to_video() -> DenoiserConfig:
         strides=(1, 2),
         still_share=0.25,
         moves=160,
-        window_until=2200,
+        copying_start=True,
+        window_until=1400,
         window_height=96,
         window_width=160,
     )
