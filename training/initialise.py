@@ -76,7 +76,7 @@ def start_denoiser(unet: UNetSpatioTemporalConditionModel, copies: float = 0.5) 
         raise DataError(f"a copying start takes {channels} pairs in {2 * channels} channels, not {width}")
     pairs = torch.stack([torch.eye(channels), -torch.eye(channels)], dim=1).reshape(width, channels)
     for layer in (inward, outward, shortcut):
-        cast(Tensor, layer.weight).mul_(0.1)
+        layer.weight.mul_(0.1)
         cast(Tensor, layer.bias).zero_()
     inward.weight[:, :, 1, 1] += pairs
     shortcut.weight[:, -width:, 0, 0] += torch.eye(width)
