@@ -96,8 +96,9 @@ def _ends_in_zeros(layer: nn.Module) -> bool:
 class NoAttention:
     """diffusers attention processor for a residual attention whose output layer is zero: its input."""
 
-    def __call__(self, attn: Attention, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+    def __call__(self, attn: Attention, hidden_states: Tensor, temb: Tensor | None = None, **_: object) -> Tensor:
         """The input, as the residual connection passes it on."""
+        del temb  # an autoencoder has none
         return cast(Tensor, hidden_states / attn.rescale_output_factor)
 
 
