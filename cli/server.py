@@ -45,9 +45,13 @@ def run(app: FastAPI, listener: socket.socket, ready: Callable[[], bool], on_rea
     """
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=STOPPING_S)
     server = _Server(config)
-    asyncio.run(_serve(server, listener, ready, on_ready))
+    cause: SystemExit | None = None
+    try:
+        asyncio.run(_serve(server, listener, ready, on_ready))
+    except SystemExit as error:  # uvicorn's way to say that the app did not start
+        cause = error
     if not server.started:
-        raise StillmotionError("the service did not start; the log above says why")
+        raise StillmotionError("the service did not start; the log above says why") from cause
 
 
 async def _serve(

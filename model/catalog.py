@@ -139,7 +139,7 @@ def find(name_or_path: str) -> ModelEntry:
         CheckpointError: neither; the message lists the zoo.
     """
     shipped = ZOO / name_or_path
-    if (shipped / "model_index.json").exists():
+    if shipped.parent == ZOO and (shipped / "model_index.json").exists():  # not where a folder's path replaced ZOO
         return describe(shipped, name_or_path)
     path = Path(name_or_path)
     if path.is_dir():

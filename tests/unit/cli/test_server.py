@@ -1,0 +1,98 @@
+"""How `stillmotion serve` runs an app: when it says that it is ready, and how it ends. In processes of its own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cli import server
+from model.errors import StillmotionError
+
+PROGRAM = """
+import asyncio
+from fastapi import FastAPI
+from starlette.responses import StreamingResponse
+from cli import server
+
+looks = iter([False, False, True])
+app = FastAPI()
+
+@app.get("/")
+def home(): return "here"
+
+@app.get("/slow")
+async def slow():
+    async def pieces():
+        yield b"begun"
+        await asyncio.sleep(0.5)
+        yield b" and ended"
+    return StreamingResponse(pieces())
+
+server.run(app, server.listen("127.0.0.1", 0), lambda: next(looks), lambda url: print(url, flush=True))
+print("left in good order", flush=True)
+"""
+
+NEVER_STARTS = """
+from contextlib import asynccontextmanager
+from fastapi import FastAPI
+from cli import server
+
+@asynccontextmanager
+async def lifespan(app):
+    raise RuntimeError("no database")
+    yield
+
+server.run(FastAPI(lifespan=lifespan), server.listen("127.0.0.1", 0), lambda: True, print)
+"""
+
+
+@contextmanager
+def program(root: Path, code: str) -> Iterator[subprocess.Popen[str]]:
+    running = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_once_where_it_is_and_a_signal_ends_it_well(root: Path, number: signal.Signals) -> None:
+    with program(root, PROGRAM) as running:
+        assert running.stdout
+        url = running.stdout.readline().strip()
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            assert answer.read() == b'"here"'
+        with urllib.request.urlopen(f"{url}/slow", timeout=60) as answer:
+            assert answer.read(5) == b"begun"
+            running.send_signal(number)
+            assert answer.read() == b" and ended"
+        stdout, stderr = running.communicate(timeout=60)
+        assert (running.returncode, stdout, stderr) == (0, "left in good order\n", "")
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(url, timeout=60)
+
+
+def test_an_app_that_does_not_start_is_an_error_and_never_ready(root: Path) -> None:
+    with program(root, NEVER_STARTS) as running:
+        stdout, stderr = running.communicate(timeout=60)
+    assert (running.returncode, stdout) == (1, "")
+    assert "no database" in stderr
+    assert "StillmotionError: the service did not start" in stderr
+
+
+def test_a_taken_address_is_named_with_the_remedy() -> None:
+    with server.listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(StillmotionError, match=f"127.0.0.1:{port} .*another --host or --port"):
+            server.listen("127.0.0.1", port)
