@@ -6,6 +6,7 @@ Nothing is left to defaults of the moment: what a run does is what its config sa
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -131,6 +132,16 @@ def with_overrides(config: Config, overrides: list[str]) -> Config:
     return config
 
 
+_TRUTH = {"true": True, "false": False}
+_PARSERS: dict[Any, Callable[[str], Any]] = {
+    int: int,
+    float: float,
+    str: str,
+    bool: lambda text: _TRUTH[text.lower()],
+    tuple[int, ...]: lambda text: tuple(int(one) for one in text.split(",")),
+}
+
+
 def _replaced(part: Any, path: list[str], text: str, key: str) -> Any:
     names = {field.name for field in dataclasses.fields(part)}
     if path[0] not in names:
@@ -140,7 +151,7 @@ def _replaced(part: Any, path: list[str], text: str, key: str) -> Any:
         return dataclasses.replace(part, **{path[0]: _replaced(current, path[1:], text, key)})
     kind = get_type_hints(type(part))[path[0]]
     try:
-        value = tuple(int(one) for one in text.split(",")) if kind == tuple[int, ...] else kind(text)
-    except (TypeError, ValueError) as error:
+        value = _PARSERS[kind](text)
+    except (KeyError, ValueError) as error:
         raise InvalidRequest(f"{key} takes a {kind}, not {text!r}", param="set") from error
     return dataclasses.replace(part, **{path[0]: value})

@@ -1,0 +1,125 @@
+"""The whole road on a small scale: a dataset folder becomes a checkpoint that the sampler and diffusers both load."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableVideoDiffusionPipeline
+from PIL import Image
+
+from model.catalog import describe
+from model.checkpoint import load
+from model.errors import DataError, InvalidRequest
+from model.video import encode_video
+from training.card import write_card
+from training.cli_entry import run
+from training.data.starter import Item
+
+SMALL = ["preset=tiny", "optim.iterations=3", "optim.log_every=1", "optim.checkpoint_every=2"]
+VAE = [*SMALL, "optim.batch=4", "phase_batch=4", "skeleton_until=1", "spatial_until=2", "frames=2", "crop=32"]
+DENOISER = [
+    *SMALL,
+    "num_frames=6",
+    "copying_start=false",
+    "moves=2",
+    "window_until=1",
+    "window_height=32",
+    "window_width=64",
+]
+DENOISER += ["height=64", "width=128"]
+
+
+def make_dataset(folder: Path) -> Path:
+    """Three training shots, a held-out one and a photograph, in the starter dataset's layout."""
+    (folder / "shots").mkdir(parents=True)
+    (folder / "photos").mkdir()
+    items = []
+    for index in range(4):
+        noise = np.random.default_rng(index).integers(0, 255, (1, 16, 28, 3), dtype=np.uint8)
+        frames = np.roll(noise.repeat(16, 1).repeat(16, 2).repeat(26, 0), index, axis=2)
+        name, split = f"shot-{index:03d}", "heldout" if index == 3 else "train"
+        (folder / "shots" / f"{name}.mp4").write_bytes(encode_video(frames, 24, "mp4"))
+        items.append(Item(name, "shot", f"shots/{name}.mp4", "film", index * 2.0, index * 2 + 1.0, 26, 24.0, split))
+    picture = np.random.default_rng(9).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(picture).resize((600, 400)).save(folder / "photos" / "one.png")
+    items.append(Item("one", "photo", "photos/one.png", "photo", 0, 0, 1, 0.0, "train"))
+    write_items(folder, items)
+    return folder
+
+
+def write_items(folder: Path, items: list[Item]) -> None:
+    lines = "".join(json.dumps(dataclasses.asdict(item)) + "\n" for item in items)
+    (folder / "items.jsonl").write_text(lines)
+    digest = hashlib.sha256(lines.encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps({"items_sha256": digest}))
+
+
+def quiet(*_: object) -> None:
+    """Report nothing."""
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    base = tmp_path_factory.mktemp("road")
+    data, out = make_dataset(base / "data"), base / "runs"
+    run("mini-vae", data, out, VAE, False, quiet)
+    run("mini-image-encoder", data, out, [*SMALL, "optim.batch=2"], False, quiet)
+    run("mini-image-to-video", data, out, DENOISER, False, quiet)
+    return data, out
+
+
+def test_a_run_ends_in_a_checkpoint_of_float16_that_diffusers_loads(road: tuple[Path, Path]) -> None:
+    folder = road[1] / "mini-image-to-video" / "checkpoint"
+    assert load(folder, dtype=torch.float16).unet.dtype == torch.float16
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    assert pipeline.unet.config.num_frames == 6
+    sidecar = json.loads((folder / "stillmotion.json").read_text())
+    assert {name: record["iterations"] for name, record in sidecar["runs"].items()} == {
+        "mini-vae": 3,
+        "mini-image-encoder": 3,
+        "mini-image-to-video": 3,
+    }
+    assert sidecar["motion_map"]["reference_bucket"] == 128.0
+
+
+def test_the_card_holds_the_figures_the_licences_and_the_curves(road: tuple[Path, Path]) -> None:
+    entry = describe(road[1] / "mini-image-to-video" / "checkpoint", "mini-image-to-video")
+    figures = {"settings": {"steps": 3}, "figures": {"frechet": {"model": 1.25, "still": 2.5}}, "protocol": {}}
+    text = write_card(entry, figures).read_text()
+    assert "| frechet / model | 1.25 |" in text
+    assert "Blender Foundation" in text and "CC-BY-3.0" in text
+    assert (entry.path / "training-curve.png").stat().st_size > 1000
+    assert json.loads((entry.path / "metrics.json").read_text()) == figures
+
+
+def test_a_finished_run_is_not_overwritten(road: tuple[Path, Path]) -> None:
+    with pytest.raises(DataError, match="--resume"):
+        run("mini-vae", *road, VAE, False, quiet)
+
+
+def test_an_unknown_recipe_lists_the_known(road: tuple[Path, Path]) -> None:
+    with pytest.raises(InvalidRequest, match="mini-vae"):
+        run("maxi-vae", *road, [], False, quiet)
+
+
+def test_a_dataset_that_trains_on_held_out_footage_is_refused(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data")
+    items = [Item(**json.loads(line)) for line in (data / "items.jsonl").read_text().splitlines()]
+    overlapping = dataclasses.replace(items[0], start_s=6.5, end_s=7.5)
+    write_items(data, [overlapping, *items[1:]])
+    with pytest.raises(DataError) as caught:
+        run("mini-vae", data, tmp_path / "runs", VAE, False, quiet)
+    assert caught.value.code == "held_out"
+
+
+def test_a_changed_dataset_is_refused(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data")
+    (data / "items.jsonl").write_text((data / "items.jsonl").read_text().replace('"heldout"', '"train"'))
+    with pytest.raises(DataError, match="was changed"):
+        run("mini-vae", data, tmp_path / "runs", VAE, False, quiet)

@@ -1,0 +1,33 @@
+"""Overrides: by name, of the setting's own type, refused otherwise."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.errors import InvalidRequest
+from training.config import with_overrides
+from training.recipes import RECIPES
+from training.recipes.image_to_video import mini_image_to_video
+
+
+def test_overrides_reach_every_kind_of_setting() -> None:
+    changed = with_overrides(
+        mini_image_to_video(),
+        ["optim.lr=1e-4", "optim.batch=3", "preset=tiny", "strides=1,3", "copying_start=false", "p_mean = -0.5"],
+    )
+    assert (changed.optim.lr, changed.optim.batch, changed.preset) == (1e-4, 3, "tiny")
+    assert (changed.strides, changed.copying_start, changed.p_mean) == ((1, 3), False, -0.5)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "setting", ["nothing=1", "optim.nothing=1", "optim.batch=many", "copying_start=maybe", "preset"]
+)
+def test_a_wrong_override_names_itself(setting: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        with_overrides(mini_image_to_video(), [setting])
+    assert setting.partition("=")[0] in caught.value.message
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_recipe_is_a_value(name: str) -> None:
+    assert RECIPES[name]() == RECIPES[name]()
