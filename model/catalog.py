@@ -19,6 +19,7 @@ from model.tasks import TASKS, TaskSpec
 
 ZOO = Path(__file__).parent / "zoo"
 SIDECAR = "stillmotion.json"
+FIGURES = "metrics.json"
 
 _PUBLISHED: dict[str, Any] = {
     "task": "image-to-video",
@@ -97,10 +98,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def folder_version(path: Path) -> str:
-    """First 12 hex digits of a SHA-256 over every config and weight file, by name."""
+    """First 12 hex digits of a SHA-256 over every config and weight file, by name; measured figures do not count."""
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
-        if file.suffix in {".json", ".safetensors"} and file.is_file():
+        if file.suffix in {".json", ".safetensors"} and file.name != FIGURES and file.is_file():
             digest.update(str(file.relative_to(path)).encode())
             with file.open("rb") as stream:
                 while block := stream.read(1 << 20):

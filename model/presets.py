@@ -126,7 +126,7 @@ PRESETS: dict[str, Preset] = {
         UNetSize((64, 64, 96), (4, 4, 6), 1, 128),
         VAESize((64, 64, 128, 128), 1, 16, 1.0, False),
         ImageEncoderSize(128, 512, 4, 4, 32, 128),
-        NoiseRange(0.02, 100.0, 7.0),
+        NoiseRange(0.3, 100.0, 7.0),
         14,
         128,
         224,

@@ -6,14 +6,19 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from model.catalog import ModelEntry
+from model.catalog import FIGURES, ModelEntry
 from training.data import sources
 
 CURVE = "training-curve.png"
-METRICS = "metrics.json"
 
 _TITLE = {
     "mini-image-to-video": "A still becomes 14 frames at 128 x 224. Small on purpose: it runs on a laptop, offline.",
+}
+_HISTORY = {
+    "mini-image-to-video": """Seed, learning rates and all else are in the recipes. As run, on two CPU cores shared with
+other work, the configs below. The runs were interrupted and resumed. Until its iteration 200 the denoiser's schedule was laid out for
+2,200 iterations instead of 1,700, and the number of threads changed on the way; so running the recipes again gives a
+checkpoint like this one, not the same bits.""",
 }
 _LIMITS = """It has seen one animated film and some ten photographs, for an hour of two CPU cores. Expect soft pictures,
 small and simple motion, and drift away from the picture where much motion is asked for. It exists so that the whole
@@ -53,7 +58,7 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
     Args:
         figures: what training.evaluate.evaluate returned.
     """
-    (entry.path / METRICS).write_text(json.dumps(figures, indent=2) + "\n")
+    (entry.path / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
     sidecar = cast(dict[str, Any], json.loads((entry.path / "stillmotion.json").read_text()))
     used = (sources.FILM, sources.PHOTOS_16, sources.PHOTOS_20)
     parts = [
@@ -62,7 +67,7 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
         "Weights: Apache-2.0 code, trained on the openly licensed works below; keep their attribution.",
         "## Figures",
         f"From `stillmotion eval {entry.name} --data DATA --card`, on held-out shots and photographs.",
-        f"Settings: {json.dumps(figures['settings'])}. How each is taken: `protocol` in {METRICS}.",
+        f"Settings: {json.dumps(figures['settings'])}. How each is taken: `protocol` in {FIGURES}.",
         _figure_table(figures["figures"]),
         "## Limits",
         _LIMITS,
@@ -72,7 +77,7 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
         "## Training",
         f"![training curves]({CURVE})",
         "```\n" + _commands(entry.name) + "\n```",
-        "Seed, learning rates and all else are in the recipes; as run:",
+        _HISTORY.get(entry.name, "Seed, learning rates and all else are in the recipes; as run:"),
         "```json\n" + json.dumps(sidecar.get("runs", {}), indent=1) + "\n```",
         "The image encoder is a small CLIP-style tower of our own, trained contrastively on measured attribute "
         "captions and on frames of the same shot. It is not OpenAI's CLIP.",

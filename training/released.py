@@ -88,12 +88,12 @@ def runs_summary(folders: dict[str, Path]) -> dict[str, Any]:
 
 
 DEFAULTS: dict[str, Any] = {
-    "fps": 8,
+    "fps": 6,
     "motion_bucket_id": 127,
     "noise_aug_strength": 0.02,
     "min_guidance_scale": 1.0,
     "max_guidance_scale": 2.0,
-    "num_inference_steps": 20,
+    "num_inference_steps": 6,
     "solver": "euler",
     "schedule": "karras",
     "decode_chunk_size": 7,
