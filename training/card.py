@@ -16,9 +16,9 @@ _TITLE = {
 }
 _HISTORY = {
     "mini-image-to-video": """Seed, learning rates and all else are in the recipes. As run, on two CPU cores shared with
-other work, the configs below. The runs were interrupted and resumed. Until its iteration 200 the denoiser's schedule was laid out for
-2,200 iterations instead of 1,700, and the number of threads changed on the way; so running the recipes again gives a
-checkpoint like this one, not the same bits.""",
+other work, the configs below. The runs were interrupted and resumed. Until its iteration 200 the denoiser's schedule
+was laid out for 2,200 iterations instead of 1,700, and the number of threads changed on the way; so running the recipes
+again gives a checkpoint like this one, not the same bits.""",
 }
 _LIMITS = """It has seen one animated film and some ten photographs, for an hour of two CPU cores. Expect soft pictures,
 small and simple motion, and drift away from the picture where much motion is asked for. It exists so that the whole
