@@ -29,6 +29,7 @@ CONFIG = dataclasses.replace(
     height=64,
     width=64,
     num_frames=6,
+    copying_start=False,
     window_until=1,
     window_height=32,
     window_width=48,
