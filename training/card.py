@@ -66,7 +66,8 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
         _TITLE.get(entry.name, entry.task.name),
         "Weights: Apache-2.0 code, trained on the openly licensed works below; keep their attribution.",
         "## Figures",
-        f"From `stillmotion eval {entry.name} --data DATA --card`, on held-out shots and photographs.",
+        f"From `stillmotion eval {entry.name} --data data/starter --limit {_limit(figures)} --card`, on held-out shots and "
+        "photographs.",
         f"Settings: {json.dumps(figures['settings'])}. How each is taken: `protocol` in {FIGURES}.",
         _figure_table(figures["figures"]),
         "## Limits",
@@ -87,6 +88,10 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
     path = entry.path / "README.md"
     path.write_text("\n\n".join(parts) + "\n")
     return path
+
+
+def _limit(figures: dict[str, Any]) -> Any:
+    return figures["settings"].get("paired_clips", "N")
 
 
 def _commands(name: str) -> str:

@@ -51,14 +51,14 @@ PHOTOS_16 = Package(
     "deb",
     "lomiri-wallpapers-16.04",
     "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab",
-    "CC-BY-3.0, CC-BY-SA-3.0, CC-BY-SA-4.0 (per file)",
+    "CC-BY-4.0, CC-BY-SA-4.0, CC0-1.0 (per file)",
     "Ubuntu Touch wallpaper contest: each file's author is in its name",
 )
 PHOTOS_20 = Package(
     "deb",
     "lomiri-wallpapers-20.04",
     "d44e89b8473aafe64a5b678f014862dc31335aaaf18665c544d985d854f1a709",
-    "CC-BY-SA-4.0 (per file)",
+    "CC-BY-SA-3.0",
     "Ubuntu Touch wallpaper contest: each file's author is in its name",
 )
 TRANSNET = Package(
