@@ -66,8 +66,8 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
         _TITLE.get(entry.name, entry.task.name),
         "Weights: Apache-2.0 code, trained on the openly licensed works below; keep their attribution.",
         "## Figures",
-        f"From `stillmotion eval {entry.name} --data data/starter --limit {_limit(figures)} --card`, on held-out shots and "
-        "photographs.",
+        f"From `stillmotion eval {entry.name} --data data/starter --limit {_limit(figures)} --card`,\n"
+        "on held-out shots and photographs.",
         f"Settings: {json.dumps(figures['settings'])}. How each is taken: `protocol` in {FIGURES}.",
         _figure_table(figures["figures"]),
         "## Limits",
