@@ -20,9 +20,10 @@ other work, the configs below. The runs were interrupted and resumed. Until its 
 was laid out for 2,200 iterations instead of 1,700, and the number of threads changed on the way; so running the recipes
 again gives a checkpoint like this one, not the same bits.""",
 }
-_LIMITS = """It has seen one animated film and some ten photographs, in under two hours of two shared CPU cores. Expect soft pictures,
-small and simple motion, and drift away from the picture where much motion is asked for. It exists so that the whole
-system runs for real anywhere; for pictures worth showing, serve published weights with the same code."""
+_LIMITS = """It has seen one animated film and some ten photographs, in under two hours of two shared CPU cores.
+Expect soft pictures, small and simple motion, and drift away from the picture where much motion is asked for.
+It exists so that the whole system runs for real anywhere; for pictures worth showing, serve published weights with
+the same code."""
 
 
 def plot_curves(runs: dict[str, Path], path: Path) -> None:
