@@ -84,7 +84,7 @@ def _denoiser(config: DenoiserConfig, items: list[Item], data: Path, out: Path, 
     from training.data.moves import camera_moves
     from training.motion import MotionMap
     from training.objectives.denoise import DenoiseObjective
-    from training.released import trained_image_encoder, trained_vae
+    from training.released import start_from, trained_image_encoder, trained_vae
 
     cache = out / "cache"
     vae = trained_vae(out / config.vae)
@@ -97,4 +97,7 @@ def _denoiser(config: DenoiserConfig, items: list[Item], data: Path, out: Path, 
         data, photos, cache, *size, count=config.moves, frames=config.num_frames, seed=config.optim.seed
     )
     latents = encode_clips(clips, vae, encoder, cache, config.strides, report)
-    return DenoiseObjective(config, latents, vae, MotionMap())
+    objective = DenoiseObjective(config, latents, vae, MotionMap())
+    if config.init:
+        start_from(objective.module, out / config.init)
+    return objective

@@ -82,7 +82,8 @@ class DenoiserConfig:
     """Denoiser training for one task (paper, section 4 and appendix D).
 
     Args:
-        vae, image_encoder: run folders the frozen networks come from, beside this run's own folder.
+        init: run folder whose averaged weights it starts from, beside this run's own folder; empty: untrained.
+        vae, image_encoder: run folders the frozen networks come from, likewise.
         p_mean, p_std: of ln(sigma), drawn once a clip.
         keep_every: of the film's frames, only every so many-th is read at all.
         strides: strides a clip may have over the kept frames; its fps is the film's over both.
@@ -95,6 +96,7 @@ class DenoiserConfig:
     preset: str
     task: str
     optim: Optim
+    init: str
     vae: str
     image_encoder: str
     height: int

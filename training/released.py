@@ -44,6 +44,16 @@ def averaged(module: nn.Module, folder: Path) -> nn.Module:
     Raises:
         DataError: the run has no state.
     """
+    start_from(module, folder)
+    return module.eval().requires_grad_(False)
+
+
+def start_from(module: nn.Module, folder: Path) -> None:
+    """Give the module a run's averaged weights; it trains on as before.
+
+    Raises:
+        DataError: the run has no state.
+    """
     path = folder / "state.pt"
     if not path.exists():
         raise DataError(f"{folder} holds no run: train it first")
@@ -53,7 +63,6 @@ def averaged(module: nn.Module, folder: Path) -> nn.Module:
         for name, p in module.named_parameters():
             if name in state["ema"]:
                 p.copy_(state["ema"][name])
-    return module.eval().requires_grad_(False)
 
 
 def trained_vae(folder: Path) -> AutoencoderKLTemporalDecoder:

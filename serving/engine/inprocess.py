@@ -11,6 +11,7 @@ from concurrent.futures import Future
 import torch
 
 from model.catalog import ModelEntry
+from model.params import ImageToVideoParams
 from serving.engine.loaded import load_model, warm_up
 from serving.engine.loop import StepLoop, stopped
 from serving.engine.protocol import TERMINAL, EngineEvent, EngineRequest
@@ -70,6 +71,10 @@ class InProcessEngine:
     def stats(self) -> EngineStats | None:
         """Counts since the start; None while not started."""
         return None if self._loop is None else self._loop.stats()
+
+    def estimate(self, model: str, params: ImageToVideoParams) -> float | None:
+        """Seconds the request would take on an idle engine, by measured step and decode times; None while unknown."""
+        return None if self._loop is None else self._loop.estimate(model, params)
 
     def submit(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
         """Take a request at once; its events, as they happen, until a terminal one.

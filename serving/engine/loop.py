@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from model.errors import InvalidRequest
+from model.params import ImageToVideoParams
 from model.sampling.batch import advance, places
 from model.sampling.row import Row
 from serving.engine.failures import failed
@@ -92,6 +93,11 @@ class StepLoop:
         with self._changed:
             self._stopping = True
             self._changed.notify()
+
+    def estimate(self, model: str, params: ImageToVideoParams) -> float | None:
+        """Seconds the request would take alone; None while nothing was measured."""
+        decode = self._decode_pace[model].seconds_for(params.shape.pixels)
+        return decode and None
 
     def stats(self) -> EngineStats:
         """The counts now."""

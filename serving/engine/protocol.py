@@ -8,9 +8,28 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from model.params import ImageToVideoParams, OutputFormat
+
+Priority = Literal["high", "normal", "low", "offline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Whose work a request is, and how soon it is wanted: what the policy divides the engine by.
+
+    Args:
+        tenant: who is served a fair share: an API key's id, or empty where there are no keys.
+        weight: of the tenant's share, against the others'.
+        priority: class; `offline` runs in idle capacity only and yields at every step.
+        deadline_s: seconds from submission by which the result is wanted; None for whenever.
+    """
+
+    tenant: str = ""
+    weight: float = 1.0
+    priority: Priority = "normal"
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +42,9 @@ class EngineRequest:
         params: complete settings.
         image: the input picture, a PNG already decoded, limited and stripped by the gateway.
         output_format: container and codec of the result.
+        share: whose work it is, and how soon it is wanted.
+        resume_from: the `state` of a Checkpointed event of the same job, to go on from there; None to begin.
+        previews: whether Previewed events are wanted.
     """
 
     job_id: str
@@ -30,6 +52,9 @@ class EngineRequest:
     params: ImageToVideoParams
     image: bytes
     output_format: OutputFormat
+    share: Share = Share()
+    resume_from: bytes | None = None
+    previews: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +78,26 @@ class Stepped:
     step: int
     total: int
     eta_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """Enough to go on after `step` steps, here or on another engine that serves the same checkpoint.
+
+    Args:
+        state: a safetensors file: the row's latents and solver history in float32, a few megabytes at full size.
+    """
+
+    step: int
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Previewed:
+    """What the clip will look like, guessed after `step` steps: a small JPEG strip of its frames."""
+
+    step: int
+    jpeg: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +151,9 @@ class CancelledAt:
     compute_s: float
 
 
-EngineEvent = Queued | PhaseStarted | Stepped | Decoded | Completed | Failed | CancelledAt
+EngineEvent = (
+    Queued | PhaseStarted | Stepped | Checkpointed | Previewed | Decoded | Completed | Failed | CancelledAt
+)
 TERMINAL = (Completed, Failed, CancelledAt)
 
 
@@ -129,6 +176,10 @@ class Engine(Protocol):
     @property
     def capacity(self) -> int:
         """How many requests the engine takes in flight at once."""
+        ...
+
+    def estimate(self, model: str, params: ImageToVideoParams) -> float | None:
+        """Seconds the request would take on an idle engine, by measured step and decode times; None while unknown."""
         ...
 
     def submit(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:

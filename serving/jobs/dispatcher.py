@@ -20,6 +20,7 @@ from model.errors import GenerationFailed, InvalidRequest, StorageFull
 from model.params import ImageToVideoParams
 from serving.engine.protocol import (
     CancelledAt,
+    Checkpointed,
     Completed,
     Decoded,
     Engine,
@@ -27,6 +28,7 @@ from serving.engine.protocol import (
     EngineRequest,
     Failed,
     PhaseStarted,
+    Previewed,
     Queued,
     Stepped,
 )
@@ -175,6 +177,8 @@ class Dispatcher:
             case Stepped(step, total, eta_s):
                 name, change = "step", Advance("denoise", percent("denoise", step, total), step, eta_s)
                 whole = step in (1, total)
+            case Checkpointed() | Previewed():
+                return
             case Decoded(frames, total):
                 name, change, whole = "decode", Advance("decode", percent("decode", frames, total)), frames == total
             case _:

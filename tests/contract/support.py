@@ -22,6 +22,7 @@ from PIL import Image
 from stillmotion.types import ErrorBody, ErrorResponse, Job
 
 from model.catalog import ModelEntry
+from model.params import ImageToVideoParams
 from model.tasks import TASKS
 from serving.engine.protocol import (
     CancelledAt,
@@ -106,6 +107,9 @@ class ScriptedEngine:
 
     async def stop(self) -> None:
         self.stopped, self.ready = True, False
+
+    def estimate(self, model: str, params: ImageToVideoParams) -> float | None:
+        return None
 
     def cancel(self, job_id: str) -> None:
         if any(request.job_id == job_id for request in self.requests):

@@ -1,4 +1,6 @@
-"""The mini image-to-video denoiser."""
+"""The mini image-to-video denoiser, in two runs: the first learns to move a picture, the second goes on for longer."""
+
+import dataclasses
 
 from training.config import DenoiserConfig, Optim
 
@@ -22,6 +24,7 @@ def mini_image_to_video() -> DenoiserConfig:
             checkpoint_every=100,
             log_every=20,
         ),
+        init="",
         vae="mini-vae",
         image_encoder="mini-image-encoder",
         height=128,
@@ -40,4 +43,15 @@ def mini_image_to_video() -> DenoiserConfig:
         window_until=1400,
         window_height=96,
         window_width=160,
+    )
+
+
+def mini_image_to_video_long() -> DenoiserConfig:
+    """As `mini_image_to_video`, from its weights: the loss was still falling at its end."""
+    first = mini_image_to_video()
+    return dataclasses.replace(
+        first,
+        optim=dataclasses.replace(first.optim, iterations=3000, lr=6e-4, warmup=100, ema_decay=0.999, seed=1),
+        init="mini-image-to-video",
+        window_until=2400,
     )
