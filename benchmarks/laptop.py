@@ -18,7 +18,7 @@ import numpy as np
 
 from model.catalog import ModelEntry, find
 from model.image import open_picture, to_png
-from model.params import ImageToVideoParams
+from model.params import Params
 from model.video import decode_video
 from serving.engine.inprocess import InProcessEngine
 from serving.engine.protocol import Completed, EngineRequest
@@ -27,11 +27,9 @@ from serving.engine.settings import EngineSettings
 CALLERS = ((4, 11), (6, 12), (8, 13), (10, 14))
 
 
-async def finished(
-    engine: InProcessEngine, name: str, entry: ModelEntry, params: ImageToVideoParams, png: bytes
-) -> Completed:
+async def finished(engine: InProcessEngine, name: str, entry: ModelEntry, params: Params, png: bytes) -> Completed:
     """The result of one request; anything else than success ends the benchmark."""
-    async for event in engine.submit(EngineRequest(name, entry.name, params, png, "mp4")):
+    async for event in engine.submit(EngineRequest(name, entry.name, params, (png,), "mp4")):
         last = event
     if not isinstance(last, Completed):
         raise SystemExit(f"{name} ended as {last}")

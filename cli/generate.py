@@ -14,7 +14,7 @@ from cli.options import FormatChoice, Json, ResizeChoice, SolverChoice
 if TYPE_CHECKING:
     from cli.progress import Report
     from model.catalog import ModelEntry
-    from model.params import ImageToVideoParams
+    from model.params import Params
     from serving.engine.local import Generated
     from serving.engine.protocol import EngineEvent
 
@@ -100,9 +100,7 @@ def outputs(image: Path, out: Path | None, format: FormatChoice | None) -> tuple
     return out, sheet, container
 
 
-def _sample(
-    entry: ModelEntry, params: ImageToVideoParams, picture: bytes, container: FormatChoice, report: Report
-) -> Generated:
+def _sample(entry: ModelEntry, params: Params, picture: bytes, container: FormatChoice, report: Report) -> Generated:
     from serving.engine.local import generate as sample
     from serving.engine.protocol import Decoded, Stepped
 
@@ -112,7 +110,7 @@ def _sample(
         elif isinstance(event, Decoded):
             report("decode", event.frames, event.total)
 
-    return sample(entry, params, picture, output_format=container.value, progress=progress)
+    return sample(entry, params, (picture,), output_format=container.value, progress=progress)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -126,7 +124,7 @@ def _write(path: Path, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def _answer(made: Generated, entry: ModelEntry, params: ImageToVideoParams, video: Path, sheet: Path) -> dict[str, Any]:
+def _answer(made: Generated, entry: ModelEntry, params: Params, video: Path, sheet: Path) -> dict[str, Any]:
     completed = made.completed
     return {
         "video": str(video),

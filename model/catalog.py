@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from model.errors import CheckpointError
-from model.params import ImageToVideoParams
+from model.errors import CheckpointError, InvalidRequest
+from model.params import PARAMS, Params, settings_of
 from model.shapes import VAE_STRIDE
 from model.tasks import TASKS, TaskSpec
 
@@ -65,16 +65,28 @@ class ModelEntry:
     unit: int
     defaults: dict[str, Any]
 
-    def resolve(self, asked: dict[str, Any], seed: int) -> ImageToVideoParams:
+    def resolve(self, asked: dict[str, Any], seed: int) -> Params:
         """Complete settings from those a request names (None or absent: the default) and a seed.
 
         Raises:
-            InvalidRequest: a value is out of range, or a frame count or size this checkpoint cannot make.
+            InvalidRequest: a field the task does not have or that is missing, a value out of range, or a frame count or
+                size this checkpoint cannot make.
         """
-        from model.errors import InvalidRequest
-
-        values = {"num_frames": self.num_frames[0], "height": self.height, "width": self.width, **self.defaults}
-        values |= {name: value for name, value in asked.items() if value is not None}
+        task, has = self.task.name, settings_of(self.task.name)
+        asked = {name: value for name, value in asked.items() if value is not None}
+        for name in asked:
+            if name not in has:
+                raise InvalidRequest(f"{task} has no field {name!r}; leave it out", param=name, code="unknown_field")
+        values: dict[str, Any] = {
+            "num_frames": self.num_frames[0],
+            "height": self.height,
+            "width": self.width,
+            "seed": seed,
+        }
+        values |= {name: value for name, value in self.defaults.items() if name in has}
+        values |= asked
+        for name in sorted(has - values.keys()):
+            raise InvalidRequest(f"{name} is required for {task}", param=name, code="missing_field")
         if values["num_frames"] not in self.num_frames:
             can = " or ".join(map(str, self.num_frames))
             raise InvalidRequest(f"{self.name} makes {can} frames, not {values['num_frames']}", param="num_frames")
@@ -85,7 +97,7 @@ class ModelEntry:
                     f"for {self.name}, not {values[side]}",
                     param=side,
                 )
-        return ImageToVideoParams(**{**values, "seed": seed})
+        return PARAMS[task](**values)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

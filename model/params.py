@@ -1,4 +1,4 @@
-"""What one generation is asked to be: complete, resolved, and the same type from the wire to the sampler.
+"""What one generation is asked to be: complete, resolved, and the same type from the wire to the sampler. One a task.
 
 Imports no torch: the gateway builds these too.
 """
@@ -12,14 +12,16 @@ from typing import Literal
 from model.errors import InvalidRequest
 from model.shapes import VideoShape
 
-SolverName = Literal["euler", "heun"]
+SolverName = Literal["euler", "heun", "dpmpp-2m"]
 ScheduleName = Literal["karras", "align-your-steps"]
 ResizeMode = Literal["crop", "fit", "stretch"]
 OutputFormat = Literal["mp4", "webm", "gif"]
 
-SOLVERS: tuple[SolverName, ...] = ("euler", "heun")
+SOLVERS: tuple[SolverName, ...] = ("euler", "heun", "dpmpp-2m")
 MAX_STEPS = 200
 MAX_SEED = 2**63 - 1
+MAX_PROMPT = 2000
+"""Characters."""
 
 _LIMITS: dict[str, tuple[float, float]] = {
     "fps": (1, 60),
@@ -30,16 +32,17 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "num_inference_steps": (1, MAX_STEPS),
     "seed": (0, MAX_SEED),
     "decode_chunk_size": (1, 14),
+    "elevation": (-90.0, 90.0),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageToVideoParams:
-    """Every setting of one image-to-video generation; none is optional, none is ignored.
+class CommonParams:
+    """What every task's settings have; none is optional, none is ignored.
 
     `fps` is what the clip is conditioned on and played at. `motion_bucket_id` says how much moves (1-255; the map from
-    measured flow is documented in docs/motion.md). `noise_aug_strength` is the standard deviation of the noise put
-    on the [-1, 1] conditioning picture. The guidance scale runs linearly over the frames from min to max.
+    measured flow is documented in docs/motion.md). `max_guidance_scale` is the scale of every frame where the task's
+    guidance is constant, else the largest along the frames.
 
     Raises:
         InvalidRequest: a value is out of its range or not finite; `param` names it.
@@ -51,20 +54,19 @@ class ImageToVideoParams:
     seed: int
     fps: int
     motion_bucket_id: int
-    noise_aug_strength: float
-    min_guidance_scale: float
     max_guidance_scale: float
     num_inference_steps: int
     solver: SolverName
     schedule: ScheduleName
     decode_chunk_size: int
-    resize_mode: ResizeMode
 
     def __post_init__(self) -> None:
         _ = self.shape
         for field in fields(self):
             if field.name in _LIMITS:
                 check_range(field.name, getattr(self, field.name))
+            elif field.name == "prompt":
+                check_prompt(getattr(self, field.name))
         if self.solver not in SOLVERS:
             raise InvalidRequest(f"solver must be one of {', '.join(SOLVERS)}", param="solver")
 
@@ -72,6 +74,90 @@ class ImageToVideoParams:
     def shape(self) -> VideoShape:
         """The clip's size in pixels."""
         return VideoShape(self.num_frames, self.height, self.width)
+
+    @property
+    def guidance_range(self) -> tuple[float, float]:
+        """The two ends of the guidance scale, as `model.sampling.guidance.guidance_scale` takes them."""
+        return (self.max_guidance_scale, self.max_guidance_scale)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextToVideoParams(CommonParams):
+    """Text-to-video: `prompt` says what is to be seen, in words."""
+
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PictureParams(CommonParams):
+    """What tasks that begin from pictures have besides.
+
+    `noise_aug_strength` is the standard deviation of the noise put on the conditioning picture (on its [-1, 1] pixels,
+    or for frame interpolation on its latents). `resize_mode` says how a picture meets the clip's aspect.
+    """
+
+    noise_aug_strength: float
+    resize_mode: ResizeMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageToVideoParams(_PictureParams):
+    """Image-to-video: the guidance scale runs linearly over the frames from min to max."""
+
+    min_guidance_scale: float
+
+    @property
+    def guidance_range(self) -> tuple[float, float]:
+        """The scale at the first frame and at the last."""
+        return (self.min_guidance_scale, self.max_guidance_scale)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameInterpolationParams(_PictureParams):
+    """Frame interpolation: `num_frames` counts both pictures; the frames between them are made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MultiViewParams(_PictureParams):
+    """Multi-view: an orbit around the pictured object, seen from `elevation` degrees above its equator.
+
+    The guidance scale is min at both ends of the orbit and max half way round.
+    """
+
+    min_guidance_scale: float
+    elevation: float
+
+    @property
+    def guidance_range(self) -> tuple[float, float]:
+        """The scale at both ends of the orbit, and half way round."""
+        return (self.min_guidance_scale, self.max_guidance_scale)
+
+
+Params = TextToVideoParams | ImageToVideoParams | FrameInterpolationParams | MultiViewParams
+"""Every setting of one generation of any task."""
+
+PARAMS: dict[str, type[Params]] = {
+    "image-to-video": ImageToVideoParams,
+    "text-to-video": TextToVideoParams,
+    "frame-interpolation": FrameInterpolationParams,
+    "multi-view": MultiViewParams,
+}
+"""The settings' type of each task."""
+
+
+def settings_of(task: str) -> frozenset[str]:
+    """The names of a task's settings."""
+    return frozenset(field.name for field in fields(PARAMS[task]))
+
+
+def check_prompt(prompt: str) -> None:
+    """Raise InvalidRequest unless the prompt says something, in at most MAX_PROMPT characters."""
+    if not prompt.strip():
+        raise InvalidRequest("prompt must say what is to be seen", param="prompt", code="empty_prompt")
+    if len(prompt) > MAX_PROMPT:
+        raise InvalidRequest(
+            f"prompt may have at most {MAX_PROMPT} characters, not {len(prompt)}", param="prompt", code="out_of_range"
+        )
 
 
 def check_range(name: str, value: int | float) -> None:

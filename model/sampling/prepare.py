@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from PIL.Image import Image
 
 from model.checkpoint import Checkpoint
 from model.conditioning import condition_on_picture
-from model.params import ImageToVideoParams
+from model.errors import InvalidRequest
+from model.params import ImageToVideoParams, Params
 from model.sampling.guidance import guidance_scale
 from model.sampling.noise import draw_noise
 from model.sampling.row import BatchKey, Row
 from model.sampling.schedule import make_schedule
 
 
-def begin_row(checkpoint: Checkpoint, params: ImageToVideoParams, picture: Image) -> Row:
-    """The row of one image-to-video request, on the checkpoint's device.
+def begin_row(checkpoint: Checkpoint, params: Params, pictures: Sequence[Image]) -> Row:
+    """The row of one request, on the checkpoint's device.
 
     Args:
-        picture: RGB, already of the clip's height and width.
+        pictures: in the order of the task's spec; RGB, already of the clip's height and width.
 
     Raises:
-        InvalidRequest: the picture has another size, or a setting the checkpoint cannot serve.
+        InvalidRequest: a picture has another size, or a setting the checkpoint cannot serve.
     """
+    if not isinstance(params, ImageToVideoParams):
+        raise InvalidRequest(f"{checkpoint.entry.name} cannot serve {type(params).__name__}")
     entry, unet = checkpoint.entry, checkpoint.unet
     latent = params.shape.latent(checkpoint.latent_channels)
     noise = draw_noise(params.seed, params.shape, latent)
@@ -38,9 +43,7 @@ def begin_row(checkpoint: Checkpoint, params: ImageToVideoParams, picture: Image
                 rho=checkpoint.noise.rho,
             ),
             noise=noise.latents.to(unet.device),
-            conditioning=condition_on_picture(checkpoint, params, picture, noise.augmentation),
-            scale=guidance_scale(
-                entry.task.guidance, params.min_guidance_scale, params.max_guidance_scale, params.num_frames
-            ),
+            conditioning=condition_on_picture(checkpoint, params, pictures[0], noise.augmentation),
+            scale=guidance_scale(entry.task.guidance, *params.guidance_range, params.num_frames),
             seed=params.seed,
         )

@@ -13,6 +13,7 @@ IMAGE_TO_VIDEO = TaskSpec(
     guidance="linear",
     guidance_range=(1.0, 3.0),
     condition_dropout=0.1,
+    pictures=("image",),
     fields=frozenset(
         {"image", "fps", "motion_bucket_id", "noise_aug_strength", "min_guidance_scale", "max_guidance_scale"}
     ),

@@ -31,6 +31,7 @@ class TaskSpec:
         guidance: how the guidance scale runs over the frames.
         guidance_range: default scale at the first and last frame.
         condition_dropout: share of training clips whose condition is zeroed, to make guidance possible.
+        pictures: the pictures a request brings, in the order in which they travel.
         fields: request fields that belong to this task beyond those every task has.
     """
 
@@ -44,6 +45,7 @@ class TaskSpec:
     guidance: GuidanceShape
     guidance_range: tuple[float, float]
     condition_dropout: float
+    pictures: tuple[str, ...]
     fields: frozenset[str]
 
     def unet_in_channels(self, latent_channels: int) -> int:

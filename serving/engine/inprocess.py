@@ -11,7 +11,7 @@ from concurrent.futures import Future
 import torch
 
 from model.catalog import ModelEntry
-from model.params import ImageToVideoParams
+from model.params import Params
 from serving.engine.loaded import load_model, warm_up
 from serving.engine.loop import StepLoop, stopped
 from serving.engine.protocol import TERMINAL, EngineEvent, EngineRequest
@@ -72,7 +72,7 @@ class InProcessEngine:
         """Counts since the start; None while not started."""
         return None if self._loop is None else self._loop.stats()
 
-    def estimate(self, model: str, params: ImageToVideoParams) -> float | None:
+    def estimate(self, model: str, params: Params) -> float | None:
         """Seconds the request would take on an idle engine, by measured step and decode times; None while unknown."""
         return None if self._loop is None else self._loop.estimate(model, params)
 

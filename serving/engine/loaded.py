@@ -58,7 +58,8 @@ def warm_up(model: LoadedModel) -> None:
     """One step of a grey picture, and its decoding: what is slow only the first time is then done."""
     started = time.perf_counter()
     params = model.entry.resolve({"num_inference_steps": 1}, seed=0)
-    row = begin_row(model.checkpoint, params, Image.new("RGB", (params.width, params.height), "grey"))
+    grey = Image.new("RGB", (params.width, params.height), "grey")
+    row = begin_row(model.checkpoint, params, [grey] * len(model.entry.task.pictures))
     row = sample(model.denoiser, row)
     decode(model.checkpoint.vae, row.latents, params.decode_chunk_size)
     logger.info("warmed %s in %.1f s", model.entry.name, time.perf_counter() - started)

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from model.catalog import ModelEntry
-from model.params import ImageToVideoParams, OutputFormat
+from model.params import OutputFormat, Params
 from model.sampling.row import Row
 from model.sampling.sampler import sample
 from serving.engine.job import Job
@@ -42,8 +42,8 @@ class Generated:
 
 def generate(
     model: ModelEntry | LoadedModel,
-    params: ImageToVideoParams,
-    image: bytes,
+    params: Params,
+    images: tuple[bytes, ...],
     *,
     output_format: OutputFormat = "mp4",
     progress: Callable[[EngineEvent], None] | None = None,
@@ -53,7 +53,7 @@ def generate(
 
     Args:
         model: a checkpoint, loaded here if it is not yet.
-        image: the picture's bytes, in any format `model.image.open_picture` takes.
+        images: the pictures' bytes, in the order of the task's spec and any format `model.image.open_picture` takes.
         progress: told of phases, steps and decoded frames; an exception from it ends the generation.
         settings: device, dtype, threads; used only where the model is not yet loaded.
 
@@ -67,7 +67,7 @@ def generate(
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         model = load_model(model, settings)
-    request = EngineRequest("local", model.entry.name, params, image, output_format)
+    request = EngineRequest("local", model.entry.name, params, images, output_format)
     job = Job(request, progress or (lambda _: None), arrival=0, model=model)
     with torch.inference_mode():
         job.enter("encode")

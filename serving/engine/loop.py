@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from model.errors import InvalidRequest
-from model.params import ImageToVideoParams
+from model.params import Params
 from model.sampling.batch import advance, places
 from model.sampling.row import Row
 from serving.engine.failures import failed
@@ -94,7 +94,7 @@ class StepLoop:
             self._stopping = True
             self._changed.notify()
 
-    def estimate(self, model: str, params: ImageToVideoParams) -> float | None:
+    def estimate(self, model: str, params: Params) -> float | None:
         """Seconds the request would take alone; None while nothing was measured."""
         decode = self._decode_pace[model].seconds_for(params.shape.pixels)
         return decode and None

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from model.params import ImageToVideoParams, OutputFormat
+from model.params import OutputFormat, Params
 
 Priority = Literal["high", "normal", "low", "offline"]
 
@@ -39,8 +39,9 @@ class EngineRequest:
     Args:
         job_id: unique among the requests in flight.
         model: which checkpoint, by name.
-        params: complete settings.
-        image: the input picture, a PNG already decoded, limited and stripped by the gateway.
+        params: complete settings, of the type of the checkpoint's task.
+        images: the input pictures in the order of the task's spec, each already decoded, limited and stripped by the
+            gateway (PNG); none for text-to-video.
         output_format: container and codec of the result.
         share: whose work it is, and how soon it is wanted.
         resume_from: the `state` of a Checkpointed event of the same job, to go on from there; None to begin.
@@ -49,8 +50,8 @@ class EngineRequest:
 
     job_id: str
     model: str
-    params: ImageToVideoParams
-    image: bytes
+    params: Params
+    images: tuple[bytes, ...]
     output_format: OutputFormat
     share: Share = Share()
     resume_from: bytes | None = None
@@ -151,9 +152,7 @@ class CancelledAt:
     compute_s: float
 
 
-EngineEvent = (
-    Queued | PhaseStarted | Stepped | Checkpointed | Previewed | Decoded | Completed | Failed | CancelledAt
-)
+EngineEvent = Queued | PhaseStarted | Stepped | Checkpointed | Previewed | Decoded | Completed | Failed | CancelledAt
 TERMINAL = (Completed, Failed, CancelledAt)
 
 
@@ -178,7 +177,7 @@ class Engine(Protocol):
         """How many requests the engine takes in flight at once."""
         ...
 
-    def estimate(self, model: str, params: ImageToVideoParams) -> float | None:
+    def estimate(self, model: str, params: Params) -> float | None:
         """Seconds the request would take on an idle engine, by measured step and decode times; None while unknown."""
         ...
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from model.params import ImageToVideoParams, OutputFormat
+from model.params import OutputFormat, Params
 from model.shapes import even_chunks
 from model.video import contact_sheet_png, encode_video, frames_sha256, thumbnail_jpeg
 from serving.engine.loaded import LoadedModel
@@ -21,7 +21,7 @@ from serving.engine.protocol import Completed
 def build_result(
     frames: UInt8[np.ndarray, "T H W 3"],
     *,
-    params: ImageToVideoParams,
+    params: Params,
     output_format: OutputFormat,
     manifest: dict[str, object],
 ) -> Completed:
@@ -42,9 +42,7 @@ def build_result(
     )
 
 
-def build_manifest(
-    model: LoadedModel, params: ImageToVideoParams, output_format: OutputFormat, threads: int
-) -> dict[str, object]:
+def build_manifest(model: LoadedModel, params: Params, output_format: OutputFormat, threads: int) -> dict[str, object]:
     """Everything the pixels depend on, as JSON-ready values."""
     entry, settings = model.entry, model.settings
     return {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from model.decode import decode_chunk
-from model.errors import GenerationFailed
+from model.errors import GenerationFailed, InvalidRequest
 from model.image import fit_picture, open_picture
+from model.params import ImageToVideoParams
 from model.sampling.prepare import begin_row
 from model.sampling.row import Row
 from model.shapes import even_chunks
@@ -21,8 +22,10 @@ def encode_request(model: LoadedModel, request: EngineRequest) -> Row:
         InvalidRequest: a setting the checkpoint cannot serve.
     """
     params = request.params
-    picture = fit_picture(open_picture(request.image), params.height, params.width, params.resize_mode)
-    return begin_row(model.checkpoint, params, picture)
+    if not isinstance(params, ImageToVideoParams):
+        raise InvalidRequest(f"{model.entry.name} cannot serve {type(params).__name__}")
+    picture = fit_picture(open_picture(request.images[0]), params.height, params.width, params.resize_mode)
+    return begin_row(model.checkpoint, params, [picture])
 
 
 def check_finite(row: Row) -> None:

@@ -17,7 +17,8 @@ from sqlalchemy.exc import OperationalError
 from stillmotion.types import Job
 
 from model.errors import GenerationFailed, InvalidRequest, StorageFull
-from model.params import ImageToVideoParams
+from model.params import PARAMS
+from model.tasks import TASKS
 from serving.engine.protocol import (
     CancelledAt,
     Checkpointed,
@@ -37,7 +38,7 @@ from serving.jobs.bell import Bell, wait_heard
 from serving.jobs.errors import JobNotFound
 from serving.jobs.outcome import Outcome, store_result
 from serving.jobs.progress import percent
-from serving.jobs.records import INPUT_NAME, Advance, LeasedJob
+from serving.jobs.records import Advance, LeasedJob, input_names
 from serving.jobs.store import JobStore
 from serving.jobs.threads import in_thread
 
@@ -146,7 +147,7 @@ class Dispatcher:
         """Submit a job and note its progress; its terminal event, with a result's files already stored."""
         try:
             request = await self._request(run.job)
-        except (FileNotFoundError, InvalidRequest, TypeError) as error:
+        except (FileNotFoundError, InvalidRequest, KeyError, TypeError) as error:
             _log.exception("job %s cannot be read back", run.job.id)
             return Failed("job_unreadable", f"the stored job cannot be read back: {error}")
         if run.job.id in self._to_stop:
@@ -163,8 +164,9 @@ class Dispatcher:
 
     async def _request(self, job: LeasedJob) -> EngineRequest:
         settings = {name: value for name, value in job.params.items() if name != "output_format"}
-        image = await in_thread(self._artifacts.read, job.id, INPUT_NAME)
-        return EngineRequest(job.id, job.model, ImageToVideoParams(**settings), image, job.output_format)
+        names = input_names(len(TASKS[job.task].pictures))
+        images = tuple([await in_thread(self._artifacts.read, job.id, name) for name in names])
+        return EngineRequest(job.id, job.model, PARAMS[job.task](**settings), images, job.output_format)
 
     async def _note(self, run: _Run, event: EngineEvent) -> None:
         """Write progress down: every phase, and within a phase the first, the last and one per interval."""

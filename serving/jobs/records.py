@@ -11,7 +11,11 @@ from stillmotion.types import Job, JobError, JobOutput, JobUrls, OutputFormat, P
 from serving.jobs.tables import JobRow
 
 PRIORITIES: Final[dict[Priority, int]] = {"low": 0, "normal": 1, "high": 2}
-INPUT_NAME: Final = "input.png"
+
+
+def input_names(count: int) -> tuple[str, ...]:
+    """The files of a job's pictures, in the order of its task's spec."""
+    return ("input.png", *(f"input-{number}.png" for number in range(2, count + 1)))[:count]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,7 @@ class LeasedJob:
     """What the dispatcher needs to run a job."""
 
     id: str
+    task: str
     model: str
     params: Mapping[str, Any]
     output_format: OutputFormat

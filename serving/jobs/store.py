@@ -173,7 +173,7 @@ class JobStore:
             row.status = "in_progress"
             row.started_at = self._clock()
             self._emit(session, row, "phase")
-            return LeasedJob(row.id, row.model, row.params, row.output_format)  # type: ignore[arg-type]
+            return LeasedJob(row.id, row.task, row.model, row.params, row.output_format)  # type: ignore[arg-type]
 
     def advance(self, job_id: str, event: str, change: Advance) -> Job:
         """Write down how far a running job came; its progress never goes back.

@@ -22,7 +22,7 @@ from PIL import Image
 from stillmotion.types import ErrorBody, ErrorResponse, Job
 
 from model.catalog import ModelEntry
-from model.params import ImageToVideoParams
+from model.params import Params
 from model.tasks import TASKS
 from serving.engine.protocol import (
     CancelledAt,
@@ -108,7 +108,7 @@ class ScriptedEngine:
     async def stop(self) -> None:
         self.stopped, self.ready = True, False
 
-    def estimate(self, model: str, params: ImageToVideoParams) -> float | None:
+    def estimate(self, model: str, params: Params) -> float | None:
         return None
 
     def cancel(self, job_id: str) -> None:

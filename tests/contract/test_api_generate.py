@@ -62,7 +62,7 @@ async def test_a_form_and_json_make_the_same_job(tmp_path: Path) -> None:
         assert (other.model, other.metadata) == ("second", {"shot": "12"})
         await app.until(other.id, "completed")
         first, second = app.engine.requests
-        assert first.image == second.image
+        assert first.images == second.images
 
 
 async def test_the_engine_gets_a_clean_upright_picture(tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ async def test_the_engine_gets_a_clean_upright_picture(tmp_path: Path) -> None:
             "/generate/image-to-video", files={"image": ("a.jpg", buffer.getvalue(), "image/jpeg")}
         )
         await app.until(answer.json()["id"], "completed")
-        with Image.open(io.BytesIO(app.engine.requests[0].image)) as got:
+        with Image.open(io.BytesIO(app.engine.requests[0].images[0])) as got:
             assert (got.format, got.mode, got.size) == ("PNG", "RGB", (20, 40))
-        assert b"secret" not in app.engine.requests[0].image
+        assert b"secret" not in app.engine.requests[0].images[0]
 
 
 async def test_a_seed_left_out_is_drawn_and_kept(tmp_path: Path) -> None:

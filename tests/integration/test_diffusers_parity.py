@@ -89,7 +89,7 @@ def test_latents_and_frames_are_those_of_diffusers(pair: Pair, steps: int, guida
         "schedule": "karras",
     }
     still = picture(entry)
-    ours = generate(pair.ours, entry.resolve(asked, seed=1234), png(still))
+    ours = generate(pair.ours, entry.resolve(asked, seed=1234), (png(still),))
     called = {name: asked[name] for name in asked if name not in {"solver", "schedule"}}
     latents: dict[str, torch.Tensor] = {}
     theirs = pair.theirs(

@@ -78,7 +78,7 @@ class Desk:
 
     def request(self, job_id: str, **asked: object) -> EngineRequest:
         seed = sum(job_id.encode())
-        return EngineRequest(job_id, "tiny", self.model.entry.resolve(asked, seed), self.picture, "mp4")
+        return EngineRequest(job_id, "tiny", self.model.entry.resolve(asked, seed), (self.picture,), "mp4")
 
     def run(self, *requests: EngineRequest) -> EngineStats:
         loop = StepLoop({"tiny": self.model}, self.settings)
@@ -147,7 +147,7 @@ def test_four_different_requests_share_calls_and_equal_their_solo_runs(
     assert stats.places == sum(n * (1 if job_id == "b" else 2) for job_id, n in EVALUATIONS.items())
     assert (stats.completed, stats.failed, stats.cancelled) == (4, 0, 0)
     for job_id, asked in MIXED.items():
-        solo = generate(model, desk.request(job_id, **asked).params, picture)
+        solo = generate(model, desk.request(job_id, **asked).params, (picture,))
         done = desk.last(job_id)
         assert isinstance(done, Completed)
         assert (torch.cat(together[job_id]) - solo.latents).abs().max() < 1e-5
@@ -252,7 +252,7 @@ def test_a_failing_row_fails_alone(desk: Desk, picture: bytes, error: Exception,
     assert isinstance(failure, Failed)
     assert failure.code == code
     assert failure.message
-    solo = generate(sound, desk.request("a", num_inference_steps=2).params, picture)
+    solo = generate(sound, desk.request("a", num_inference_steps=2).params, (picture,))
     done = desk.last("a")
     assert isinstance(done, Completed)
     assert done.frames_sha256 == solo.completed.frames_sha256
@@ -267,7 +267,7 @@ def test_a_batch_too_large_for_memory_is_split(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "code"), [({"image": b"GIF89a"}, "unreadable_image"), ({"model": "x"}, "invalid_value")]
+    ("change", "code"), [({"images": (b"GIF89a",)}, "unreadable_image"), ({"model": "x"}, "invalid_value")]
 )
 def test_what_is_wrong_with_a_request_is_a_failed_event(desk: Desk, change: dict[str, object], code: str) -> None:
     bad = replace(desk.request("a"), **change)  # type: ignore[arg-type]
@@ -305,9 +305,9 @@ def test_a_broken_loop_ends_every_job(desk: Desk, caplog: pytest.LogCaptureFixtu
 def test_generate_repeats_bit_for_bit_and_another_seed_differs(model: LoadedModel, picture: bytes) -> None:
     params = model.entry.resolve({"num_inference_steps": 2}, seed=7)
     told: list[EngineEvent] = []
-    first = generate(model, params, picture, progress=told.append)
-    again = generate(model, params, picture)
-    other = generate(model, replace(params, seed=8), picture)
+    first = generate(model, params, (picture,), progress=told.append)
+    again = generate(model, params, (picture,))
+    other = generate(model, replace(params, seed=8), (picture,))
     assert first.completed.frames_sha256 == again.completed.frames_sha256
     assert np.array_equal(first.frames, again.frames)
     assert other.completed.frames_sha256 != first.completed.frames_sha256
@@ -319,7 +319,7 @@ def test_generate_repeats_bit_for_bit_and_another_seed_differs(model: LoadedMode
 
 
 def ask(entry: ModelEntry, picture: bytes, job_id: str, **asked: object) -> EngineRequest:
-    return EngineRequest(job_id, entry.name, entry.resolve(asked, seed=3), picture, "mp4")
+    return EngineRequest(job_id, entry.name, entry.resolve(asked, seed=3), (picture,), "mp4")
 
 
 async def collect(engine: InProcessEngine, request: EngineRequest) -> list[EngineEvent]:

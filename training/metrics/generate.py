@@ -24,7 +24,7 @@ from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, load
 from model.conditioning import picture_to_pixels
 from model.decode import decode, to_uint8
-from model.params import ImageToVideoParams
+from model.params import Params
 from model.rewrites import rewrite_exactly
 from model.sampling.batch import advance
 from model.sampling.prepare import begin_row
@@ -103,7 +103,7 @@ class ClipMaker:
     def _sample(self, group: Sequence[Wanted]) -> list[Frames]:
         asked = [self._params(one) for one in group]
         rows = [
-            begin_row(self._checkpoint, params, Image.fromarray(one.picture))
+            begin_row(self._checkpoint, params, [Image.fromarray(one.picture)])
             for params, one in zip(asked, group, strict=True)
         ]
         while not rows[0].done:
@@ -111,7 +111,7 @@ class ClipMaker:
         vae = self._checkpoint.vae
         return [decode(vae, row.latents, params.decode_chunk_size) for row, params in zip(rows, asked, strict=True)]
 
-    def _params(self, one: Wanted) -> ImageToVideoParams:
+    def _params(self, one: Wanted) -> Params:
         asked = {"fps": one.fps, "motion_bucket_id": one.bucket, "num_inference_steps": self._steps}
         return self._entry.resolve(asked, one.seed)
 

@@ -23,7 +23,7 @@ from serving.gateway.settings import MAX_WAIT_S
 from serving.gateway.submission import Submission, read_submission
 from serving.jobs.bell import wait_heard
 from serving.jobs.dispatcher import QUEUE_TOPIC
-from serving.jobs.records import INPUT_NAME, NewJob
+from serving.jobs.records import NewJob, input_names
 from serving.jobs.store import hash_body
 from serving.jobs.threads import in_thread
 
@@ -124,7 +124,7 @@ def _store(parts: Services, new: NewJob, picture: bytes) -> tuple[Job, bool]:
     """The picture first, then the row: a job in the store always has its picture."""
     is_new = False
     try:
-        parts.artifacts.write(new.id, INPUT_NAME, picture, "image/png")
+        parts.artifacts.write(new.id, input_names(1)[0], picture, "image/png")
         job, is_new = parts.store.create(new, parts.settings.queue_limit)
     finally:
         if not is_new:
