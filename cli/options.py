@@ -13,6 +13,7 @@ class SolverChoice(StrEnum):
 
     euler = "euler"
     heun = "heun"
+    dpmpp_2m = "dpmpp-2m"
 
 
 class ResizeChoice(StrEnum):

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from model.backends.protocol import Denoiser
+import torch
+
+from model.backends.protocol import Cores, Denoiser
 from model.checkpoint import Checkpoint
 from model.errors import InvalidRequest
 
 
-def _torch(checkpoint: Checkpoint) -> Denoiser:
+def _torch(checkpoint: Checkpoint, cores: Cores) -> Denoiser:
     from model.backends.torch import TorchDenoiser
     from model.rewrites import rewrite_exactly
 
     rewrite_exactly(checkpoint.unet, context_tokens=checkpoint.entry.task.context_tokens)
-    return TorchDenoiser(checkpoint.unet)
+    return TorchDenoiser(checkpoint.unet, cores)
 
 
-MAKERS: dict[str, Callable[[Checkpoint], Denoiser]] = {
+MAKERS: dict[str, Callable[[Checkpoint, Cores], Denoiser]] = {
     "torch": _torch,
 }
 
 
-def make_denoiser(backend: str, checkpoint: Checkpoint) -> Denoiser:
+def make_denoiser(backend: str, checkpoint: Checkpoint, cores: Cores | None = None) -> Denoiser:
     """A denoiser of the checkpoint's UNet on the backend called `backend`.
+
+    Args:
+        cores: of the CPU; None for as many as torch would use, not pinned.
 
     Raises:
         InvalidRequest: no backend is called that.
     """
     if backend not in MAKERS:
         raise InvalidRequest(f"no backend is called {backend!r}; there are: {', '.join(MAKERS)}", param="backend")
-    return MAKERS[backend](checkpoint)
+    return MAKERS[backend](checkpoint, cores or Cores(torch.get_num_threads()))

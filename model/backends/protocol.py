@@ -6,10 +6,24 @@ width, V vector scalars; h, w latent.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """The part of a CPU a denoiser may use; a GPU backend has no use for it.
+
+    Args:
+        count: threads at work at once.
+        pinned: the same bits whatever a place shares its call with: one thread a place, always.
+    """
+
+    count: int
+    pinned: bool = False
 
 
 @runtime_checkable

@@ -1,18 +1,30 @@
-"""The torch backend: the UNet as it was loaded, on the CPU or a CUDA device, in the dtype of its weights."""
+"""The torch backend: the UNet as it was loaded, on the CPU or a CUDA device, in the dtype of its weights.
+
+On a CPU the places of a call are spread over threads, one place each: side by side they use the cores better than one
+after another with every operation split over threads (measured on two cores with the mini checkpoint: 0.46 s against
+0.60 s for two places), and a place's bits then cannot depend on its company.
+"""
 
 from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
+from model.backends.protocol import Cores
+
 
 class TorchDenoiser:
     """A Denoiser (model.backends.protocol) around a diffusers UNet; runs in inference mode."""
 
-    def __init__(self, unet: UNetSpatioTemporalConditionModel) -> None:
+    def __init__(self, unet: UNetSpatioTemporalConditionModel, cores: Cores) -> None:
         self._unet = unet.eval()
+        self._cores = cores
+        spread = unet.device.type == "cpu" and (cores.count > 1 or cores.pinned)
+        self._pool = ThreadPoolExecutor(cores.count, "stillmotion-unet", _one_thread) if spread else None
 
     def __call__(
         self,
@@ -23,6 +35,13 @@ class TorchDenoiser:
         vector: Float[Tensor, "B V"],
     ) -> Float[Tensor, "B T C h w"]:
         """See Denoiser. The embeddings of timestep and vector start in float32 whatever the weights' dtype."""
+        told = (latents, timestep, context, concat, vector)
+        if self._pool is None or (len(latents) == 1 and not self._cores.pinned):
+            return self._run(*told)
+        places = zip(*(part.split(1) for part in told), strict=True)
+        return torch.cat(list(self._pool.map(lambda place: self._run(*place), places)))
+
+    def _run(self, latents: Tensor, timestep: Tensor, context: Tensor, concat: Tensor, vector: Tensor) -> Tensor:
         dtype = self._unet.dtype
         with torch.inference_mode():
             output: Tensor = self._unet(
@@ -33,3 +52,8 @@ class TorchDenoiser:
                 return_dict=False,
             )[0]
         return output.float()
+
+
+def _one_thread() -> None:
+    """torch keeps the number of threads of an operation per calling thread."""
+    torch.set_num_threads(1)

@@ -5,12 +5,14 @@ needed next (`request`), and given the slope there (model.sampling.precondition.
 one request's solver can stop between any two evaluations, share a call with requests at other noise levels, and be
 stored and resumed. Stochastic churn is left out: a seed is to give one video.
 
-Source: EDM (Karras et al. 2022), Algorithm 1 (Heun; its lines 4 and 5 alone are Euler).
+Sources: EDM (Karras et al. 2022), Algorithm 1 (Heun; its lines 4 and 5 alone are Euler). DPM-Solver++ (Lu et al. 2022,
+arXiv 2211.01095), Algorithm 2 (2M), with alpha = 1 and lambda = -ln(sigma).
 Legend: T frames, C channels; h, w latent.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -32,11 +34,13 @@ class SolverState:
         x: the sample at noise level sigmas[step].
         step: completed steps.
         slope: the slope at x, kept by Heun between its two evaluations of a step; else None.
+        denoised: the denoised sample of the step before, kept by DPM++ 2M; else None.
     """
 
     x: Latents
     step: int = 0
     slope: Latents | None = None
+    denoised: Latents | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,30 @@ class Heun:
         return max(0, 2 * steps_left - 1 - (state.slope is not None))
 
 
-SOLVERS: dict[SolverName, Solver] = {"euler": Euler(), "heun": Heun()}
+class DPMpp2M:
+    """Second order from the step before, one evaluation a step; the last step, onto sigma = 0, gives D itself."""
+
+    def request(self, state: SolverState, sigmas: Sigmas) -> Evaluation:
+        """The slope at the current sample and level."""
+        return Evaluation(state.x, sigmas[state.step])
+
+    def advance(self, state: SolverState, sigmas: Sigmas, slope: Latents) -> SolverState:
+        """x_next = (sigma_next / sigma) x + (1 - sigma_next / sigma) D, D extrapolated from the last two samples."""
+        here, there = sigmas[state.step], sigmas[state.step + 1]
+        denoised = ahead = state.x - here * slope
+        if state.denoised is not None and there > 0:
+            # r is the step before over this one, in lambda; Algorithm 2's D_i.
+            r = math.log(sigmas[state.step - 1] / here) / math.log(here / there)
+            ahead = denoised + (denoised - state.denoised) / (2 * r)
+        ratio = there / here
+        return SolverState(ratio * state.x + (1 - ratio) * ahead, state.step + 1, denoised=denoised)
+
+    def evaluations_left(self, state: SolverState, sigmas: Sigmas) -> int:
+        """One for each step left."""
+        return len(sigmas) - 1 - state.step
+
+
+SOLVERS: dict[SolverName, Solver] = {"euler": Euler(), "heun": Heun(), "dpmpp-2m": DPMpp2M()}
 """Adding a solver is one class and one line here (and its name in model.params)."""
 
 

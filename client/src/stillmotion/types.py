@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, HttpUrl
 
 JobStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
 JobPhase = Literal["queued", "encode", "denoise", "decode", "mux"]
-Solver = Literal["euler", "heun"]
+Solver = Literal["euler", "heun", "dpmpp-2m"]
 ResizeMode = Literal["crop", "fit", "stretch"]
 OutputFormat = Literal["mp4", "webm", "gif"]
 Priority = Literal["low", "normal", "high"]
