@@ -1,14 +1,170 @@
-"""Which rows share the next denoiser call: a pure function, tested without a model. Imports no torch."""
+"""What the engine does next: a pure function of the work there is, tested without a model. Imports no torch.
+
+Who leads: the tenant that is owed most (fairness.py), with its most urgent item (work.py: class, deadline, remaining
+work, arrival). Offline work is looked at only when there is no other. If the leader is a step, its call is filled with
+rows of the same key, again the tenant owed most first, up to the profile's largest batch; places that no encoded row
+wants go to rows that wait for their encoding, which is then done first. Everyone is charged what it adds to the call.
+
+`choose` is the rule before this one, first come first served; benchmarks compare with it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+
+from serving.engine.fairness import Accounts, Ledger, charged, standings
+from serving.engine.work import Decision, Kind, Limits, WorkItem, urgency
+
+Queues = Mapping[str, list[WorkItem]]
+"""By tenant, the most urgent first; none is empty."""
+
+
+def decide(items: Sequence[WorkItem], limits: Limits, ledger: Ledger) -> tuple[Decision | None, Ledger]:
+    """The next thing to do, and the ledger after it.
+
+    Args:
+        items: the next piece of every job that is not finished, resident or not, in any order.
+        limits: the clock, and how much fits.
+        ledger: what the last decision returned; `Ledger()` at first.
+
+    Returns:
+        None, and the ledger as it was, if there are no items.
+    """
+    offline = all(item.offline for item in items)
+    queues = _queues([item for item in items if item.offline == offline], limits)
+    if not queues:
+        return None, ledger
+    weights = {tenant: max(item.weight for item in queue) for tenant, queue in queues.items()}
+    accounts = standings(ledger.band(offline), queues)
+    planned = _plan(queues, weights, accounts, limits)
+    call = planned.encoding_first()
+    after = charged(accounts, call.used, weights)
+    park = _park(items, planned.items, call.items, accounts, limits)
+    decision = Decision(call.items[0].kind, tuple(item.job_id for item in call.items), park, sum(call.used.values()))
+    return decision, ledger.with_band(offline, after)
+
+
+def order(items: Sequence[WorkItem], limits: Limits, ledger: Ledger) -> tuple[str, ...]:
+    """The job ids in the order in which they would finish if each ran alone from now on: what a queue position means.
+
+    Args:
+        items: as for `decide`.
+        limits: as for `decide`.
+        ledger: as for `decide`.
+    """
+    placed: list[str] = []
+    for offline in (False, True):
+        queues = _queues([item for item in items if item.offline == offline], limits)
+        ahead = standings(ledger.band(offline), queues)
+        while queues:
+            item = _leader(queues, ahead, limits)
+            ahead[item.tenant] += item.work_left_s / item.weight
+            placed.append(item.job_id)
+            queues[item.tenant].remove(item)
+            queues = {tenant: queue for tenant, queue in queues.items() if queue}
+    return tuple(placed)
+
+
+class _Call:
+    """A call that is being put together.
+
+    Args:
+        leader: who pays for the call being made at all; the others pay what they add to it.
+    """
+
+    def __init__(self, leader: WorkItem, limits: Limits) -> None:
+        self.items = [leader]
+        self.used = {leader.tenant: leader.cost_s}
+        self._limits = limits
+        self._batching = limits.of(leader)
+        self._room = self._batching.largest - leader.places
+        self.full_s = leader.cost_s * (1 + self._batching.marginal * max(self._room, 0) / leader.places)
+
+    def fits(self, item: WorkItem) -> bool:
+        """Whether there are places for it."""
+        return item.places <= self._room and len(self.items) < self._limits.max_resident
+
+    def price(self, item: WorkItem) -> float:
+        """Seconds it adds, or would add once it is encoded."""
+        leader = self.items[0]
+        alone = item.cost_s if item.ready else leader.cost_s * item.places / leader.places
+        return alone * self._batching.marginal
+
+    def add(self, item: WorkItem) -> None:
+        """Take it along."""
+        self.used[item.tenant] = self.used.get(item.tenant, 0.0) + self.price(item)
+        self.items.append(item)
+        self._room -= item.places
+
+    def encoding_first(self) -> _Call:
+        """This call, or the encoding of the first of its rows that lacks it."""
+        return next((_Call(item, self._limits) for item in self.items if item.kind == "encode"), self)
+
+
+def _plan(queues: Queues, weights: Mapping[str, float], accounts: Accounts, limits: Limits) -> _Call:
+    """The leader, and whoever shares its call."""
+    leader = _leader(queues, accounts, limits)
+    call = _Call(leader, limits)
+    if not leader.ready:
+        return call
+    for kind in ("step", "encode"):
+        riders = {tenant: _riders(queue, leader, kind) for tenant, queue in queues.items()}
+        _fill(call, riders, weights, accounts, limits)
+    return call
+
+
+def _fill(
+    call: _Call, riders: dict[str, list[WorkItem]], weights: Mapping[str, float], accounts: Accounts, limits: Limits
+) -> None:
+    """Add riders while there is room, the tenant owed most first.
+
+    Every rider makes the call longer for the leader and for who waits, so none may take its tenant further ahead than
+    one full call; for nothing else a place is left empty.
+    """
+    riders = {tenant: queue for tenant, queue in riders.items() if queue}
+    while riders:
+        ahead = {tenant: accounts[tenant] + call.used.get(tenant, 0.0) / weights[tenant] for tenant in riders}
+        item = _leader(riders, ahead, limits)
+        fair = ahead[item.tenant] * weights[item.tenant] + call.price(item) <= call.full_s
+        if call.fits(item) and (fair or item.tenant == call.items[0].tenant):
+            call.add(item)
+        riders[item.tenant].remove(item)
+        riders = {tenant: queue for tenant, queue in riders.items() if queue}
+
+
+def _park(
+    items: Sequence[WorkItem], planned: list[WorkItem], next_up: list[WorkItem], accounts: Accounts, limits: Limits
+) -> tuple[str, ...]:
+    """Residents that make room for what is next: offline ones first, then by how far the tenant is ahead."""
+    kept = {item.job_id for item in planned}
+    residents = [item for item in items if item.resident]
+    surplus = len(residents) + sum(not item.resident for item in next_up) - limits.max_resident
+    idle = [item for item in residents if item.job_id not in kept]
+    idle.sort(key=lambda item: (item.offline, accounts.get(item.tenant, 0.0), urgency(item, limits)), reverse=True)
+    return tuple(item.job_id for item in idle[: max(surplus, 0)])
+
+
+def _queues(items: Sequence[WorkItem], limits: Limits) -> dict[str, list[WorkItem]]:
+    queues: dict[str, list[WorkItem]] = {}
+    for item in sorted(items, key=lambda item: urgency(item, limits)):
+        queues.setdefault(item.tenant, []).append(item)
+    return queues
+
+
+def _leader(queues: Queues, ahead: Accounts, limits: Limits) -> WorkItem:
+    """The most urgent item of the tenant owed most; between equals, the more urgent."""
+    tenant = min(queues, key=lambda tenant: (ahead[tenant], urgency(queues[tenant][0], limits)))
+    return queues[tenant][0]
+
+
+def _riders(queue: list[WorkItem], leader: WorkItem, kind: Kind) -> list[WorkItem]:
+    return [item for item in queue if item.kind == kind and item.key == leader.key and item is not leader]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A row that could be stepped now.
+    """A row that could be stepped now, for `choose`.
 
     Args:
         job_id: whose row it is.
@@ -22,9 +178,10 @@ class Candidate:
 
 
 def choose(candidates: Sequence[Candidate], largest: int) -> tuple[str, ...]:
-    """The job ids of the next call: the earliest arrival, and those after it with the same key, up to `largest`.
+    """First come, first served: the earliest arrival, and those after it with the same key, up to `largest`.
 
-    So the earliest request always makes progress, and nobody waits for a batch to fill.
+    Returns:
+        The job ids of the next call.
     """
     in_order = sorted(candidates, key=lambda candidate: candidate.arrival)
     return tuple(candidate.job_id for candidate in in_order if candidate.key == in_order[0].key)[:largest]
