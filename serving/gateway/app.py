@@ -40,6 +40,7 @@ def create_app(engine: Engine, models: Sequence[ModelEntry], settings: Settings)
         warming = asyncio.create_task(services.warmup.run(engine), name="engine start")
         try:
             await services.dispatcher.start()
+            await services.janitor.start()
             yield
         finally:
             await close_services(services, warming)

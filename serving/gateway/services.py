@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from dataclasses import dataclass, field
 from typing import Annotated, cast
+from uuid import uuid4
 
 from fastapi import Depends, Request
 
@@ -17,6 +20,9 @@ from serving.jobs.artifacts import Artifacts
 from serving.jobs.bell import Bell
 from serving.jobs.database import Database
 from serving.jobs.dispatcher import Dispatcher
+from serving.jobs.janitor import Janitor
+from serving.jobs.leases import Leases
+from serving.jobs.retention import Retention
 from serving.jobs.store import JobStore
 from serving.jobs.threads import in_thread
 
@@ -50,6 +56,7 @@ class Services:
     artifacts: Artifacts
     bell: Bell
     dispatcher: Dispatcher
+    janitor: Janitor
     warmup: Warmup = field(default_factory=Warmup)
 
     def model(self, name: str | None, task: str) -> ModelEntry:
@@ -72,18 +79,27 @@ async def open_services(engine: Engine, models: tuple[ModelEntry, ...], settings
     """Open the database (bringing its tables up to date) and the artifacts, and make the dispatcher."""
     artifacts = await in_thread(Artifacts.open, settings.artifacts)
     database = await in_thread(Database, settings.database_url)
-    store, bell = JobStore(database), Bell()
-    dispatcher = Dispatcher(engine, store, artifacts, bell, settings.progress_interval_s)
-    return Services(settings, engine, models, database, store, artifacts, bell, dispatcher)
+    store, bell = JobStore(database, terms=settings.terms), Bell()
+    leases = Leases(database, _server_name(), terms=settings.terms)
+    dispatcher = Dispatcher(engine, leases, artifacts, bell, settings.progress_interval_s)
+    janitor = Janitor(Retention(database, terms=settings.terms), store, artifacts, bell)
+    return Services(settings, engine, models, database, store, artifacts, bell, dispatcher, janitor)
 
 
 async def close_services(services: Services, warming: asyncio.Task[None]) -> None:
-    """Let go of the jobs, then the engine, then the database."""
-    await services.dispatcher.stop()
+    """Stop the engine, give its unfinished jobs back to the queue, then close the database."""
     warming.cancel()
     await asyncio.gather(warming, return_exceptions=True)
+    await services.janitor.stop()
+    services.dispatcher.refuse_work()
     await services.engine.stop()
+    await services.dispatcher.stop()
     await in_thread(services.database.close)
+
+
+def _server_name() -> str:
+    """Another at every start, readable in the database."""
+    return f"{socket.gethostname()[:40]}:{os.getpid()}:{uuid4().hex}"
 
 
 def _services(request: Request) -> Services:

@@ -6,6 +6,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.image import ImageLimits
+from serving.jobs.records import Terms
 
 MAX_WAIT_S = 60
 
@@ -25,6 +26,16 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(50_000_000, ge=64, description="of the picture, width times height")
     min_image_side: int = Field(8, ge=1, description="pixels of the picture's shorter side")
     progress_interval_s: float = Field(0.25, ge=0, description="steps are written down at most this often")
+
+    lease_s: float = Field(15.0, gt=0, description="a server silent for so long has lost its jobs; they run again")
+    waiting_s: float = Field(7 * 86400.0, gt=0, description="a job that has not begun by then expires")
+    kept_s: float | None = Field(30 * 86400.0, ge=0, description="an ended job is removed after this time; None: never")
+    grace_s: float = Field(30.0, ge=0, description="running jobs have so long to end when the service is told to stop")
+
+    @property
+    def terms(self) -> Terms:
+        """How long jobs and leases last."""
+        return Terms(self.lease_s, self.waiting_s, self.kept_s)
 
     @property
     def image_limits(self) -> ImageLimits:

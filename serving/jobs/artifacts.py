@@ -11,6 +11,7 @@ import hashlib
 import logging
 import posixpath
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Final, cast
 from uuid import uuid4
 
@@ -23,6 +24,7 @@ from serving.jobs.records import StoredFile
 _log = logging.getLogger(__name__)
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CHUNK: Final = 256 * 1024
+_YOUNG_S: Final = 3600.0
 
 
 class Artifacts:
@@ -92,19 +94,38 @@ class Artifacts:
         except FileNotFoundError:
             _log.debug("job %s has no files", job_id)
 
-    def sweep(self, known: set[str]) -> list[str]:
-        """Remove the folders of jobs that are not known, and unfinished files; the removed folders' names."""
+    def discard(self, job_id: str, *names: str) -> None:
+        """Remove these files of a job; those it does not have are fine."""
+        for name in names:
+            self._discard(f"{self._folder(job_id)}/{name}")
+
+    def sweep(self, known: set[str], older_than_s: float = _YOUNG_S) -> list[str]:
+        """Remove the folders of jobs that are not known, and unfinished files; the removed folders' names.
+
+        Args:
+            older_than_s: what changed within so many seconds stays: another server may be about to store its job.
+        """
         removed = []
         for path in self._fs.ls(self._root, detail=False):
             name = posixpath.basename(str(path).rstrip("/"))
             if name not in known:
-                self._fs.rm(path, recursive=True)
-                removed.append(name)
+                if all(self._is_older(file, older_than_s) for file in self._fs.find(path)):
+                    self._fs.rm(path, recursive=True)
+                    removed.append(name)
                 continue
             for file in self._fs.ls(path, detail=False):
-                if str(file).endswith(".part"):
+                if str(file).endswith(".part") and self._is_older(file, older_than_s):
                     self._fs.rm(file)
         return removed
+
+    def _is_older(self, path: str, seconds: float) -> bool:
+        try:
+            changed = cast(datetime, self._fs.modified(path))
+        except FileNotFoundError:  # renamed or removed since it was listed
+            return False
+        if changed.tzinfo is None:
+            changed = changed.replace(tzinfo=UTC)
+        return (datetime.now(UTC) - changed).total_seconds() >= seconds
 
     def _folder(self, job_id: str) -> str:
         return f"{self._root}/{job_id}"
@@ -113,4 +134,4 @@ class Artifacts:
         try:
             self._fs.rm_file(path)
         except FileNotFoundError:
-            _log.debug("%s was never begun", path)
+            _log.debug("%s is not there", path)

@@ -1,7 +1,9 @@
 """One database: opened, brought to today's tables, and handed out one transaction at a time.
 
-SQLite in WAL mode by default. A writing transaction takes the write lock at its beginning (BEGIN IMMEDIATE), so that
-two writers wait for each other instead of failing half way; a reading one takes no lock.
+SQLite in WAL mode by default; Postgres where several gateways share one queue. On SQLite a writing transaction takes
+the write lock at its beginning (BEGIN IMMEDIATE), so that two writers wait for each other instead of failing half
+way; a reading one takes no lock. On Postgres writers lock the rows they change (`changes.find`), and admissions wait
+for each other (`serialise_admission`).
 """
 
 from __future__ import annotations
@@ -9,54 +11,67 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import URL, Connection, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
-from model.errors import InvalidRequest, StorageFull
+from model.errors import InvalidRequest, MissingExtra, StorageFull
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_TIMEOUT_S = 30
+_MIGRATING: Final = 7_461_001
+_ADMITTING: Final = 7_461_002
+"""Postgres' advisory locks are numbers; these two are ours."""
 
 
 class Database:
     """A connection pool with the tables in place.
 
     Args:
-        url: SQLAlchemy's form, such as `sqlite:///folder/jobs.db`; SQLite needs a file.
+        url: SQLAlchemy's form, such as `sqlite:///folder/jobs.db` (SQLite needs a file) or
+            `postgresql://user:password@host/name`.
 
     Raises:
-        InvalidRequest: the URL cannot be parsed, or names an in-memory SQLite, which would forget the jobs.
+        InvalidRequest: the URL cannot be parsed, names another kind of database, or an in-memory SQLite, which would
+            forget the jobs.
+        MissingExtra: the driver for Postgres is not installed.
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            parsed = make_url(url)
-        except ArgumentError as error:
-            raise InvalidRequest(f"--database-url cannot be read: {error}", param="database_url") from error
-        options: dict[str, Any] = {}
-        sqlite = parsed.get_backend_name() == "sqlite"
-        if sqlite:
-            if not parsed.database or parsed.database == ":memory:":
-                raise InvalidRequest("SQLite needs a file: sqlite:///PATH", param="database_url")
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            options["connect_args"] = {"timeout": _BUSY_TIMEOUT_S}
-        self._engine = create_engine(parsed, **options)
-        if sqlite:
+        parsed = _parse(url)
+        self._sqlite = parsed.get_backend_name() == "sqlite"
+        if self._sqlite:
+            Path(parsed.database or "").parent.mkdir(parents=True, exist_ok=True)
+        self._migrate(parsed)
+        options: dict[str, Any] = {"connect_args": {"timeout": _BUSY_TIMEOUT_S}} if self._sqlite else {}
+        self._engine = create_engine(parsed, pool_pre_ping=not self._sqlite, **options)
+        if self._sqlite:
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
         self._reader = self._engine.execution_options(reading=True)
-        self._migrate()
 
-    def _migrate(self) -> None:
+    def _migrate(self, url: URL) -> None:
+        """Bring the tables up to date; of several servers that start at once, one does it.
+
+        On a connection of its own, where SQLite does not enforce foreign keys: a table is altered there by copying
+        and dropping it, which would take along the rows that refer to it.
+        """
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        with self._engine.begin() as connection:
+        options: dict[str, Any] = {"connect_args": {"timeout": _BUSY_TIMEOUT_S}} if self._sqlite else {}
+        engine = create_engine(url, poolclass=NullPool, **options)
+        if self._sqlite:
+            event.listen(engine, "connect", _prepare_sqlite_migration)
+            event.listen(engine, "begin", _begin_sqlite)
+        with engine.begin() as connection:
+            if not self._sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _MIGRATING})
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
@@ -81,14 +96,49 @@ class Database:
         with Session(self._reader, expire_on_commit=False) as session:
             yield session
 
+    def serialise_admission(self, session: Session) -> None:
+        """Let no other admission happen until this transaction ends, so that limits are exact.
+
+        SQLite's writers wait for each other anyway.
+        """
+        if not self._sqlite:
+            session.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _ADMITTING})
+
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
 
 
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise InvalidRequest(f"--database-url cannot be read: {error}", param="database_url") from error
+    kind = parsed.get_backend_name()
+    if kind == "sqlite":
+        if not parsed.database or parsed.database == ":memory:":
+            raise InvalidRequest("SQLite needs a file: sqlite:///PATH", param="database_url")
+        return parsed
+    if kind not in ("postgresql", "postgres"):
+        raise InvalidRequest(
+            f"the job store is SQLite or Postgres, not {kind}: sqlite:///PATH or postgresql://...", param="database_url"
+        )
+    try:
+        import psycopg  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("a job store on Postgres", "postgres") from error
+    return parsed.set(drivername="postgresql+psycopg")
+
+
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver must not begin transactions on its own: _begin_sqlite does
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _prepare_sqlite_migration(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "foreign_keys=OFF"):
         connection.execute(f"PRAGMA {pragma}").close()
 
 

@@ -1,59 +1,31 @@
-"""The dispatcher: hands waiting jobs to the engine as it has room, and writes down what becomes of them.
+"""The dispatcher: leases waiting jobs as the engine has room, keeps the leases alive, and lets go in good order.
 
-One asyncio task looks for work; one more per running job follows the engine's events. What a server leaves running
-when it ends goes back to the queue at the next start.
+One asyncio task looks for work, one keeps the leases (and takes back those of servers that are gone), and one more
+per running job follows it (`follower`). Several servers may do so on one database.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
-from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy.exc import OperationalError
-from stillmotion.types import Job
-
-from model.errors import GenerationFailed, InvalidRequest, StorageFull
-from model.params import PARAMS
-from model.tasks import TASKS
-from serving.engine.protocol import (
-    CancelledAt,
-    Checkpointed,
-    Completed,
-    Decoded,
-    Engine,
-    EngineEvent,
-    EngineRequest,
-    Failed,
-    PhaseStarted,
-    Previewed,
-    Queued,
-    Stepped,
-)
+from serving.engine.protocol import Engine
 from serving.jobs.artifacts import Artifacts
 from serving.jobs.bell import Bell, wait_heard
-from serving.jobs.errors import JobNotFound
-from serving.jobs.outcome import Outcome, store_result
-from serving.jobs.progress import percent
-from serving.jobs.records import Advance, LeasedJob, input_names
-from serving.jobs.store import JobStore
+from serving.jobs.errors import LeaseLost
+from serving.jobs.follower import Follower, Run
+from serving.jobs.leases import Leases
+from serving.jobs.records import LeasedJob
 from serving.jobs.threads import in_thread
 
 _log = logging.getLogger(__name__)
 QUEUE_TOPIC: Final = "queue"
 """The bell's topic for: there may be work."""
 _LOOK_AGAIN_S: Final = 1.0
-
-
-@dataclass(slots=True)
-class _Run:
-    """What is remembered of a running job between two events."""
-
-    job: LeasedJob
-    written_at: float = -math.inf
+_LAST_WORDS_S: Final = 0.5
+"""Seconds for what a stopped engine said at its end to be written down."""
 
 
 class Dispatcher:
@@ -61,50 +33,71 @@ class Dispatcher:
 
     Args:
         engine: what serves them; started and stopped by its owner.
-        store, artifacts: where they are kept.
+        leases, artifacts: where they are kept.
         bell: rung for a job at every change, and by others under QUEUE_TOPIC when a job was queued.
         step_interval_s: progress within a phase is written at most this often.
     """
 
     def __init__(
-        self, engine: Engine, store: JobStore, artifacts: Artifacts, bell: Bell, step_interval_s: float = 0.25
+        self, engine: Engine, leases: Leases, artifacts: Artifacts, bell: Bell, step_interval_s: float = 0.25
     ) -> None:
         self._engine = engine
-        self._store = store
-        self._artifacts = artifacts
+        self._leases = leases
         self._bell = bell
-        self._interval = step_interval_s
-        self._runs: dict[str, _Run] = {}
-        self._to_stop: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._loop: asyncio.Task[None] | None = None
+        self._follower = Follower(engine, leases, artifacts, bell, step_interval_s)
+        self._runs: dict[str, Run] = {}
+        self._following: set[asyncio.Task[None]] = set()
+        self._loops: list[asyncio.Task[None]] = []
+        self._draining = False
+
+    @property
+    def draining(self) -> bool:
+        """Whether the service is about to stop and takes no new work."""
+        return self._draining
 
     async def start(self) -> None:
-        """Put interrupted jobs back, remove files no job owns, and begin to look for work."""
-        for job in await in_thread(self._store.requeue_interrupted):
-            _log.warning("job %s was interrupted; it is %s now", job.id, job.status)
-        known = await in_thread(self._store.ids)
-        for name in await in_thread(self._artifacts.sweep, known):
-            _log.warning("removed the files of %s, which is no job", name)
-        self._loop = asyncio.create_task(self._look_for_work(), name="dispatcher")
+        """Put back what servers that are gone left running, and begin to look for work."""
+        await self._reclaim()
+        self._loops = [
+            asyncio.create_task(self._look_for_work(), name="dispatcher"),
+            asyncio.create_task(self._keep_leases(), name="leases"),
+        ]
+
+    def refuse_work(self) -> None:
+        """Take no more work; what runs goes on."""
+        self._draining = True
+
+    async def drain(self, grace_s: float) -> None:
+        """Take no more work, and come back when what runs has ended or the time is over."""
+        self.refuse_work()
+        if self._following:
+            _log.info("stopping: %d jobs have %g s to end", len(self._following), grace_s)
+            await asyncio.wait(self._following, timeout=grace_s)
 
     async def stop(self) -> None:
-        """Let go of every job; those unfinished are put back at the next start."""
-        tasks = [*self._tasks, *([] if self._loop is None else [self._loop])]
+        """Let go of every job, after the engine was stopped: those unfinished go back into the queue."""
+        self.refuse_work()
+        if self._following:
+            await asyncio.wait(self._following, timeout=_LAST_WORDS_S)
+        left = list(self._runs.values())
+        tasks = [*self._loops, *self._following]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._loop = None
+        self._loops = []
+        for run in left:
+            await self._give_back(run.job)
 
     def cancel(self, job_id: str) -> None:
-        """Ask a running job to stop at the next step boundary; others are ignored."""
-        if job_id in self._runs:
-            self._to_stop.add(job_id)
+        """Ask a running job to stop at the next step boundary; one that another server runs hears of it there."""
+        run = self._runs.get(job_id)
+        if run is not None:
+            run.stop.set()
             self._engine.cancel(job_id)
 
     async def _look_for_work(self) -> None:
         with self._bell.listen(QUEUE_TOPIC) as heard:
-            while True:
+            while not self._draining:
                 heard.clear()
                 try:
                     await self._fill()
@@ -113,101 +106,57 @@ class Dispatcher:
                 await wait_heard(heard, _LOOK_AGAIN_S)
 
     async def _fill(self) -> None:
-        """Lease jobs until the engine is full or none waits."""
-        while self._engine.ready and len(self._runs) < self._engine.capacity:
-            job = await in_thread(self._store.lease)
+        """Lease jobs until the engine is full or none waits.
+
+        Offline jobs fill what is idle only: they keep no place from the others.
+        """
+        while self._engine.ready and not self._draining:
+            busy = sum(run.job.share.priority != "offline" for run in self._runs.values())
+            if busy >= self._engine.capacity:
+                return
+            job = await in_thread(self._leases.take, offline=len(self._runs) < self._engine.capacity)
             if job is None:
                 return
-            self._runs[job.id] = _Run(job)
+            if job.id in self._runs:  # its lease was lost while the engine was at it, and the engine still is
+                await self._give_back(job)
+                return
+            self._runs[job.id] = Run(job)
             self._bell.ring(job.id)
-            task = asyncio.create_task(self._run(self._runs[job.id]), name=job.id)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task = asyncio.create_task(self._follow(self._runs[job.id]), name=job.id)
+            self._following.add(task)
+            task.add_done_callback(self._following.discard)
 
-    async def _run(self, run: _Run) -> None:
-        """Follow one job to its end, whatever the end is."""
-        job_id = run.job.id
+    async def _follow(self, run: Run) -> None:
         try:
-            try:
-                outcome = await self._follow(run)
-            except GenerationFailed as error:
-                outcome = Failed(error.code, error.message)
-            except Exception:  # noqa: BLE001 - the boundary: one job's surprise must not stop the others
-                _log.exception("job %s met an unexpected error", job_id)
-                outcome = Failed("internal_error", "an unexpected error; the server's log has it under the job's id")
-            if isinstance(outcome, Failed):
-                self._engine.cancel(job_id)  # the engine may still be at it
-            await self._settle(job_id, outcome)
+            await self._follower.follow(run)
         finally:
-            del self._runs[job_id]
-            self._to_stop.discard(job_id)
+            del self._runs[run.job.id]
             self._bell.ring(QUEUE_TOPIC)
 
-    async def _follow(self, run: _Run) -> Outcome:
-        """Submit a job and note its progress; its terminal event, with a result's files already stored."""
-        try:
-            request = await self._request(run.job)
-        except (FileNotFoundError, InvalidRequest, KeyError, TypeError) as error:
-            _log.exception("job %s cannot be read back", run.job.id)
-            return Failed("job_unreadable", f"the stored job cannot be read back: {error}")
-        if run.job.id in self._to_stop:
-            return CancelledAt(step=0, compute_s=0.0)
-        async for event in self._engine.submit(request):
-            if isinstance(event, Completed):
-                return await in_thread(store_result, self._artifacts, request, event)
-            if isinstance(event, (Failed, CancelledAt)):
-                return event
-            if run.job.id in self._to_stop:  # it may have been asked before the engine knew of the job
-                self._engine.cancel(run.job.id)
-            await self._note(run, event)
-        raise GenerationFailed("the engine ended the job's events without a result")
-
-    async def _request(self, job: LeasedJob) -> EngineRequest:
-        settings = {name: value for name, value in job.params.items() if name != "output_format"}
-        names = input_names(len(TASKS[job.task].pictures))
-        images = tuple([await in_thread(self._artifacts.read, job.id, name) for name in names])
-        return EngineRequest(job.id, job.model, PARAMS[job.task](**settings), images, job.output_format)
-
-    async def _note(self, run: _Run, event: EngineEvent) -> None:
-        """Write progress down: every phase, and within a phase the first, the last and one per interval."""
-        match event:
-            case Queued(position):
-                name, whole = "queued", True
-                change = Advance("queued", percent("queued"), engine_position=position)
-            case PhaseStarted(phase):
-                name, change, whole = "phase", Advance(phase, percent(phase)), True
-            case Stepped(step, total, eta_s):
-                name, change = "step", Advance("denoise", percent("denoise", step, total), step, eta_s)
-                whole = step in (1, total)
-            case Checkpointed() | Previewed():
-                return
-            case Decoded(frames, total):
-                name, change, whole = "decode", Advance("decode", percent("decode", frames, total)), frames == total
-            case _:
-                raise TypeError(f"not a progress event: {event!r}")
-        now = time.monotonic()
-        if whole or now - run.written_at >= self._interval:
-            run.written_at = now
-            await in_thread(self._store.advance, run.job.id, name, change)
-            self._bell.ring(run.job.id)
-
-    async def _settle(self, job_id: str, outcome: Outcome) -> None:
-        """Write the end down; a database that cannot be written now is tried until it can."""
+    async def _keep_leases(self) -> None:
+        """Say every second that this server lives; learn what callers or other servers did to its jobs."""
+        reclaimed_at = time.monotonic()
         while True:
+            await asyncio.sleep(min(_LOOK_AGAIN_S, self._leases.lease_s / 3))
             try:
-                await in_thread(self._end, job_id, outcome)
-            except (OperationalError, StorageFull):
-                _log.exception("the end of job %s cannot be stored yet", job_id)
-                await asyncio.sleep(_LOOK_AGAIN_S)
-                continue
-            except JobNotFound:
-                _log.warning("job %s was deleted while it ran", job_id)
-            self._bell.ring(job_id)
-            return
+                pulse = await in_thread(self._leases.pulse, [run.job for run in self._runs.values()])
+                for job_id in pulse.to_stop | pulse.lost:
+                    self.cancel(job_id)
+                if time.monotonic() - reclaimed_at >= self._leases.lease_s / 3:
+                    reclaimed_at = time.monotonic()
+                    await self._reclaim()
+            except Exception:  # noqa: BLE001 - the boundary: without this loop every lease would run out
+                _log.exception("the leases could not be kept; trying again")
 
-    def _end(self, job_id: str, outcome: Outcome) -> Job:
-        if isinstance(outcome, Failed):
-            return self._store.fail(job_id, outcome.code, outcome.message)
-        if isinstance(outcome, CancelledAt):
-            return self._store.stopped(job_id, outcome.step, outcome.compute_s)
-        return self._store.complete(job_id, outcome)
+    async def _reclaim(self) -> None:
+        for job in await in_thread(self._leases.reclaim):
+            _log.warning("job %s was interrupted; it is %s now", job.id, job.status)
+            self._bell.ring(job.id)
+            self._bell.ring(QUEUE_TOPIC)
+
+    async def _give_back(self, job: LeasedJob) -> None:
+        try:
+            await in_thread(self._leases.give_back, job)
+        except LeaseLost:
+            _log.debug("job %s has ended or runs elsewhere", job.id)
+        self._bell.ring(job.id)

@@ -39,3 +39,24 @@ class QueueFull(StillmotionError):
     def __init__(self, limit: int, retry_after_s: int) -> None:
         super().__init__(f"{limit} jobs are waiting already, which is the limit; try again in {retry_after_s} s")
         self.retry_after_s = retry_after_s
+
+
+class QuotaFull(QueueFull):
+    """This caller has as many jobs open as they may have."""
+
+    code = "quota_full"
+
+    def __init__(self, limit: int, retry_after_s: int) -> None:
+        StillmotionError.__init__(
+            self, f"{limit} of your jobs wait or run, which is your limit; try again in {retry_after_s} s"
+        )
+        self.retry_after_s = retry_after_s
+
+
+class LeaseLost(Conflict):
+    """The job is not run by this server, or not in this attempt (any more): what it says of the job does not count."""
+
+    code = "lease_lost"
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        super().__init__(f"attempt {attempt} at job {job_id} is over; it has ended, is gone, or runs elsewhere")

@@ -17,26 +17,31 @@ Outcome = Success | Failed | CancelledAt
 MEDIA_TYPES: Final[dict[OutputFormat, str]] = {"mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif"}
 
 
-def store_result(artifacts: Artifacts, request: EngineRequest, result: Completed) -> Success:
+def store_result(artifacts: Artifacts, request: EngineRequest, result: Completed, attempt: int) -> Success:
     """Store a result's files. Either all are stored or none.
+
+    Args:
+        attempt: goes into the names from the second on, so that a server which lost the job in the meantime
+            overwrites no file of the one that has it.
 
     Raises:
         StorageFull: no room.
     """
     media_type = MEDIA_TYPES[request.output_format]
     manifest = json.dumps(result.manifest, indent=2, sort_keys=True).encode()
+    mark = "" if attempt == 1 else f".{attempt}"
     contents: dict[Variant, tuple[str, bytes, str]] = {
-        "video": (f"video.{request.output_format}", result.video, media_type),
-        "thumbnail": ("thumbnail.jpg", result.thumbnail, "image/jpeg"),
-        "frames": ("frames.png", result.frames, "image/png"),
-        "manifest": ("manifest.json", manifest, "application/json"),
+        "video": (f"video{mark}.{request.output_format}", result.video, media_type),
+        "thumbnail": (f"thumbnail{mark}.jpg", result.thumbnail, "image/jpeg"),
+        "frames": (f"frames{mark}.png", result.frames, "image/png"),
+        "manifest": (f"manifest{mark}.json", manifest, "application/json"),
     }
     files: dict[Variant, StoredFile] = {}
     try:
         for variant, (name, data, kind) in contents.items():
             files[variant] = artifacts.write(request.job_id, name, data, kind)
     except (OSError, StorageFull):
-        artifacts.remove(request.job_id)
+        artifacts.discard(request.job_id, *(name for name, _, _ in contents.values()))
         raise
     output = JobOutput(
         url=job_urls(request.job_id).content,

@@ -6,16 +6,51 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from stillmotion.types import Job, JobError, JobOutput, JobUrls, OutputFormat, Priority, Variant
+from stillmotion.types import Job, JobError, JobOutput, JobUrls, OutputFormat, Variant
 
+from serving.engine.protocol import Priority, Share
 from serving.jobs.tables import JobRow
 
-PRIORITIES: Final[dict[Priority, int]] = {"low": 0, "normal": 1, "high": 2}
+PRIORITIES: Final[dict[Priority, int]] = {"offline": -1, "low": 0, "normal": 1, "high": 2}
+CLASSES: Final[dict[int, Priority]] = {number: name for name, number in PRIORITIES.items()}
+OFFLINE: Final = PRIORITIES["offline"]
 
 
 def input_names(count: int) -> tuple[str, ...]:
     """The files of a job's pictures, in the order of its task's spec."""
     return ("input.png", *(f"input-{number}.png" for number in range(2, count + 1)))[:count]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How long things last, in seconds.
+
+    Args:
+        lease_s: a server that is not heard of for so long has lost its jobs; they are run again.
+        waiting_s: a job that has not begun by then expires.
+        kept_s: an ended job is removed so long after its end, files and all; None: never.
+    """
+
+    lease_s: float = 15.0
+    waiting_s: float = 7 * 86400.0
+    kept_s: float | None = 30 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookTarget:
+    """Where the news of a job's end goes; `secret` (whsec_...) signs it, None leaves that to the server's own."""
+
+    url: str
+    secret: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlace:
+    """Which row of which batch a job is; `custom_id` is the caller's own name for it."""
+
+    batch_id: str
+    row: int
+    custom_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +60,9 @@ class NewJob:
     Args:
         params: complete settings, JSON-ready.
         body_hash: SHA-256 over what the caller sent, to tell a repeat from another request under the same key.
+        owner: the API key's id; empty where there are no keys.
+        weight: of the owner's share of the engine.
+        deadline_s: seconds from now by which the result is wanted; a job that has not begun by then expires.
     """
 
     id: str
@@ -39,17 +77,28 @@ class NewJob:
     metadata: Mapping[str, str]
     body_hash: str
     idempotency_key: str | None = None
+    owner: str = ""
+    weight: float = 1.0
+    deadline_s: float | None = None
+    webhook: WebhookTarget | None = None
+    batch: BatchPlace | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LeasedJob:
-    """What the dispatcher needs to run a job."""
+    """What the dispatcher needs to run a job.
+
+    Args:
+        attempt: which lease of the job this is, counted from 1.
+    """
 
     id: str
     task: str
     model: str
     params: Mapping[str, Any]
     output_format: OutputFormat
+    share: Share
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +155,7 @@ def to_wire(row: JobRow, queue_position: int | None) -> Job:
         created_at=row.created_at,
         started_at=row.started_at,
         completed_at=row.completed_at,
+        expires_at=row.expires_at,
         model=row.model,
         model_version=row.model_version,
         seed=row.seed,

@@ -1,4 +1,7 @@
-"""The two tables: jobs, and the events each went through. The migrations make them; a test holds the two equal."""
+"""The tables: jobs and their events, what idempotency keys made, webhooks to deliver, batches.
+
+The migrations make them; a test holds the two equal.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,23 @@ class Base(DeclarativeBase):
 
 
 class JobRow(Base):
-    """One job. `seq` orders jobs by arrival; `last_event` is the id of the newest event."""
+    """One job.
+
+    `seq` orders jobs by arrival; `last_event` is the id of the newest event. `owner` is the API key's id, empty where
+    there are no keys. While the job runs, `lease_owner` names the server that runs it, until `lease_until` unless it
+    says more; `attempt` counts the leases, so a lease is told from a later one of the same server. `expires_at` is
+    when a waiting job is given up and an ended one removed.
+    """
 
     __tablename__ = "jobs"
-    __table_args__ = (Index("jobs_queue", "status", "priority", "seq"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        Index("jobs_queue", "status", "priority", "seq"),
+        Index("jobs_owner", "owner", "seq"),
+        Index("jobs_expiry", "expires_at"),
+        Index("jobs_started", "started_at"),
+        Index("jobs_batch", "batch_id", "batch_row"),
+        {"sqlite_autoincrement": True},
+    )
 
     seq: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(String(40), unique=True)
@@ -46,9 +62,19 @@ class JobRow(Base):
     files: Mapped[dict[str, Any]] = mapped_column(JSON)
     error_code: Mapped[str | None] = mapped_column(String(80))
     error_message: Mapped[str | None] = mapped_column(Text)
-    idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
-    body_hash: Mapped[str] = mapped_column(String(64))
     last_event: Mapped[int] = mapped_column(Integer)
+    owner: Mapped[str] = mapped_column(String(64), server_default="")
+    weight: Mapped[float] = mapped_column(Float, server_default="1")
+    deadline_s: Mapped[float | None] = mapped_column(Float)
+    expires_at: Mapped[float | None] = mapped_column(Float)
+    lease_owner: Mapped[str | None] = mapped_column(String(100))
+    lease_until: Mapped[float | None] = mapped_column(Float)
+    attempt: Mapped[int] = mapped_column(Integer, server_default="0")
+    webhook_url: Mapped[str | None] = mapped_column(Text)
+    webhook_secret: Mapped[str | None] = mapped_column(Text)
+    batch_id: Mapped[str | None] = mapped_column(String(40), ForeignKey("batches.id", name="jobs_batch_id"))
+    batch_row: Mapped[int | None] = mapped_column(Integer)
+    custom_id: Mapped[str | None] = mapped_column(String(255))
 
 
 class EventRow(Base):
@@ -60,3 +86,61 @@ class EventRow(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     event: Mapped[str] = mapped_column(String(20))
     job: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class IdempotencyRow(Base):
+    """What an Idempotency-Key made: `target` is a job's or a batch's id, `request_hash` tells a repeat from another."""
+
+    __tablename__ = "idempotency"
+    __table_args__ = (Index("idempotency_target", "target"),)
+
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    request_hash: Mapped[str] = mapped_column(String(64))
+    target: Mapped[str] = mapped_column(String(40))
+
+
+class DeliveryRow(Base):
+    """A webhook message that waits to be delivered: written with the event it tells of, gone once delivered."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (Index("deliveries_due", "next_at"),)
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    job_id: Mapped[str] = mapped_column(String(40))
+    url: Mapped[str] = mapped_column(Text)
+    secret: Mapped[str | None] = mapped_column(Text)
+    body: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[float] = mapped_column(Float)
+    next_at: Mapped[float] = mapped_column(Float)
+    attempts: Mapped[int] = mapped_column(Integer)
+
+
+class BatchRow(Base):
+    """One batch; its rows are jobs."""
+
+    __tablename__ = "batches"
+    __table_args__ = (Index("batches_owner", "owner", "created_at"),)
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float] = mapped_column(Float)
+    total: Mapped[int] = mapped_column(Integer)
+    labels: Mapped[dict[str, str]] = mapped_column("metadata", JSON)
+
+
+class ApiKeyRow(Base):
+    """One API key; of its secret only a salted hash (`serving.keys.secret` says why that one)."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    name: Mapped[str] = mapped_column(String(100), index=True)
+    salt: Mapped[str] = mapped_column(String(32))
+    hash: Mapped[str] = mapped_column(String(64))
+    weight: Mapped[float] = mapped_column(Float)
+    per_minute: Mapped[int | None] = mapped_column(Integer)
+    max_jobs: Mapped[int | None] = mapped_column(Integer)
+    operator: Mapped[bool] = mapped_column(Boolean)
+    created_at: Mapped[float] = mapped_column(Float)
+    revoked_at: Mapped[float | None] = mapped_column(Float)

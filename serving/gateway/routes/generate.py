@@ -23,8 +23,8 @@ from serving.gateway.settings import MAX_WAIT_S
 from serving.gateway.submission import Submission, read_submission
 from serving.jobs.bell import wait_heard
 from serving.jobs.dispatcher import QUEUE_TOPIC
+from serving.jobs.idempotency import hash_body
 from serving.jobs.records import NewJob, input_names
-from serving.jobs.store import hash_body
 from serving.jobs.threads import in_thread
 
 router = APIRouter(prefix="/generate", tags=["generate"])

@@ -86,7 +86,8 @@ def test_sweep_removes_strangers_and_unfinished_files_only(tmp_path: Path) -> No
     for job_id in ("job_known", "job_gone"):
         artifacts.write(job_id, "input.png", b"x", "image/png")
     (tmp_path / "job_known" / ".video.mp4.0.part").write_bytes(b"half")
-    assert artifacts.sweep({"job_known", "job_without_files"}) == ["job_gone"]
+    assert artifacts.sweep({"job_known", "job_without_files"}, older_than_s=3600) == []
+    assert artifacts.sweep({"job_known", "job_without_files"}, older_than_s=0) == ["job_gone"]
     assert below(tmp_path) == ["job_known/input.png"]
 
 
@@ -94,7 +95,7 @@ def test_an_object_store_works_the_same() -> None:
     artifacts = Artifacts(MemoryFileSystem(), "/bucket/prefix")
     artifacts.write("job_1", "a", b"0123456789", "x/y")
     assert b"".join(artifacts.pieces("job_1", "a", 2, 5)) == b"234"
-    assert artifacts.sweep(set()) == ["job_1"]
+    assert artifacts.sweep(set(), older_than_s=0) == ["job_1"]
     assert not artifacts.exists("job_1", "a")
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import func, inspect, select, text
 
 from model.errors import InvalidRequest, StorageFull
 from serving.jobs.database import Database
+from serving.jobs.leases import Leases
 from serving.jobs.store import JobStore
 from serving.jobs.tables import Base, JobRow
 from tests.unit.serving.jobs.test_states import new_job
@@ -23,7 +24,7 @@ def test_migrations_make_exactly_the_tables(tmp_path: Path) -> None:
         differences = compare_metadata(MigrationContext.configure(session.connection()), Base.metadata)
         assert differences == []
         assert session.execute(text("PRAGMA journal_mode")).scalar() == "wal"
-        assert set(inspect(session.connection()).get_table_names()) == {"jobs", "job_events", "alembic_version"}
+        assert set(inspect(session.connection()).get_table_names()) == {*Base.metadata.tables, "alembic_version"}
     database.close()
 
 
@@ -69,7 +70,8 @@ def test_writers_on_two_connections_wait_for_each_other(tmp_path: Path) -> None:
         thread.join()
     with first.read() as session:
         assert session.scalar(select(func.count()).select_from(JobRow)) == 30
-    leased = [JobStore(database).lease() for database in (first, second) * 15]
+    servers = [Leases(database, name) for database, name in ((first, "a"), (second, "b"))]
+    leased = [server.take() for server in servers * 15]
     assert len({job.id for job in leased if job is not None}) == 30
     first.close()
     second.close()
@@ -94,7 +96,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     database.close()
 
 
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "no url at all"])
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "no url at all", "mysql://host/name"])
 def test_urls_that_cannot_keep_jobs_are_refused(url: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         Database(url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 from stillmotion.types import JobOutput
 
+from serving.engine.protocol import Share
 from serving.jobs.database import Database
-from serving.jobs.errors import Conflict, IllegalTransition, JobNotFound
-from serving.jobs.records import Advance, NewJob, Success
+from serving.jobs.errors import Conflict, IllegalTransition, LeaseLost
+from serving.jobs.leases import Leases
+from serving.jobs.records import Advance, LeasedJob, NewJob, Success
 from serving.jobs.states import STATUSES, TRANSITIONS, check_transition, is_terminal
 from serving.jobs.store import JobStore
 
@@ -73,6 +76,11 @@ def new_job(job_id: str, priority: str = "normal") -> NewJob:
     )
 
 
+def leased(job_id: str, attempt: int = 1) -> LeasedJob:
+    """What a server that never had the lease might claim to have."""
+    return LeasedJob(job_id, "image-to-video", "m", {}, "mp4", Share(), attempt)
+
+
 OUTPUT = JobOutput(url="u", sha256="s", frames_sha256="f", bytes=1, width=8, height=8, num_frames=1, fps=7)
 
 
@@ -86,6 +94,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.database = Database(f"sqlite:///{Path(self.folder.name)}/jobs.db")
         self.store = JobStore(self.database)
+        self.leases = Leases(self.database, "this")
+        self.running: dict[str, LeasedJob] = {}
         self.status: dict[str, str] = {}
         self.order: list[tuple[int, int, str]] = []
 
@@ -104,22 +114,24 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def lease(self) -> None:
         waiting = [job_id for *_, job_id in sorted(self.order) if self.status.get(job_id) == "queued"]
-        leased = self.store.lease()
+        leased = self.leases.take()
         assert (leased.id if leased else None) == (waiting[0] if waiting else None)
         if leased:
             self.status[leased.id] = "in_progress"
+            self.running[leased.id] = leased
 
     @rule(job_id=jobs, end=st.sampled_from(["completed", "failed", "cancelled"]))
     def end(self, job_id: str, end: str) -> None:
+        job = self.running.get(job_id, leased(job_id))
         act = {
-            "completed": lambda: self.store.complete(job_id, Success(OUTPUT, {})),
-            "failed": lambda: self.store.fail(job_id, "code", "message"),
-            "cancelled": lambda: self.store.stopped(job_id, 2, 0.5),
+            "completed": lambda: self.leases.complete(job, Success(OUTPUT, {})),
+            "failed": lambda: self.leases.fail(job, "code", "message"),
+            "cancelled": lambda: self.leases.stopped(job, 2, 0.5),
         }[end]
-        legal = (self.status.get(job_id), end) in LEGAL
+        legal = self.status.get(job_id) == "in_progress"
         try:
             act()
-        except (Conflict, JobNotFound):
+        except LeaseLost:
             assert not legal
         else:
             assert legal
@@ -128,8 +140,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(job_id=jobs, step=st.integers(1, 4))
     def advance(self, job_id: str, step: int) -> None:
         try:
-            self.store.advance(job_id, "step", Advance("denoise", 20 * step, step))
-        except (Conflict, JobNotFound):
+            job = self.running.get(job_id, leased(job_id))
+            self.leases.advance(job, "step", Advance("denoise", 20 * step, step))
+        except LeaseLost:
             assert self.status.get(job_id) != "in_progress"
         else:
             assert self.status[job_id] == "in_progress"
@@ -152,10 +165,16 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        for job in self.store.requeue_interrupted():
+        gone = Leases(self.database, "next", clock=lambda: time.time() + 3600)
+        for job in gone.reclaim():
             assert self.status[job.id] == "in_progress"
             self.status[job.id] = job.status
         assert "in_progress" not in self.status.values()
+
+    @rule(job_id=jobs)
+    def give_back(self, job_id: str) -> None:
+        if self.status.get(job_id) == "in_progress":
+            self.status[job_id] = self.leases.give_back(self.running[job_id]).status
 
     @invariant()
     def histories_are_legal(self) -> None:

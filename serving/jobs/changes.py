@@ -1,0 +1,114 @@
+"""The changes of a job within one transaction: through the transition table, and with the event that tells of them.
+
+Everything that alters a job's row ends in `emit` here, so the row and its history cannot part.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Literal
+from uuid import uuid4
+
+from sqlalchemy import and_, delete, func, or_, select
+from sqlalchemy.orm import Session
+from stillmotion.types import Job
+
+from serving.jobs.errors import JobNotFound
+from serving.jobs.records import OFFLINE, to_wire
+from serving.jobs.states import check_transition
+from serving.jobs.tables import DeliveryRow, EventRow, IdempotencyRow, JobRow
+
+Ended = Literal["completed", "failed", "cancelled", "expired"]
+
+
+def find(session: Session, job_id: str, owner: str | None, *, lock: bool = False, param: str | None = None) -> JobRow:
+    """A job's row.
+
+    Args:
+        owner: whose it must be; None for anybody's.
+        lock: keep others from changing it until the transaction ends (SQLite's writers wait for each other anyway).
+
+    Raises:
+        JobNotFound: there is none, or it is another's: the two cannot be told apart from outside.
+    """
+    query = select(JobRow).where(JobRow.id == job_id)
+    if owner is not None:
+        query = query.where(JobRow.owner == owner)
+    row = session.scalars(query.with_for_update() if lock else query).first()
+    if row is None:
+        raise JobNotFound(job_id, param=param)
+    return row
+
+
+def emit(session: Session, row: JobRow, event: str) -> Job:
+    """Write the event that tells of a change just made to `row`."""
+    row.last_event += 1
+    session.flush()
+    job = wire(session, row)
+    session.add(EventRow(job_id=row.id, id=row.last_event, event=event, job=job.model_dump(mode="json")))
+    return job
+
+
+def end(session: Session, row: JobRow, status: Ended, now: float, kept_s: float | None) -> Job:
+    """Give the job its last status, and put its webhook's message into the outbox.
+
+    Args:
+        kept_s: seconds until the job is removed; None for never.
+    """
+    check_transition(row.id, row.status, status)
+    row.status = status
+    row.completed_at = now
+    row.expires_at = None if kept_s is None else now + kept_s
+    row.eta_s = row.engine_position = row.lease_owner = row.lease_until = None
+    job = emit(session, row, status)
+    if row.webhook_url is not None:
+        session.add(_delivery(row, job, now))
+    return job
+
+
+def requeue(session: Session, row: JobRow) -> Job:
+    """Put a running job back into the queue, at its old place."""
+    check_transition(row.id, row.status, "queued")
+    row.status, row.phase, row.progress, row.step = "queued", "queued", 0, 0
+    row.started_at = row.eta_s = row.engine_position = row.lease_owner = row.lease_until = None
+    return emit(session, row, "queued")
+
+
+def remove(session: Session, row: JobRow) -> None:
+    """Remove a job with everything that refers to it."""
+    session.execute(delete(EventRow).where(EventRow.job_id == row.id))
+    session.execute(delete(DeliveryRow).where(DeliveryRow.job_id == row.id))
+    session.execute(delete(IdempotencyRow).where(IdempotencyRow.target == row.id))
+    session.delete(row)
+
+
+def wire(session: Session, row: JobRow) -> Job:
+    """The wire's view of a row, with its place in the queue while it waits."""
+    if row.status != "queued":
+        return to_wire(row, row.engine_position)
+    ahead = or_(JobRow.priority > row.priority, and_(JobRow.priority == row.priority, JobRow.seq < row.seq))
+    query = select(func.count()).select_from(JobRow).where(JobRow.status == "queued", ahead)
+    return to_wire(row, session.scalar(query) or 0)
+
+
+def count_waiting(session: Session) -> int:
+    """How many jobs wait, without the offline ones, which have a limit of their own."""
+    waiting = select(func.count()).select_from(JobRow).where(JobRow.status == "queued", JobRow.priority > OFFLINE)
+    return session.scalar(waiting) or 0
+
+
+def _delivery(row: JobRow, job: Job, now: float) -> DeliveryRow:
+    """The message: https://www.standardwebhooks.com gives its outer form."""
+    at = datetime.fromtimestamp(now, UTC).isoformat().replace("+00:00", "Z")
+    message = {"type": f"job.{row.status}", "timestamp": at, "data": job.model_dump(mode="json")}
+    return DeliveryRow(
+        id=f"msg_{uuid4().hex}",
+        job_id=row.id,
+        url=row.webhook_url,
+        secret=row.webhook_secret,
+        body=json.dumps(message, separators=(",", ":")),
+        created_at=now,
+        next_at=now,
+        attempts=0,
+    )
