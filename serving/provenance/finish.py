@@ -1,0 +1,87 @@
+"""The last touch on a result: the manifest is completed and put into the mp4, which is then signed if a key is given."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from model import provenance
+from model.image import fit_picture, open_picture, to_png
+from model.params import OutputFormat, Params, TextToVideoParams
+from serving.engine.protocol import Completed
+
+FORMAT: Final = "stillmotion-manifest/1"
+"""What `format` says in a manifest."""
+
+
+class Signer(Protocol):
+    """Signs finished videos."""
+
+    def sign(self, video: bytes, manifest: Mapping[str, Any]) -> bytes:
+        """The video with a signature in it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A result as it is stored and handed out.
+
+    Args:
+        video_sha256: of `video`, whose bytes differ from the engine's by the manifest and the signature.
+    """
+
+    video: bytes
+    video_sha256: str
+    manifest: dict[str, Any]
+
+
+def finish(
+    result: Completed,
+    params: Params,
+    images: tuple[bytes, ...],
+    output_format: OutputFormat,
+    *,
+    notes: Mapping[str, Any] | None = None,
+    signer: Signer | None = None,
+) -> Finished:
+    """Complete a result's manifest, and put it into the video where the container has room for it (mp4).
+
+    Args:
+        images: what the video was made from; the manifest holds each as it was fitted to the clip, so that the video
+            can be made again from the manifest alone.
+        notes: what else the manifest shall say, such as a safety filter's verdict.
+        signer: signs the mp4; other containers are not signed.
+
+    Raises:
+        GenerationFailed: signing failed.
+    """
+    manifest: dict[str, Any] = {
+        **result.manifest,
+        **(notes or {}),
+        "format": FORMAT,
+        "output": {
+            "frames_sha256": result.frames_sha256,
+            "num_frames": result.num_frames,
+            "width": result.width,
+            "height": result.height,
+            "fps": result.fps,
+        },
+        "degraded": result.degraded,
+        "pictures": [provenance.encoded(picture) for picture in fitted(params, images)],
+    }
+    video = result.video
+    if output_format == "mp4":
+        video = provenance.attach(video, manifest)
+        if signer is not None:
+            video = signer.sign(video, manifest)
+    return Finished(video, hashlib.sha256(video).hexdigest(), manifest)
+
+
+def fitted(params: Params, images: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """The pictures as the sampler sees them, as PNG: fitting one a second time changes nothing."""
+    if isinstance(params, TextToVideoParams):
+        return ()
+    height, width, mode = params.height, params.width, params.resize_mode
+    return tuple(to_png(fit_picture(open_picture(image), height, width, mode)) for image in images)
