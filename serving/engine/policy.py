@@ -86,10 +86,11 @@ class _Call:
         return item.places <= self._room and len(self.items) < self._limits.max_resident
 
     def price(self, item: WorkItem) -> float:
-        """Seconds it adds, or would add once it is encoded."""
+        """Seconds it adds; of a row that lacks its encoding, that and a step."""
+        if item.ready:
+            return item.cost_s * self._batching.marginal
         leader = self.items[0]
-        alone = item.cost_s if item.ready else leader.cost_s * item.places / leader.places
-        return alone * self._batching.marginal
+        return item.cost_s + leader.cost_s * item.places / leader.places * self._batching.marginal
 
     def add(self, item: WorkItem) -> None:
         """Take it along."""
