@@ -1,6 +1,7 @@
 """Load and save checkpoints in the diffusers folder format.
 
-    model_index.json  unet/  vae/  image_encoder/  scheduler/  feature_extractor/   as diffusers writes them
+    model_index.json  unet/  vae/  scheduler/                       as diffusers writes them
+    image_encoder/ feature_extractor/, or text_encoder/ tokenizer/  as the task reads pictures or text (conditioners.py)
     stillmotion.json  ours: task, size, defaults, the motion map, how it was trained
 
 Any folder that diffusers' StableVideoDiffusionPipeline.save_pretrained wrote loads unchanged.
@@ -20,11 +21,12 @@ from diffusers import (
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
 )
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor
 
 from model.catalog import SIDECAR, ModelEntry, describe
+from model.conditioners import Conditioners, VisionTower, build_conditioners, load_conditioners
 from model.errors import CheckpointError
-from model.presets import ImageEncoderSize, NoiseRange, Preset
+from model.presets import NoiseRange, Preset
 from model.tasks import TaskSpec
 from model.unet import build_unet
 from model.vae import build_vae
@@ -36,17 +38,15 @@ class Checkpoint:
 
     Args:
         entry: what its folder says of itself.
+        conditioners: what reads its requests' pictures or prompts, as its task has it.
         noise: the sampler's sigma range, from the scheduler's config.
-        image_mean, image_std: CLIP normalisation of pictures in [0, 1], one number a channel.
     """
 
     entry: ModelEntry
     unet: UNetSpatioTemporalConditionModel
     vae: AutoencoderKLTemporalDecoder
-    image_encoder: CLIPVisionModelWithProjection
+    conditioners: Conditioners
     noise: NoiseRange
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
 
     @property
     def latent_channels(self) -> int:
@@ -77,32 +77,40 @@ def load(
     entry = source if isinstance(source, ModelEntry) else describe(Path(source))
     path = entry.path
     scheduler = _config(path / "scheduler" / "scheduler_config.json")
-    processor = _config(path / "feature_extractor" / "preprocessor_config.json")
     if scheduler.get("prediction_type") != "v_prediction":
         raise CheckpointError(
             f"{path} predicts {scheduler.get('prediction_type')!r}; only v_prediction is served", param="model"
         )
-    loaded: dict[str, Any] = {}
-    classes = {
-        "unet": UNetSpatioTemporalConditionModel,
-        "vae": AutoencoderKLTemporalDecoder,
-        "image_encoder": CLIPVisionModelWithProjection,
-    }
-    for name, kind in classes.items():
-        keyword = {"dtype": dtype} if name == "image_encoder" else {"torch_dtype": dtype}
-        try:
-            network = kind.from_pretrained(path / name, local_files_only=True, **keyword)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path / name} does not load: {error}", param="model") from error
-        loaded[name] = network.eval().requires_grad_(False).to(device)
-    mean, std = processor["image_mean"], processor["image_std"]
-    noise = NoiseRange(float(scheduler["sigma_min"]), float(scheduler["sigma_max"]), 7.0)
-    return Checkpoint(entry, noise=noise, image_mean=tuple(mean), image_std=tuple(std), **loaded)
+    unet = _network(UNetSpatioTemporalConditionModel, path / "unet", device, dtype)
+    _check_inputs(entry, unet)
+    return Checkpoint(
+        entry,
+        unet=unet,
+        vae=_network(AutoencoderKLTemporalDecoder, path / "vae", device, dtype),
+        conditioners=load_conditioners(path, entry.task, device, dtype),
+        noise=NoiseRange(float(scheduler["sigma_min"]), float(scheduler["sigma_max"]), 7.0),
+    )
 
 
-def build_image_encoder(size: ImageEncoderSize) -> CLIPVisionModelWithProjection:
-    """A freshly initialised CLIP vision tower."""
-    return CLIPVisionModelWithProjection(CLIPVisionConfig(**size.config()))
+def _network(kind: type[Any], path: Path, device: torch.device | str, dtype: torch.dtype) -> Any:
+    try:
+        network = kind.from_pretrained(path, local_files_only=True, torch_dtype=dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not load: {error}", param="model") from error
+    return network.eval().requires_grad_(False).to(device)
+
+
+def _check_inputs(entry: ModelEntry, unet: UNetSpatioTemporalConditionModel) -> None:
+    """Refuse a network that was made for another task's inputs, whatever its sidecar says."""
+    task, config = entry.task, unet.config
+    takes = (int(config["in_channels"]), int(config["projection_class_embeddings_input_dim"]))
+    needs = (task.unet_in_channels(int(config["out_channels"])), task.vector_size)
+    if takes != needs:
+        raise CheckpointError(
+            f"{entry.path / 'unet'} takes {takes[0]} channels and a vector of {takes[1]}; {task.name} needs "
+            f"{needs[0]} and {needs[1]}: it is a checkpoint of another task",
+            param="model",
+        )
 
 
 def scheduler_for(noise: NoiseRange) -> EulerDiscreteScheduler:
@@ -128,30 +136,46 @@ def save(
     *,
     unet: UNetSpatioTemporalConditionModel,
     vae: AutoencoderKLTemporalDecoder,
-    image_encoder: CLIPVisionModelWithProjection,
+    conditioners: Conditioners,
     noise: NoiseRange,
     sidecar: dict[str, Any],
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a checkpoint folder that diffusers' pipeline and ours both load.
+    """Write a checkpoint folder that ours loads, and diffusers' pipeline too where it has one for the task.
 
     The networks are cast to `dtype` in place. `sidecar` is what stillmotion.json holds (task, width, height, defaults).
     """
-    for network in (unet, vae, image_encoder):
-        network.to(dtype)
-    pipeline = StableVideoDiffusionPipeline(
-        vae=vae,
-        image_encoder=image_encoder,
-        unet=unet,
-        scheduler=scheduler_for(noise),
-        feature_extractor=CLIPImageProcessor(),
-    )
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    unet.to(dtype)
+    vae.to(dtype)
+    conditioners = conditioners.cast(dtype)
+    if sidecar["task"] == "image-to-video" and isinstance(conditioners, VisionTower):
+        pipeline = StableVideoDiffusionPipeline(
+            vae=vae,
+            image_encoder=conditioners.encoder,
+            unet=unet,
+            scheduler=scheduler_for(noise),
+            feature_extractor=CLIPImageProcessor(image_mean=list(conditioners.mean), image_std=list(conditioners.std)),
+        )
+        pipeline.save_pretrained(folder, safe_serialization=True)
+    else:
+        unet.save_pretrained(folder / "unet", safe_serialization=True)
+        vae.save_pretrained(folder / "vae", safe_serialization=True)
+        scheduler_for(noise).save_pretrained(folder / "scheduler")
+        conditioners.save(folder)
+        # No pipeline of diffusers' samples these; each part loads with diffusers or transformers on its own.
+        index = {"_class_name": "Stillmotion", "task": sidecar["task"]}
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     (folder / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n")
 
 
-def build_random(folder: Path, preset: Preset, task: TaskSpec, seed: int = 0) -> ModelEntry:
-    """Save a randomly initialised checkpoint of a preset: for tests and benchmarks, never for users."""
+def build_random(
+    folder: Path, preset: Preset, task: TaskSpec, seed: int = 0, num_frames: int | None = None
+) -> ModelEntry:
+    """Save a randomly initialised checkpoint of a preset: for tests and benchmarks, never for users.
+
+    Args:
+        num_frames: the clip length it is made for; the preset's own when left out.
+    """
     torch.manual_seed(seed)
     sidecar = {
         "task": task.name,
@@ -168,13 +192,14 @@ def build_random(folder: Path, preset: Preset, task: TaskSpec, seed: int = 0) ->
             "schedule": "karras",
             "decode_chunk_size": 3,
             "resize_mode": "crop",
+            "elevation": 10.0,
         },
     }
     save(
         folder,
-        unet=build_unet(preset, task),
+        unet=build_unet(preset, task, num_frames=num_frames),
         vae=build_vae(preset),
-        image_encoder=build_image_encoder(preset.image_encoder),
+        conditioners=build_conditioners(preset, task),
         noise=preset.noise,
         sidecar=sidecar,
         dtype=torch.float32,

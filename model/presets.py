@@ -1,8 +1,9 @@
 """Network sizes: the published svd and svd-xt, the shipped mini, and tiny for tests.
 
-A preset is three configs, in the words of the classes that take them (diffusers' UNetSpatioTemporalConditionModel and
-AutoencoderKLTemporalDecoder, transformers' CLIPVisionModelWithProjection), and the sampler's noise range. Input
-channels and the vector's width are not written here: they follow from the task (model.tasks). Imports no torch.
+A preset is four configs, in the words of the classes that take them (diffusers' UNetSpatioTemporalConditionModel and
+AutoencoderKLTemporalDecoder, transformers' CLIPVisionModelWithProjection and CLIPTextModel), and the sampler's noise
+range. Input channels and the vector's width are not written here: they follow from the task (model.tasks). Imports no
+torch.
 
 Sources: svd and svd-xt from their published configs (1,524,623,082 UNet parameters each); the rest is ours.
 """
@@ -92,6 +93,29 @@ class ImageEncoderSize:
 
 
 @dataclass(frozen=True, slots=True)
+class TextEncoderSize:
+    """Widths of the CLIP text tower; its vocabulary is its tokenizer's."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    tokens: int = 77
+
+    def config(self) -> dict[str, object]:
+        """The arguments of transformers' CLIPTextConfig, but for the vocabulary."""
+        return {
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "max_position_embeddings": self.tokens,
+            "projection_dim": self.hidden,
+            "hidden_act": "gelu",
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class NoiseRange:
     """The sampler's sigmas: Karras et al. 2022, equation 5."""
 
@@ -108,6 +132,7 @@ class Preset:
     unet: UNetSize
     vae: VAESize
     image_encoder: ImageEncoderSize
+    text_encoder: TextEncoderSize
     noise: NoiseRange
     num_frames: int
     height: int
@@ -117,15 +142,18 @@ class Preset:
 _SVD_UNET = UNetSize((320, 640, 1280, 1280), (5, 10, 20, 20), 2, 1024)
 _SVD_VAE = VAESize((128, 256, 512, 512), 2, 4, 0.18215, True)
 _CLIP_H = ImageEncoderSize(1280, 5120, 32, 16, 14, 1024)
+_CLIP_H_TEXT = TextEncoderSize(1024, 4096, 23, 16)
+"""Stable Diffusion 2.1's: OpenCLIP H without its last layer."""
 
 PRESETS: dict[str, Preset] = {
-    "svd": Preset("svd", _SVD_UNET, _SVD_VAE, _CLIP_H, NoiseRange(), 14, 576, 1024),
-    "svd-xt": Preset("svd-xt", _SVD_UNET, _SVD_VAE, _CLIP_H, NoiseRange(), 25, 576, 1024),
+    "svd": Preset("svd", _SVD_UNET, _SVD_VAE, _CLIP_H, _CLIP_H_TEXT, NoiseRange(), 14, 576, 1024),
+    "svd-xt": Preset("svd-xt", _SVD_UNET, _SVD_VAE, _CLIP_H, _CLIP_H_TEXT, NoiseRange(), 25, 576, 1024),
     "mini": Preset(
         "mini",
         UNetSize((64, 64, 96), (4, 4, 6), 1, 128),
         VAESize((64, 64, 128, 128), 1, 16, 1.0, False),
         ImageEncoderSize(128, 512, 4, 4, 32, 128),
+        TextEncoderSize(128, 512, 4, 4),
         NoiseRange(0.3, 100.0, 7.0),
         14,
         128,
@@ -136,6 +164,7 @@ PRESETS: dict[str, Preset] = {
         UNetSize((32, 64), (2, 4), 1, 32),
         VAESize((32, 32, 32, 32), 1, 4, 0.5, False),
         ImageEncoderSize(32, 64, 2, 2, 32, 32),
+        TextEncoderSize(32, 64, 2, 2),
         NoiseRange(),
         6,
         64,

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from model.checkpoint import save
+from model.conditioners import VisionTower
 from model.errors import DataError
 from model.presets import preset
 from model.rewrites import skip_zero_branches, temporal_convolutions
@@ -22,7 +23,7 @@ from model.vae import build_vae
 from training.card import CURVE, plot_curves
 from training.config import ImageEncoderConfig
 from training.motion import MotionMap
-from training.objectives.contrastive import Towers
+from training.objectives.contrastive import CLIP_MEAN, CLIP_STD, Towers
 from training.recipes import RECIPES
 
 
@@ -134,7 +135,7 @@ def release(run: Path, folder: Path, defaults: dict[str, Any] | None = None) -> 
         folder,
         unet=cast(Any, averaged(cast(nn.Module, unet), run)),
         vae=trained_vae(out / values["vae"]),
-        image_encoder=trained_image_encoder(out / values["image_encoder"]),
+        conditioners=VisionTower(trained_image_encoder(out / values["image_encoder"]), CLIP_MEAN, CLIP_STD),
         noise=size.noise,
         sidecar=sidecar,
     )

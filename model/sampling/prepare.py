@@ -1,4 +1,4 @@
-"""A request becomes a row: draw its noise, encode its picture, lay out its noise levels and its guidance."""
+"""A request becomes a row: draw its noise, encode its pictures or prompt, lay out its noise levels and its guidance."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import torch
 from PIL.Image import Image
 
 from model.checkpoint import Checkpoint
-from model.conditioning import condition_on_picture
-from model.errors import InvalidRequest
-from model.params import ImageToVideoParams, Params
+from model.conditioning import condition
+from model.params import Params
 from model.sampling.guidance import guidance_scale
 from model.sampling.noise import draw_noise
 from model.sampling.row import BatchKey, Row
@@ -24,13 +23,11 @@ def begin_row(checkpoint: Checkpoint, params: Params, pictures: Sequence[Image])
         pictures: in the order of the task's spec; RGB, already of the clip's height and width.
 
     Raises:
-        InvalidRequest: a picture has another size, or a setting the checkpoint cannot serve.
+        InvalidRequest: pictures or settings that the checkpoint cannot serve (model.conditioning.condition).
     """
-    if not isinstance(params, ImageToVideoParams):
-        raise InvalidRequest(f"{checkpoint.entry.name} cannot serve {type(params).__name__}")
     entry, unet = checkpoint.entry, checkpoint.unet
     latent = params.shape.latent(checkpoint.latent_channels)
-    noise = draw_noise(params.seed, params.shape, latent)
+    noise = draw_noise(params.seed, entry.task, params.shape, latent)
     with torch.inference_mode():
         return Row.begin(
             BatchKey(f"{entry.name}@{entry.version}", latent, str(unet.dtype).removeprefix("torch.")),
@@ -43,7 +40,7 @@ def begin_row(checkpoint: Checkpoint, params: Params, pictures: Sequence[Image])
                 rho=checkpoint.noise.rho,
             ),
             noise=noise.latents.to(unet.device),
-            conditioning=condition_on_picture(checkpoint, params, pictures[0], noise.augmentation),
+            conditioning=condition(checkpoint, params, pictures, noise.augmentation),
             scale=guidance_scale(entry.task.guidance, *params.guidance_range, params.num_frames),
             seed=params.seed,
         )

@@ -9,12 +9,11 @@ IMAGE_TO_VIDEO = TaskSpec(
     context="image",
     context_tokens=1,
     vector=("fps", "motion_bucket_id", "noise_aug_strength"),
+    augmentation="pixels",
     frames=(14, 25),
     guidance="linear",
     guidance_range=(1.0, 3.0),
     condition_dropout=0.1,
     pictures=("image",),
-    fields=frozenset(
-        {"image", "fps", "motion_bucket_id", "noise_aug_strength", "min_guidance_scale", "max_guidance_scale"}
-    ),
+    fields=frozenset({"noise_aug_strength", "resize_mode", "min_guidance_scale"}),
 )

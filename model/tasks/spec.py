@@ -14,6 +14,8 @@ from typing import Literal
 
 VectorField = Literal["fps", "motion_bucket_id", "noise_aug_strength", "elevation"]
 GuidanceShape = Literal["linear", "constant", "triangular"]
+ContextSource = Literal["image", "image-pair", "text"]
+Augmentation = Literal["pixels", "latents", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +29,22 @@ class TaskSpec:
         context: where the cross-attention context comes from.
         context_tokens: its length.
         vector: the scalars embedded (sinusoidal, 256 each) and added to the time embedding, in this order.
+        augmentation: where the conditioning pictures get their noise.
         frames: the frame counts published for the task.
         guidance: how the guidance scale runs over the frames.
         guidance_range: default scale at the first and last frame.
         condition_dropout: share of training clips whose condition is zeroed, to make guidance possible.
         pictures: the pictures a request brings, in the order in which they travel.
-        fields: request fields that belong to this task beyond those every task has.
+        fields: request fields, besides the pictures, that this task has beyond those every task has.
     """
 
     name: str
     concat_latents: int
     concat_masks: int
-    context: Literal["image", "image-pair", "text"]
+    context: ContextSource
     context_tokens: int
     vector: tuple[VectorField, ...]
+    augmentation: Augmentation
     frames: tuple[int, ...]
     guidance: GuidanceShape
     guidance_range: tuple[float, float]
@@ -51,6 +55,10 @@ class TaskSpec:
     def unet_in_channels(self, latent_channels: int) -> int:
         """Input channels of the UNet, for C latent channels: C, 2C or 2C + 1."""
         return latent_channels * (1 + self.concat_latents) + self.concat_masks
+
+    def concat_channels(self, latent_channels: int) -> int:
+        """Channels concatenated to the noisy latents: 0, C or C + 1."""
+        return self.unet_in_channels(latent_channels) - latent_channels
 
     @property
     def vector_size(self) -> int:

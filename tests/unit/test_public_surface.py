@@ -39,7 +39,7 @@ def test_the_sdk_offers_what_it_lists() -> None:
 
 
 def test_tasks() -> None:
-    assert set(TASKS) == {"image-to-video"}
+    assert set(TASKS) == {"image-to-video", "text-to-video", "frame-interpolation", "multi-view"}
 
 
 def test_both_distributions_have_one_version() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from model.checkpoint import build_image_encoder
+from model.conditioners import build_image_encoder
 from model.conditioning import clip_input
 from model.presets import preset
 from training.captions import attribute_caption

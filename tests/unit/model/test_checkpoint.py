@@ -11,6 +11,7 @@ from diffusers import StableVideoDiffusionPipeline
 
 from model.catalog import describe, find, folder_version
 from model.checkpoint import build_random, load
+from model.conditioners import VisionTower
 from model.errors import CheckpointError
 from model.presets import preset
 from model.tasks import task
@@ -26,9 +27,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_we_save_diffusers_loads_with_the_same_weights(tiny: Path) -> None:
     pipeline = StableVideoDiffusionPipeline.from_pretrained(tiny, dtype=torch.float32)
     ours = load(tiny)
-    for name in ("unet", "vae", "image_encoder"):
+    assert isinstance(ours.conditioners, VisionTower)
+    pairs = {"unet": ours.unet, "vae": ours.vae, "image_encoder": ours.conditioners.encoder}
+    for name, network in pairs.items():
         theirs = getattr(pipeline, name).state_dict()
-        for key, value in getattr(ours, name).state_dict().items():
+        for key, value in network.state_dict().items():
             assert torch.equal(value, theirs[key]), key
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from model.checkpoint import Checkpoint, build_random, load
-from model.conditioning import clip_input, condition_on_picture, picture_to_pixels, resize_antialiased
+from model.conditioning import clip_input, condition, picture_to_pixels, resize_antialiased
 from model.errors import InvalidRequest
 from model.params import ImageToVideoParams
 from model.presets import preset
@@ -58,21 +58,21 @@ def test_clip_sees_what_its_feature_extractor_would_give() -> None:
 def test_the_latent_is_the_unscaled_mode_of_the_noisy_picture_on_every_frame(
     checkpoint: Checkpoint, params: ImageToVideoParams
 ) -> None:
-    still, noise = picture(64, 64), torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(2))
+    still, noise = picture(64, 64), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        told = condition_on_picture(checkpoint, params, still, noise)
-        noisy = picture_to_pixels(still) + 0.3 * noise
-        mode = checkpoint.vae.encode(noisy[None]).latent_dist.mode()
+        told = condition(checkpoint, params, [still], noise)
+        noisy = picture_to_pixels(still)[None].contiguous() + 0.3 * noise
+        mode = checkpoint.vae.encode(noisy).latent_dist.mode()
     assert told.concat.shape == (6, 4, 8, 8)
     assert all(torch.equal(frame, mode[0]) for frame in told.concat)
 
 
 def test_the_embedding_is_of_the_clean_picture(checkpoint: Checkpoint, params: ImageToVideoParams) -> None:
-    still, noise = picture(64, 64), torch.randn(3, 64, 64)
+    still, noise = picture(64, 64), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        noisy = condition_on_picture(checkpoint, params, still, noise)
-        clean = condition_on_picture(checkpoint, replace(params, noise_aug_strength=0.0), still, noise)
-        other = condition_on_picture(checkpoint, params, picture(64, 64, seed=9), noise)
+        noisy = condition(checkpoint, params, [still], noise)
+        clean = condition(checkpoint, replace(params, noise_aug_strength=0.0), [still], noise)
+        other = condition(checkpoint, params, [picture(64, 64, seed=9)], noise)
     assert torch.equal(noisy.context, clean.context)
     assert not torch.allclose(noisy.context, other.context)
     assert not torch.allclose(noisy.concat, clean.concat)
@@ -82,11 +82,11 @@ def test_the_vector_holds_fps_less_one_the_bucket_and_the_noise(
     checkpoint: Checkpoint, params: ImageToVideoParams
 ) -> None:
     with torch.no_grad():
-        told = condition_on_picture(checkpoint, params, picture(64, 64), torch.zeros(3, 64, 64))
+        told = condition(checkpoint, params, [picture(64, 64)], torch.zeros(1, 3, 64, 64))
     assert told.vector.tolist() == pytest.approx([8.0, 41.0, 0.3])
 
 
 def test_a_picture_of_another_size_is_refused(checkpoint: Checkpoint, params: ImageToVideoParams) -> None:
     with pytest.raises(InvalidRequest, match="72x64") as caught:
-        condition_on_picture(checkpoint, params, picture(72, 64), torch.zeros(3, 64, 64))
+        condition(checkpoint, params, [picture(72, 64)], torch.zeros(1, 3, 64, 64))
     assert caught.value.param == "image"

@@ -38,7 +38,7 @@ CONFIG = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def objective(tmp_path_factory: pytest.TempPathFactory) -> DenoiseObjective:
-    from model.checkpoint import build_image_encoder
+    from model.conditioners import build_image_encoder
 
     torch.manual_seed(0)
     vae = build_vae(preset("tiny")).eval().requires_grad_(False)

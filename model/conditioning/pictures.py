@@ -1,10 +1,6 @@
-"""A picture becomes what the network is told: a CLIP embedding, a conditioning latent, and a vector of scalars.
+"""Pictures as the networks take them: pixels in [-1, 1], CLIP's input and embedding, the autoencoder's latents.
 
-As published (paper, section 4.2 and appendix D): the conditioning picture gets a little noise in PIXEL space, the
-autoencoder's mode of it is concatenated to every frame WITHOUT the latent scaling factor, and the vector holds
-fps - 1, the motion bucket and the noise strength itself.
-
-Legend: B rows, T frames, C channels, H, W pixels, D embedding width; h, w latent.
+Legend: B pictures, C channels, H, W pixels, S CLIP's side, D embedding width; h, w latent.
 """
 
 from __future__ import annotations
@@ -13,15 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLTemporalDecoder
 from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional
 
-from model.checkpoint import Checkpoint
+from model.conditioners import VisionTower
 from model.errors import InvalidRequest
-from model.params import ImageToVideoParams
-from model.sampling.row import Conditioning
 from model.vae import encode_mode
 
 CLIP_SIZE = 224
@@ -33,48 +28,31 @@ def picture_to_pixels(picture: Image) -> Float[Tensor, "3 H W"]:
     return torch.from_numpy(unit).permute(2, 0, 1) * 2.0 - 1.0
 
 
-def condition_on_picture(
-    checkpoint: Checkpoint, params: ImageToVideoParams, picture: Image, noise: Float[Tensor, "3 H W"]
-) -> Conditioning:
-    """Everything the network is told of one image-to-video request, on the checkpoint's device.
-
-    Args:
-        picture: RGB, already of the clip's height and width.
-        noise: unit-variance augmentation noise; `noise_aug_strength` scales it.
+def fitting_pixels(name: str, picture: Image, height: int, width: int) -> Float[Tensor, "3 H W"]:
+    """A conditioning picture's pixels.
 
     Raises:
-        InvalidRequest: the picture is of another size.
+        InvalidRequest: it is not of the clip's size; `param` is its name.
     """
-    if picture.size != (params.width, params.height):
+    if picture.size != (width, height):
         raise InvalidRequest(
-            f"the picture is {picture.width}x{picture.height}, the clip {params.width}x{params.height}: "
+            f"the picture is {picture.width}x{picture.height}, the clip {width}x{height}: "
             "fit it first (model.image.fit_picture)",
-            param="image",
+            param=name,
         )
-    pixels = picture_to_pixels(picture)
-    latents = image_latents(checkpoint, (pixels + params.noise_aug_strength * noise)[None])
-    return Conditioning(
-        context=image_context(checkpoint, pixels[None]),
-        concat=latents.expand(params.num_frames, -1, -1, -1),
-        vector=torch.tensor(
-            [params.fps - 1, params.motion_bucket_id, params.noise_aug_strength],
-            dtype=torch.float32,
-            device=latents.device,
-        ),
-    )
+    return picture_to_pixels(picture)
 
 
-def image_context(checkpoint: Checkpoint, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+def image_context(tower: VisionTower, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
     """CLIP embeddings of pictures in [-1, 1], float32."""
-    encoder = checkpoint.image_encoder
-    seen = clip_input(pixels, checkpoint.image_mean, checkpoint.image_std)
+    encoder = tower.encoder
+    seen = clip_input(pixels, tower.mean, tower.std)
     embeds: Tensor = encoder(seen.to(encoder.device, encoder.dtype)).image_embeds
     return embeds.float()
 
 
-def image_latents(checkpoint: Checkpoint, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+def image_latents(vae: AutoencoderKLTemporalDecoder, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
     """The autoencoder's MODE of pictures in [-1, 1], NOT multiplied by its scaling factor, float32."""
-    vae = checkpoint.vae
     return encode_mode(vae, pixels.to(vae.device, vae.dtype)).float()
 
 

@@ -1,0 +1,198 @@
+"""The frozen networks that read a request's pictures or prompt: one kind a source of context (TaskSpec.context).
+
+In a checkpoint's folder:
+
+    image_encoder/ feature_extractor/   for `image` and `image-pair`
+    conditioning.safetensors            for `image-pair`: `mask`, the learned embedding of a frame that is not given
+    text_encoder/ tokenizer/            for `text`
+
+Legend: C latent channels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import pre_tokenizers
+from torch import Tensor, nn
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    PreTrainedTokenizerBase,
+)
+
+from model.errors import CheckpointError
+from model.presets import ImageEncoderSize, Preset, TextEncoderSize
+from model.tasks.spec import ContextSource, TaskSpec
+
+MASK_FILE = "conditioning.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class VisionTower:
+    """Reads pictures.
+
+    Args:
+        mean, std: CLIP normalisation of pictures in [0, 1], one number a channel.
+    """
+
+    encoder: CLIPVisionModelWithProjection
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def save(self, folder: Path) -> None:
+        """Write it into a checkpoint's folder."""
+        self.encoder.save_pretrained(folder / "image_encoder")
+        processor = CLIPImageProcessor(image_mean=list(self.mean), image_std=list(self.std))
+        processor.save_pretrained(folder / "feature_extractor")
+
+    def cast(self, dtype: torch.dtype) -> VisionTower:
+        """It in another dtype, in place."""
+        _module(self.encoder).to(dtype)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePair:
+    """Reads two pictures.
+
+    Args:
+        mask: stands for the frames between them.
+    """
+
+    vision: VisionTower
+    mask: Float[Tensor, " C"]
+
+    def save(self, folder: Path) -> None:
+        """Write it into a checkpoint's folder."""
+        self.vision.save(folder)
+        save_file({"mask": self.mask.detach().cpu().contiguous()}, folder / MASK_FILE)
+
+    def cast(self, dtype: torch.dtype) -> ImagePair:
+        """It in another dtype; the encoder in place."""
+        return ImagePair(self.vision.cast(dtype), self.mask.to(dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class TextTower:
+    """Reads a prompt."""
+
+    encoder: CLIPTextModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def save(self, folder: Path) -> None:
+        """Write it into a checkpoint's folder."""
+        self.encoder.save_pretrained(folder / "text_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+
+    def cast(self, dtype: torch.dtype) -> TextTower:
+        """It in another dtype, in place."""
+        _module(self.encoder).to(dtype)
+        return self
+
+
+Conditioners = VisionTower | ImagePair | TextTower
+"""What a checkpoint's task reads its requests with."""
+
+
+def load_conditioners(path: Path, task: TaskSpec, device: torch.device | str, dtype: torch.dtype) -> Conditioners:
+    """Those of the checkpoint folder `path`, frozen.
+
+    Raises:
+        CheckpointError: a piece that the task needs is missing or does not fit.
+    """
+    return _LOADERS[task.context](path, device, dtype)
+
+
+def _load_vision(path: Path, device: torch.device | str, dtype: torch.dtype) -> VisionTower:
+    encoder = _pretrained(CLIPVisionModelWithProjection, path / "image_encoder", device, dtype)
+    config = path / "feature_extractor" / "preprocessor_config.json"
+    try:
+        processor = json.loads(config.read_text())
+        return VisionTower(encoder, tuple(processor["image_mean"]), tuple(processor["image_std"]))
+    except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
+        raise CheckpointError(f"{config} is missing or not complete: {error}", param="model") from error
+
+
+def _load_pair(path: Path, device: torch.device | str, dtype: torch.dtype) -> ImagePair:
+    try:
+        mask = load_file(path / MASK_FILE)["mask"]
+    except (FileNotFoundError, SafetensorError, KeyError) as error:
+        raise CheckpointError(f"{path / MASK_FILE} holds no mask embedding: {error}", param="model") from error
+    return ImagePair(_load_vision(path, device, dtype), mask.to(device, torch.float32))
+
+
+def _load_text(path: Path, device: torch.device | str, dtype: torch.dtype) -> TextTower:
+    encoder = _pretrained(CLIPTextModel, path / "text_encoder", device, dtype)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path / 'tokenizer'} does not load: {error}", param="model") from error
+    reads = int(encoder.config.max_position_embeddings)
+    if not 2 < tokenizer.model_max_length <= reads:
+        raise CheckpointError(
+            f"{path / 'tokenizer'} is {tokenizer.model_max_length} tokens long, its encoder reads {reads}",
+            param="model",
+        )
+    return TextTower(encoder, tokenizer)
+
+
+_LOADERS: dict[ContextSource, Callable[[Path, torch.device | str, torch.dtype], Conditioners]] = {
+    "image": _load_vision,
+    "image-pair": _load_pair,
+    "text": _load_text,
+}
+
+
+def _pretrained(kind: type[Any], path: Path, device: torch.device | str, dtype: torch.dtype) -> Any:
+    try:
+        network = kind.from_pretrained(path, local_files_only=True, dtype=dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not load: {error}", param="model") from error
+    return network.eval().requires_grad_(False).to(device)
+
+
+def _module(network: object) -> nn.Module:
+    return cast(nn.Module, network)
+
+
+def build_image_encoder(size: ImageEncoderSize) -> CLIPVisionModelWithProjection:
+    """A freshly initialised CLIP vision tower."""
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**size.config()))
+
+
+def build_text_encoder(size: TextEncoderSize, tokenizer: PreTrainedTokenizerBase) -> CLIPTextModel:
+    """A freshly initialised CLIP text tower for a tokenizer."""
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return CLIPTextModel(CLIPTextConfig(**size.config(), vocab_size=len(tokenizer), **special))
+
+
+def byte_tokenizer(length: int) -> CLIPTokenizer:
+    """A CLIP tokenizer that has learned no merges: one token a byte."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: index for index, word in enumerate(words)}, merges=[], model_max_length=length)
+
+
+def build_conditioners(preset: Preset, task: TaskSpec) -> Conditioners:
+    """Freshly initialised ones of a preset's sizes."""
+    if task.context == "text":
+        tokenizer = byte_tokenizer(task.context_tokens)
+        return TextTower(build_text_encoder(preset.text_encoder, tokenizer), tokenizer)
+    processor = CLIPImageProcessor()
+    vision = VisionTower(
+        build_image_encoder(preset.image_encoder), tuple(processor.image_mean), tuple(processor.image_std)
+    )
+    return vision if task.context == "image" else ImagePair(vision, torch.randn(preset.vae.latent_channels))
