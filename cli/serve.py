@@ -29,10 +29,28 @@ def serve(
         typer.Option(help="A shipped checkpoint or a diffusers folder; may be repeated. [all shipped]"),
     ] = None,
     engine: Annotated[EngineChoice, typer.Option(help="Where sampling happens.")] = EngineChoice.inprocess,
-    database_url: Annotated[str | None, typer.Option(help="The job store. [SQLite in stillmotion-data/]")] = None,
+    database_url: Annotated[
+        str | None,
+        typer.Option(
+            help="The job store: sqlite:///PATH, or postgresql://... that several servers may share. "
+            "[SQLite in stillmotion-data/]"
+        ),
+    ] = None,
     artifacts: Annotated[
         str | None, typer.Option(help="Folder for pictures and videos. [in stillmotion-data/]")
     ] = None,
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds that running jobs have to end once the service is told to stop; the others are "
+            "checkpointed and wait for the next start. [30]",
+        ),
+    ] = None,
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="The same bits for the same job, whatever runs beside it; slower."),
+    ] = False,
 ) -> None:
     """Serve checkpoints over HTTP."""
     from cli import server
@@ -42,22 +60,34 @@ def serve(
     entries = [find(name) for name in model] if model else zoo()
     if not entries:
         raise InvalidRequest("no checkpoint is shipped here; name a diffusers folder with --model DIR", param="model")
-    given: dict[str, Any] = {"host": host, "port": port, "database_url": database_url, "artifacts": artifacts}
+    given: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "database_url": database_url,
+        "artifacts": artifacts,
+        "grace_s": grace,
+    }
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     listener = server.listen(settings.host, settings.port)
-    served = _ENGINES[engine](entries)
+    served = _ENGINES[engine](entries, deterministic)
     names = ", ".join(entry.name for entry in entries)
 
     def on_ready(url: str) -> None:
         typer.echo(f"ready: {url} serves {names}; API docs at {url}/docs")
 
-    server.run(create_app(served, entries, settings), listener, lambda: served.ready, on_ready)
+    app = create_app(served, entries, settings)
+
+    async def drain() -> None:
+        await app.state.services.dispatcher.drain(settings.grace_s)
+
+    server.run(app, listener, lambda: served.ready, on_ready, drain)
 
 
-def _in_process(entries: Sequence[ModelEntry]) -> Engine:
+def _in_process(entries: Sequence[ModelEntry], deterministic: bool) -> Engine:
     from serving.engine.inprocess import InProcessEngine
+    from serving.engine.settings import EngineSettings
 
-    return InProcessEngine(entries)
+    return InProcessEngine(entries, EngineSettings(deterministic=deterministic))
 
 
 _ENGINES = {EngineChoice.inprocess: _in_process}

@@ -6,8 +6,9 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -33,18 +34,25 @@ def listen(host: str, port: int) -> socket.socket:
         raise StillmotionError(f"cannot listen on {host}:{port} ({reason}); choose another --host or --port") from error
 
 
-def run(app: FastAPI, listener: socket.socket, ready: Callable[[], bool], on_ready: Callable[[str], None]) -> None:
+def run(
+    app: FastAPI,
+    listener: socket.socket,
+    ready: Callable[[], bool],
+    on_ready: Callable[[str], None],
+    drain: Callable[[], Awaitable[None]] | None = None,
+) -> None:
     """Serve until SIGINT or SIGTERM, then come back in good order.
 
     Args:
         ready: whether a request sent now is served at once.
         on_ready: called once, with the service's URL.
+        drain: awaited at the first signal, while requests are still answered; a second signal cuts it short.
 
     Raises:
         StillmotionError: the service did not start.
     """
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=STOPPING_S)
-    server = _Server(config)
+    server = _Server(config, drain)
     cause: SystemExit | None = None
     try:
         asyncio.run(_serve(server, listener, ready, on_ready))
@@ -72,6 +80,30 @@ def _url(listener: socket.socket) -> str:
 
 class _Server(uvicorn.Server):
     """Ends in good order on a signal, and then does not raise it again: the exit code is 0."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]] | None) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._asked = False
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note the first signal; end at once for the second, or where nothing is to be drained."""
+        if self._drain is None or self._asked:
+            super().handle_exit(sig, frame)
+        self._asked = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Begin to drain once it was asked for. Called ten times a second; True ends the service."""
+        if self._asked and self._drain is not None and self._draining is None:
+            self._draining = asyncio.create_task(self._drain_then_end(self._drain), name="drain")
+        return await super().on_tick(counter)
+
+    async def _drain_then_end(self, drain: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await drain()
+        finally:
+            super().handle_exit(signal.SIGTERM, None)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

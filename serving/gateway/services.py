@@ -15,6 +15,7 @@ from fastapi import Depends, Request
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
 from serving.engine.protocol import Engine
+from serving.gateway.errors import Problem
 from serving.gateway.settings import Settings
 from serving.jobs.artifacts import Artifacts
 from serving.jobs.bell import Bell
@@ -58,6 +59,18 @@ class Services:
     dispatcher: Dispatcher
     janitor: Janitor
     warmup: Warmup = field(default_factory=Warmup)
+
+    def check_accepting(self) -> None:
+        """Refuse new work while the service stops, or where its engine could not start.
+
+        Raises:
+            Problem: 503, with Retry-After.
+        """
+        if self.dispatcher.draining:
+            message = "the service is about to stop and takes no new work; send it again in a while"
+            raise Problem(503, "stopping", message, headers={"Retry-After": "10"})
+        if self.warmup.failure is not None:
+            raise Problem(503, "not_ready", self.warmup.failure, headers={"Retry-After": "30"})
 
     def model(self, name: str | None, task: str) -> ModelEntry:
         """The checkpoint of this name for the task; the first one if no name is given.

@@ -66,8 +66,7 @@ async def image_to_video(
     status says how) or after N seconds (202).
     """
     wait_s = _parse_wait(prefer)
-    if parts.warmup.failure is not None:
-        raise Problem(503, "not_ready", parts.warmup.failure, headers={"Retry-After": "30"})
+    parts.check_accepting()
     submission = await read_submission(request, _IMAGE_TO_VIDEO)
     job, is_new = await submit(parts, submission, idempotency_key)
     if wait_s:

@@ -21,8 +21,8 @@ async def live() -> Health:
 
 @router.get("/ready", responses=errors(503))
 async def ready(parts: Parts) -> Health:
-    """The engine is warm. 503 with Retry-After until it is."""
+    """The engine is warm. 503 with Retry-After until it is, and while the service stops."""
+    parts.check_accepting()
     if not parts.engine.ready:
-        detail = parts.warmup.failure or "the engine is loading"
-        raise Problem(503, "not_ready", detail, headers={"Retry-After": _RETRY_AFTER_S})
+        raise Problem(503, "not_ready", "the engine is not warm (yet)", headers={"Retry-After": _RETRY_AFTER_S})
     return Health(status="ready")

@@ -40,6 +40,30 @@ server.run(app, server.listen("127.0.0.1", 0), lambda: next(looks), lambda url: 
 print("left in good order", flush=True)
 """
 
+DRAINS = """
+import asyncio
+from fastapi import FastAPI
+from cli import server
+
+app = FastAPI()
+over = asyncio.Event()
+state = {"draining": False}
+
+@app.get("/")
+def home(): return state["draining"]
+
+@app.get("/over")
+async def end(): over.set()
+
+async def drain():
+    state["draining"] = True
+    print("draining", flush=True)
+    await over.wait()
+
+server.run(app, server.listen("127.0.0.1", 0), lambda: True, lambda url: print(url, flush=True), drain)
+print("left in good order", flush=True)
+"""
+
 NEVER_STARTS = """
 from contextlib import asynccontextmanager
 from fastapi import FastAPI
@@ -81,6 +105,30 @@ def test_it_says_once_where_it_is_and_a_signal_ends_it_well(root: Path, number: 
         assert (running.returncode, stdout, stderr) == (0, "left in good order\n", "")
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(url, timeout=60)
+
+
+def test_requests_are_answered_while_it_drains(root: Path) -> None:
+    with program(root, DRAINS) as running:
+        assert running.stdout
+        url = running.stdout.readline().strip()
+        running.send_signal(signal.SIGTERM)
+        assert running.stdout.readline() == "draining\n"
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            assert answer.read() == b"true"
+        urllib.request.urlopen(f"{url}/over", timeout=60).close()
+        stdout, stderr = running.communicate(timeout=60)
+    assert (running.returncode, stdout, stderr) == (0, "left in good order\n", "")
+
+
+def test_a_second_signal_ends_the_draining(root: Path) -> None:
+    with program(root, DRAINS) as running:
+        assert running.stdout
+        running.stdout.readline()
+        running.send_signal(signal.SIGTERM)
+        assert running.stdout.readline() == "draining\n"
+        running.send_signal(signal.SIGTERM)
+        stdout, _ = running.communicate(timeout=60)
+    assert (running.returncode, stdout) == (0, "left in good order\n")
 
 
 def test_an_app_that_does_not_start_is_an_error_and_never_ready(root: Path) -> None:
