@@ -20,6 +20,9 @@ Accounts = Mapping[str, float]
 class Ledger:
     """The state between decisions. Offline work has accounts of its own, since it only uses what nobody else wants.
 
+    An engine that decodes beside its steps keeps one ledger for each: who has nothing for one of the two must neither
+    save up credit there nor have its debt forgiven.
+
     Args:
         online, offline: accounts by tenant; one that is missing is owed as much as the one owed most.
     """

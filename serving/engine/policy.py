@@ -14,9 +14,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from serving.engine.fairness import Accounts, Ledger, charged, standings
-from serving.engine.work import Decision, Kind, Limits, WorkItem, urgency
+from serving.engine.work import Decision, Kind, Limits, Urgency, WorkItem, urgency
 
-Queues = Mapping[str, list[WorkItem]]
+Ranked = tuple[Urgency, WorkItem]
+Queues = Mapping[str, list[Ranked]]
 """By tenant, the most urgent first; none is empty."""
 
 
@@ -35,7 +36,7 @@ def decide(items: Sequence[WorkItem], limits: Limits, ledger: Ledger) -> tuple[D
     queues = _queues([item for item in items if item.offline == offline], limits)
     if not queues:
         return None, ledger
-    weights = {tenant: max(item.weight for item in queue) for tenant, queue in queues.items()}
+    weights = {tenant: max(item.weight for _, item in queue) for tenant, queue in queues.items()}
     accounts = standings(ledger.band(offline), queues)
     planned = _plan(queues, weights, accounts, limits)
     call = planned.encoding_first()
@@ -58,11 +59,9 @@ def order(items: Sequence[WorkItem], limits: Limits, ledger: Ledger) -> tuple[st
         queues = _queues([item for item in items if item.offline == offline], limits)
         ahead = standings(ledger.band(offline), queues)
         while queues:
-            item = _leader(queues, ahead, limits)
+            item = _take_leader(queues, ahead)
             ahead[item.tenant] += item.work_left_s / item.weight
             placed.append(item.job_id)
-            queues[item.tenant].remove(item)
-            queues = {tenant: queue for tenant, queue in queues.items() if queue}
     return tuple(placed)
 
 
@@ -81,9 +80,14 @@ class _Call:
         self._room = self._batching.largest - leader.places
         self.full_s = leader.cost_s * (1 + self._batching.marginal * max(self._room, 0) / leader.places)
 
+    @property
+    def full(self) -> bool:
+        """Whether nobody fits any more."""
+        return self._room < 1 or len(self.items) >= self._limits.max_resident
+
     def fits(self, item: WorkItem) -> bool:
         """Whether there are places for it."""
-        return item.places <= self._room and len(self.items) < self._limits.max_resident
+        return item.places <= self._room and not self.full
 
     def price(self, item: WorkItem) -> float:
         """Seconds it adds; of a row that lacks its encoding, that and a step."""
@@ -105,33 +109,29 @@ class _Call:
 
 def _plan(queues: Queues, weights: Mapping[str, float], accounts: Accounts, limits: Limits) -> _Call:
     """The leader, and whoever shares its call."""
-    leader = _leader(queues, accounts, limits)
+    leader = queues[_owed_most(queues, accounts)][0][1]
     call = _Call(leader, limits)
-    if not leader.ready:
-        return call
-    for kind in ("step", "encode"):
-        riders = {tenant: _riders(queue, leader, kind) for tenant, queue in queues.items()}
-        _fill(call, riders, weights, accounts, limits)
+    if leader.ready:
+        for kind in ("step", "encode"):
+            _fill(call, kind, queues, weights, accounts)
     return call
 
 
-def _fill(
-    call: _Call, riders: dict[str, list[WorkItem]], weights: Mapping[str, float], accounts: Accounts, limits: Limits
-) -> None:
-    """Add riders while there is room, the tenant owed most first.
+def _fill(call: _Call, kind: Kind, queues: Queues, weights: Mapping[str, float], accounts: Accounts) -> None:
+    """Add riders of one kind while there is room, the tenant owed most first.
 
     Every rider makes the call longer for the leader and for who waits, so none may take its tenant further ahead than
     one full call; for nothing else a place is left empty.
     """
-    riders = {tenant: queue for tenant, queue in riders.items() if queue}
-    while riders:
-        ahead = {tenant: accounts[tenant] + call.used.get(tenant, 0.0) / weights[tenant] for tenant in riders}
-        item = _leader(riders, ahead, limits)
-        fair = ahead[item.tenant] * weights[item.tenant] + call.price(item) <= call.full_s
-        if call.fits(item) and (fair or item.tenant == call.items[0].tenant):
+    riders = {} if call.full else _riders(queues, call.items[0], kind)
+    ahead = {tenant: accounts[tenant] + call.used.get(tenant, 0.0) / weights[tenant] for tenant in riders}
+    while riders and not call.full:
+        item = _take_leader(riders, ahead)
+        tenant, price = item.tenant, call.price(item)
+        fair = ahead[tenant] * weights[tenant] + price <= call.full_s
+        if call.fits(item) and (fair or tenant == call.items[0].tenant):
             call.add(item)
-        riders[item.tenant].remove(item)
-        riders = {tenant: queue for tenant, queue in riders.items() if queue}
+            ahead[tenant] += price / weights[tenant]
 
 
 def _park(
@@ -141,26 +141,47 @@ def _park(
     kept = {item.job_id for item in planned}
     residents = [item for item in items if item.resident]
     surplus = len(residents) + sum(not item.resident for item in next_up) - limits.max_resident
+    if surplus <= 0:
+        return ()
     idle = [item for item in residents if item.job_id not in kept]
     idle.sort(key=lambda item: (item.offline, accounts.get(item.tenant, 0.0), urgency(item, limits)), reverse=True)
-    return tuple(item.job_id for item in idle[: max(surplus, 0)])
+    return tuple(item.job_id for item in idle[:surplus])
 
 
-def _queues(items: Sequence[WorkItem], limits: Limits) -> dict[str, list[WorkItem]]:
-    queues: dict[str, list[WorkItem]] = {}
-    for item in sorted(items, key=lambda item: urgency(item, limits)):
-        queues.setdefault(item.tenant, []).append(item)
+def _queues(items: Sequence[WorkItem], limits: Limits) -> dict[str, list[Ranked]]:
+    queues: dict[str, list[Ranked]] = {}
+    for ranked in sorted([(urgency(item, limits), item) for item in items], key=_rank):
+        queues.setdefault(ranked[1].tenant, []).append(ranked)
     return queues
 
 
-def _leader(queues: Queues, ahead: Accounts, limits: Limits) -> WorkItem:
-    """The most urgent item of the tenant owed most; between equals, the more urgent."""
-    tenant = min(queues, key=lambda tenant: (ahead[tenant], urgency(queues[tenant][0], limits)))
-    return queues[tenant][0]
+def _rank(ranked: Ranked) -> Urgency:
+    return ranked[0]
 
 
-def _riders(queue: list[WorkItem], leader: WorkItem, kind: Kind) -> list[WorkItem]:
-    return [item for item in queue if item.kind == kind and item.key == leader.key and item is not leader]
+def _owed_most(queues: Queues, ahead: Accounts) -> str:
+    """Whose turn it is; between equals, who has the more urgent item."""
+    return min(queues, key=lambda tenant: (ahead[tenant], queues[tenant][0][0]))
+
+
+def _take_leader(queues: dict[str, list[Ranked]], ahead: Accounts) -> WorkItem:
+    """The most urgent item of the tenant owed most, taken out of its queue."""
+    tenant = _owed_most(queues, ahead)
+    _, item = queues[tenant].pop(0)
+    if not queues[tenant]:
+        del queues[tenant]
+    return item
+
+
+def _riders(queues: Queues, leader: WorkItem, kind: Kind) -> dict[str, list[Ranked]]:
+    """Who else could be in the leader's call."""
+    riders: dict[str, list[Ranked]] = {}
+    for tenant, queue in queues.items():
+        for ranked in queue:
+            _, item = ranked
+            if item.kind == kind and item.key == leader.key and item is not leader:
+                riders.setdefault(tenant, []).append(ranked)
+    return riders
 
 
 @dataclass(frozen=True, slots=True)

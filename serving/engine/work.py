@@ -58,9 +58,9 @@ class WorkItem:
     resident: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("weight", "cost_s", "places"):
-            if not getattr(self, name) > 0:
-                raise InvalidRequest(f"{name} of {self.job_id} must be positive, not {getattr(self, name)}", param=name)
+        if not (self.weight > 0 and self.cost_s > 0 and self.places > 0):
+            told = f"weight {self.weight}, cost_s {self.cost_s}, places {self.places}"
+            raise InvalidRequest(f"work items need positive numbers, {self.job_id} has {told}")
 
     @property
     def offline(self) -> bool:
