@@ -8,7 +8,12 @@
 
 from stillmotion._image import ImageSource
 from stillmotion._retry import RetryPolicy
-from stillmotion._settings import ImageToVideoSettings
+from stillmotion._settings import (
+    FrameInterpolationSettings,
+    ImageToVideoSettings,
+    MultiViewSettings,
+    TextToVideoSettings,
+)
 from stillmotion._version import __version__
 from stillmotion.async_client import AsyncClient
 from stillmotion.client import Client
@@ -48,6 +53,7 @@ __all__ = [
     "Client",
     "Conflict",
     "Forbidden",
+    "FrameInterpolationSettings",
     "ImageSource",
     "ImageToVideoSettings",
     "Job",
@@ -59,12 +65,14 @@ __all__ = [
     "JobOutput",
     "JobTimeout",
     "ModelInfo",
+    "MultiViewSettings",
     "NotFound",
     "RateLimited",
     "RetryPolicy",
     "ServerError",
     "ServiceUnavailable",
     "StillmotionError",
+    "TextToVideoSettings",
     "TooLarge",
     "Unauthorized",
     "UnexpectedAnswer",

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from stillmotion._image import ImageSource, Upload, read_image
-from stillmotion._settings import form_fields
+from stillmotion._settings import form_fields, json_fields
 from stillmotion.types import JobStatus, Variant
 
 
@@ -22,22 +22,48 @@ class Call:
     params: dict[str, str] = field(default_factory=dict[str, str])
     headers: dict[str, str] = field(default_factory=dict[str, str])
     form: dict[str, str] | None = None
-    image: Upload | None = None
+    pictures: dict[str, Upload] = field(default_factory=dict[str, Upload])
+    json: dict[str, Any] | None = None
 
     @property
     def files(self) -> dict[str, tuple[str, bytes, str]] | None:
-        """The multipart part, as httpx takes it."""
-        return {"image": (self.image.name, self.image.data, self.image.content_type)} if self.image else None
+        """The multipart parts, as httpx takes them."""
+        return {name: (it.name, it.data, it.content_type) for name, it in self.pictures.items()} or None
 
 
 def image_to_video(image: ImageSource, settings: Mapping[str, Any], idempotency_key: str | None) -> Call:
     """Submit a still."""
+    return _with_pictures("image-to-video", {"image": image}, settings, idempotency_key)
+
+
+def text_to_video(prompt: str, settings: Mapping[str, Any], idempotency_key: str | None) -> Call:
+    """Submit a prompt: as JSON, since there is no file."""
+    body = {"prompt": prompt, **json_fields(settings)}
+    return Call("POST", "generate/text-to-video", headers=_idempotent(idempotency_key), json=body)
+
+
+def frame_interpolation(
+    image: ImageSource, last_image: ImageSource, settings: Mapping[str, Any], idempotency_key: str | None
+) -> Call:
+    """Submit the two ends of a clip."""
+    pictures = {"image": image, "last_image": last_image}
+    return _with_pictures("frame-interpolation", pictures, settings, idempotency_key)
+
+
+def multi_view(image: ImageSource, settings: Mapping[str, Any], idempotency_key: str | None) -> Call:
+    """Submit a still of an object."""
+    return _with_pictures("multi-view", {"image": image}, settings, idempotency_key)
+
+
+def _with_pictures(
+    task: str, pictures: Mapping[str, ImageSource], settings: Mapping[str, Any], idempotency_key: str | None
+) -> Call:
     return Call(
         "POST",
-        "generate/image-to-video",
+        f"generate/{task}",
         headers=_idempotent(idempotency_key),
         form=form_fields(settings),
-        image=read_image(image),
+        pictures={name: read_image(picture) for name, picture in pictures.items()},
     )
 
 

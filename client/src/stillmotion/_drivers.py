@@ -41,6 +41,7 @@ def _arguments(call: Call) -> dict[str, Any]:
         "headers": call.headers,
         "data": call.form,
         "files": call.files,
+        "json": call.json,
     }
 
 

@@ -1,6 +1,6 @@
-"""The keyword arguments of a generation: `ImageToVideoRequest`'s fields, all optional.
+"""The keyword arguments of a generation of each task: the fields of its wire type, all optional.
 
-A test holds the two equal. They are not checked here: the service knows the checkpoint, and names the field at fault.
+A test holds them equal. They are not checked here: the service knows the checkpoint, and names the field at fault.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, TypedDict
 from stillmotion.types import OutputFormat, Priority, ResizeMode, Solver
 
 
-class ImageToVideoSettings(TypedDict, total=False):
-    """Settings of one generation; what is left out takes the checkpoint's own default."""
+class CommonSettings(TypedDict, total=False):
+    """Settings that every task has; what is left out takes the checkpoint's own default."""
 
     model: str | None
     num_frames: int | None
@@ -21,17 +21,38 @@ class ImageToVideoSettings(TypedDict, total=False):
     height: int | None
     fps: int | None
     motion_bucket_id: int | None
-    noise_aug_strength: float | None
-    min_guidance_scale: float | None
     max_guidance_scale: float | None
     num_inference_steps: int | None
     solver: Solver | None
     decode_chunk_size: int | None
     seed: int | None
-    resize_mode: ResizeMode | None
     output_format: OutputFormat
     priority: Priority
+    deadline_s: float | None
     metadata: dict[str, str]
+
+
+class TextToVideoSettings(CommonSettings, total=False):
+    """Settings of text-to-video, besides the prompt."""
+
+
+class FrameInterpolationSettings(CommonSettings, total=False):
+    """Settings of frame interpolation, besides the two pictures."""
+
+    noise_aug_strength: float | None
+    resize_mode: ResizeMode | None
+
+
+class ImageToVideoSettings(FrameInterpolationSettings, total=False):
+    """Settings of image-to-video, besides the picture."""
+
+    min_guidance_scale: float | None
+
+
+class MultiViewSettings(ImageToVideoSettings, total=False):
+    """Settings of multi-view, besides the picture."""
+
+    elevation: float | None
 
 
 def form_fields(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -41,3 +62,8 @@ def form_fields(settings: Mapping[str, Any]) -> dict[str, str]:
         for name, value in settings.items()
         if value is not None
     }
+
+
+def json_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a JSON body, None left out."""
+    return {name: value for name, value in settings.items() if value is not None}

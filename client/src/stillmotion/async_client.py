@@ -12,10 +12,16 @@ from typing import Literal, Unpack
 import httpx
 
 from stillmotion import _calls, _config, _flows, _streaming, errors
+from stillmotion._calls import Call
 from stillmotion._drivers import AsyncDriver
 from stillmotion._image import ImageSource
 from stillmotion._retry import RetryPolicy
-from stillmotion._settings import ImageToVideoSettings
+from stillmotion._settings import (
+    FrameInterpolationSettings,
+    ImageToVideoSettings,
+    MultiViewSettings,
+    TextToVideoSettings,
+)
 from stillmotion.client import JOB_TIMEOUT
 from stillmotion.types import Job, JobEvent, JobStatus, ModelInfo, ModelList, Variant
 
@@ -78,6 +84,54 @@ class AsyncClient:
             if inspect.isawaitable(result):
                 await result
         return errors.completed(job)
+
+    async def text_to_video(
+        self,
+        prompt: str,
+        *,
+        wait: bool = True,
+        timeout: float | None = JOB_TIMEOUT,
+        interval: float | None = None,
+        idempotency_key: str | None = None,
+        **settings: Unpack[TextToVideoSettings],
+    ) -> Job:
+        """Turn a prompt into a video; with `wait=False`, come back at once."""
+        call = _calls.text_to_video(prompt, settings, idempotency_key)
+        return await self._made(call, wait, timeout, interval)
+
+    async def frame_interpolation(
+        self,
+        image: ImageSource,
+        last_image: ImageSource,
+        *,
+        wait: bool = True,
+        timeout: float | None = JOB_TIMEOUT,
+        interval: float | None = None,
+        idempotency_key: str | None = None,
+        **settings: Unpack[FrameInterpolationSettings],
+    ) -> Job:
+        """Make the frames between two stills."""
+        call = _calls.frame_interpolation(image, last_image, settings, idempotency_key)
+        return await self._made(call, wait, timeout, interval)
+
+    async def multi_view(
+        self,
+        image: ImageSource,
+        *,
+        wait: bool = True,
+        timeout: float | None = JOB_TIMEOUT,
+        interval: float | None = None,
+        idempotency_key: str | None = None,
+        **settings: Unpack[MultiViewSettings],
+    ) -> Job:
+        """Make an orbit around the object in a still."""
+        call = _calls.multi_view(image, settings, idempotency_key)
+        return await self._made(call, wait, timeout, interval)
+
+    async def _made(self, call: Call, wait: bool, timeout: float | None, interval: float | None) -> Job:
+        if wait:
+            return await self._driver.run(_flows.generate(self._context, call, timeout, interval))
+        return await self._driver.run(_flows.ask(self._context, call, Job))
 
     async def get(self, job_id: str) -> Job:
         """The job's state now."""

@@ -11,10 +11,16 @@ from typing import Literal, Unpack
 import httpx
 
 from stillmotion import _calls, _config, _flows, _streaming, errors
+from stillmotion._calls import Call
 from stillmotion._drivers import Driver
 from stillmotion._image import ImageSource
 from stillmotion._retry import RetryPolicy
-from stillmotion._settings import ImageToVideoSettings
+from stillmotion._settings import (
+    FrameInterpolationSettings,
+    ImageToVideoSettings,
+    MultiViewSettings,
+    TextToVideoSettings,
+)
 from stillmotion.types import Job, JobEvent, JobStatus, ModelInfo, ModelList, Variant
 
 JOB_TIMEOUT = 1800.0
@@ -96,6 +102,64 @@ class Client:
             job = event.job
             on_update(event)
         return errors.completed(job)
+
+    def text_to_video(
+        self,
+        prompt: str,
+        *,
+        wait: bool = True,
+        timeout: float | None = JOB_TIMEOUT,
+        interval: float | None = None,
+        idempotency_key: str | None = None,
+        **settings: Unpack[TextToVideoSettings],
+    ) -> Job:
+        """Turn a prompt into a video; arguments and errors as in `generate`.
+
+        Args:
+            prompt: what is to be seen.
+            wait: False: come back at once, with the job as it then is.
+        """
+        call = _calls.text_to_video(prompt, settings, idempotency_key)
+        return self._made(call, wait, timeout, interval)
+
+    def frame_interpolation(
+        self,
+        image: ImageSource,
+        last_image: ImageSource,
+        *,
+        wait: bool = True,
+        timeout: float | None = JOB_TIMEOUT,
+        interval: float | None = None,
+        idempotency_key: str | None = None,
+        **settings: Unpack[FrameInterpolationSettings],
+    ) -> Job:
+        """Make the frames between two stills; arguments and errors as in `text_to_video` and `generate`.
+
+        Args:
+            image: the first frame.
+            last_image: the last frame.
+        """
+        call = _calls.frame_interpolation(image, last_image, settings, idempotency_key)
+        return self._made(call, wait, timeout, interval)
+
+    def multi_view(
+        self,
+        image: ImageSource,
+        *,
+        wait: bool = True,
+        timeout: float | None = JOB_TIMEOUT,
+        interval: float | None = None,
+        idempotency_key: str | None = None,
+        **settings: Unpack[MultiViewSettings],
+    ) -> Job:
+        """Make an orbit around the object in a still; arguments and errors as in `text_to_video` and `generate`."""
+        call = _calls.multi_view(image, settings, idempotency_key)
+        return self._made(call, wait, timeout, interval)
+
+    def _made(self, call: Call, wait: bool, timeout: float | None, interval: float | None) -> Job:
+        if wait:
+            return self._driver.run(_flows.generate(self._context, call, timeout, interval))
+        return self._driver.run(_flows.ask(self._context, call, Job))
 
     def get(self, job_id: str) -> Job:
         """The job's state now."""

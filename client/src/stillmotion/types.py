@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl
+from pydantic import BaseModel, ConfigDict, Field
 
 JobStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
 JobPhase = Literal["queued", "encode", "denoise", "decode", "mux"]
@@ -22,7 +22,9 @@ TERMINAL_STATUSES: frozenset[str] = frozenset({"completed", "failed", "cancelled
 
 Strength = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Label = Annotated[str, Field(max_length=512)]
+Seconds = Annotated[float, Field(gt=0, le=30 * 86400, allow_inf_nan=False)]
 Scale = Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)]
+Elevation = Annotated[float, Field(ge=-90, le=90, allow_inf_nan=False)]
 
 
 class _Request(BaseModel):
@@ -37,11 +39,15 @@ class ImageData(_Request):
     """A picture inside a JSON body: base64, or a URL where the server allows URLs."""
 
     data: str | None = Field(None, description="base64 of the picture's bytes")
-    url: HttpUrl | None = Field(None, description="where the server fetches it; off by default")
+    url: str | None = Field(
+        None,
+        max_length=2048,
+        description="https URL the server fetches it from; off unless the operator allows it",
+    )
 
 
-class ImageToVideoRequest(_Request):
-    """Settings of POST /generate/image-to-video, besides the picture. None: the checkpoint's own default."""
+class GenerationRequest(_Request):
+    """Settings that every task has. None: the checkpoint's own default."""
 
     model: str | None = Field(None, description="which checkpoint; GET /models lists them")
     num_frames: int | None = Field(None, ge=1, le=128)
@@ -49,25 +55,79 @@ class ImageToVideoRequest(_Request):
     height: int | None = Field(None, ge=8, le=4096)
     fps: int | None = Field(None, ge=1, le=60, description="conditioned on, and played at")
     motion_bucket_id: int | None = Field(None, ge=1, le=255, description="how much moves: 1 hardly, 255 very much")
-    noise_aug_strength: Strength | None = Field(None, description="noise on the conditioning picture; more: freer")
-    min_guidance_scale: Scale | None = Field(None, description="guidance at the first frame")
-    max_guidance_scale: Scale | None = Field(None, description="guidance at the last frame")
+    max_guidance_scale: Scale | None = Field(
+        None, description="guidance at its most: at the last frame, half way round an orbit, or at every frame"
+    )
     num_inference_steps: int | None = Field(None, ge=1, le=200)
     solver: Solver | None = None
     decode_chunk_size: int | None = Field(None, ge=1, le=14, description="frames decoded at once, at most")
     seed: int | None = Field(None, ge=0, le=2**63 - 1, description="the same seed and settings: the same video")
-    resize_mode: ResizeMode | None = Field(None, description="how the picture meets the clip's aspect")
     output_format: OutputFormat = "mp4"
     priority: Priority = "normal"
+    deadline_s: Seconds | None = Field(None, description="seconds from now by which the result is wanted")
     metadata: dict[str, Label] = Field(
         default_factory=dict[str, str], max_length=16, description="your own labels, kept with the job"
     )
+
+
+class TextToVideoRequest(GenerationRequest):
+    """The body of POST /generate/text-to-video, as a form or as JSON."""
+
+    prompt: str = Field(min_length=1, max_length=2000, description="what is to be seen")
+
+
+class _FromPictures(GenerationRequest):
+    noise_aug_strength: Strength | None = Field(None, description="noise on what is conditioned on; more: freer")
+    resize_mode: ResizeMode | None = Field(None, description="how a picture meets the clip's aspect")
+
+
+class ImageToVideoRequest(_FromPictures):
+    """Settings of POST /generate/image-to-video, besides the picture. None: the checkpoint's own default."""
+
+    min_guidance_scale: Scale | None = Field(None, description="guidance at the first frame")
+
+
+class FrameInterpolationRequest(_FromPictures):
+    """Settings of POST /generate/frame-interpolation, besides the two pictures."""
+
+
+class MultiViewRequest(_FromPictures):
+    """Settings of POST /generate/multi-view, besides the picture."""
+
+    min_guidance_scale: Scale | None = Field(None, description="guidance at both ends of the orbit")
+    elevation: Elevation | None = Field(None, description="of the camera, in degrees above the object's equator")
+
+
+class TextToVideoBody(TextToVideoRequest):
+    """The same as a JSON body."""
 
 
 class ImageToVideoBody(ImageToVideoRequest):
     """The same as a JSON body, with the picture in it."""
 
     image: ImageData
+
+
+class FrameInterpolationBody(FrameInterpolationRequest):
+    """The same as a JSON body, with both pictures in it."""
+
+    image: ImageData
+    last_image: ImageData
+
+
+class MultiViewBody(MultiViewRequest):
+    """The same as a JSON body, with the picture in it."""
+
+    image: ImageData
+
+
+REQUESTS: dict[str, tuple[type[GenerationRequest], type[GenerationRequest]]] = {
+    "image-to-video": (ImageToVideoRequest, ImageToVideoBody),
+    "text-to-video": (TextToVideoRequest, TextToVideoBody),
+    "frame-interpolation": (FrameInterpolationRequest, FrameInterpolationBody),
+    "multi-view": (MultiViewRequest, MultiViewBody),
+}
+"""The settings of each task, and the same as a JSON body; pictures are the body's further fields, in order."""
 
 
 class ErrorBody(_Answer):

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import httpx
 import pytest
-from stillmotion import AsyncClient, Client, ImageToVideoSettings, JobEvent, RetryPolicy, errors
-from stillmotion.types import ImageToVideoRequest
+from stillmotion import (
+    AsyncClient,
+    Client,
+    FrameInterpolationSettings,
+    ImageToVideoSettings,
+    JobEvent,
+    MultiViewSettings,
+    RetryPolicy,
+    TextToVideoSettings,
+    errors,
+)
+from stillmotion.types import REQUESTS
 
 from tests.unit.client.support import PNG, Broken, Script, event_bytes, job_json, output_json
 
@@ -38,11 +49,20 @@ def methods(kind: type) -> dict[str, list[str]]:
 def test_both_clients_have_the_same_methods_and_arguments() -> None:
     assert methods(Client) == methods(AsyncClient)
     assert set(methods(Client)) >= {"generate", "submit", "get", "poll", "subscribe", "stream_events", "cancel"}
+    assert set(methods(Client)) >= {"text_to_video", "frame_interpolation", "multi_view"}
     assert set(methods(Client)) >= {"delete", "list", "models", "download_to", "content", "close"}
 
 
 def test_settings_are_the_wire_types_fields() -> None:
-    assert set(get_type_hints(ImageToVideoSettings)) == set(ImageToVideoRequest.model_fields)
+    kinds = {
+        "image-to-video": ImageToVideoSettings,
+        "text-to-video": TextToVideoSettings,
+        "frame-interpolation": FrameInterpolationSettings,
+        "multi-view": MultiViewSettings,
+    }
+    assert set(kinds) == set(REQUESTS)
+    for task, kind in kinds.items():
+        assert set(get_type_hints(kind)) == set(REQUESTS[task][0].model_fields) - {"prompt"}, task
 
 
 def test_a_submission_on_the_wire() -> None:
@@ -62,6 +82,39 @@ def test_a_submission_on_the_wire() -> None:
     assert b'name="seed"\r\n\r\n7\r\n' in body
     assert b'name="metadata"\r\n\r\n{"shot": "4"}\r\n' in body
     assert b'name="model"' not in body
+
+
+def test_a_prompt_goes_as_json_and_comes_back_at_once_if_asked() -> None:
+    script = Script(job("queued"))
+    with sync_client(script) as client:
+        got = client.text_to_video("a red ball", wait=False, seed=7, fps=None, metadata={"shot": "4"})
+    assert got.status == "queued"
+    (request,) = script.requests
+    assert str(request.url) == "http://service/prefix/generate/text-to-video"
+    assert request.headers["Content-Type"] == "application/json"
+    assert json.loads(request.content) == {"prompt": "a red ball", "seed": 7, "metadata": {"shot": "4"}}
+    assert request.headers["Idempotency-Key"]
+
+
+def test_two_pictures_go_as_two_parts_and_the_end_is_waited_for() -> None:
+    script = Script(job("queued"), job("completed"))
+    other = PNG + b"other"
+    with sync_client(script) as client:
+        assert client.frame_interpolation(PNG, other, interval=0.001, num_inference_steps=3).status == "completed"
+    body = script.requests[0].content
+    assert str(script.requests[0].url).endswith("/generate/frame-interpolation")
+    first, last = body.index(b'name="image"'), body.index(b'name="last_image"')
+    assert first < body.index(PNG) < last < body.index(other)
+    assert b'name="num_inference_steps"' in body
+
+
+async def test_the_asynchronous_client_sends_the_same() -> None:
+    script = Script(job("queued"), job("completed"))
+    async with async_client(script) as client:
+        got = await client.multi_view(PNG, elevation=-12.5, interval=0.001)
+    assert got.status == "completed"
+    assert str(script.requests[0].url).endswith("/generate/multi-view")
+    assert b'name="elevation"\r\n\r\n-12.5' in script.requests[0].content
 
 
 def test_the_environment_names_the_service_and_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
