@@ -56,5 +56,5 @@ $(VENV)/.ready-demo: $(VENV)/.torch $(INPUTS)
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.torch $(INPUTS)
-	$(PIP) install -c constraints.txt -e client -e ".[serve,train,dev]"
+	$(PIP) install -c constraints.txt -e client -e ".[serve,train,tensorrt-rtx,dev]"
 	@touch $(VENV)/.ready-demo $@

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from model.errors import CheckpointError, InvalidRequest
+from model.manifest import MANIFEST, file_hash, read_manifest, served_version
 from model.params import PARAMS, Params, settings_of
 from model.shapes import VAE_STRIDE
 from model.tasks import TASKS, TaskSpec
@@ -20,6 +21,7 @@ from model.tasks import TASKS, TaskSpec
 ZOO = Path(__file__).parent / "zoo"
 SIDECAR = "stillmotion.json"
 FIGURES = "metrics.json"
+PROFILE = "profile.json"
 
 _PUBLISHED: dict[str, Any] = {
     "task": "image-to-video",
@@ -53,6 +55,8 @@ class ModelEntry:
         height, width: the size it was trained at, the default.
         unit: what height and width must be multiples of.
         defaults: the value of each setting a request leaves out.
+        exported: a folder that `stillmotion export` wrote: graphs in place of weights (model.manifest).
+        fixed_size: it makes its own size only.
     """
 
     name: str
@@ -64,6 +68,8 @@ class ModelEntry:
     width: int
     unit: int
     defaults: dict[str, Any]
+    exported: bool = False
+    fixed_size: bool = False
 
     def resolve(self, asked: dict[str, Any], seed: int) -> Params:
         """Complete settings from those a request names (None or absent: the default) and a seed.
@@ -91,6 +97,11 @@ class ModelEntry:
             can = " or ".join(map(str, self.num_frames))
             raise InvalidRequest(f"{self.name} makes {can} frames, not {values['num_frames']}", param="num_frames")
         for side in ("height", "width"):
+            if self.fixed_size and values[side] != getattr(self, side):
+                raise InvalidRequest(
+                    f"{self.name} was exported for {self.width}x{self.height} only; export it with --free-size",
+                    param=side,
+                )
             if values[side] % self.unit or not self.unit <= values[side] <= 4 * max(self.height, self.width):
                 raise InvalidRequest(
                     f"{side} must be a multiple of {self.unit} from {self.unit} to {4 * max(self.height, self.width)} "
@@ -113,7 +124,7 @@ def folder_version(path: Path) -> str:
     """First 12 hex digits of a SHA-256 over every config and weight file, by name; measured figures do not count."""
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
-        if file.suffix in {".json", ".safetensors"} and file.name != FIGURES and file.is_file():
+        if file.suffix in {".json", ".safetensors"} and file.name not in {FIGURES, PROFILE} and file.is_file():
             digest.update(str(file.relative_to(path)).encode())
             with file.open("rb") as stream:
                 while block := stream.read(1 << 20):
@@ -127,21 +138,27 @@ def describe(path: Path, name: str | None = None) -> ModelEntry:
     Raises:
         CheckpointError: no diffusers pipeline folder, or of a task this version does not know.
     """
+    name = name or path.resolve().name
+    if version := served_version(path):
+        path = version
+    exported = (path / MANIFEST).exists()
     _read_json(path / "model_index.json")
     sidecar = _read_json(path / SIDECAR) if (path / SIDECAR).exists() else _PUBLISHED
     unet = _read_json(path / "unet" / "config.json")
     if sidecar["task"] not in TASKS:
         raise CheckpointError(f"{path} is for the task {sidecar['task']!r}, which is not known here", param="model")
     return ModelEntry(
-        name=name or path.resolve().name,
+        name=name,
         path=path,
         task=TASKS[sidecar["task"]],
-        version=folder_version(path),
+        version=file_hash(path / MANIFEST)[:12] if exported else folder_version(path),
         num_frames=(int(unet["num_frames"]),),
         height=int(sidecar["height"]),
         width=int(sidecar["width"]),
         unit=VAE_STRIDE * 2 ** (len(unet["block_out_channels"]) - 1),
         defaults=dict(sidecar["defaults"]),
+        exported=exported,
+        fixed_size=exported and not read_manifest(path).free_size,
     )
 
 

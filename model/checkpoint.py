@@ -18,13 +18,15 @@ import torch
 from diffusers import (
     AutoencoderKLTemporalDecoder,
     EulerDiscreteScheduler,
+    ModelMixin,
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
 )
 from transformers import CLIPImageProcessor
 
+from model.backends.protocol import Cores
 from model.catalog import SIDECAR, ModelEntry, describe
-from model.conditioners import Conditioners, VisionTower, build_conditioners, load_conditioners
+from model.conditioners import Conditioners, NetworkLoader, VisionTower, build_conditioners, load_conditioners
 from model.errors import CheckpointError
 from model.presets import NoiseRange, Preset
 from model.tasks import TaskSpec
@@ -81,23 +83,37 @@ def load(
         raise CheckpointError(
             f"{path} predicts {scheduler.get('prediction_type')!r}; only v_prediction is served", param="model"
         )
-    unet = _network(UNetSpatioTemporalConditionModel, path / "unet", device, dtype)
+    network = _exported(path, device) if entry.exported else _pretrained(device, dtype)
+    unet = network(UNetSpatioTemporalConditionModel, path / "unet")
     _check_inputs(entry, unet)
     return Checkpoint(
         entry,
         unet=unet,
-        vae=_network(AutoencoderKLTemporalDecoder, path / "vae", device, dtype),
-        conditioners=load_conditioners(path, entry.task, device, dtype),
+        vae=network(AutoencoderKLTemporalDecoder, path / "vae"),
+        conditioners=load_conditioners(path, entry.task, network),
         noise=NoiseRange(float(scheduler["sigma_min"]), float(scheduler["sigma_max"]), 7.0),
     )
 
 
-def _network(kind: type[Any], path: Path, device: torch.device | str, dtype: torch.dtype) -> Any:
-    try:
-        network = kind.from_pretrained(path, local_files_only=True, torch_dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not load: {error}", param="model") from error
-    return network.eval().requires_grad_(False).to(device)
+def _pretrained(device: torch.device | str, dtype: torch.dtype) -> NetworkLoader:
+    """Loads weights, by diffusers or transformers."""
+
+    def load_network(kind: type[Any], path: Path) -> Any:
+        keyword = "torch_dtype" if issubclass(kind, ModelMixin) else "dtype"
+        try:
+            network = kind.from_pretrained(path, local_files_only=True, **{keyword: dtype})
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} does not load: {error}", param="model") from error
+        return network.eval().requires_grad_(False).to(device)
+
+    return load_network
+
+
+def _exported(path: Path, device: torch.device | str) -> NetworkLoader:
+    """Runs graphs in place of weights; their dtype is that of the export."""
+    from model.exported import ExportedNetworks
+
+    return ExportedNetworks(path, torch.device(device), Cores(torch.get_num_threads()))
 
 
 def _check_inputs(entry: ModelEntry, unet: UNetSpatioTemporalConditionModel) -> None:

@@ -106,18 +106,24 @@ class TextTower:
 Conditioners = VisionTower | ImagePair | TextTower
 """What a checkpoint's task reads its requests with."""
 
+NetworkLoader = Callable[[type[Any], Path], Any]
+"""Gives a network of a class from its folder, in evaluation mode, on its device; raises CheckpointError."""
 
-def load_conditioners(path: Path, task: TaskSpec, device: torch.device | str, dtype: torch.dtype) -> Conditioners:
+
+def load_conditioners(path: Path, task: TaskSpec, network: NetworkLoader) -> Conditioners:
     """Those of the checkpoint folder `path`, frozen.
+
+    Args:
+        network: loads a network of a class from its folder.
 
     Raises:
         CheckpointError: a piece that the task needs is missing or does not fit.
     """
-    return _LOADERS[task.context](path, device, dtype)
+    return _LOADERS[task.context](path, network)
 
 
-def _load_vision(path: Path, device: torch.device | str, dtype: torch.dtype) -> VisionTower:
-    encoder = _pretrained(CLIPVisionModelWithProjection, path / "image_encoder", device, dtype)
+def _load_vision(path: Path, network: NetworkLoader) -> VisionTower:
+    encoder = network(CLIPVisionModelWithProjection, path / "image_encoder")
     config = path / "feature_extractor" / "preprocessor_config.json"
     try:
         processor = json.loads(config.read_text())
@@ -126,16 +132,17 @@ def _load_vision(path: Path, device: torch.device | str, dtype: torch.dtype) -> 
         raise CheckpointError(f"{config} is missing or not complete: {error}", param="model") from error
 
 
-def _load_pair(path: Path, device: torch.device | str, dtype: torch.dtype) -> ImagePair:
+def _load_pair(path: Path, network: NetworkLoader) -> ImagePair:
+    vision = _load_vision(path, network)
     try:
         mask = load_file(path / MASK_FILE)["mask"]
     except (FileNotFoundError, SafetensorError, KeyError) as error:
         raise CheckpointError(f"{path / MASK_FILE} holds no mask embedding: {error}", param="model") from error
-    return ImagePair(_load_vision(path, device, dtype), mask.to(device, torch.float32))
+    return ImagePair(vision, mask.to(vision.encoder.device, torch.float32))
 
 
-def _load_text(path: Path, device: torch.device | str, dtype: torch.dtype) -> TextTower:
-    encoder = _pretrained(CLIPTextModel, path / "text_encoder", device, dtype)
+def _load_text(path: Path, network: NetworkLoader) -> TextTower:
+    encoder = network(CLIPTextModel, path / "text_encoder")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
@@ -149,19 +156,11 @@ def _load_text(path: Path, device: torch.device | str, dtype: torch.dtype) -> Te
     return TextTower(encoder, tokenizer)
 
 
-_LOADERS: dict[ContextSource, Callable[[Path, torch.device | str, torch.dtype], Conditioners]] = {
+_LOADERS: dict[ContextSource, Callable[[Path, NetworkLoader], Conditioners]] = {
     "image": _load_vision,
     "image-pair": _load_pair,
     "text": _load_text,
 }
-
-
-def _pretrained(kind: type[Any], path: Path, device: torch.device | str, dtype: torch.dtype) -> Any:
-    try:
-        network = kind.from_pretrained(path, local_files_only=True, dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not load: {error}", param="model") from error
-    return network.eval().requires_grad_(False).to(device)
 
 
 def _module(network: object) -> nn.Module:

@@ -8,6 +8,8 @@ Each is applied in place to a loaded network and changes its output by float rou
   to_out(to_v(context)), whatever the query: half of a denoiser's attentions vanish. Image-to-video only.
 - `skip_zero_branches`: a residual branch whose last layer is all zeros adds nothing, so it is not computed (the mini
   autoencoder's encoder is trained so).
+- `fold_blends`: with no still pictures in a batch, an AlphaBlender's weight is one constant, so neither the indicator
+  nor the float32 numbers it mixes into half precision are needed (strongly typed compilers refuse the mixture).
 
 Legend: B rows, C channels, T frames, H, W size at the layer; N tokens, D width.
 """
@@ -19,7 +21,7 @@ from typing import cast
 
 import torch
 from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
+from diffusers.models.resnet import AlphaBlender, ResnetBlock2D, TemporalResnetBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -111,6 +113,33 @@ def without_branch(block: nn.Module) -> Callable[..., Tensor]:
         del temb  # time embeddings reach a block only through its branch
         through = hidden if shortcut is None else cast(Tensor, shortcut(hidden))
         return through if scale == 1.0 else through / scale
+
+    return forward
+
+
+def fold_blends(network: nn.Module) -> int:
+    """Make every AlphaBlender's weight the constant it is for video; returns how many.
+
+    For networks that train no more, and whose every call is video (image_only_indicator all zero, as diffusers' own
+    forward functions have it).
+    """
+    count = 0
+    for layer in network.modules():
+        if isinstance(layer, AlphaBlender):
+            layer.__dict__["forward"] = constant_blend(layer)
+            count += 1
+    return count
+
+
+def constant_blend(blender: nn.Module) -> Callable[..., Tensor]:
+    """The forward function of an AlphaBlender over video: spatial weight sigmoid(mix_factor), or 1 less it."""
+    mix = cast(Tensor, blender.mix_factor).detach()
+    weight = float(mix if blender.merge_strategy == "fixed" else torch.sigmoid(mix))
+    spatial = 1 - weight if blender.switch_spatial_to_temporal_mix else weight
+
+    def forward(x_spatial: Tensor, x_temporal: Tensor, image_only_indicator: Tensor | None = None) -> Tensor:
+        del image_only_indicator  # all zero
+        return spatial * x_spatial + (1 - spatial) * x_temporal
 
     return forward
 

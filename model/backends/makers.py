@@ -19,8 +19,26 @@ def _torch(checkpoint: Checkpoint, cores: Cores) -> Denoiser:
     return TorchDenoiser(checkpoint.unet, cores)
 
 
+def _compiled(checkpoint: Checkpoint, cores: Cores) -> Denoiser:
+    from model.backends.compiled import CompiledDenoiser
+    from model.rewrites import fold_blends, rewrite_exactly
+
+    rewrite_exactly(checkpoint.unet, context_tokens=checkpoint.entry.task.context_tokens)
+    fold_blends(checkpoint.unet)
+    return CompiledDenoiser(checkpoint.unet, cores)
+
+
+def _onnxruntime(checkpoint: Checkpoint, cores: Cores) -> Denoiser:
+    from model.backends.onnx_cache import denoiser_file
+    from model.backends.onnxruntime import OnnxDenoiser
+
+    return OnnxDenoiser(denoiser_file(checkpoint), checkpoint.unet.device, cores)
+
+
 MAKERS: dict[str, Callable[[Checkpoint, Cores], Denoiser]] = {
     "torch": _torch,
+    "torch-compiled": _compiled,
+    "onnxruntime": _onnxruntime,
 }
 
 

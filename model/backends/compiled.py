@@ -1,0 +1,92 @@
+"""The torch-compiled backend: the UNet's repeated blocks through torch.compile, the rest as it is.
+
+Blocks are compiled rather than the whole network: blocks of one width share their code, so the first call waits
+minutes rather than tens of them. Batch, height and width are symbols, so another number of places compiles nothing new.
+
+Legend: B places, T frames, C latent channels, K concatenated channels, N context tokens, D their width, V vector
+scalars; h, w latent.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import torch
+from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
+from diffusers.models.resnet import SpatioTemporalResBlock
+from jaxtyping import Float
+from torch import Tensor
+
+from model.backends.protocol import Cores
+from model.errors import InvalidRequest
+
+VARIANTS = 128
+"""Compiled forms of one block class, at most: one for each pair of widths it occurs in (svd-xt has about twenty)."""
+
+
+class CompiledDenoiser:
+    """A Denoiser (model.backends.protocol) around a UNet whose blocks are compiled, in place.
+
+    Raises:
+        InvalidRequest: the UNet is on a CPU, and there is no C++ compiler.
+    """
+
+    def __init__(self, unet: UNetSpatioTemporalConditionModel, cores: Cores) -> None:
+        if unet.device.type == "cpu":
+            require_compiler()
+        self._unet = unet.eval()
+        self._pinned = cores.pinned
+        compile_blocks(unet)
+
+    def __call__(
+        self,
+        latents: Float[Tensor, "B T C h w"],
+        timestep: Float[Tensor, " B"],
+        context: Float[Tensor, "B N D"],
+        concat: Float[Tensor, "B T K h w"],
+        vector: Float[Tensor, "B V"],
+    ) -> Float[Tensor, "B T C h w"]:
+        """See Denoiser. Pinned, each place is a call of its own, so its bits do not know its company."""
+        told = (latents, timestep, context, concat, vector)
+        if not self._pinned:
+            return self._run(*told)
+        places = zip(*(part.split(1) for part in told), strict=True)
+        return torch.cat([self._run(*place) for place in places])
+
+    def _run(self, latents: Tensor, timestep: Tensor, context: Tensor, concat: Tensor, vector: Tensor) -> Tensor:
+        dtype = self._unet.dtype
+        with torch.inference_mode():
+            output: Tensor = self._unet(
+                torch.cat([latents, concat], dim=2).to(dtype),
+                timestep,
+                encoder_hidden_states=context.to(dtype),
+                added_time_ids=vector,
+                return_dict=False,
+            )[0]
+        return output.float()
+
+
+def compile_blocks(unet: UNetSpatioTemporalConditionModel) -> int:
+    """Compile every repeated block in place, when it is first called; returns how many."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    count = 0
+    for block in unet.modules():
+        if isinstance(block, SpatioTemporalResBlock | BasicTransformerBlock | TemporalBasicTransformerBlock):
+            block.compile(dynamic=True, fullgraph=True)
+            count += 1
+    return count
+
+
+def require_compiler() -> None:
+    """Raise InvalidRequest unless torch.compile finds a C++ compiler: $CXX, g++ or clang++."""
+    named = os.environ.get("CXX")
+    wanted = [named] if named else ["g++", "clang++"]
+    if not any(shutil.which(name) for name in wanted):
+        raise InvalidRequest(
+            f"torch-compiled needs a C++ compiler on a CPU, and there is no {' or '.join(wanted)}: install one "
+            "(Debian, Ubuntu: apt install g++), or choose --denoiser torch",
+            param="backend",
+            code="missing_compiler",
+        )

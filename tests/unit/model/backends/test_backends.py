@@ -1,0 +1,175 @@
+"""Every denoiser backend against the plain network in eager torch, at batches and sizes it was not traced at."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNetSpatioTemporalConditionModel
+from torch import Tensor
+
+from model.backends.makers import make_denoiser
+from model.backends.onnx_cache import cache_folder, cache_key, denoiser_file
+from model.backends.onnxruntime import OnnxDenoiser, OnnxGraph
+from model.backends.protocol import Cores
+from model.checkpoint import Checkpoint, build_random, load
+from model.errors import CheckpointError, InvalidRequest
+from model.presets import preset
+from model.rewrites import relative_difference
+from model.tasks import task
+
+TOLERANCE = {"torch": 1e-5, "torch-compiled": 1e-5, "onnxruntime": 1e-5}
+"""Largest difference over largest magnitude, float32 on a CPU."""
+
+pytestmark = pytest.mark.timeout(900)  # exporting and compiling take their time on a busy machine
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    build_random(folder, preset("tiny"), task("image-to-video"))
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint: Checkpoint) -> UNetSpatioTemporalConditionModel:
+    """The network before anything is rewritten in it."""
+    return copy.deepcopy(checkpoint.unet)
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Checkpoint, plain: UNetSpatioTemporalConditionModel, cache: Path) -> Path:
+    return denoiser_file(checkpoint, cache)
+
+
+def told(places: int, height: int = 8, width: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Inputs of the tiny denoiser, each place at its own noise level and settings."""
+    g = torch.Generator().manual_seed(places)
+    return (
+        torch.randn(places, 6, 4, height, width, generator=g),
+        torch.linspace(-1.2, 1.6, places + 1)[1:],
+        torch.randn(places, 1, 32, generator=g),
+        torch.randn(places, 6, 4, height, width, generator=g),
+        torch.tensor([[6.0, 127.0, 0.02], [11.0, 30.0, 0.1], [23.0, 255.0, 0.0]])[:places],
+    )
+
+
+def eager(unet: UNetSpatioTemporalConditionModel, inputs: tuple[Tensor, ...]) -> Tensor:
+    """The plain network's answer."""
+    latents, timestep, context, concat, vector = inputs
+    with torch.inference_mode():
+        answer: Tensor = unet(torch.cat([latents, concat], 2), timestep, context, added_time_ids=vector).sample
+    return answer
+
+
+@pytest.mark.parametrize("places", [1, 2, 3])
+@pytest.mark.parametrize("pinned", [False, True])
+def test_onnxruntime_gives_what_torch_gives(
+    exported: Path, plain: UNetSpatioTemporalConditionModel, places: int, pinned: bool
+) -> None:
+    denoiser = OnnxDenoiser(exported, torch.device("cpu"), Cores(1, pinned))
+    inputs = told(places)
+    assert relative_difference(denoiser(*inputs), eager(plain, inputs)) < TOLERANCE["onnxruntime"]
+
+
+def test_onnxruntime_takes_another_size_than_the_traced(
+    exported: Path, plain: UNetSpatioTemporalConditionModel
+) -> None:
+    denoiser = OnnxDenoiser(exported, torch.device("cpu"), Cores(1))
+    inputs = told(2, height=4, width=10)
+    assert relative_difference(denoiser(*inputs), eager(plain, inputs)) < TOLERANCE["onnxruntime"]
+
+
+def test_pinned_places_do_not_know_their_company(exported: Path) -> None:
+    denoiser = OnnxDenoiser(exported, torch.device("cpu"), Cores(2, pinned=True))
+    inputs = told(3)
+    together = denoiser(*inputs)
+    for place in range(3):
+        alone = denoiser(*(part[place : place + 1] for part in inputs))
+        assert torch.equal(together[place], alone[0])
+
+
+def test_torch_gives_what_the_plain_network_gives(
+    checkpoint: Checkpoint, plain: UNetSpatioTemporalConditionModel
+) -> None:
+    denoiser = make_denoiser("torch", checkpoint, Cores(1))
+    for places in (1, 2, 3):
+        inputs = told(places)
+        assert relative_difference(denoiser(*inputs), eager(plain, inputs)) < TOLERANCE["torch"]
+
+
+def test_the_second_use_exports_nothing(checkpoint: Checkpoint, exported: Path, cache: Path) -> None:
+    before = exported.stat().st_mtime_ns
+    assert denoiser_file(checkpoint, cache) == exported
+    assert exported.stat().st_mtime_ns == before
+    assert [path.name for path in (cache / "denoisers").iterdir()] == [cache_key(checkpoint)]
+
+
+def test_an_export_that_fails_leaves_nothing(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "denoisers").write_text("a file where the folder should be")
+    with pytest.raises((FileExistsError, NotADirectoryError)):
+        denoiser_file(checkpoint, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["denoisers"]
+
+
+def test_the_cache_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "stillmotion"
+    monkeypatch.setenv("STILLMOTION_CACHE", str(tmp_path / "named"))
+    assert cache_folder() == tmp_path / "named"
+
+
+def test_the_file_names_no_folder_of_this_machine(exported: Path, root: Path) -> None:
+    data = exported.read_bytes()
+    assert str(root).encode() not in data
+    assert b"site-packages" not in data
+
+
+def test_a_wrong_number_of_frames_is_refused(exported: Path) -> None:
+    denoiser = OnnxDenoiser(exported, torch.device("cpu"), Cores(1))
+    latents, timestep, context, concat, vector = told(1)
+    with pytest.raises(InvalidRequest, match="takes latents of"):
+        denoiser(latents[:, :5], timestep, context, concat[:, :5], vector)
+
+
+def test_a_file_that_is_no_graph_is_told(tmp_path: Path) -> None:
+    (tmp_path / "unet.onnx").write_bytes(b"nothing like it")
+    with pytest.raises(CheckpointError, match="does not load in onnxruntime"):
+        OnnxGraph(tmp_path / "unet.onnx", torch.device("cpu"), Cores(1))
+
+
+def test_cuda_without_its_provider_is_told(exported: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has a CUDA provider")
+    with pytest.raises(InvalidRequest, match="onnxruntime-gpu"):
+        OnnxGraph(exported, torch.device("cuda"), Cores(1))
+
+
+def test_an_unknown_backend_is_told_with_the_known(checkpoint: Checkpoint) -> None:
+    with pytest.raises(InvalidRequest, match="torch, torch-compiled, onnxruntime"):
+        make_denoiser("abacus", checkpoint)
+
+
+def test_a_missing_compiler_is_told(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InvalidRequest, match=r"g\+\+ or clang\+\+.*--denoiser torch") as caught:
+        make_denoiser("torch-compiled", checkpoint)
+    assert caught.value.code == "missing_compiler"
+
+
+@pytest.mark.full
+def test_compiled_gives_what_torch_gives(checkpoint: Checkpoint, plain: UNetSpatioTemporalConditionModel) -> None:
+    denoiser = make_denoiser("torch-compiled", checkpoint, Cores(1))
+    for places in (1, 2, 3):
+        inputs = told(places)
+        assert relative_difference(denoiser(*inputs), eager(plain, inputs)) < TOLERANCE["torch-compiled"]
