@@ -7,22 +7,29 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from model.catalog import ModelEntry
 from serving.engine.protocol import Engine
-from serving.gateway import errors, openapi
+from serving.gateway import documented, errors, openapi
+from serving.gateway.auth import authenticated
 from serving.gateway.middleware import BodyLimit, RequestId
-from serving.gateway.routes import content, events, generate, health, jobs, pages
+from serving.gateway.outside import Outside
+from serving.gateway.routes import batches, content, events, generate, health, jobs, openai, pages
+from serving.gateway.routes import metrics as metrics_routes
 from serving.gateway.routes import models as model_routes
 from serving.gateway.services import close_services, open_services
 from serving.gateway.settings import Settings
+from serving.gateway.watching import Watch
+from serving.observe.metrics import Metrics
 
 _ABOUT = """A still becomes a short video. `POST /generate/image-to-video` answers with a job at once; follow it by
 its events, then fetch its content. Every error has the shape of `ErrorResponse`."""
 
 
-def create_app(engine: Engine, models: Sequence[ModelEntry], settings: Settings) -> FastAPI:
+def create_app(
+    engine: Engine, models: Sequence[ModelEntry], settings: Settings, *, outside: Outside | None = None
+) -> FastAPI:
     """The gateway in front of `engine`, which it starts and stops itself.
 
     Jobs are accepted as soon as the app runs; they wait until the engine is warm (`/health/ready`).
@@ -31,16 +38,25 @@ def create_app(engine: Engine, models: Sequence[ModelEntry], settings: Settings)
         engine: what makes the videos.
         models: the checkpoints `engine` serves; the first is the default.
         settings: limits and places.
+        outside: the optional parts; those the settings ask for if left out.
+
+    Raises:
+        MissingExtra: a setting asks for something that is not installed.
+        InvalidRequest: the files to sign with do not fit.
     """
+    beyond = outside or Outside.of(settings)
+    metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services = await open_services(engine, tuple(models), settings)
+        services = await open_services(engine, tuple(models), settings, beyond, metrics)
         app.state.services = services
         warming = asyncio.create_task(services.warmup.run(engine), name="engine start")
         try:
             await services.dispatcher.start()
             await services.janitor.start()
+            await services.watcher.start()
+            await services.deliverer.start()
             yield
         finally:
             await close_services(services, warming)
@@ -56,8 +72,12 @@ def create_app(engine: Engine, models: Sequence[ModelEntry], settings: Settings)
     )
     errors.install(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(Watch, metrics=metrics, traces=beyond.traces)
     app.add_middleware(RequestId)
-    for part in (generate, jobs, events, content, model_routes, health, pages):
+    app.state.metrics = metrics
+    for part in (generate, batches, jobs, events, content, model_routes, openai, metrics_routes):
+        app.include_router(part.router, dependencies=[Depends(authenticated)], responses=documented.errors(401))
+    for part in (health, pages):
         app.include_router(part.router)
     openapi.install(app)
     return app

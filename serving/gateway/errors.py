@@ -17,9 +17,12 @@ from starlette.responses import JSONResponse
 from stillmotion.types import ErrorBody, ErrorResponse
 
 from model.errors import ImageTooLarge, InvalidRequest, StillmotionError, StorageFull
-from serving.jobs.errors import Conflict, JobNotFound, QueueFull
+from serving.gateway.admission import DeadlineInfeasible
+from serving.jobs.errors import BatchNotFound, Conflict, JobNotFound, QueueFull
 
 _TYPES: Final[dict[int, str]] = {
+    401: "authentication",
+    403: "permission",
     404: "not_found",
     409: "conflict",
     429: "rate_limited",
@@ -32,8 +35,10 @@ _STATUSES: Final[tuple[tuple[type[StillmotionError], int], ...]] = (
     (ImageTooLarge, 413),
     (InvalidRequest, 422),
     (JobNotFound, 404),
+    (BatchNotFound, 404),
     (Conflict, 409),
     (QueueFull, 429),
+    (DeadlineInfeasible, 409),
     (StorageFull, 507),
 )
 _PYDANTIC_CODES: Final[dict[str, str]] = {
@@ -109,6 +114,7 @@ async def _on_stillmotion_error(request: Request, error: Exception) -> JSONRespo
     else:
         status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
         headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, QueueFull) else {}
+    request.scope["refusal"] = error.code
     return answer(request_id(request), status, error.code, error.message, param=error.param, headers=headers)
 
 

@@ -7,45 +7,65 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
-from stillmotion.types import ImageToVideoBody, ImageToVideoRequest, JobEvent
+from stillmotion.types import REQUESTS, JobEvent
+
+from model.tasks import TaskSpec, task
+from serving.gateway.openai_types import ImageReference, VideoForm
 
 _REF: Final = "#/components/schemas/{model}"
-_FORM: Final = "ImageToVideoForm"
 
 
-def submission_body() -> dict[str, Any]:
-    """The request body of an image-to-video submission: as a form, or as JSON."""
+def submission_body(spec: TaskSpec) -> dict[str, Any]:
+    """The request body of a task's submission: as a form, or as JSON."""
+    _, body = REQUESTS[spec.name]
     return {
         "requestBody": {
             "required": True,
             "content": {
-                "multipart/form-data": {"schema": {"$ref": _REF.format(model=_FORM)}},
-                "application/json": {"schema": {"$ref": _REF.format(model=ImageToVideoBody.__name__)}},
+                "multipart/form-data": {"schema": {"$ref": _REF.format(model=_form_name(spec))}},
+                "application/json": {"schema": {"$ref": _REF.format(model=body.__name__)}},
             },
         }
     }
 
 
+def _form_name(spec: TaskSpec) -> str:
+    return REQUESTS[spec.name][0].__name__.removesuffix("Request") + "Form"
+
+
+def video_body() -> dict[str, Any]:
+    """The request body of POST /v1/videos: as a form, or as JSON."""
+    both = VideoForm.model_json_schema(ref_template=_REF)
+    picture = {"type": "string", "format": "binary", "description": "the picture; or input_reference[image_url]"}
+    form = {**both, "title": "VideoForm", "properties": {"input_reference": picture, **both["properties"]}}
+    reference = ImageReference.model_json_schema(ref_template=_REF)
+    body = {**both, "title": "VideoBody", "properties": {"input_reference": reference, **both["properties"]}}
+    content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": body}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def _schemas() -> dict[str, Any]:
-    _, both = models_json_schema(
-        [(ImageToVideoBody, "validation"), (ImageToVideoRequest, "validation"), (JobEvent, "serialization")],
-        ref_template=_REF,
-    )
-    schemas: dict[str, Any] = dict(both["$defs"])
-    form = dict(schemas.pop(ImageToVideoRequest.__name__))
-    form["title"] = _FORM
-    form["description"] = "The settings as form fields, and the picture as a file part."
-    form["properties"] = {
-        "image": {
-            "type": "string",
-            "format": "binary",
-            "description": "the picture: JPEG, PNG, WebP, GIF, TIFF or BMP",
-        },
-        **form["properties"],
-        "metadata": {"type": "string", "contentMediaType": "application/json", "description": "a JSON object"},
+    kinds = [(kind, "validation") for pair in REQUESTS.values() for kind in pair]
+    _, all_of_them = models_json_schema([*kinds, (JobEvent, "serialization")], ref_template=_REF)  # type: ignore[list-item]
+    schemas: dict[str, Any] = dict(all_of_them["$defs"])
+    for name, (settings, _) in REQUESTS.items():
+        spec = task(name)
+        schemas[_form_name(spec)] = _form(spec, schemas.pop(settings.__name__))
+    return schemas
+
+
+def _form(spec: TaskSpec, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as form fields, with a file part for each picture."""
+    described = "the picture: JPEG, PNG, WebP, GIF, TIFF or BMP"
+    pictures = {name: {"type": "string", "format": "binary", "description": described} for name in spec.pictures}
+    written = {"type": "string", "contentMediaType": "application/json", "description": "a JSON object"}
+    return {
+        **settings,
+        "title": _form_name(spec),
+        "description": "The settings as form fields, and each picture as a file part.",
+        "properties": {**pictures, **settings["properties"], "metadata": written, "webhook": written},
+        "required": [*spec.pictures, *settings.get("required", [])],
     }
-    form["required"] = ["image"]
-    return {**schemas, _FORM: form}
 
 
 def install(app: FastAPI) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import socket
 from dataclasses import dataclass, field
-from typing import Annotated, cast
+from functools import partial
+from typing import Annotated, Any, Final, cast
 from uuid import uuid4
 
 from fastapi import Depends, Request
@@ -15,19 +17,34 @@ from fastapi import Depends, Request
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
 from serving.engine.protocol import Engine
+from serving.gateway.backlog import BacklogReader
 from serving.gateway.errors import Problem
+from serving.gateway.outside import Outside
 from serving.gateway.settings import Settings
 from serving.jobs.artifacts import Artifacts
+from serving.jobs.batches import BatchStore
 from serving.jobs.bell import Bell
 from serving.jobs.database import Database
 from serving.jobs.dispatcher import Dispatcher
 from serving.jobs.janitor import Janitor
 from serving.jobs.leases import Leases
+from serving.jobs.outbox import Outbox
 from serving.jobs.retention import Retention
 from serving.jobs.store import JobStore
 from serving.jobs.threads import in_thread
+from serving.jobs.watcher import Watcher
+from serving.jobs.webhooks import Deliverer
+from serving.keys.ring import KeyRing
+from serving.keys.store import KeyStore
+from serving.net import PublicOnly
+from serving.observe.collectors import EngineCollector, QueueCollector
+from serving.observe.engine import WatchedEngine
+from serving.observe.metrics import Metrics
+from serving.provenance.engine import FinishingEngine
 
 _log = logging.getLogger(__name__)
+NOTES_NAME: Final = "notes.json"
+"""A job's file of what its manifest shall say besides."""
 
 
 @dataclass(slots=True)
@@ -58,6 +75,13 @@ class Services:
     bell: Bell
     dispatcher: Dispatcher
     janitor: Janitor
+    watcher: Watcher
+    deliverer: Deliverer
+    batches: BatchStore
+    keys: KeyRing
+    backlog: BacklogReader
+    outside: Outside
+    decoding: asyncio.Semaphore
     warmup: Warmup = field(default_factory=Warmup)
 
     def check_accepting(self) -> None:
@@ -88,15 +112,48 @@ class Services:
         return chosen
 
 
-async def open_services(engine: Engine, models: tuple[ModelEntry, ...], settings: Settings) -> Services:
-    """Open the database (bringing its tables up to date) and the artifacts, and make the dispatcher."""
+async def open_services(
+    engine: Engine, models: tuple[ModelEntry, ...], settings: Settings, outside: Outside, metrics: Metrics
+) -> Services:
+    """Open the database (bringing its tables up to date) and the artifacts, and make the dispatcher.
+
+    The engine is given two wrappers: one finishes its results, one counts and traces what it does.
+    """
     artifacts = await in_thread(Artifacts.open, settings.artifacts)
     database = await in_thread(Database, settings.database_url)
+    engine = FinishingEngine(engine, partial(_notes, artifacts), outside.signer)
+    engine = WatchedEngine(engine, metrics, outside.traces)
+    metrics.read_at_scrape(QueueCollector(database), EngineCollector(engine))
     store, bell = JobStore(database, terms=settings.terms), Bell()
     leases = Leases(database, _server_name(), terms=settings.terms)
     dispatcher = Dispatcher(engine, leases, artifacts, bell, settings.progress_interval_s)
     janitor = Janitor(Retention(database, terms=settings.terms), store, artifacts, bell)
-    return Services(settings, engine, models, database, store, artifacts, bell, dispatcher, janitor)
+    return Services(
+        settings=settings,
+        engine=engine,
+        models=models,
+        database=database,
+        store=store,
+        artifacts=artifacts,
+        bell=bell,
+        dispatcher=dispatcher,
+        janitor=janitor,
+        watcher=Watcher(store, bell),
+        deliverer=Deliverer(Outbox(database), PublicOnly(settings.webhook_policy), _webhook_secret(settings)),
+        batches=BatchStore(database, terms=settings.terms),
+        keys=KeyRing(KeyStore(database)),
+        backlog=BacklogReader(database, engine),
+        outside=outside,
+        decoding=asyncio.Semaphore(settings.decoders),
+    )
+
+
+def _notes(artifacts: Artifacts, job_id: str) -> dict[str, Any]:
+    """What a job's manifest shall say besides, as it was written down at its submission."""
+    try:
+        return cast(dict[str, Any], json.loads(artifacts.read(job_id, NOTES_NAME)))
+    except FileNotFoundError:
+        return {}
 
 
 async def close_services(services: Services, warming: asyncio.Task[None]) -> None:
@@ -104,10 +161,16 @@ async def close_services(services: Services, warming: asyncio.Task[None]) -> Non
     warming.cancel()
     await asyncio.gather(warming, return_exceptions=True)
     await services.janitor.stop()
+    await services.watcher.stop()
     services.dispatcher.refuse_work()
     await services.engine.stop()
     await services.dispatcher.stop()
+    await services.deliverer.stop()
     await in_thread(services.database.close)
+
+
+def _webhook_secret(settings: Settings) -> str | None:
+    return None if settings.webhook_secret is None else settings.webhook_secret.get_secret_value()
 
 
 def _server_name() -> str:

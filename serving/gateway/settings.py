@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.image import ImageLimits
+from serving.gateway.fetching import UrlChoice
+from serving.gateway.safety import SafetyChoice
 from serving.jobs.records import Terms
+from serving.net import AddressPolicy, networks
+from serving.provenance.c2pa import Algorithm
 
 MAX_WAIT_S = 60
 
@@ -25,12 +32,46 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(20_000_000, ge=1024, description="of the picture's file")
     max_image_pixels: int = Field(50_000_000, ge=64, description="of the picture, width times height")
     min_image_side: int = Field(8, ge=1, description="pixels of the picture's shorter side")
+    decoders: int = Field(2, ge=1, description="pictures decoded at once, each at most max_image_pixels large")
+    image_urls: UrlChoice = Field("off", description="pictures by URL: off, https, or http too; public addresses only")
+    image_fetch_s: float = Field(20.0, gt=0, description="for fetching a picture, redirects included")
+    safety: SafetyChoice = Field("off", description="filter for input pictures: off, or opennsfw ([safety] extra)")
+    safety_threshold: float = Field(0.8, gt=0, le=1, description="pictures are refused from this score on")
+    allow_unkeyed: bool = Field(False, description="serve a public address although no API key was made")
+    traces: bool = Field(False, description="send OpenTelemetry traces ([otel] extra; OTEL_* variables say where)")
+    log_json: bool = Field(False, description="one JSON object a log line, one for each request too")
+    c2pa_certificate: Path | None = Field(None, description="PEM chain; with c2pa_key, mp4s are signed ([c2pa] extra)")
+    c2pa_key: Path | None = Field(None, description="PEM, the certificate's private key")
+    c2pa_algorithm: Algorithm = Field("es256", description="of the key")
+    c2pa_timestamps: str | None = Field(None, description="URL of a time-stamping authority")
     progress_interval_s: float = Field(0.25, ge=0, description="steps are written down at most this often")
 
+    batch_rows: int = Field(1000, ge=1, description="rows of one batch")
+    offline_limit: int = Field(
+        10_000, ge=1, description="rows of all batches that may wait; beyond it: 429"
+    )
+    webhook_secret: SecretStr | None = Field(None, description="whsec_...; signs webhooks that bring no secret")
+    webhook_http: bool = Field(False, description="webhooks may go to http:// too")
+    webhook_allow: str = Field(
+        "", description="private networks webhooks may go to: 10.0.0.0/8,fd00::/8"
+    )
     lease_s: float = Field(15.0, gt=0, description="a server silent for so long has lost its jobs; they run again")
     waiting_s: float = Field(7 * 86400.0, gt=0, description="a job that has not begun by then expires")
     kept_s: float | None = Field(30 * 86400.0, ge=0, description="an ended job is removed after this time; None: never")
+    checkpoint_every_s: float = Field(5.0, ge=0, description="a running job is checkpointed so often")
     grace_s: float = Field(30.0, ge=0, description="running jobs have so long to end when the service is told to stop")
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if (self.c2pa_certificate is None) != (self.c2pa_key is None):
+            raise ValueError("signing needs both c2pa_certificate and c2pa_key")
+        return self
+
+    @property
+    def webhook_policy(self) -> AddressPolicy:
+        """Where webhooks may go."""
+        schemes = frozenset({"https", "http"} if self.webhook_http else {"https"})
+        return AddressPolicy(schemes, networks([text for text in self.webhook_allow.split(",") if text.strip()]))
 
     @property
     def terms(self) -> Terms:

@@ -1,4 +1,4 @@
-"""Reading a submission: a multipart form or a JSON body becomes checked fields and the picture's bytes.
+"""Reading a submission: a multipart form or a JSON body becomes checked fields and the pictures' bytes.
 
 Nothing is stored here, and nothing is left behind if the caller goes away.
 """
@@ -15,26 +15,32 @@ from fastapi import Request
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from stillmotion.types import ImageToVideoBody, ImageToVideoRequest
+from stillmotion.types import REQUESTS, GenerationRequest, ImageData
 
 from model.errors import InvalidRequest, UnreadableImage
+from model.tasks import TaskSpec
 from serving.gateway.errors import Problem, first_problem
 
 MULTIPART: Final = "multipart/form-data"
 JSON: Final = "application/json"
 _MAX_PARTS: Final = 64
+_JSON_FIELDS: Final = frozenset({"metadata", "webhook"})
 _MAX_FIELD_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What a caller sent: checked one by one, not yet against a checkpoint."""
+    """What a caller sent: checked one by one, not yet against a checkpoint.
 
-    fields: ImageToVideoRequest
-    image: bytes
+    Args:
+        images: the pictures, or URLs of them, in the order of the task's spec.
+    """
+
+    fields: GenerationRequest
+    images: tuple[bytes | str, ...]
 
 
-async def read_submission(request: Request, task: str) -> Submission:
+async def read_submission(request: Request, task: TaskSpec) -> Submission:
     """Read the request's body.
 
     Raises:
@@ -45,68 +51,77 @@ async def read_submission(request: Request, task: str) -> Submission:
     if kind == MULTIPART:
         return await _read_form(request, task)
     if kind == JSON:
-        return _read_json(await request.body(), task)
+        return read_json(await request.body(), task)
     raise Problem(415, "unsupported_media_type", f"send {MULTIPART} or {JSON}, not {kind or 'an untyped body'!r}")
 
 
-async def _read_form(request: Request, task: str) -> Submission:
+async def _read_form(request: Request, task: TaskSpec) -> Submission:
     try:
         async with request.form(max_files=4, max_fields=_MAX_PARTS, max_part_size=_MAX_FIELD_BYTES) as form:
-            values, image = _split_form(form)
-            data = await image.read()
+            values, files = _split_form(form, task)
+            images = tuple([await files[name].read() for name in task.pictures])
     except HTTPException as error:
         raise Problem(400, "malformed_body", f"the multipart body cannot be read: {error.detail}") from error
+    settings, _ = REQUESTS[task.name]
     try:
-        return Submission(ImageToVideoRequest.model_validate(values), data)
+        return Submission(settings.model_validate(values), images)
     except ValidationError as error:
-        raise first_problem(error, task) from error
+        raise first_problem(error, task.name) from error
 
 
-def _split_form(form: FormData) -> tuple[dict[str, Any], UploadFile]:
-    """The plain fields and the picture's part."""
+def _split_form(form: FormData, task: TaskSpec) -> tuple[dict[str, Any], dict[str, UploadFile]]:
+    """The plain fields and the pictures' parts."""
     values: dict[str, Any] = {}
-    image: UploadFile | None = None
+    files: dict[str, UploadFile] = {}
     for name, value in form.multi_items():
-        if name in values or (name == "image" and image is not None):
+        if name in values or name in files:
             raise InvalidRequest(f"{name} is given twice", code="duplicate_field", param=name)
-        if name == "image":
+        if name in task.pictures:
             if not isinstance(value, UploadFile):
-                raise InvalidRequest("image must be a file part, with a filename", param="image")
-            image = value
+                raise InvalidRequest(f"{name} must be a file part, with a filename", param=name)
+            files[name] = value
         elif isinstance(value, UploadFile):
-            raise InvalidRequest(f"{name} is not a file; the picture's part is image", code="unknown_field", param=name)
+            takes = f"its file parts are: {', '.join(task.pictures)}" if task.pictures else "it takes no files"
+            raise InvalidRequest(f"{task.name} has no file {name!r}; {takes}", code="unknown_field", param=name)
         else:
-            values[name] = _parse_metadata(value) if name == "metadata" else value
-    if image is None:
-        raise InvalidRequest("image is required: a file part with the picture", code="missing_field", param="image")
-    return values, image
+            values[name] = _parse_json(name, value) if name in _JSON_FIELDS else value
+    for name in task.pictures:
+        if name not in files:
+            raise InvalidRequest(f"{name} is required: a file part with the picture", code="missing_field", param=name)
+    return values, files
 
 
-def _parse_metadata(text: str) -> Any:
+def _parse_json(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise InvalidRequest(f"metadata must be a JSON object: {error}", param="metadata") from error
+        raise InvalidRequest(f"{name} must be a JSON object: {error}", param=name) from error
 
 
-def _read_json(body: bytes, task: str) -> Submission:
+def read_json(body: bytes, task: TaskSpec) -> Submission:
+    """Read a JSON body. Raises as `read_submission`."""
+    settings, with_pictures = REQUESTS[task.name]
     try:
-        fields = ImageToVideoBody.model_validate_json(body, strict=True)
+        fields = with_pictures.model_validate_json(body, strict=True)
     except ValidationError as error:
         if error.errors()[0]["type"] == "json_invalid":
             message = f"the body is not valid JSON: {error.errors()[0]['msg']}"
             raise Problem(400, "malformed_body", message) from error
-        raise first_problem(error, task) from error
-    if fields.image.url is not None:
+        raise first_problem(error, task.name) from error
+    images = tuple(_picture(name, getattr(fields, name)) for name in task.pictures)
+    return Submission(settings(**fields.model_dump(exclude=set(task.pictures))), images)
+
+
+def _picture(name: str, given: ImageData) -> bytes | str:
+    if given.url is not None:
+        if given.data is not None:
+            raise InvalidRequest(f"send {name}.data or {name}.url, not both", param=name)
+        return str(given.url)
+    if given.data is None:
         raise InvalidRequest(
-            "this server fetches no URLs; send the picture itself in image.data",
-            code="url_not_allowed",
-            param="image.url",
+            f"{name}.data is required: the picture, base64", code="missing_field", param=f"{name}.data"
         )
-    if fields.image.data is None:
-        raise InvalidRequest("image.data is required: the picture, base64", code="missing_field", param="image.data")
     try:
-        data = base64.b64decode(fields.image.data, validate=True)
+        return base64.b64decode(given.data, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise UnreadableImage(f"image.data is not plain base64 ({error})", param="image.data") from error
-    return Submission(ImageToVideoRequest(**fields.model_dump(exclude={"image"})), data)
+        raise UnreadableImage(f"{name}.data is not plain base64 ({error})", param=f"{name}.data") from error

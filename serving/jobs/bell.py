@@ -29,6 +29,10 @@ class Bell:
             if not self._waiting[topic]:
                 del self._waiting[topic]
 
+    def topics(self) -> list[str]:
+        """What is listened for now."""
+        return list(self._waiting)
+
     def ring(self, topic: str) -> None:
         """Wake the topic's listeners."""
         for heard in self._waiting.get(topic, ()):

@@ -14,6 +14,15 @@ class JobNotFound(StillmotionError):
         super().__init__(f"no job has the id {job_id!r}; it may have been deleted", param=param)
 
 
+class BatchNotFound(StillmotionError):
+    """No batch has this id (any more)."""
+
+    code = "batch_not_found"
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"no batch has the id {batch_id!r}; it may have been removed")
+
+
 class Conflict(StillmotionError):
     """The request does not fit the job's present state."""
 
@@ -38,6 +47,7 @@ class QueueFull(StillmotionError):
 
     def __init__(self, limit: int, retry_after_s: int) -> None:
         super().__init__(f"{limit} jobs are waiting already, which is the limit; try again in {retry_after_s} s")
+        self.limit = limit
         self.retry_after_s = retry_after_s
 
 
@@ -50,6 +60,7 @@ class QuotaFull(QueueFull):
         StillmotionError.__init__(
             self, f"{limit} of your jobs wait or run, which is your limit; try again in {retry_after_s} s"
         )
+        self.limit = limit
         self.retry_after_s = retry_after_s
 
 

@@ -20,7 +20,7 @@ from serving.jobs import changes
 from serving.jobs.database import Database
 from serving.jobs.errors import Conflict, QueueFull, QuotaFull
 from serving.jobs.idempotency import Repeat, made_before, remember
-from serving.jobs.records import PRIORITIES, NewJob, StoredFile, Terms
+from serving.jobs.records import OFFLINE, PRIORITIES, NewJob, StoredFile, Terms
 from serving.jobs.states import is_terminal
 from serving.jobs.tables import EventRow, JobRow
 
@@ -55,7 +55,7 @@ class JobStore:
 
         Args:
             queue_limit: jobs that may wait, of all owners together.
-            quota: jobs of this owner that may wait or run; None for any number.
+            quota: jobs of this owner that may wait or run, offline ones aside; None for any number.
 
         Raises:
             Conflict: the key was used with another request.
@@ -187,6 +187,7 @@ class JobStore:
         if quota is not None:
             open_jobs = select(func.count()).select_from(JobRow)
             open_jobs = open_jobs.where(JobRow.owner == owner, JobRow.status.in_(("queued", "in_progress")))
+            open_jobs = open_jobs.where(JobRow.priority > OFFLINE)
             if (session.scalar(open_jobs) or 0) >= quota:
                 raise QuotaFull(quota, self._retry_after(session))
         return None

@@ -126,7 +126,6 @@ class BatchRow(Base):
     owner: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[float] = mapped_column(Float)
     total: Mapped[int] = mapped_column(Integer)
-    labels: Mapped[dict[str, str]] = mapped_column("metadata", JSON)
 
 
 class ApiKeyRow(Base):

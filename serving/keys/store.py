@@ -26,7 +26,7 @@ class Key:
     Args:
         id: public; owns jobs.
         weight: of its share of the engine, against the other keys'.
-        per_minute: submissions a minute, all at once if need be; None for no limit. Each gateway process counts its own.
+        per_minute: submissions a minute, all at once if need be, counted by each gateway; None for no limit.
         max_jobs: jobs waiting or running at once; None for no limit.
         operator: may read /metrics, which tells of every key's usage; sees no other key's jobs either.
         created_at, revoked_at: Unix seconds.

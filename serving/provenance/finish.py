@@ -1,4 +1,4 @@
-"""The last touch on a result: the manifest is completed and put into the mp4, which is then signed if a key is given."""
+"""The last touch on a result: its manifest is completed and put into the mp4, which is signed if a key is given."""
 
 from __future__ import annotations
 

@@ -37,6 +37,7 @@ from serving.engine.protocol import (
 )
 from serving.gateway import Settings, create_app
 from serving.gateway.services import Services
+from serving.provenance.finish import Finished, finish
 
 DEFAULTS = {
     "fps": 7,
@@ -152,8 +153,9 @@ class ScriptedEngine:
 
     @staticmethod
     def result(request: EngineRequest) -> Completed:
-        """Canned bytes that depend on the seed."""
-        video = np.random.default_rng(request.params.seed % 2**32).bytes(3000)
+        """Canned bytes that depend on the seed, in the boxes of an mp4 so that a manifest finds its place."""
+        data = np.random.default_rng(request.params.seed % 2**32).bytes(2976)
+        video = b"\0\0\0\x10ftypisom\0\0\0\0" + (8 + len(data)).to_bytes(4, "big") + b"mdat" + data
         return Completed(
             video=video,
             video_sha256=hashlib.sha256(video).hexdigest(),
@@ -168,6 +170,11 @@ class ScriptedEngine:
             manifest={"model": request.model, "seed": request.params.seed},
             timings={"denoise": 0.5},
         )
+
+
+def finished(request: EngineRequest) -> Finished:
+    """What the service makes of the engine's canned result: with the manifest in it."""
+    return finish(ScriptedEngine.result(request), request.params, request.images, request.output_format)
 
 
 @dataclass

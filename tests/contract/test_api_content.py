@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.support import ScriptedEngine, error_of, listening, running
+from tests.contract.support import ScriptedEngine, error_of, finished, listening, running
 
 
 async def test_each_variant_is_what_the_engine_made(tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ async def test_each_variant_is_what_the_engine_made(tmp_path: Path) -> None:
         job = await app.until((await app.submit(seed=3)).id, "completed")
         result = ScriptedEngine.result(app.engine.requests[0])
         expected = {
-            "video": (result.video, "video/mp4"),
+            "video": (finished(app.engine.requests[0]).video, "video/mp4"),
             "thumbnail": (result.thumbnail, "image/jpeg"),
             "frames": (result.frames, "image/png"),
         }
@@ -27,11 +27,13 @@ async def test_each_variant_is_what_the_engine_made(tmp_path: Path) -> None:
             assert answer.headers["content-type"] == kind
             assert answer.headers["etag"] == f'"{hashlib.sha256(data).hexdigest()}"'
         default = await app.client.get(job.urls.content)
-        assert default.content == result.video
+        assert default.content == finished(app.engine.requests[0]).video
         assert job.output is not None
         assert (job.output.sha256, job.output.bytes) == (hashlib.sha256(default.content).hexdigest(), 3000)
         manifest = await app.client.get(job.urls.content, params={"variant": "manifest"})
-        assert json.loads(manifest.content) == {"model": "scripted", "seed": 3}
+        told = json.loads(manifest.content)
+        assert told == finished(app.engine.requests[0]).manifest
+        assert (told["model"], told["seed"]) == ("scripted", 3)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,7 @@ async def test_each_variant_is_what_the_engine_made(tmp_path: Path) -> None:
 )
 async def test_ranges_over_a_socket(tmp_path: Path, header: str, start: int, stop: int) -> None:
     async with listening(tmp_path) as app:
-        job = await app.until((await app.submit()).id, "completed")
+        job = await app.until((await app.submit(output_format="webm")).id, "completed")
         video = ScriptedEngine.result(app.engine.requests[0]).video
         answer = await app.client.get(job.urls.content, headers={"Range": header})
         assert (answer.status_code, answer.content) == (206, video[start:stop])
@@ -61,7 +63,7 @@ async def test_ranges_over_a_socket(tmp_path: Path, header: str, start: int, sto
 
 async def test_whole_answers_and_refusals(tmp_path: Path) -> None:
     async with running(tmp_path) as app:
-        job = await app.until((await app.submit()).id, "completed")
+        job = await app.until((await app.submit(output_format="webm")).id, "completed")
         url = job.urls.content
         whole = await app.client.get(url)
         assert (whole.headers["accept-ranges"], whole.headers["content-length"]) == ("bytes", "3000")

@@ -116,3 +116,21 @@ async def test_the_wire_is_plain_json(tmp_path: Path) -> None:
             json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line.startswith("data: ")
         ]
         assert data[-1]["job"] == job.model_dump(mode="json")
+
+
+async def test_a_stream_at_one_gateway_tells_of_a_job_that_another_runs(tmp_path: Path) -> None:
+    idle = ScriptedEngine(warm=asyncio.Event())  # never warm: it runs nothing
+    async with listening(tmp_path, ScriptedEngine(gated=True)) as runs, listening(tmp_path, idle) as other:
+        job = await runs.submit(num_inference_steps=3)
+        following = asyncio.create_task(collect(other, job.urls.events))
+        await runs.until(job.id, "in_progress")
+        seen = [event async for event in follow(other, job.urls.events) if runs.engine.gate.set() is None]
+        assert await following == seen
+        assert [event.id for event in seen] == list(range(1, len(seen) + 1))
+        assert seen[-1].event == "completed"
+        last = {"Last-Event-ID": str(seen[2].id)}
+        assert await collect(other, job.urls.events, **last) == seen[3:]
+        cancelled = await runs.submit()
+        runs.engine.gate.clear()
+        assert (await other.client.post(cancelled.urls.cancel)).status_code == 200
+        assert (await other.until(cancelled.id, "cancelled", "completed")).is_terminal

@@ -246,7 +246,7 @@ async def test_30_mb_are_refused_unread(app: Running) -> None:
         ("GET", "/web/../app.py", 404),
         ("GET", "/web/__init__.py", 404),
         ("GET", "/docs/core.py", 404),
-        ("POST", "/generate/text-to-video", 404),
+        ("POST", "/generate/text-to-speech", 404),
         ("GET", URL, 405),
         ("PUT", "/jobs", 405),
     ],

@@ -18,7 +18,7 @@ from stillmotion.types import Job, JobEvent
 
 from serving.engine.protocol import Failed
 from tests.contract.proxy import cutting
-from tests.contract.support import ScriptedEngine, entry, listening, picture
+from tests.contract.support import ScriptedEngine, entry, finished, listening, picture
 
 QUICK = RetryPolicy(max_retries=2, first_s=0.01, longest_retry_after_s=0)
 """A Retry-After is not waited for here."""
@@ -71,12 +71,13 @@ async def test_every_method_does_what_it_says(connect: Connect, tmp_path: Path) 
         assert app.engine.requests[0].params.solver == "heun"
 
         result = ScriptedEngine.result(app.engine.requests[0])
-        assert await client.content(made) == result.video
+        done = finished(app.engine.requests[0])
+        assert await client.content(made) == done.video
         assert await client.content(made.id, "thumbnail") == result.thumbnail
         assert await client.content(made, "frames") == result.frames
-        assert json.loads(await client.content(made, "manifest")) == result.manifest
+        assert json.loads(await client.content(made, "manifest")) == done.manifest
         path = await client.download_to(made.id, tmp_path / "clip.mp4")
-        assert path.read_bytes() == result.video
+        assert path.read_bytes() == done.video
 
         events: list[JobEvent] = []
         followed = await client.subscribe(picture(), events.append, num_inference_steps=3)

@@ -7,9 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, Required, TypedDict
 
 from stillmotion.types import OutputFormat, Priority, ResizeMode, Solver
+
+
+class WebhookSettings(TypedDict, total=False):
+    """Where the news of the job's end is sent; `secret` (whsec_...) signs it."""
+
+    url: Required[str]
+    secret: str | None
 
 
 class CommonSettings(TypedDict, total=False):
@@ -30,6 +37,7 @@ class CommonSettings(TypedDict, total=False):
     priority: Priority
     deadline_s: float | None
     metadata: dict[str, str]
+    webhook: WebhookSettings | None
 
 
 class TextToVideoSettings(CommonSettings, total=False):

@@ -46,6 +46,18 @@ class ImageData(_Request):
     )
 
 
+class Webhook(_Request):
+    """Where the news of a job's end is sent, and what signs it (see stillmotion.webhooks)."""
+
+    url: str = Field(max_length=2048, description="https URL; private addresses are refused unless the operator allows")
+    secret: str | None = Field(
+        None,
+        max_length=256,
+        pattern=r"^whsec_[A-Za-z0-9+/]+=*$",
+        description="whsec_ and base64; the server's own if left out, where it has one",
+    )
+
+
 class GenerationRequest(_Request):
     """Settings that every task has. None: the checkpoint's own default."""
 
@@ -68,6 +80,7 @@ class GenerationRequest(_Request):
     metadata: dict[str, Label] = Field(
         default_factory=dict[str, str], max_length=16, description="your own labels, kept with the job"
     )
+    webhook: Webhook | None = Field(None, description="told when the job has ended")
 
 
 class TextToVideoRequest(GenerationRequest):
@@ -217,6 +230,59 @@ class JobList(_Answer):
     data: list[Job]
     has_more: bool
     last_id: str | None = None
+
+
+class BatchLine(_Request):
+    """One line of POST /batches: a submission under a name of your own."""
+
+    custom_id: str = Field(min_length=1, max_length=255, description="your name for this row, unique in the batch")
+    method: Literal["POST"] = "POST"
+    url: Literal[
+        "/generate/image-to-video",
+        "/generate/text-to-video",
+        "/generate/frame-interpolation",
+        "/generate/multi-view",
+    ]
+    body: dict[str, Any] = Field(description="as the JSON body of `url`, without `priority`: rows are offline work")
+
+
+class BatchCounts(_Answer):
+    """How many rows have each status."""
+
+    queued: int = 0
+    in_progress: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+
+
+class BatchUrls(_Answer):
+    """Where to go from a batch."""
+
+    self: str
+    cancel: str
+    results: str
+
+
+class Batch(_Answer):
+    """Many jobs submitted together; completed once every row has ended, however it did."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    status: Literal["in_progress", "completed"]
+    created_at: float
+    total: int
+    counts: BatchCounts
+    urls: BatchUrls
+
+
+class BatchResult(_Answer):
+    """One line of a batch's results: a row that has ended; `row` counts from 0."""
+
+    custom_id: str
+    row: int
+    job: Job
 
 
 class JobEvent(_Answer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
@@ -10,22 +11,25 @@ from starlette.responses import Response, StreamingResponse
 from stillmotion.types import Variant
 
 from model.errors import StillmotionError
+from serving.gateway.auth import Who
 from serving.gateway.documented import errors
 from serving.gateway.errors import Problem
 from serving.gateway.ranges import Span, Unsatisfiable, matches, parse_range
-from serving.gateway.services import Parts
+from serving.gateway.services import Parts, Services
 from serving.jobs.records import StoredFile
 from serving.jobs.threads import in_thread
+from serving.keys.ring import Caller
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 _MEDIA: dict[str, Any] = {
     kind: {"schema": {"type": "string", "format": "binary"}}
     for kind in ("video/mp4", "video/webm", "image/gif", "image/jpeg", "image/png", "application/json")
 }
-_BODIES: dict[int | str, dict[str, Any]] = {
+CONTENT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The whole file", "content": _MEDIA},
     206: {"description": "The range asked for", "content": _MEDIA},
     304: {"description": "Not modified: If-None-Match names the present ETag"},
+    **errors(404, 409, 416),
 }
 
 
@@ -39,25 +43,55 @@ class ContentQuery(BaseModel):
     )
 
 
-@router.get("/{job_id}/content", response_class=Response, responses={**_BODIES, **errors(404, 409, 416)})
+@router.get("/{job_id}/content", response_class=Response, responses=CONTENT_RESPONSES)
 @router.head("/{job_id}/content", include_in_schema=False)
 async def get_content(
     job_id: str,
     request: Request,
     parts: Parts,
+    caller: Who,
     query: Annotated[ContentQuery, Query()],
     range_header: Annotated[str | None, Header(alias="Range", description="one range of bytes")] = None,
     if_range: Annotated[str | None, Header(description="the ETag for which Range is meant")] = None,
     if_none_match: Annotated[str | None, Header(description="ETags the caller has")] = None,
 ) -> Response:
     """A file of a completed job. 409 until it is completed. One byte range a request; several give the whole file."""
-    file = await in_thread(parts.store.file, job_id, query.variant)
+    asked = Conditions(range_header, if_range, if_none_match)
+    return await file_answer(parts, caller, request, job_id, query.variant, asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """The headers that say how much of a file is wanted, and whether at all."""
+
+    range: str | None = None
+    if_range: str | None = None
+    if_none_match: str | None = None
+
+    @classmethod
+    def of(cls, request: Request) -> Conditions:
+        """Those of a request."""
+        headers = request.headers
+        return cls(headers.get("range"), headers.get("if-range"), headers.get("if-none-match"))
+
+
+async def file_answer(
+    parts: Services, caller: Caller, request: Request, job_id: str, variant: Variant, asked: Conditions | None = None
+) -> Response:
+    """A file of a completed job, or as much of it as the request's headers ask for.
+
+    Raises:
+        JobNotFound, Conflict: as the store.
+        Problem: 416, the range lies outside.
+    """
+    asked = asked or Conditions.of(request)
+    file = await in_thread(parts.store.file, job_id, variant, caller.owner)
     if not await in_thread(parts.artifacts.exists, job_id, file.name):
         raise StillmotionError(f"the file {file.name} of job {job_id} is lost", code="artifact_lost")
     headers = _headers(job_id, file)
-    if matches(if_none_match, headers["ETag"]):
+    if matches(asked.if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    span = _span(file, range_header if if_range in (None, headers["ETag"]) else None)
+    span = _span(file, asked.range if asked.if_range in (None, headers["ETag"]) else None)
     start, stop = (0, file.bytes) if span is None else (span.start, span.stop)
     headers["Content-Length"] = str(stop - start)
     if span is not None:

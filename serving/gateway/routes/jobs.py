@@ -8,7 +8,9 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from stillmotion.types import Job, JobList, JobStatus
 
+from serving.gateway.auth import Who
 from serving.gateway.documented import errors
+from serving.gateway.idempotency import IdempotencyKey, repeat_of
 from serving.gateway.services import Parts
 from serving.jobs.dispatcher import QUEUE_TOPIC
 from serving.jobs.threads import in_thread
@@ -28,33 +30,33 @@ class JobQuery(BaseModel):
 
 
 @router.get("", responses=errors(404))
-async def list_jobs(parts: Parts, query: Annotated[JobQuery, Query()]) -> JobList:
+async def list_jobs(parts: Parts, caller: Who, query: Annotated[JobQuery, Query()]) -> JobList:
     """A page of jobs."""
-    return await in_thread(parts.store.page, query.status, query.after, query.limit, query.order)
+    return await in_thread(parts.store.page, query.status, query.after, query.limit, query.order, caller.owner)
 
 
 @router.get("/{job_id}", responses=errors(404))
-async def get_job(job_id: str, parts: Parts) -> Job:
+async def get_job(job_id: str, parts: Parts, caller: Who) -> Job:
     """A job as it is now."""
-    return await in_thread(parts.store.get, job_id)
+    return await in_thread(parts.store.get, job_id, caller.owner)
 
 
-@router.post("/{job_id}/cancel", responses=errors(404))
-async def cancel_job(job_id: str, parts: Parts) -> Job:
+@router.post("/{job_id}/cancel", responses=errors(404, 409))
+async def cancel_job(job_id: str, parts: Parts, caller: Who, key: IdempotencyKey = None) -> Job:
     """Stop a job: at once if it waits, at the next step boundary if it runs (it is `in_progress` until then).
 
     A job that has ended already is answered as it is.
     """
-    job = await in_thread(parts.store.cancel, job_id)
+    job = await in_thread(parts.store.cancel, job_id, caller.owner, repeat_of(caller, key, {"cancel": job_id}))
     parts.dispatcher.cancel(job_id)
     parts.bell.ring(job_id)
     return job
 
 
 @router.delete("/{job_id}", status_code=204, responses=errors(404, 409))
-async def delete_job(job_id: str, parts: Parts) -> None:
+async def delete_job(job_id: str, parts: Parts, caller: Who) -> None:
     """Remove a job, its events and its files. A running job must be cancelled first."""
-    await in_thread(parts.store.delete, job_id)
+    await in_thread(parts.store.delete, job_id, caller.owner)
     # The rows go first: files without a job are removed at the next start, a job without its files never heals.
     await in_thread(parts.artifacts.remove, job_id)
     parts.bell.ring(job_id)

@@ -62,7 +62,6 @@ def _make_tables() -> None:
         sa.Column("owner", sa.String(64), nullable=False),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("total", sa.Integer(), nullable=False),
-        sa.Column("metadata", sa.JSON(), nullable=False),
     )
     op.create_index("batches_owner", "batches", ["owner", "created_at"])
     op.create_table(

@@ -1,0 +1,108 @@
+"""Who calls: each route behind `authenticated` knows its caller, and a caller without a key is answered 401.
+
+Keys count from the first one made on (`stillmotion keys create`). What a key does not own does not exist for it: the
+store looks for jobs by owner, so another's job is the same 404 as none.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import socket
+from typing import Annotated, Final
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
+
+from model.errors import StillmotionError
+from serving.gateway.errors import Problem
+from serving.gateway.services import Parts
+from serving.keys.ring import Caller
+
+_SCHEME: Final = HTTPBearer(
+    auto_error=False, scheme_name="ApiKey", description="needed once the operator has made the first key"
+)
+_CHALLENGE: Final = {"WWW-Authenticate": "Bearer"}
+
+
+async def authenticated(request: Request, parts: Parts, _: Annotated[object, Depends(_SCHEME)]) -> Caller:
+    """The caller.
+
+    Raises:
+        Problem: 401, for a missing, malformed, unknown or revoked key alike.
+    """
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    bearer = given.strip() if scheme.lower() == "bearer" and given.strip() else None
+    caller = await parts.keys.identify(bearer)
+    if caller is None:
+        told = "send `Authorization: Bearer KEY`" if bearer is None else "this key is not valid (any more)"
+        raise Problem(401, "unauthenticated", f"an API key is needed here: {told}", headers=_CHALLENGE)
+    request.scope["key_id"] = caller.owner or None
+    return caller
+
+
+Who = Annotated[Caller, Depends(authenticated)]
+"""A route's parameter: who calls."""
+
+
+async def submitting(caller: Who, parts: Parts) -> Caller:
+    """The caller, who may submit now.
+
+    Raises:
+        Problem: 429 beyond the key's rate, with Retry-After.
+    """
+    wait_s = parts.keys.take(caller)
+    if wait_s:
+        seconds = max(1, math.ceil(wait_s))
+        raise Problem(
+            429,
+            "rate_limited",
+            f"this key submits more often than its limit; try again in {seconds} s",
+            headers={"Retry-After": str(seconds)},
+        )
+    return caller
+
+
+Submitter = Annotated[Caller, Depends(submitting)]
+"""A submitting route's parameter: who calls, within their rate."""
+
+
+async def operating(caller: Who) -> Caller:
+    """The caller, who may see what concerns all keys: anybody while there are none.
+
+    Raises:
+        Problem: 403 for a key that is no operator's.
+    """
+    if caller.key is not None and not caller.key.operator:
+        raise Problem(403, "not_operator", "this needs a key made with `stillmotion keys create NAME --operator`")
+    return caller
+
+
+def check_exposed(host: str, *, has_keys: bool, allow_unkeyed: bool) -> None:
+    """Refuse to serve strangers without keys.
+
+    Raises:
+        StillmotionError: `host` can be reached from other machines, there are no keys, and nobody said that is meant.
+    """
+    if has_keys or allow_unkeyed or is_loopback(host):
+        return
+    raise StillmotionError(
+        f"{host or 'an empty host'} can be reached from other machines, and no API key is needed to use this server: "
+        "make one with `stillmotion keys create NAME`, listen on 127.0.0.1, or say --allow-unkeyed",
+        code="unkeyed",
+        param="host",
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address to listen on; a name counts by all of its addresses."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        if not host:
+            return False
+    try:
+        found = socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)

@@ -1,0 +1,206 @@
+"""An order becomes a stored job: checked against its checkpoint, its owner's limits, the backlog and its deadline.
+
+What costs little is checked before what costs much, and nothing is kept of an order that is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+from uuid import uuid4
+
+from stillmotion.types import Job, OutputFormat
+
+from model.catalog import ModelEntry
+from model.errors import InvalidRequest
+from model.image import open_picture, to_png
+from model.params import Params
+from model.tasks import TASKS
+from serving.engine.protocol import Priority
+from serving.gateway import admission
+from serving.gateway.hooks import check_webhook
+from serving.gateway.safety import PictureRefused, Verdict
+from serving.gateway.services import NOTES_NAME, Services
+from serving.jobs.dispatcher import QUEUE_TOPIC
+from serving.jobs.errors import QueueFull
+from serving.jobs.idempotency import hash_body
+from serving.jobs.records import PRIORITIES, NewJob, WebhookTarget, input_names
+from serving.jobs.threads import in_thread
+from serving.keys.ring import Caller
+
+_RANDOM_SEEDS: Final = 2**32
+"""Seeds drawn here stay exact in JavaScript too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a caller wants, each field checked by itself and none yet against a checkpoint.
+
+    Args:
+        task: which task.
+        model: which checkpoint; None for the task's first.
+        settings: the task's settings, by name; None or absent: the checkpoint's default.
+        pictures: the files, or URLs of them, in the order of the task's spec.
+        body: all that the caller sent besides pictures, to tell a repeat from another request.
+        webhook: where the news of its end goes.
+    """
+
+    task: str
+    model: str | None
+    settings: Mapping[str, Any]
+    pictures: tuple[bytes | str, ...]
+    body: Mapping[str, Any]
+    output_format: OutputFormat = "mp4"
+    priority: Priority = "normal"
+    deadline_s: float | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    webhook: WebhookTarget | None = None
+
+
+async def submit(parts: Services, caller: Caller, order: Order, idempotency_key: str | None) -> tuple[Job, bool]:
+    """Store pictures and job, and wake the dispatcher.
+
+    Returns:
+        The job, and whether it is new: False if the idempotency key had already made it.
+
+    Raises:
+        InvalidRequest: a setting or a picture.
+        Conflict: the idempotency key came before with another order.
+        QueueFull, QuotaFull: no place is free; with the seconds until one should be.
+        DeadlineInfeasible: it would not be done in time.
+        StorageFull: the disk is full.
+    """
+    check_webhook(parts.settings, order.webhook)
+    entry, params = _resolve(parts, order)
+    new = _new_job(caller, entry, order, params, idempotency_key)
+    known = await _admit(parts, caller, new)
+    if known is not None:
+        return known, False
+    if order.deadline_s is not None:
+        own_s = parts.engine.estimate(entry.name, params)
+        backlog = await parts.backlog.now(fresh=True)
+        admission.check_deadline(backlog, own_s, PRIORITIES[order.priority], order.deadline_s)
+    job, is_new = await in_thread(_store, parts, await _prepared(parts, order, new), caller.max_jobs)
+    if is_new:
+        parts.outside.traces.remember(job.id)
+    parts.bell.ring(QUEUE_TOPIC)
+    return job, is_new
+
+
+def _resolve(parts: Services, order: Order) -> tuple[ModelEntry, Params]:
+    entry = parts.model(order.model, order.task)
+    seed = order.settings.get("seed")
+    return entry, entry.resolve(dict(order.settings), secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed)
+
+
+def _new_job(caller: Caller, entry: ModelEntry, order: Order, params: Params, idempotency_key: str | None) -> NewJob:
+    images = [picture.encode() if isinstance(picture, str) else picture for picture in order.pictures]
+    return NewJob(
+        id=f"job_{uuid4().hex}",
+        task=order.task,
+        model=entry.name,
+        model_version=entry.version,
+        seed=params.seed,
+        params={**asdict(params), "output_format": order.output_format},
+        total_steps=params.num_inference_steps,
+        output_format=order.output_format,
+        priority=order.priority,
+        metadata=order.metadata,
+        body_hash=hash_body({"task": order.task, **order.body}, *images),
+        idempotency_key=idempotency_key,
+        owner=caller.owner,
+        weight=caller.weight,
+        deadline_s=order.deadline_s,
+        webhook=order.webhook,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An order checked against its checkpoint, with its pictures decoded and nothing stored yet."""
+
+    new: NewJob
+    pictures: list[bytes]
+    notes: Mapping[str, Any]
+
+
+async def prepare(parts: Services, caller: Caller, order: Order) -> Prepared:
+    """Check one of many orders. Raises InvalidRequest: a setting, a picture, or the webhook."""
+    check_webhook(parts.settings, order.webhook)
+    entry, params = _resolve(parts, order)
+    return await _prepared(parts, order, _new_job(caller, entry, order, params, None))
+
+
+async def _prepared(parts: Services, order: Order, new: NewJob) -> Prepared:
+    pictures, verdicts = await _pictures(parts, order)
+    return Prepared(new, pictures, {"safety": [verdict.as_json() for verdict in verdicts]} if verdicts else {})
+
+
+def keep_files(parts: Services, prepared: Prepared) -> None:
+    """Store a job's files; who stores the job's row afterwards, or cannot, removes them then.
+
+    Raises:
+        StorageFull: the disk is full; nothing is left of them.
+    """
+    job_id = prepared.new.id
+    try:
+        for name, picture in zip(input_names(len(prepared.pictures)), prepared.pictures, strict=True):
+            parts.artifacts.write(job_id, name, picture, "image/png")
+        if prepared.notes:
+            parts.artifacts.write(job_id, NOTES_NAME, json.dumps(prepared.notes).encode(), "application/json")
+    except BaseException:
+        parts.artifacts.remove(job_id)
+        raise
+
+
+async def _admit(parts: Services, caller: Caller, new: NewJob) -> Job | None:
+    limit = parts.settings.queue_limit
+    try:
+        return await in_thread(
+            parts.store.admit, new.idempotency_key, new.body_hash, limit, caller.owner, caller.max_jobs
+        )
+    except QueueFull as error:
+        # The store knows how long jobs took; the engine knows better what those take that lie before this one.
+        seconds = admission.retry_after(await parts.backlog.now(), error.retry_after_s)
+        raise type(error)(error.limit, seconds) from error
+
+
+async def _pictures(parts: Services, order: Order) -> tuple[list[bytes], list[Verdict]]:
+    """Each picture as a plain PNG, and what the safety filter says of them."""
+    cleaned, verdicts = [], []
+    for name, picture in zip(TASKS[order.task].pictures, order.pictures, strict=True):
+        try:
+            data = await parts.outside.fetcher.fetch(picture) if isinstance(picture, str) else picture
+            async with parts.decoding:
+                png, verdict = await in_thread(_clean, parts, data)
+        except InvalidRequest as error:
+            # Who decodes or fetches one picture knows it as `image`, whichever of the request's it is.
+            error.param = None if error.param is None else error.param.replace("image", name, 1)
+            raise
+        cleaned.append(png)
+        if verdict is not None:
+            verdicts.append(verdict)
+    return cleaned, verdicts
+
+
+def _clean(parts: Services, data: bytes) -> tuple[bytes, Verdict | None]:
+    picture = open_picture(data, limits=parts.settings.image_limits)
+    verdict = None if parts.outside.safety is None else parts.outside.safety.check(picture)
+    if verdict is not None and not verdict.allowed:
+        raise PictureRefused(verdict)
+    return to_png(picture), verdict
+
+
+def _store(parts: Services, prepared: Prepared, quota: int | None) -> tuple[Job, bool]:
+    """The files first, then the row: a job in the store always has its pictures."""
+    keep_files(parts, prepared)
+    is_new = False
+    try:
+        job, is_new = parts.store.create(prepared.new, parts.settings.queue_limit, quota)
+    finally:
+        if not is_new:
+            parts.artifacts.remove(prepared.new.id)
+    return job, is_new

@@ -1,0 +1,119 @@
+"""Batches: many generations in one request, run when nobody else needs the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final
+from uuid import uuid4
+
+from fastapi import APIRouter, Request
+from starlette.responses import StreamingResponse
+from stillmotion.types import Batch
+
+from model.errors import InvalidRequest
+from serving.gateway.auth import Submitter, Who
+from serving.gateway.batching import JSON_LINES, at_fault, read_batch
+from serving.gateway.documented import errors
+from serving.gateway.idempotency import IdempotencyKey, repeat_of
+from serving.gateway.intake import Order, keep_files, prepare
+from serving.gateway.services import Parts, Services
+from serving.jobs.batches import NewBatch
+from serving.jobs.dispatcher import QUEUE_TOPIC
+from serving.jobs.errors import BatchNotFound
+from serving.jobs.idempotency import hash_body
+from serving.jobs.records import BatchPlace, NewJob
+from serving.jobs.threads import in_thread
+from serving.keys.ring import Caller
+
+router = APIRouter(prefix="/batches", tags=["batches"])
+_PAGE: Final = 100
+_RESULTS: Final[dict[str, Any]] = {JSON_LINES[0]: {"schema": {"type": "string"}}}
+_LINES: Final[dict[str, Any]] = {kind: {"schema": {"type": "string"}} for kind in JSON_LINES}
+_BODY: Final[dict[str, Any]] = {
+    "requestBody": {"required": True, "description": "One BatchLine a line.", "content": _LINES}
+}
+
+
+@router.post("", status_code=202, responses=errors(400, 409, 413, 415, 429, 503, 507), openapi_extra=_BODY)
+async def create_batch(request: Request, parts: Parts, caller: Submitter, key: IdempotencyKey = None) -> Batch:
+    """Submit many generations: JSON lines, each `{"custom_id", "url": "/generate/...", "body": {...}}`.
+
+    All rows are stored, or, if a line has a fault, none. They wait and run as work of the offline class: in idle
+    capacity only, yielding to every other job.
+    """
+    parts.check_accepting()
+    rows = await read_batch(request, parts.settings.batch_rows)
+    sent = [{"custom_id": line.custom_id, "url": line.url, "body": line.body} for line, _ in rows]
+    repeat = repeat_of(caller, key, {"batch": hash_body({"rows": sent})})
+    known = await in_thread(parts.batches.admit, len(rows), parts.settings.offline_limit, caller.owner, repeat)
+    if known is not None:
+        return known
+    batch_id = f"batch_{uuid4().hex}"
+    jobs: list[NewJob] = []
+    is_new = False
+    try:
+        for number, (line, order) in enumerate(rows, 1):
+            place = BatchPlace(batch_id, number - 1, line.custom_id)
+            jobs.append(await _keep(parts, caller, place, order))
+        new = NewBatch(id=batch_id, owner=caller.owner, jobs=jobs, repeat=repeat)
+        batch, is_new = await in_thread(parts.batches.create, new, parts.settings.offline_limit)
+    finally:
+        if not is_new:
+            for job in jobs:
+                await in_thread(parts.artifacts.remove, job.id)
+    parts.bell.ring(QUEUE_TOPIC)
+    return batch
+
+
+@router.get("/{batch_id}", responses=errors(404))
+async def get_batch(batch_id: str, parts: Parts, caller: Who) -> Batch:
+    """A batch as it is now: how many of its rows have which status."""
+    return await in_thread(parts.batches.get, batch_id, caller.owner)
+
+
+@router.get(
+    "/{batch_id}/results",
+    response_class=StreamingResponse,
+    responses={
+        200: {"description": "One BatchResult a line", "content": {JSON_LINES[0]: {"schema": {"type": "string"}}}},
+        **errors(404),
+    },
+)
+async def get_results(batch_id: str, parts: Parts, caller: Who) -> StreamingResponse:
+    """The rows that have ended so far, one a line in the order they were sent; all of them once it is completed."""
+    await in_thread(parts.batches.get, batch_id, caller.owner)
+    return StreamingResponse(_results(parts, batch_id, caller.owner), media_type=JSON_LINES[0])
+
+
+@router.post("/{batch_id}/cancel", responses=errors(404, 409))
+async def cancel_batch(batch_id: str, parts: Parts, caller: Who, key: IdempotencyKey = None) -> Batch:
+    """Stop a batch: what waits at once, what runs at the next step boundary; rows that have ended stay as they are."""
+    repeat = repeat_of(caller, key, {"cancel": batch_id})
+    batch, job_ids = await in_thread(parts.batches.cancel, batch_id, caller.owner, repeat)
+    for job_id in job_ids:
+        parts.dispatcher.cancel(job_id)
+        parts.bell.ring(job_id)
+    return batch
+
+
+async def _keep(parts: Services, caller: Caller, place: BatchPlace, order: Order) -> NewJob:
+    """Check one row against its checkpoint, and store its files."""
+    try:
+        prepared = await prepare(parts, caller, order)
+    except InvalidRequest as error:
+        at_fault(place.row + 1, error)
+    new = replace(prepared.new, batch=place)
+    await in_thread(keep_files, parts, prepared)
+    return new
+
+
+def _results(parts: Services, batch_id: str, owner: str) -> Iterator[str]:
+    """Lines, read page by page; a batch removed meanwhile ends them."""
+    after = -1
+    try:
+        while page := parts.batches.results(batch_id, after, _PAGE, owner):
+            yield "".join(f"{line.model_dump_json()}\n" for line in page)
+            after = page[-1].row
+    except BatchNotFound:
+        return

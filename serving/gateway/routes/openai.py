@@ -1,0 +1,154 @@
+"""The routes that OpenAI's stock clients call, under /v1: the same jobs in other words (docs/openai.md)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Header, Path, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import JSONResponse, Response
+from stillmotion.types import Variant
+
+from model.errors import InvalidRequest
+from serving.gateway.auth import Submitter, Who
+from serving.gateway.documented import errors
+from serving.gateway.errors import Problem
+from serving.gateway.intake import Order, submit
+from serving.gateway.openai_form import VideoOrder, read_video_order
+from serving.gateway.openai_map import PROMPT_KEY, frames_for, size_for, video
+from serving.gateway.openai_types import Model, Models, Video, VideoDeleted, VideoList
+from serving.gateway.openapi import video_body
+from serving.gateway.routes.content import CONTENT_RESPONSES, file_answer
+from serving.gateway.services import Parts, Services
+from serving.jobs.dispatcher import QUEUE_TOPIC
+from serving.jobs.threads import in_thread
+
+router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
+_POLL: Final = {"openai-poll-after-ms": "500"}
+"""How soon the stock client shall ask again; it waits a second unless told."""
+_VARIANTS: Final[dict[str, Variant]] = {
+    "video": "video",
+    "thumbnail": "thumbnail",
+    "spritesheet": "frames",
+    "manifest": "manifest",
+}
+VideoId = Annotated[str, Path(description="the id of a video, which is a job's")]
+
+
+class VideoQuery(BaseModel):
+    """Which videos to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: str | None = Field(None, description="begin behind this video")
+    limit: int = Field(20, ge=1, le=100)
+    order: Literal["asc", "desc"] = "desc"
+
+
+class VideoContentQuery(BaseModel):
+    """Which file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    variant: Literal["video", "thumbnail", "spritesheet", "manifest"] = Field(
+        "video", description="spritesheet: a contact sheet of every frame"
+    )
+
+
+@router.post(
+    "/videos",
+    responses={200: {"model": Video}, **errors(400, 409, 413, 415, 429, 503, 507)},
+    response_model=Video,
+    openapi_extra=video_body(),
+)
+async def create_video(
+    request: Request,
+    parts: Parts,
+    caller: Submitter,
+    idempotency_key: Annotated[
+        str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, description="as elsewhere")
+    ] = None,
+) -> JSONResponse:
+    """Make a video: of `input_reference` where there is one, else of the prompt alone."""
+    parts.check_accepting()
+    order = _order(parts, await read_video_order(request))
+    job, _ = await submit(parts, caller, order, idempotency_key)
+    return JSONResponse(video(job).model_dump(mode="json"), 200, _POLL)
+
+
+def _order(parts: Services, asked: VideoOrder) -> Order:
+    form = asked.form
+    task = "text-to-video" if asked.picture is None else "image-to-video"
+    if asked.picture is None and not any(entry.task.name == task for entry in parts.models):
+        raise InvalidRequest(
+            "no model served here makes a video of text alone; send a picture as input_reference",
+            code="missing_field",
+            param="input_reference",
+        )
+    entry = parts.model(form.model, task)
+    settings: dict[str, Any] = {"num_frames": frames_for(entry, form.seconds)}
+    size = size_for(entry, form.size)
+    if size is not None:
+        settings["width"], settings["height"] = size
+    takes_prompt = task == "text-to-video"
+    if takes_prompt:
+        settings["prompt"] = form.prompt
+    return Order(
+        task=task,
+        model=entry.name,
+        settings=settings,
+        pictures=() if asked.picture is None else (asked.picture,),
+        body=form.model_dump(mode="json"),
+        metadata={} if takes_prompt else {PROMPT_KEY: form.prompt},
+    )
+
+
+@router.get("/videos", responses=errors(404))
+async def list_videos(parts: Parts, caller: Who, query: Annotated[VideoQuery, Query()]) -> VideoList:
+    """A page of videos."""
+    page = await in_thread(parts.store.page, None, query.after, query.limit, query.order, caller.owner)
+    data = [video(job) for job in page.data]
+    return VideoList(data=data, has_more=page.has_more, first_id=data[0].id if data else None, last_id=page.last_id)
+
+
+@router.get("/videos/{video_id}", responses={200: {"model": Video}, **errors(404)}, response_model=Video)
+async def get_video(video_id: VideoId, parts: Parts, caller: Who) -> JSONResponse:
+    """A video as it is now."""
+    job = await in_thread(parts.store.get, video_id, caller.owner)
+    return JSONResponse(video(job).model_dump(mode="json"), 200, _POLL)
+
+
+@router.get("/videos/{video_id}/content", response_class=Response, responses=CONTENT_RESPONSES)
+async def get_video_content(
+    video_id: VideoId,
+    request: Request,
+    parts: Parts,
+    caller: Who,
+    query: Annotated[VideoContentQuery, Query()],
+) -> Response:
+    """A file of a completed video."""
+    return await file_answer(parts, caller, request, video_id, _VARIANTS[query.variant])
+
+
+@router.delete("/videos/{video_id}", responses=errors(404, 409))
+async def delete_video(video_id: VideoId, parts: Parts, caller: Who) -> VideoDeleted:
+    """Remove a video and its files."""
+    await in_thread(parts.store.delete, video_id, caller.owner)
+    await in_thread(parts.artifacts.remove, video_id)
+    parts.bell.ring(video_id)
+    parts.bell.ring(QUEUE_TOPIC)
+    return VideoDeleted(id=video_id)
+
+
+@router.get("/models", responses=errors())
+async def list_models(parts: Parts) -> Models:
+    """Every checkpoint that may be named."""
+    return Models(data=[Model(id=entry.name) for entry in parts.models])
+
+
+@router.get("/models/{model_id:path}", responses=errors(404))
+async def get_model(model_id: str, parts: Parts) -> Model:
+    """One checkpoint."""
+    if all(entry.name != model_id for entry in parts.models):
+        raise Problem(404, "model_not_found", f"no model is called {model_id[:100]!r}; GET /v1/models lists them")
+    return Model(id=model_id)

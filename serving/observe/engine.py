@@ -1,0 +1,153 @@
+"""An engine with somebody watching: the same protocol, with its events counted and traced on their way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from model.params import Params
+from serving.engine.protocol import (
+    TERMINAL,
+    CancelledAt,
+    Completed,
+    Engine,
+    EngineEvent,
+    EngineRequest,
+    PhaseStarted,
+    Stepped,
+)
+from serving.engine.stats import EngineStats
+from serving.observe.collectors import Counted
+from serving.observe.metrics import Metrics
+from serving.observe.traces import JobTrace, Traces
+
+_ENDS: Final = {Completed: "completed", CancelledAt: "cancelled"}
+
+
+class WatchedEngine:
+    """Implements serving.engine.protocol.Engine by another one.
+
+    Args:
+        engine: what does the work.
+        metrics, traces: where it is told.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, engine: Engine, metrics: Metrics, traces: Traces, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._traces = traces
+        self._clock = clock
+
+    async def start(self) -> None:
+        """Start the engine."""
+        await self._engine.start()
+
+    async def stop(self) -> None:
+        """Stop the engine."""
+        await self._engine.stop()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine is warm."""
+        return self._engine.ready
+
+    @property
+    def capacity(self) -> int:
+        """How many requests the engine takes in flight at once."""
+        return self._engine.capacity
+
+    def stats(self) -> EngineStats | None:
+        """The engine's counts, if it counts."""
+        return self._engine.stats() if isinstance(self._engine, Counted) else None
+
+    def estimate(self, model: str, params: Params) -> float | None:
+        """Seconds the request would take on an idle engine."""
+        return self._engine.estimate(model, params)
+
+    def cancel(self, job_id: str) -> None:
+        """Ask that a job stop."""
+        self._engine.cancel(job_id)
+
+    async def submit(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
+        """The engine's events, each counted before it is handed on."""
+        watch = _Watch(request, self._metrics, self._traces.job(request.job_id, request.model), self._clock)
+        stream = self._engine.submit(request)
+        try:
+            async for event in stream:
+                watch.see(event)
+                yield event
+        finally:
+            watch.end("abandoned")
+            if isinstance(stream, AsyncGenerator):
+                await stream.aclose()
+
+
+@dataclass(slots=True)
+class _Watch:
+    """One job on its way through the engine."""
+
+    request: EngineRequest
+    metrics: Metrics
+    trace: JobTrace
+    clock: Callable[[], float]
+    began: float | None = None
+    phase: str | None = None
+    phase_at: float = 0.0
+    step_at: float | None = None
+    estimate: tuple[float, float] | None = None
+    """When the first estimate was given, and the seconds it said."""
+    ended: bool = field(default=False)
+
+    def see(self, event: EngineEvent) -> None:
+        """Count an event."""
+        now = self.clock()
+        if isinstance(event, PhaseStarted):
+            self._enter(event.phase, now)
+        elif isinstance(event, Stepped):
+            if self.step_at is not None:
+                self.metrics.step_seconds.labels(self.request.model).observe(now - self.step_at)
+            self.step_at = now
+            if self.estimate is None and event.eta_s is not None:
+                self.estimate = (now, event.eta_s)
+        elif isinstance(event, TERMINAL):
+            if isinstance(event, Completed) and self.estimate is not None:
+                self._judge_estimate(now)
+            self.end(_ENDS.get(type(event), "failed"))
+
+    def end(self, how: str) -> None:
+        """The job left the engine; told once."""
+        if self.ended:
+            return
+        self.ended = True
+        now = self.clock()
+        self._leave(now)
+        self.trace.end(how)
+        self.metrics.jobs_ended.labels(self.request.model, how).inc()
+        if self.began is not None:
+            self.metrics.key_seconds.labels(self.request.share.tenant).inc(now - self.began)
+
+    def _enter(self, phase: str, now: float) -> None:
+        if self.began is None:
+            self.began = now
+            self.metrics.key_jobs.labels(self.request.share.tenant).inc()
+        self._leave(now)
+        self.phase, self.phase_at, self.step_at = phase, now, now if phase == "denoise" else None
+        self.trace.enter(phase)
+
+    def _leave(self, now: float) -> None:
+        if self.phase is not None:
+            self.metrics.phase_seconds.labels(self.request.model, self.phase).observe(now - self.phase_at)
+            self.phase = None
+
+    def _judge_estimate(self, now: float) -> None:
+        if self.estimate is None:
+            return
+        given_at, promised = self.estimate
+        took = now - given_at
+        if took > 0:
+            self.metrics.eta_error.labels(self.request.model).observe(abs(promised - took) / took)

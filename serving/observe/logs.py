@@ -1,0 +1,65 @@
+"""Logs a machine can read: one JSON object a line, each with the id of the request it belongs to.
+
+What is written of a request is its method, path (no query, which may hold what a caller would not want kept), status,
+time, id, and the public id of its key. Headers and bodies are never written.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Final, TextIO
+
+REQUEST_ID: Final[ContextVar[str | None]] = ContextVar("request_id", default=None)
+"""The request being served, for every log line written meanwhile."""
+ACCESS: Final = "stillmotion.access"
+"""The logger of one line a request."""
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON; what was given as `extra` becomes fields of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        told: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if (request_id := REQUEST_ID.get()) is not None:
+            told["request_id"] = request_id
+        told |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        if record.exc_info:
+            told["exception"] = self.formatException(record.exc_info)
+        return json.dumps(told, default=str, ensure_ascii=False)
+
+
+class TextFormatter(logging.Formatter):
+    """A record as a person reads it, with the request's id where there is one."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        request_id = REQUEST_ID.get()
+        return super().format(record) + (f" [{request_id}]" if request_id else "")
+
+
+def configure(json_lines: bool, stream: TextIO | None = None) -> logging.Handler:
+    """Send every log line to `stream` (stderr), as JSON or as text. The handler, for whoever takes it off again.
+
+    As JSON, there is a line for each request too; as text only warnings and errors are told.
+    """
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter() if json_lines else TextFormatter())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.getLogger(ACCESS).setLevel(logging.INFO if json_lines else logging.WARNING)
+    return handler
