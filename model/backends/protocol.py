@@ -19,11 +19,15 @@ class Cores:
 
     Args:
         count: threads at work at once.
-        pinned: the same bits whatever a place shares its call with: one thread a place, always.
+        pinned: the same bits whatever a place shares its call with.
     """
 
     count: int
     pinned: bool = False
+
+    def threads_each(self, places: int) -> int:
+        """Threads of one of `places` places that run side by side; pinned, half the cores whatever `places` is."""
+        return max(1, self.count // (2 if self.pinned else min(places, self.count)))
 
 
 @runtime_checkable

@@ -1,8 +1,9 @@
 """The torch backend: the UNet as it was loaded, on the CPU or a CUDA device, in the dtype of its weights.
 
-On a CPU the places of a call are spread over threads, one place each: side by side they use the cores better than one
-after another with every operation split over threads (measured on two cores with the mini checkpoint: 0.46 s against
-0.60 s for two places), and a place's bits then cannot depend on its company.
+On a CPU the places of a call run side by side, each on its own share of the cores: so they use the cores better than
+one after another with every operation split over all of them (measured on two cores with the mini checkpoint: 0.46 s
+against 0.60 s for two places). With `Cores.pinned` every place always has the same number of threads, so that its bits
+cannot depend on its company.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class TorchDenoiser:
     def __init__(self, unet: UNetSpatioTemporalConditionModel, cores: Cores) -> None:
         self._unet = unet.eval()
         self._cores = cores
-        spread = unet.device.type == "cpu" and (cores.count > 1 or cores.pinned)
-        self._pool = ThreadPoolExecutor(cores.count, "stillmotion-unet", _one_thread) if spread else None
+        on_cpu = unet.device.type == "cpu"
+        self._pool = ThreadPoolExecutor(cores.count, "stillmotion-unet") if on_cpu else None
 
     def __call__(
         self,
@@ -36,10 +37,15 @@ class TorchDenoiser:
     ) -> Float[Tensor, "B T C h w"]:
         """See Denoiser. The embeddings of timestep and vector start in float32 whatever the weights' dtype."""
         told = (latents, timestep, context, concat, vector)
+        threads = self._cores.threads_each(len(latents))
         if self._pool is None or (len(latents) == 1 and not self._cores.pinned):
             return self._run(*told)
         places = zip(*(part.split(1) for part in told), strict=True)
-        return torch.cat(list(self._pool.map(lambda place: self._run(*place), places)))
+        return torch.cat(list(self._pool.map(lambda place: self._threaded(threads, *place), places)))
+
+    def _threaded(self, threads: int, *place: Tensor) -> Tensor:
+        torch.set_num_threads(threads)  # torch keeps the number of threads of an operation per calling thread
+        return self._run(*place)
 
     def _run(self, latents: Tensor, timestep: Tensor, context: Tensor, concat: Tensor, vector: Tensor) -> Tensor:
         dtype = self._unet.dtype
@@ -52,8 +58,3 @@ class TorchDenoiser:
                 return_dict=False,
             )[0]
         return output.float()
-
-
-def _one_thread() -> None:
-    """torch keeps the number of threads of an operation per calling thread."""
-    torch.set_num_threads(1)

@@ -96,6 +96,10 @@ class Row:
         """Whether each evaluation is two rows of the denoiser's batch."""
         return len(self.conditions) == 2
 
+    def unguided(self) -> Row:
+        """The row without its unconditional pass: one place in a call."""
+        return replace(self, conditions=self.conditions[-1:], scale=torch.ones_like(self.scale))
+
     @property
     def step(self) -> int:
         """Completed solver steps."""

@@ -145,3 +145,8 @@ def solver(name: SolverName) -> Solver:
     if name not in SOLVERS:
         raise InvalidRequest(f"solver must be one of {', '.join(SOLVERS)}, not {name!r}", param="solver")
     return SOLVERS[name]
+
+
+def evaluations(name: SolverName, steps: int) -> int:
+    """Denoiser evaluations of a whole solve of `steps` steps (a guided one counted once)."""
+    return 2 * steps - 1 if name == "heun" else steps

@@ -12,8 +12,9 @@ import torch
 
 from model.catalog import ModelEntry
 from model.params import Params
-from serving.engine.loaded import load_model, warm_up
+from serving.engine.loaded import load_model
 from serving.engine.loop import StepLoop, stopped
+from serving.engine.measure import warm_up
 from serving.engine.protocol import TERMINAL, EngineEvent, EngineRequest
 from serving.engine.settings import EngineSettings
 from serving.engine.stats import EngineStats
@@ -60,8 +61,9 @@ class InProcessEngine:
 
     @property
     def ready(self) -> bool:
-        """Whether the models are loaded and the worker thread lives."""
-        return self._loop is not None and self._thread is not None and self._thread.is_alive()
+        """Whether the models are loaded, the worker thread lives, and memory did not run out just now."""
+        loop, thread = self._loop, self._thread
+        return loop is not None and thread is not None and thread.is_alive() and loop.healthy
 
     @property
     def capacity(self) -> int:
@@ -102,8 +104,7 @@ class InProcessEngine:
         settings = self._settings
         try:
             # torch keeps its thread count per thread, so it is set on this one.
-            if settings.threads is not None:
-                torch.set_num_threads(settings.threads)
+            torch.set_num_threads(settings.fixed_threads if settings.deterministic else settings.cores)
             models = {entry.name: load_model(entry, settings) for entry in self._entries}
             if settings.warm_up:
                 for model in models.values():

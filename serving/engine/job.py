@@ -1,4 +1,4 @@
-"""One request inside the engine, from the queue to its terminal event. The worker thread alone changes it."""
+"""One request inside the engine, from the queue to its terminal event. One thread at a time changes it: its phase's."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-
-from model.sampling.row import Row
+from model.sampling.row import BatchKey, Row
+from serving.engine.decoding import Decoding
 from serving.engine.loaded import LoadedModel
 from serving.engine.pace import Pace
 from serving.engine.protocol import EngineEvent, EngineRequest, PhaseStarted
@@ -25,9 +24,15 @@ class Job:
         request: what was asked for.
         deliver: hands an event to whoever follows the job; may be called from any thread.
         arrival: counts requests as they came.
-        model, row: set by the encode phase.
-        frames: decoded chunks so far.
+        model: the checkpoint it is for.
+        key: its rows' BatchKey, known before there is a row.
+        row: set by the encode phase.
+        resident: whether it counts among the rows in work; a parked one keeps its row and waits.
+        decoding: set when the decode phase begins.
         compute_s: its own share of compute: a batched call is split by the places its row took.
+        expected_end: (when it was said, seconds left as said then) of the first estimate, to judge estimates by.
+        checkpoint_step, checkpoint_at: of the last stored state.
+        retried: its last call failed for want of memory, and is being tried again.
         cancel_requested: set from any thread, read between steps.
         ended: a terminal event was delivered.
     """
@@ -35,16 +40,23 @@ class Job:
     request: EngineRequest
     deliver: Callable[[EngineEvent], None]
     arrival: int
+    model: LoadedModel
+    key: BatchKey
     phase: Phase = "queued"
-    model: LoadedModel | None = None
     row: Row | None = None
-    frames: list[np.ndarray] = field(default_factory=list[np.ndarray])
+    resident: bool = False
+    decoding: Decoding | None = None
     timings: dict[str, float] = field(default_factory=dict[str, float])
     pace: Pace = field(default_factory=Pace)
     compute_s: float = 0.0
     position: int = -1
+    expected_end: tuple[float, float] | None = None
+    checkpoint_step: int = 0
+    checkpoint_at: float = field(default_factory=time.perf_counter)
+    retried: bool = False
     cancel_requested: bool = False
     ended: bool = False
+    submitted: float = field(default_factory=time.perf_counter)
     _since: float = field(default_factory=time.perf_counter)
     _lap: float = 0.0
 
@@ -57,11 +69,6 @@ class Job:
     def step(self) -> int:
         """Completed solver steps; 0 before there is a row."""
         return 0 if self.row is None else self.row.step
-
-    @property
-    def decoded(self) -> int:
-        """Frames decoded so far."""
-        return sum(map(len, self.frames))
 
     def enter(self, phase: Phase) -> None:
         """Note how long the phase before took, and announce the new one."""
@@ -81,3 +88,9 @@ class Job:
         now = time.perf_counter()
         before, self._lap = self._lap, now
         return now - before
+
+
+def row_of(job: Job) -> Row:
+    """The row of a job past its encode phase."""
+    assert job.row is not None
+    return job.row

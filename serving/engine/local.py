@@ -17,12 +17,13 @@ from model.catalog import ModelEntry
 from model.params import OutputFormat, Params
 from model.sampling.row import Row
 from model.sampling.sampler import sample
+from serving.engine.decoding import Decoding
 from serving.engine.job import Job
 from serving.engine.loaded import LoadedModel, load_model
-from serving.engine.protocol import Completed, EngineEvent, EngineRequest, Stepped
+from serving.engine.protocol import Completed, Decoded, EngineEvent, EngineRequest, Stepped
 from serving.engine.result import build_manifest, build_result
 from serving.engine.settings import EngineSettings
-from serving.engine.stages import check_finite, decode_next, encode_request
+from serving.engine.stages import check_finite, encode_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def generate(
         model: a checkpoint, loaded here if it is not yet.
         images: the pictures' bytes, in the order of the task's spec and any format `model.image.open_picture` takes.
         progress: told of phases, steps and decoded frames; an exception from it ends the generation.
-        settings: device, dtype, threads; used only where the model is not yet loaded.
+        settings: device, dtype, threads, determinism; used only where the model is not yet loaded.
 
     Raises:
         CheckpointError: the checkpoint does not load.
@@ -63,12 +64,11 @@ def generate(
         GenerationFailed: the latents overflowed.
     """
     if isinstance(model, ModelEntry):
-        settings = settings or EngineSettings()
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
-        model = load_model(model, settings)
+        model = load_model(model, settings or EngineSettings())
+    how = model.settings
+    torch.set_num_threads(how.fixed_threads if how.deterministic else how.cores)
     request = EngineRequest("local", model.entry.name, params, images, output_format)
-    job = Job(request, progress or (lambda _: None), arrival=0, model=model)
+    job = Job(request, progress or (lambda _: None), 0, model, model.key(params))
     with torch.inference_mode():
         job.enter("encode")
         row = encode_request(model, request)
@@ -76,12 +76,19 @@ def generate(
         job.row = sample(model.denoiser, row, lambda row: _stepped(job, row))
         check_finite(job.row)
         job.enter("decode")
-        while not decode_next(job):
-            pass
+        decoding = Decoding.begin(params.num_frames, params.decode_chunk_size)
+        while not decoding.complete:
+            decoding.next(model.checkpoint.vae, job.row.latents)
+            job.deliver(Decoded(decoding.done, params.num_frames))
     job.enter("mux")
-    frames = np.concatenate(job.frames)
-    manifest = build_manifest(model, params, output_format, torch.get_num_threads())
-    completed = build_result(frames, params=params, output_format=output_format, manifest=manifest)
+    frames = decoding.frames()
+    completed = build_result(
+        frames,
+        params=params,
+        output_format=output_format,
+        degraded=decoding.degraded,
+        manifest=build_manifest(model, params, output_format, decoding),
+    )
     job.close_phase()
     return Generated(replace(completed, timings=dict(job.timings)), frames, job.row.latents.cpu())
 

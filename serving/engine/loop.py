@@ -1,9 +1,13 @@
-"""The step loop: rows of many requests through shared denoiser calls, on one worker thread.
+"""The step loop: rows of many requests through shared denoiser calls.
 
-A tick drops what was cancelled, encodes what may enter, makes ONE denoiser call for the group the policy chose, and
-decodes one chunk of the earliest finished row; so rows join and leave between any two calls, and decoding never holds
-up the steps for longer than a chunk. Encoding a finished video runs beside the loop in a small thread pool. An error
-ends the job it belongs to; the others go on.
+Three lanes work side by side, so that none stops another:
+
+    step thread     drops what was cancelled, then does what the policy says: encode one request, or ONE denoiser call
+    decode thread   one chunk of frames at a time, again as the policy says
+    mux threads     finished frames become a container
+
+A job belongs to one lane at a time, by its phase; rows join and leave between any two calls. An error ends the job it
+belongs to; the others go on.
 """
 
 from __future__ import annotations
@@ -11,35 +15,33 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from model.errors import InvalidRequest
 from model.params import Params
-from model.sampling.batch import advance, places
-from model.sampling.row import Row
-from serving.engine.failures import failed
+from serving.engine.decode_lane import DecodeLane
+from serving.engine.failures import failed, is_out_of_memory
 from serving.engine.job import Job
 from serving.engine.loaded import LoadedModel
-from serving.engine.pace import Pace
-from serving.engine.policy import Candidate, choose
-from serving.engine.protocol import CancelledAt, Completed, EngineEvent, EngineRequest, Failed, Queued, Stepped
+from serving.engine.measure import probe
+from serving.engine.memory import relieve
+from serving.engine.protocol import CancelledAt, Checkpointed, Completed, EngineEvent, EngineRequest, Failed, Queued
 from serving.engine.result import build_manifest, build_result
+from serving.engine.scheduler import Scheduler
 from serving.engine.settings import EngineSettings
-from serving.engine.stages import check_finite, decode_next, encode_request
 from serving.engine.stats import EngineStats, Recorder
+from serving.engine.step_lane import StepLane
 
 logger = logging.getLogger(__name__)
 
 
 class StepLoop:
-    """Serves jobs until told to stop. `submit`, `cancel`, `stop` and `stats` may be called from any thread.
+    """Serves jobs until told to stop. `submit`, `cancel`, `stop`, `stats` and `healthy` may be used from any thread.
 
     Args:
         models: what is served, by name.
@@ -51,12 +53,14 @@ class StepLoop:
         self._settings = settings
         self._changed = threading.Condition()
         self._jobs: dict[str, Job] = {}
-        self._waiting: deque[Job] = deque()
-        self._active: list[Job] = []
         self._arrivals = 0
         self._stopping = False
+        self._healthy = True
+        self._broken: Failed | None = None
         self._recorder = Recorder()
-        self._decode_pace: dict[str, Pace] = {name: Pace() for name in models}
+        self._scheduler = Scheduler(settings)
+        self._steps = StepLane(settings, self._scheduler.ceiling, self._recorder, self._contained, self._end)
+        self._decoding = DecodeLane(settings, self._recorder)
         self._mux_pool = ThreadPoolExecutor(settings.mux_threads, thread_name_prefix="stillmotion-mux")
 
     # From any thread
@@ -70,179 +74,172 @@ class StepLoop:
         with self._changed:
             if request.job_id in self._jobs:
                 raise InvalidRequest(f"job {request.job_id} is already in flight", param="job_id")
-            if self._stopping:
-                deliver(stopped())
+            model = self._models.get(request.model)
+            if self._stopping or model is None:
+                deliver(stopped() if self._stopping else self._unknown(request.model))
                 return
-            job = Job(request, deliver, self._arrivals)
+            job = Job(request, deliver, self._arrivals, model, model.key(request.params))
             self._arrivals += 1
             self._jobs[job.id] = job
-            self._waiting.append(job)
-            job.position = len(self._waiting) - 1
-            deliver(Queued(job.position))
-            self._changed.notify()
+            self._tell_positions()
+            self._changed.notify_all()
 
     def cancel(self, job_id: str) -> None:
         """Ask that a job stop at the next step boundary; unknown ids are ignored."""
         with self._changed:
             if job_id in self._jobs:
                 self._jobs[job_id].cancel_requested = True
-                self._changed.notify()
+                self._changed.notify_all()
 
     def stop(self) -> None:
         """Let `run` return after the current step."""
         with self._changed:
             self._stopping = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     def estimate(self, model: str, params: Params) -> float | None:
-        """Seconds the request would take alone; None while nothing was measured."""
-        decode = self._decode_pace[model].seconds_for(params.shape.pixels)
-        return decode and None
+        """Seconds the request would take alone; None while nothing was measured, or for an unknown model."""
+        return self._models[model].estimate(params) if model in self._models else None
 
     def stats(self) -> EngineStats:
         """The counts now."""
         with self._changed:
-            return self._recorder.snapshot(len(self._waiting), len(self._active))
+            waiting = sum(job.phase == "queued" for job in self._jobs.values())
+            active = sum(job.phase in ("encode", "denoise", "decode") for job in self._jobs.values())
+            return self._recorder.snapshot(waiting, active)
 
-    # On the worker thread
+    @property
+    def healthy(self) -> bool:
+        """False from the moment memory ran out until something has worked again."""
+        return self._healthy
+
+    # On the step thread
 
     def run(self) -> None:
-        """Tick until stopped. Jobs already being muxed finish; the others end as Failed, so that a queue can retry."""
-        ending = stopped()
+        """Work until stopped. Jobs already being muxed finish; the others end as Failed, so that a queue can retry."""
+        decoding = threading.Thread(target=self._decode_until_stopped, name="stillmotion-decode", daemon=True)
+        decoding.start()
         try:
+            settings = self._settings
+            torch.set_num_threads(settings.fixed_threads if settings.deterministic else settings.cores)
             with torch.inference_mode():
-                while self._wait_for_work():
+                while self._wait_for_steps():
                     self._tick()
-        except Exception as error:
-            logger.exception("the engine's loop broke; its jobs fail and it takes no more")
-            ending = Failed("engine_broken", f"the engine broke ({type(error).__name__}: {error}); restart the service")
+        except Exception as error:  # noqa: BLE001 - logged, and every job is told
+            self._broke(error)
         finally:
             self.stop()
+            decoding.join()
             self._mux_pool.shutdown(wait=True)
             for job in list(self._jobs.values()):
-                self._end(job, ending)
+                if self._broken is None and job.step > job.checkpoint_step:
+                    job.deliver(Checkpointed(job.step, StepLane.stored(job)))
+                self._end(job, self._broken or stopped())
 
-    def _wait_for_work(self) -> bool:
+    def _broke(self, error: Exception) -> None:
+        logger.exception("the engine's loop broke; its jobs fail and it takes no more")
+        told = f"the engine broke ({type(error).__name__}: {error}); restart the service"
+        self._broken = self._broken or Failed("engine_broken", told)
+
+    def _wait_for_steps(self) -> bool:
+        def something() -> bool:
+            mine = any(job.phase in ("queued", "encode", "denoise") for job in self._jobs.values())
+            return self._stopping or mine or not self._healthy
+
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._waiting or self._active)
+            self._changed.wait_for(something)
             return not self._stopping
 
     def _tick(self) -> None:
-        self._drop_cancelled()
-        self._admit()
-        self._denoise()
-        self._decode()
-        self._active = [job for job in self._active if not job.ended and job.phase != "mux"]
-
-    def _drop_cancelled(self) -> None:
-        for job in [*self._waiting, *self._active]:
-            if job.cancel_requested:
-                self._end(job, CancelledAt(job.step, job.compute_s))
-        self._active = [job for job in self._active if not job.ended]
+        self._drop_cancelled("queued", "denoise")
         with self._changed:
-            self._waiting = deque(job for job in self._waiting if not job.ended)
-
-    def _admit(self) -> None:
-        while len(self._active) < self._settings.max_rows:
-            with self._changed:
-                if not self._waiting:
-                    break
-                job = self._waiting.popleft()
-                self._active.append(job)
-            with self._contained(job):
-                self._encode(job)
-            self._active = [job for job in self._active if not job.ended]
-        with self._changed:
-            for position, job in enumerate(self._waiting):
-                if job.position != position:
-                    job.position = position
-                    job.deliver(Queued(position))
+            decision = self._scheduler.next_call(self._jobs.values(), time.perf_counter())
+            chosen = [] if decision is None else [self._jobs[job_id] for job_id in decision.job_ids]
+            for job_id in decision.park if decision is not None else ():
+                self._jobs[job_id].resident = False
+            for job in chosen:
+                job.resident = True
+        if decision is None:
+            if not self._healthy:
+                self._try_again()
+            return
+        if decision.kind == "encode":
+            self._encode(chosen[0])
+        else:
+            self._steps.advance(chosen)
+        self._settle(chosen)
 
     def _encode(self, job: Job) -> None:
-        job.enter("encode")
-        name = job.request.model
-        if name not in self._models:
-            raise InvalidRequest(f"no model is called {name!r}; served: {', '.join(self._models)}", param="model")
-        started = time.perf_counter()
-        job.model = self._models[name]
-        job.row = encode_request(job.model, job.request)
-        job.compute_s += time.perf_counter() - started
-        job.enter("denoise")
-
-    def _denoise(self) -> None:
-        jobs = {job.id: job for job in self._active if job.phase == "denoise"}
-        candidates = [Candidate(job.id, row_of(job).key, job.arrival) for job in jobs.values()]
-        chosen = choose(candidates, self._settings.max_batch)
-        if chosen:
-            self._advance_together([jobs[job_id] for job_id in chosen])
-
-    def _advance_together(self, jobs: list[Job]) -> None:
-        rows = [row_of(job) for job in jobs]
-        model = jobs[0].model
-        assert model is not None
-        started = time.perf_counter()
-        try:
-            advanced = advance(model.denoiser, rows)
-        except Exception as error:  # noqa: BLE001 - ends as a Failed event, below or in the solo try
-            if len(jobs) == 1:
-                self._end(jobs[0], failed(error))
-                return
-            # Rows are values, so nothing is half done: step each alone, and only the one at fault fails.
-            logger.warning("a call of %d rows failed, each is tried alone: %s", len(jobs), error)
-            for job in jobs:
-                self._advance_together([job])
-            return
-        seconds = time.perf_counter() - started
-        taken = places(rows)
-        self._recorder.called(len(rows), taken, seconds)
-        for job, row in zip(jobs, advanced, strict=True):
-            with self._contained(job):
-                self._stepped(job, row, seconds, share=len(row.conditions) / taken)
-
-    def _stepped(self, job: Job, row: Row, seconds: float, share: float) -> None:
-        before = job.step
-        job.row = row
-        job.compute_s += seconds * share
-        job.pace.observe(job.lap(), 1)
-        if row.step > before:
-            job.deliver(Stepped(row.step, row.total, self._seconds_left(job)))
-        if row.done:
-            check_finite(row)
-            job.enter("decode")
-
-    def _seconds_left(self, job: Job) -> float | None:
-        steps = job.pace.seconds_for(row_of(job).evaluations_left)
-        decode = self._decode_pace[job.request.model].seconds_for(job.request.params.shape.pixels)
-        return None if steps is None else steps + (decode or 0.0)
-
-    def _decode(self) -> None:
-        job = min((job for job in self._active if job.phase == "decode"), key=lambda job: job.arrival, default=None)
-        if job is None:
-            return
         with self._contained(job):
-            started = time.perf_counter()
-            before = job.decoded
-            last = decode_next(job)
-            seconds = time.perf_counter() - started
-            job.compute_s += seconds
-            self._recorder.decoded(seconds)
-            params = job.request.params
-            self._decode_pace[job.request.model].observe(seconds, (job.decoded - before) * params.height * params.width)
-            if last:
-                job.enter("mux")
-                self._mux_pool.submit(self._mux, job, torch.get_num_threads())
+            self._steps.encode(job)
+        with self._changed:
+            self._tell_positions()
+
+    def _settle(self, jobs: list[Job]) -> None:
+        """After a call: finished rows go to the decode lane, and health follows from what worked."""
+        with self._changed:
+            self._healthy = self._healthy or any(not job.ended for job in jobs)
+            if any(job.phase == "decode" for job in jobs):
+                self._changed.notify_all()
+
+    def _try_again(self) -> None:
+        """Nothing to do and memory ran out before: see whether the device works again."""
+        relieve()
+        try:
+            for model in self._models.values():
+                probe(model)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or bool(self._jobs), timeout=1.0)
+            return
+        self._healthy = True
+
+    # On the decode thread
+
+    def _decode_until_stopped(self) -> None:
+        try:
+            while (job := self._next_to_decode()) is not None:
+                with self._contained(job), torch.inference_mode():
+                    self._decode(job)
+        except Exception as error:  # noqa: BLE001 - logged, and every job is told
+            self._broke(error)
+            self.stop()
+
+    def _decode(self, job: Job) -> None:
+        with self._changed:
+            alone = not any(other.phase in ("encode", "denoise") for other in self._jobs.values())
+        complete = self._decoding.chunk(job, alone=alone)
+        self._healthy = True
+        if complete:
+            job.enter("mux")
+            self._mux_pool.submit(self._mux, job)
+
+    def _next_to_decode(self) -> Job | None:
+        """The job whose chunk is next; waits for one. None once stopped."""
+        while True:
+            self._drop_cancelled("decode")
+            with self._changed:
+                if self._stopping:
+                    return None
+                decision = self._scheduler.next_chunk(self._jobs.values(), time.perf_counter())
+                if decision is not None:
+                    return self._jobs[decision.job_ids[0]]
+                self._changed.wait()
 
     # On a mux thread
 
-    def _mux(self, job: Job, threads: int) -> None:
+    def _mux(self, job: Job) -> None:
         with self._contained(job):
-            request, model = job.request, job.model
-            assert model is not None
+            request = job.request
+            assert job.decoding is not None
             result = build_result(
-                np.concatenate(job.frames),
+                job.decoding.frames(),
                 params=request.params,
                 output_format=request.output_format,
-                manifest=build_manifest(model, request.params, request.output_format, threads),
+                degraded=job.decoding.degraded,
+                manifest=build_manifest(job.model, request.params, request.output_format, job.decoding),
             )
             job.close_phase()
             if job.cancel_requested:
@@ -250,7 +247,21 @@ class StepLoop:
             else:
                 self._end(job, replace(result, timings=dict(job.timings)))
 
-    # From the worker and the mux threads
+    # From every lane
+
+    def _drop_cancelled(self, *phases: str) -> None:
+        with self._changed:
+            dropped = [job for job in self._jobs.values() if job.cancel_requested and job.phase in phases]
+        for job in dropped:
+            self._end(job, CancelledAt(job.step, job.compute_s))
+
+    def _tell_positions(self) -> None:
+        """Tell every job that was not begun its place in the queue, where it changed. Holds the lock."""
+        for job_id, position in self._scheduler.positions(self._jobs.values(), time.perf_counter()).items():
+            job = self._jobs[job_id]
+            if job.position != position:
+                job.position = position
+                job.deliver(Queued(position))
 
     @contextmanager
     def _contained(self, job: Job) -> Iterator[None]:
@@ -259,6 +270,10 @@ class StepLoop:
             yield
         except Exception as error:
             logger.warning("job %s failed in phase %s", job.id, job.phase, exc_info=error)
+            if is_out_of_memory(error):
+                self._healthy = False
+                self._recorder.ran_out()
+                relieve()
             self._end(job, failed(error))
 
     def _end(self, job: Job, event: Completed | Failed | CancelledAt) -> None:
@@ -267,16 +282,15 @@ class StepLoop:
                 return
             job.ended = True
             del self._jobs[job.id]
-        self._recorder.ended(type(event).__name__)
+            self._changed.notify_all()
+        self._recorder.ended(event, job.timings, job.expected_end)
         job.deliver(event)
+
+    def _unknown(self, name: str) -> Failed:
+        served = ", ".join(self._models)
+        return failed(InvalidRequest(f"no model is called {name!r}; served: {served}", param="model"))
 
 
 def stopped() -> Failed:
     """The terminal event of a job that an engine no longer running cannot finish."""
     return Failed("engine_stopped", "the engine was stopped before the job was done; send it again")
-
-
-def row_of(job: Job) -> Row:
-    """The row of a job past its encode phase."""
-    assert job.row is not None
-    return job.row

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import UInt8
 
 from model.params import OutputFormat, Params
-from model.shapes import even_chunks
 from model.video import contact_sheet_png, encode_video, frames_sha256, thumbnail_jpeg
+from serving.engine.decoding import Decoding
 from serving.engine.loaded import LoadedModel
 from serving.engine.protocol import Completed
 
@@ -23,6 +23,7 @@ def build_result(
     *,
     params: Params,
     output_format: OutputFormat,
+    degraded: bool,
     manifest: dict[str, object],
 ) -> Completed:
     """The result of a job, encoded in the format asked for; the caller, who knows them, adds the timings."""
@@ -37,12 +38,14 @@ def build_result(
         height=params.height,
         num_frames=params.num_frames,
         fps=params.fps,
-        degraded=False,
+        degraded=degraded,
         manifest=manifest,
     )
 
 
-def build_manifest(model: LoadedModel, params: Params, output_format: OutputFormat, threads: int) -> dict[str, object]:
+def build_manifest(
+    model: LoadedModel, params: Params, output_format: OutputFormat, decoding: Decoding
+) -> dict[str, object]:
     """Everything the pixels depend on, as JSON-ready values."""
     entry, settings = model.entry, model.settings
     return {
@@ -52,12 +55,13 @@ def build_manifest(model: LoadedModel, params: Params, output_format: OutputForm
         "params": asdict(params),
         "seed": params.seed,
         "output_format": output_format,
-        "decode_chunks": list(even_chunks(params.num_frames, params.decode_chunk_size)),
-        "degraded": False,
+        "decode_chunks": decoding.sizes,
+        "degraded": decoding.degraded,
         "backend": settings.backend,
         "device": str(model.checkpoint.unet.device),
         "dtype": settings.dtype,
-        "threads": threads,
+        "threads": settings.cores,
+        "deterministic": settings.deterministic,
         "software": {
             "python": platform.python_version(),
             "torch": torch.__version__,

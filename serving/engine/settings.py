@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,30 +16,58 @@ class EngineSettings:
     """Choices that hold for an engine's life; each is written into every video's manifest where it can change pixels.
 
     Args:
-        max_rows: requests being encoded, denoised or decoded at once; the others wait.
-        max_batch: rows in one denoiser call, at most.
+        max_rows: requests being encoded, denoised or decoded at once; the others wait or are parked.
+        max_batch: places of one denoiser call, at most (a guided request takes two); None lets the measured profile
+            choose.
         backend: which denoiser (model.backends.makers).
         device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`.
         dtype: of the networks' weights.
-        threads: torch's threads for one operation; None leaves torch's own choice.
+        threads: CPU threads at work on one thing; None for as many as there are cores to run on.
         mux_threads: threads that encode finished videos beside the step loop.
-        warm_up: run one short generation per model at the start, so the first request is not the slow one.
-
-    Raises:
-        InvalidRequest: a count below 1.
+        warm_up: run every network once at the start and measure what is not known yet, so that the first request is
+            not the slow one and has an honest estimate.
+        deterministic: the same bits whatever a request shares its calls with, and wherever it was interrupted.
+        checkpoint_every_s: seconds between two Checkpointed events of a job; None for none.
     """
 
-    max_rows: int = 4
-    max_batch: int = 4
+    max_rows: int = 16
+    max_batch: int | None = None
     backend: str = "torch"
     device: str = "auto"
     dtype: DtypeName = "float32"
     threads: int | None = None
     mux_threads: int = 1
     warm_up: bool = True
+    deterministic: bool = False
+    checkpoint_every_s: float | None = 5.0
 
     def __post_init__(self) -> None:
+        """Check the counts.
+
+        Raises:
+            InvalidRequest: a count below 1, or a negative time.
+        """
         for name in ("max_rows", "max_batch", "mux_threads", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidRequest(f"{name} must be at least 1, not {value}", param=name)
+        if self.checkpoint_every_s is not None and self.checkpoint_every_s < 0:
+            raise InvalidRequest("checkpoint_every_s must be 0 or more", param="checkpoint_every_s")
+
+    @property
+    def cores(self) -> int:
+        """CPU threads at work at once."""
+        return self.threads or usable_cores()
+
+    @property
+    def fixed_threads(self) -> int:
+        """Threads of every operation in deterministic mode, since their number changes the last bits."""
+        return max(1, self.cores // 2)
+
+
+def usable_cores() -> int:
+    """Processors this process may run on, or as many as OMP_NUM_THREADS says."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

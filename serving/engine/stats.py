@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from serving.engine.protocol import CancelledAt, Completed, Failed
+
+_KEPT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +25,10 @@ class EngineStats:
         decode_chunks: chunks of frames decoded.
         decode_s: seconds decoding them.
         completed, failed, cancelled: requests by how they ended.
+        phase_s: seconds that completed requests spent in each phase, summed.
+        eta_errors: of completed requests, (seconds the first estimate said were left, seconds it took); the newest.
+        out_of_memory: times that memory ran out and a request failed for it.
+        degraded: completed requests whose chunk plan memory changed.
         waiting, active: requests in the queue, and being encoded, denoised or decoded, now.
     """
 
@@ -31,6 +41,10 @@ class EngineStats:
     completed: int
     failed: int
     cancelled: int
+    phase_s: dict[str, float]
+    eta_errors: tuple[tuple[float, float], ...]
+    out_of_memory: int
+    degraded: int
     waiting: int
     active: int
 
@@ -49,6 +63,9 @@ class Recorder:
         self._ended: Counter[str] = Counter()
         self._places = self._chunks = 0
         self._denoise_s = self._decode_s = 0.0
+        self._phase_s: dict[str, float] = defaultdict(float)
+        self._eta_errors: deque[tuple[float, float]] = deque(maxlen=_KEPT)
+        self._out_of_memory = self._degraded = 0
 
     def called(self, rows: int, places: int, seconds: float) -> None:
         """A denoiser call served `rows` rows in `places` places."""
@@ -63,10 +80,31 @@ class Recorder:
             self._chunks += 1
             self._decode_s += seconds
 
-    def ended(self, how: str) -> None:
-        """A request ended: `Completed`, `Failed` or `CancelledAt`."""
+    def ran_out(self) -> None:
+        """Memory ran out, and a request failed for it."""
         with self._lock:
-            self._ended[how] += 1
+            self._out_of_memory += 1
+
+    def ended(
+        self,
+        event: Completed | Failed | CancelledAt,
+        timings: Mapping[str, float],
+        expected: tuple[float, float] | None,
+    ) -> None:
+        """A request ended.
+
+        Args:
+            timings: seconds in each of its phases.
+            expected: when its first estimate was made (time.perf_counter), and what that said was left.
+        """
+        with self._lock:
+            self._ended[type(event).__name__] += 1
+            if isinstance(event, Completed):
+                for phase, seconds in timings.items():
+                    self._phase_s[phase] += seconds
+                self._degraded += event.degraded
+                if expected is not None:
+                    self._eta_errors.append((expected[1], time.perf_counter() - expected[0]))
 
     def snapshot(self, waiting: int, active: int) -> EngineStats:
         """The counts now."""
@@ -81,6 +119,10 @@ class Recorder:
                 completed=self._ended["Completed"],
                 failed=self._ended["Failed"],
                 cancelled=self._ended["CancelledAt"],
+                phase_s=dict(self._phase_s),
+                eta_errors=tuple(self._eta_errors),
+                out_of_memory=self._out_of_memory,
+                degraded=self._degraded,
                 waiting=waiting,
                 active=active,
             )

@@ -40,7 +40,7 @@ from serving.engine.protocol import (
 from serving.engine.settings import EngineSettings
 from serving.engine.stats import EngineStats
 
-ON_CPU = EngineSettings(device="cpu", warm_up=False)
+ON_CPU = EngineSettings(device="cpu", warm_up=False, max_batch=8, checkpoint_every_s=None)
 
 pytestmark = pytest.mark.timeout(600)  # seconds on a quiet machine
 
@@ -209,7 +209,7 @@ def test_a_waiting_job_is_cancelled_without_computing(desk: Desk) -> None:
             loop.cancel("b")
 
     desk.on_event = cancel_waiting
-    desk.run(desk.request("a", num_inference_steps=2), desk.request("b"), desk.request("c", num_inference_steps=1))
+    desk.run(*(desk.request(job_id, num_inference_steps=2) for job_id in "abc"))
     assert desk.last("b") == CancelledAt(0, 0.0)
     positions = [event.position for event in desk.events["c"] if isinstance(event, Queued)]
     assert positions[:2] == [2, 1]
@@ -327,11 +327,11 @@ async def collect(engine: InProcessEngine, request: EngineRequest) -> list[Engin
 
 
 async def test_serves_concurrent_streams_and_stops(entry: ModelEntry, picture: bytes) -> None:
-    engine = InProcessEngine([entry], EngineSettings(device="cpu", threads=1))
+    engine = InProcessEngine([entry], EngineSettings(device="cpu", threads=1, max_batch=8))
     assert not engine.ready
     await engine.start()
     assert engine.ready
-    assert engine.capacity == 4
+    assert engine.capacity == 16
     streams = await asyncio.gather(
         *(collect(engine, ask(entry, picture, f"job-{n}", num_inference_steps=n)) for n in (2, 3, 4))
     )

@@ -1,0 +1,181 @@
+"""What a checkpoint costs on this machine, measured: the source of estimates, admission and batch sizes. No torch.
+
+Times are kept by size and batch. A size never measured is taken from the nearest that was, in proportion to its
+numbers (attention grows faster; the estimate is corrected as soon as the size has run). Everything measured in
+operation goes into the same table, smoothed, so a profile follows the machine.
+
+Legend: a place is one clip in a denoiser call; a guided row takes two.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.catalog import PROFILE
+from model.params import Params
+from model.shapes import LatentShape, even_chunks
+
+WORTHWHILE = 0.95
+"""A larger batch pays off when a place in it takes at most this share of its time in the best smaller one."""
+_NEWEST = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a profile holds for: another device, backend, type or thread count is measured anew."""
+
+    device: str
+    backend: str
+    dtype: str
+    threads: int
+    pinned: bool
+    torch: str
+
+    @property
+    def key(self) -> str:
+        """One line that names it."""
+        bits = "pinned" if self.pinned else "free"
+        return f"{self.device} {self.backend} {self.dtype} {self.threads} threads {bits} torch {self.torch}"
+
+
+class Profile:
+    """Seconds of a denoiser call by (latent numbers, places), of a decoded pixel by chunk pixels, and of an encoding.
+
+    Safe to use from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: dict[int, dict[int, float]] = {}
+        self._decoded: dict[int, float] = {}
+        self._encode_s: float | None = None
+
+    def set_call(self, numel: int, places: int, seconds: float) -> None:
+        """What `observe_call` is told, measured with care: replaces what was known."""
+        with self._lock:
+            self._calls.setdefault(numel, {})[places] = seconds
+
+    def take(self, other: Profile) -> None:
+        """Know what another profile knows."""
+        with self._lock:
+            self._calls = {numel: dict(sizes) for numel, sizes in other._calls.items()}
+            self._decoded, self._encode_s = dict(other._decoded), other._encode_s
+
+    def observe_call(self, numel: int, places: int, seconds: float) -> None:
+        """A denoiser call of `places` clips of `numel` latent numbers each took `seconds`."""
+        with self._lock:
+            sizes = self._calls.setdefault(numel, {})
+            sizes[places] = _blend(sizes.get(places), seconds)
+
+    def observe_decode(self, pixels: int, seconds: float) -> None:
+        """Decoding a chunk of `pixels` pixels took `seconds`."""
+        with self._lock:
+            self._decoded[pixels] = _blend(self._decoded.get(pixels), seconds)
+
+    def observe_encode(self, seconds: float) -> None:
+        """Encoding a request's pictures took `seconds`."""
+        with self._lock:
+            self._encode_s = _blend(self._encode_s, seconds)
+
+    def call_s(self, numel: int, places: int) -> float | None:
+        """Seconds of a denoiser call; None before any was measured."""
+        with self._lock:
+            if not self._calls:
+                return None
+            near = min(self._calls, key=lambda known: abs(known - numel))
+            return _at(self._calls[near], places) * numel / near
+
+    def decode_s(self, pixels: int) -> float | None:
+        """Seconds to decode a chunk of `pixels` pixels; None before any was."""
+        with self._lock:
+            if not self._decoded:
+                return None
+            near = min(self._decoded, key=lambda known: abs(known - pixels))
+            return self._decoded[near] * pixels / near
+
+    def worth(self, numel: int, most: int) -> int:
+        """Places of the largest batch that pays off, up to `most`; `most` while no larger one was seen not to."""
+        with self._lock:
+            known = self._calls.get(numel) or next(iter(self._calls.values()), {})
+        best, chosen = None, 0
+        for places in sorted(size for size in known if size <= most):
+            each = known[places] / places
+            if best is None or each <= WORTHWHILE * best:
+                best, chosen = each, places
+        return chosen if chosen < max(known, default=0) else most
+
+    def generation_s(self, params: Params, latent: LatentShape, places: int, evaluations: int) -> float | None:
+        """Seconds of a whole request alone: encoding, `evaluations` calls of `places` clips, decoding."""
+        call = self.call_s(latent.numel, places)
+        chunks = even_chunks(params.num_frames, params.decode_chunk_size)
+        decode = [self.decode_s(chunk * params.height * params.width) for chunk in chunks]
+        if call is None or None in decode:
+            return None
+        return (self._encode_s or 0.0) + evaluations * call + sum(one for one in decode if one is not None)
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        with self._lock:
+            calls = {str(numel): {str(n): s for n, s in sizes.items()} for numel, sizes in self._calls.items()}
+            decoded = {str(pixels): seconds for pixels, seconds in self._decoded.items()}
+            return {"calls": calls, "decoded": decoded, "encode_s": self._encode_s}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, object]) -> Profile:
+        """What `as_dict` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: the values are none of ours.
+        """
+        profile = cls()
+        calls, decoded, encode = values["calls"], values["decoded"], values["encode_s"]
+        for numel, sizes in calls.items():  # type: ignore[attr-defined]
+            profile._calls[int(numel)] = {int(places): float(seconds) for places, seconds in sizes.items()}
+        profile._decoded = {int(pixels): float(seconds) for pixels, seconds in decoded.items()}  # type: ignore[attr-defined]
+        profile._encode_s = None if encode is None else float(encode)  # type: ignore[arg-type]
+        return profile
+
+
+def read_profile(folder: Path, machine: Machine) -> Profile | None:
+    """The profile kept beside a checkpoint for this machine; None where there is none that can be read."""
+    try:
+        return Profile.from_dict(json.loads((folder / PROFILE).read_text())[machine.key])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def write_profile(folder: Path, machine: Machine, profile: Profile) -> bool:
+    """Keep it beside the checkpoint, with those of other machines; False where the folder cannot be written."""
+    path = folder / PROFILE
+    try:
+        known = json.loads(path.read_text())
+        if not isinstance(known, dict):
+            known = {}
+    except (OSError, ValueError):
+        known = {}
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_text(json.dumps(known | {machine.key: profile.as_dict()}, indent=1) + "\n")
+        partial.replace(path)
+    except OSError:
+        return False
+    return True
+
+
+def _blend(known: float | None, seconds: float) -> float:
+    return seconds if known is None else known + _NEWEST * (seconds - known)
+
+
+def _at(sizes: dict[int, float], places: int) -> float:
+    """Seconds at `places`: measured, else on the line through the two nearest measured, else in proportion."""
+    if places in sizes:
+        return sizes[places]
+    near = sorted(sizes, key=lambda known: abs(known - places))[:2]
+    if len(near) == 1 or near[0] == near[1]:
+        return sizes[near[0]] * places / near[0]
+    low, high = sorted(near)
+    slope = max(0.0, (sizes[high] - sizes[low]) / (high - low))
+    return max(sizes[low] + slope * (places - low), sizes[low] * min(1.0, places / low))

@@ -1,0 +1,104 @@
+"""Between the loop and the policy: jobs become work items with measured costs, and the ledger is kept. Not thread-safe.
+
+There are two lanes. Encoding and denoiser calls are chosen for the step thread, decode chunks for the decode thread;
+both lanes ask the same policy and charge the same ledger, so a tenant's decoding counts towards its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+
+from serving.engine.fairness import Ledger
+from serving.engine.job import Job, row_of
+from serving.engine.measure import LARGEST
+from serving.engine.memory import Ceiling, most_places
+from serving.engine.policy import decide, order
+from serving.engine.settings import EngineSettings
+from serving.engine.work import Batching, Decision, Kind, Limits, WorkItem
+
+_UNKNOWN_S = 1.0
+"""A denoiser evaluation before any was measured; only proportions matter then."""
+
+
+class Scheduler:
+    """Decides what is next; every time is in seconds on the caller's clock, the one jobs were submitted by."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._ledger = Ledger()
+        self.ceiling = Ceiling()
+
+    def next_call(self, jobs: Iterable[Job], now: float) -> Decision | None:
+        """For the step thread: an encoding, or the rows of a denoiser call."""
+        return self._next([job for job in jobs if job.phase in ("queued", "encode", "denoise")], now)
+
+    def next_chunk(self, jobs: Iterable[Job], now: float) -> Decision | None:
+        """For the decode thread: the job whose next chunk is decoded."""
+        return self._next([job for job in jobs if job.phase == "decode"], now)
+
+    def positions(self, jobs: Iterable[Job], now: float) -> dict[str, int]:
+        """Place in the queue of every job that was not begun; 0 is next."""
+        items = [self._item(job) for job in jobs if job.phase in ("queued", "denoise")]
+        waiting = {item.job_id for item in items if item.kind == "encode"}
+        queue = [job_id for job_id in order(items, self._limits((), now), self._ledger) if job_id in waiting]
+        return {job_id: position for position, job_id in enumerate(queue)}
+
+    def _next(self, jobs: list[Job], now: float) -> Decision | None:
+        items = [self._item(job) for job in jobs]
+        decision, self._ledger = decide(items, self._limits(jobs, now), self._ledger)
+        return decision
+
+    def _limits(self, jobs: Iterable[Job], now: float) -> Limits:
+        batching: dict[Hashable, Batching] = {}
+        for job in jobs:
+            if job.key not in batching:
+                batching[job.key] = job_batching(job, self._settings, self.ceiling)
+        return Limits(now, self._settings.max_rows, batching)
+
+    def _item(self, job: Job) -> WorkItem:
+        share = job.request.share
+        kind, cost, left = _work(job)
+        return WorkItem(
+            job.id,
+            kind,
+            job.key,
+            cost_s=cost,
+            work_left_s=left,
+            arrival=job.arrival,
+            submitted_s=job.submitted,
+            served_s=job.compute_s,
+            places=job.model.places(job.request.params) if job.row is None else len(job.row.conditions),
+            tenant=share.tenant,
+            weight=share.weight,
+            priority=share.priority,
+            deadline_s=None if share.deadline_s is None else job.submitted + share.deadline_s,
+            resident=job.resident,
+        )
+
+
+def job_batching(job: Job, settings: EngineSettings, ceiling: Ceiling) -> Batching:
+    """What the profile, the settings and memory allow for calls of the job's key."""
+    numel, profile = job.key.latent.numel, job.model.profile
+    most = min(settings.max_batch or LARGEST, most_places(job.model.checkpoint.unet, job.key.latent))
+    most = ceiling.of(job.key, most)
+    largest = most if settings.max_batch is not None else profile.worth(numel, most)
+    two, four = profile.call_s(numel, 2), profile.call_s(numel, 4)
+    marginal = 1.0 if two is None or four is None else min(1.0, max(0.05, four / two - 1))
+    return Batching(max(1, largest), marginal)
+
+
+def _work(job: Job) -> tuple[Kind, float, float]:
+    """What the job's next piece is, its seconds, and the seconds of all that is left."""
+    params, profile, numel = job.request.params, job.model.profile, job.key.latent.numel
+    pixels = params.height * params.width
+    if job.decoding is not None:
+        plan = job.decoding.plan
+        next_s = profile.decode_s(plan[0] * pixels) or _UNKNOWN_S
+        return "decode", next_s, (profile.decode_s(sum(plan) * pixels) or next_s * len(plan))
+    if job.row is None:
+        left = job.model.estimate(params) or _UNKNOWN_S * params.num_inference_steps
+        call = profile.call_s(numel, job.model.places(params)) or _UNKNOWN_S
+        return "encode", call, left
+    call = profile.call_s(numel, len(row_of(job).conditions)) or _UNKNOWN_S
+    decode = profile.decode_s(params.num_frames * pixels) or 0.0
+    return "step", call, row_of(job).evaluations_left * call + decode
