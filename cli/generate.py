@@ -1,9 +1,10 @@
-"""`stillmotion generate`: one still becomes one video, here, without a server."""
+"""`stillmotion generate`: stills or a prompt become one video, here, without a server."""
 
 from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,18 +16,24 @@ if TYPE_CHECKING:
     from cli.progress import Report
     from model.catalog import ModelEntry
     from model.params import Params
+    from model.tasks import TaskSpec
     from serving.engine.local import Generated
     from serving.engine.protocol import EngineEvent
 
-DEFAULT_MODEL = "mini-image-to-video"
-
 
 def generate(
-    image: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The still: any photograph.")],
+    image: Annotated[
+        Path | None, typer.Argument(exists=True, dir_okay=False, help="The still: any photograph.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The video; a contact sheet is written beside it. [IMAGE.mp4]")
     ] = None,
-    model: Annotated[str, typer.Option(help="A shipped checkpoint, or a diffusers folder.")] = DEFAULT_MODEL,
+    model: Annotated[str | None, typer.Option(help="A shipped checkpoint, or a diffusers folder. [by task]")] = None,
+    last_image: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Frame interpolation: the last frame.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text-to-video: what is to be seen.")] = None,
+    elevation: Annotated[float | None, typer.Option(help="Multi-view: degrees above the object's equator.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same video. [random]")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [the checkpoint's]")] = None,
     fps: Annotated[int | None, typer.Option(help="Conditioned on, and played at.")] = None,
@@ -42,14 +49,14 @@ def generate(
     format: Annotated[FormatChoice | None, typer.Option(help="Container. [by the name of --out, else mp4]")] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn a still into a short video."""
+    """Turn a still, two stills or a prompt into a short video."""
     from cli.progress import reporting
     from model.catalog import find
-    from model.image import open_picture
 
-    video, sheet, container = outputs(image, out, format)
-    picture = image.read_bytes()
-    open_picture(picture)  # a bad picture is told before torch is loaded
+    stills = {name: path for name, path in (("image", image), ("last_image", last_image)) if path is not None}
+    video, sheet, container = outputs(list(stills.values()), out, format)
+    entry = find(model or default_model(stills, prompt, elevation))
+    pictures = _pictures(entry.task, stills)
     asked = {
         "num_inference_steps": steps,
         "fps": fps,
@@ -62,25 +69,51 @@ def generate(
         "height": height,
         "resize_mode": resize_mode and resize_mode.value,
         "decode_chunk_size": decode_chunk_size,
+        "prompt": prompt,
+        "elevation": elevation,
     }
-    entry = find(model)
     params = entry.resolve(asked, secrets.randbelow(2**31) if seed is None else seed)
     with reporting() as report:
-        made = _sample(entry, params, picture, container, report)
+        made = _sample(entry, params, pictures, container, report)
     _write(video, made.completed.video)
     _write(sheet, made.completed.frames)
     answer = _answer(made, entry, params, video, sheet)
     typer.echo(json.dumps(answer, indent=2) if as_json else _told(answer))
 
 
-def outputs(image: Path, out: Path | None, format: FormatChoice | None) -> tuple[Path, Path, FormatChoice]:
-    """Where the video and its contact sheet go, and in which container.
+def default_model(stills: Collection[str], prompt: str | None, elevation: float | None) -> str:
+    """The shipped checkpoint for the task that these inputs are of."""
+    if "last_image" in stills:
+        return "mini-frame-interpolation"
+    if elevation is not None:
+        return "mini-multi-view"
+    return "mini-image-to-video" if stills or prompt is None else "mini-text-to-video"
 
-    The sheet lies beside the video, as .png; where that is the still itself, as .frames.png.
+
+def _pictures(task: TaskSpec, stills: dict[str, Path]) -> tuple[bytes, ...]:
+    """The pictures that the task takes, none missing and none too many; a bad one is told before torch is loaded."""
+    from model.image import open_picture
+
+    options = {"image": "IMAGE", "last_image": "--last-image"}
+    for name, option in options.items():
+        if name in task.pictures and name not in stills:
+            raise typer.BadParameter(f"{task.name} needs it", param_hint=option)
+        if name in stills and name not in task.pictures:
+            raise typer.BadParameter(f"{task.name} takes no such picture; leave it out", param_hint=option)
+    pictures = tuple(stills[name].read_bytes() for name in task.pictures)
+    for picture in pictures:
+        open_picture(picture)
+    return pictures
+
+
+def outputs(stills: Sequence[Path], out: Path | None, format: FormatChoice | None) -> tuple[Path, Path, FormatChoice]:
+    """Where the video and its contact sheet go, and in which container; never onto one of the stills.
+
+    The sheet lies beside the video, as .png; where that is a still itself, as .frames.png.
     """
     if out is None:
         container = format or FormatChoice.mp4
-        out = Path(f"{image.stem}.{container}")
+        out = Path(f"{stills[0].stem if stills else 'video'}.{container}")
     elif format is not None:
         container = format
     elif out.suffix.lower().lstrip(".") in set(FormatChoice):
@@ -92,15 +125,18 @@ def outputs(image: Path, out: Path | None, format: FormatChoice | None) -> tuple
         )
     if out.is_dir():
         raise typer.BadParameter(f"{out} is a folder; name a file in it", param_hint="--out")
-    if out.resolve() == image.resolve():
+    taken = {still.resolve() for still in stills}
+    if out.resolve() in taken:
         raise typer.BadParameter("the video would replace the still; name another file", param_hint="--out")
     sheet = out.with_suffix(".png")
-    if sheet.resolve() == image.resolve():
+    if sheet.resolve() in taken:
         sheet = out.with_suffix(".frames.png")
     return out, sheet, container
 
 
-def _sample(entry: ModelEntry, params: Params, picture: bytes, container: FormatChoice, report: Report) -> Generated:
+def _sample(
+    entry: ModelEntry, params: Params, pictures: tuple[bytes, ...], container: FormatChoice, report: Report
+) -> Generated:
     from serving.engine.local import generate as sample
     from serving.engine.protocol import Decoded, Stepped
 
@@ -110,7 +146,7 @@ def _sample(entry: ModelEntry, params: Params, picture: bytes, container: Format
         elif isinstance(event, Decoded):
             report("decode", event.frames, event.total)
 
-    return sample(entry, params, (picture,), output_format=container.value, progress=progress)
+    return sample(entry, params, pictures, output_format=container.value, progress=progress)
 
 
 def _write(path: Path, data: bytes) -> None:

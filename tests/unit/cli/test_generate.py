@@ -104,13 +104,13 @@ def test_a_size_that_cannot_be_made_is_wrong_usage(tiny: Path, still: Path, tmp_
 def test_where_the_files_go(tmp_path: Path) -> None:
     still = tmp_path / "photo.png"
     still.touch()
-    assert outputs(still, None, None) == (Path("photo.mp4"), Path("photo.png"), FormatChoice.mp4)
-    assert outputs(still, None, FormatChoice.gif)[::2] == (Path("photo.gif"), FormatChoice.gif)
-    assert outputs(still, Path("x.WEBM"), None)[2] == FormatChoice.webm
-    assert outputs(still, Path("x.bin"), FormatChoice.mp4)[0] == Path("x.bin")
-    assert outputs(still, tmp_path / "photo.mp4", None)[1] == tmp_path / "photo.frames.png"
+    assert outputs([still], None, None) == (Path("photo.mp4"), Path("photo.png"), FormatChoice.mp4)
+    assert outputs([still], None, FormatChoice.gif)[::2] == (Path("photo.gif"), FormatChoice.gif)
+    assert outputs([still], Path("x.WEBM"), None)[2] == FormatChoice.webm
+    assert outputs([still], Path("x.bin"), FormatChoice.mp4)[0] == Path("x.bin")
+    assert outputs([still], tmp_path / "photo.mp4", None)[1] == tmp_path / "photo.frames.png"
     with pytest.raises(typer.BadParameter, match="replace the still"):
-        outputs(still, still, FormatChoice.mp4)
+        outputs([still], still, FormatChoice.mp4)
 
 
 def test_the_still_is_left_alone(tiny: Path, still: Path) -> None:

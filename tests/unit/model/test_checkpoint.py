@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableVideoDiffusionPipeline
+from safetensors.torch import load_file
 
-from model.catalog import describe, find, folder_version
-from model.checkpoint import build_random, load
+from model.catalog import SIDECAR, describe, find, folder_version
+from model.checkpoint import build_random, load, save
 from model.conditioners import VisionTower
 from model.errors import CheckpointError
 from model.presets import preset
-from model.tasks import task
+from model.tasks import TASKS, task
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +77,62 @@ def test_weights_of_another_size_are_refused(tiny: Path, tmp_path: Path) -> None
     (other / "unet" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="does not load"):
         load(other)
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_a_checkpoint_of_any_task_comes_back_as_it_was_saved(name: str, tmp_path: Path) -> None:
+    entry = build_random(tmp_path / "first", preset("tiny"), task(name), seed=2)
+    first = load(entry)
+    save(
+        tmp_path / "second",
+        unet=first.unet,
+        vae=first.vae,
+        conditioners=first.conditioners,
+        noise=first.noise,
+        sidecar=json.loads((tmp_path / "first" / SIDECAR).read_text()),
+        dtype=torch.float32,
+    )
+    weights = [
+        {str(file.relative_to(folder)): load_file(file) for file in folder.rglob("*.safetensors")}
+        for folder in (tmp_path / "first", tmp_path / "second")
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    for file, tensors in weights[0].items():
+        assert all(torch.equal(tensor, weights[1][file][key]) for key, tensor in tensors.items()), file
+    assert load(tmp_path / "second").entry.task == task(name)
+
+
+def test_the_pieces_are_those_of_the_task(tmp_path: Path) -> None:
+    pieces = {}
+    for name in TASKS:
+        build_random(tmp_path / name, preset("tiny"), task(name))
+        pieces[name] = {path.name for path in (tmp_path / name).iterdir()}
+    common = {"model_index.json", "stillmotion.json", "unet", "vae", "scheduler"}
+    seeing = common | {"image_encoder", "feature_extractor"}
+    assert pieces["image-to-video"] == pieces["multi-view"] == seeing
+    assert pieces["frame-interpolation"] == seeing | {"conditioning.safetensors"}
+    assert pieces["text-to-video"] == common | {"text_encoder", "tokenizer"}
+
+
+def test_a_checkpoint_of_another_task_is_refused(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "claims")
+    sidecar = json.loads((tiny / SIDECAR).read_text())
+    (tmp_path / "claims" / SIDECAR).write_text(json.dumps(sidecar | {"task": "multi-view"}))
+    with pytest.raises(CheckpointError, match="a checkpoint of another task"):
+        load(tmp_path / "claims")
+
+
+@pytest.mark.parametrize(
+    ("name", "piece"),
+    [
+        ("frame-interpolation", "conditioning.safetensors"),
+        ("frame-interpolation", "feature_extractor/preprocessor_config.json"),
+        ("text-to-video", "tokenizer/tokenizer.json"),
+        ("text-to-video", "text_encoder/model.safetensors"),
+    ],
+)
+def test_a_missing_piece_is_named(name: str, piece: str, tmp_path: Path) -> None:
+    entry = build_random(tmp_path, preset("tiny"), task(name))
+    (tmp_path / piece).unlink()
+    with pytest.raises(CheckpointError, match=piece.partition("/")[0]):
+        load(entry)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
-from model.params import ImageToVideoParams
-from model.tasks import task
+from model.params import MAX_PROMPT, PARAMS, ImageToVideoParams, settings_of
+from model.tasks import TASKS, task
 
 GOOD: dict[str, Any] = {
     "num_frames": 14,
@@ -86,3 +86,64 @@ def test_only_sizes_the_network_can_halve_pass(width: int) -> None:
         assert not fits
     else:
         assert fits and resolved.width == width
+
+
+EVERYTHING = {**DEFAULTS, "elevation": 10.0, "prompt": "a red ball"}
+ENTRIES = {
+    name: ModelEntry("m", Path("m"), spec, "0" * 12, (14,), 128, 224, 32, EVERYTHING) for name, spec in TASKS.items()
+}
+VALUES: dict[str, st.SearchStrategy[object]] = {
+    "num_frames": st.integers(0, 30),
+    "height": st.integers(0, 300),
+    "width": st.integers(0, 300),
+    "fps": st.integers(-1, 70),
+    "motion_bucket_id": st.integers(-1, 300),
+    "noise_aug_strength": st.floats(-1, 20),
+    "min_guidance_scale": st.floats(-1, 40),
+    "max_guidance_scale": st.floats(-1, 40),
+    "num_inference_steps": st.integers(-1, 300),
+    "solver": st.sampled_from(["euler", "heun"]),
+    "decode_chunk_size": st.integers(0, 20),
+    "resize_mode": st.sampled_from(["crop", "fit"]),
+    "elevation": st.floats(-200, 200) | st.just(math.nan),
+    "prompt": st.text(max_size=20) | st.just("x" * (MAX_PROMPT + 1)),
+}
+
+
+@given(name=st.sampled_from(sorted(TASKS)), asked=st.fixed_dictionaries({}, optional=VALUES))
+def test_settings_of_any_task_are_complete_and_within_limits_or_refused_by_name(
+    name: str, asked: dict[str, object]
+) -> None:
+    refused: str | None = ""
+    try:
+        params = ENTRIES[name].resolve(asked, seed=3)
+    except InvalidRequest as error:
+        refused = error.param
+    if refused != "":
+        assert refused in asked
+        return
+    assert type(params) is PARAMS[name]
+    assert set(asked) <= settings_of(name)
+    assert all(getattr(params, field) == value for field, value in asked.items())
+    assert params.guidance_range[1] == params.max_guidance_scale
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_a_field_the_task_does_not_have_is_named(name: str) -> None:
+    foreign = {"prompt": "a ball", "elevation": 1.0, "min_guidance_scale": 1.0, "resize_mode": "fit", "image": "x"}
+    for field in foreign.keys() - settings_of(name):
+        with pytest.raises(InvalidRequest, match=f"{name} has no field '{field}'") as caught:
+            ENTRIES[name].resolve({field: foreign[field]}, seed=0)
+        assert (caught.value.param, caught.value.code) == (field, "unknown_field")
+
+
+def test_a_prompt_that_nobody_gave_is_missing() -> None:
+    entry = ModelEntry("m", Path("m"), task("text-to-video"), "0" * 12, (14,), 128, 224, 32, DEFAULTS)
+    with pytest.raises(InvalidRequest) as caught:
+        entry.resolve({}, seed=0)
+    assert (caught.value.param, caught.value.code) == ("prompt", "missing_field")
+
+
+def test_constant_guidance_has_one_scale() -> None:
+    params = ENTRIES["frame-interpolation"].resolve({"max_guidance_scale": 2.5}, seed=0)
+    assert params.guidance_range == (2.5, 2.5)

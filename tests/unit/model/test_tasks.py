@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -10,16 +11,44 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import InvalidRequest
+from model.params import CommonParams, settings_of
 from model.tasks import TASKS, task
 
 
 @given(channels=st.integers(1, 64))
-def test_image_to_video_doubles_the_latent_channels(channels: int) -> None:
-    assert task("image-to-video").unet_in_channels(channels) == 2 * channels
+def test_input_channels_are_c_2c_2c_and_2c_plus_1(channels: int) -> None:
+    wanted = {
+        "text-to-video": channels,
+        "image-to-video": 2 * channels,
+        "multi-view": 2 * channels,
+        "frame-interpolation": 2 * channels + 1,
+    }
+    assert {name: spec.unet_in_channels(channels) for name, spec in TASKS.items()} == wanted
+    assert all(spec.concat_channels(channels) == wanted[name] - channels for name, spec in TASKS.items())
 
 
-def test_the_published_vector_is_three_times_256() -> None:
-    assert task("image-to-video").vector_size == 768
+def test_the_vectors_are_256_wide_a_scalar() -> None:
+    sizes = {name: spec.vector_size // 256 for name, spec in TASKS.items()}
+    assert sizes == {"text-to-video": 2, "image-to-video": 3, "frame-interpolation": 3, "multi-view": 4}
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_a_task_s_settings_are_the_common_ones_and_its_own(name: str) -> None:
+    common = {field.name for field in dataclasses.fields(CommonParams)}
+    assert set(settings_of(name)) == common | TASKS[name].fields
+    assert set(TASKS[name].vector) <= settings_of(name)
+    assert not common & TASKS[name].fields
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_a_task_fits_itself(name: str) -> None:
+    spec = TASKS[name]
+    tokens = {"image": 1, "image-pair": 2}
+    assert len(spec.pictures) == spec.concat_latents * tokens.get(spec.context, 0)
+    assert spec.context_tokens == tokens.get(spec.context, 77)
+    assert (spec.augmentation == "none") == (not spec.pictures) == ("noise_aug_strength" not in spec.vector)
+    assert 0 < spec.condition_dropout < 1
+    assert spec.guidance != "constant" or len(set(spec.guidance_range)) == 1
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
