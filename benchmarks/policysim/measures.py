@@ -57,11 +57,11 @@ def measure(trace: Sequence[Request], outcome: Outcome) -> Measures:
         (finished > deadline)[polite & due],
         max(float(slowdown[tenant == name].mean()) for name in set(tenant[polite])),
         latency[~polite],
-        _jain(trace, outcome),
+        jain(trace, outcome),
     )
 
 
-def _jain(trace: Sequence[Request], outcome: Outcome) -> np.ndarray:
+def jain(trace: Sequence[Request], outcome: Outcome) -> np.ndarray:
     """Of each window of each device through which requests of at least two tenants waited: (sum x)^2 / (n sum x^2)."""
     waiting: dict[tuple[int, int], set[str]] = defaultdict(set)
     for request in trace:
