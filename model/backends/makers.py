@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from model.backends.protocol import Cores, Denoiser
+from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint
 from model.errors import InvalidRequest
 
@@ -42,6 +43,27 @@ MAKERS: dict[str, Callable[[Checkpoint, Cores], Denoiser]] = {
 }
 
 
+AUTO = "auto"
+
+
+def backend_for(entry: ModelEntry, asked: str) -> str:
+    """The backend called `asked`; for `auto`, onnxruntime for an exported folder and torch for a checkpoint.
+
+    Raises:
+        InvalidRequest: no backend is called that, or it needs weights that an exported folder does not have.
+    """
+    if asked == AUTO:
+        return "onnxruntime" if entry.exported else "torch"
+    if asked not in MAKERS:
+        raise InvalidRequest(f"no backend is called {asked!r}; there are: {', '.join(MAKERS)}", param="backend")
+    if entry.exported and asked in ("torch", "torch-compiled"):
+        raise InvalidRequest(
+            f"{entry.name} is an export: it has graphs and no weights for {asked}; take --denoiser onnxruntime",
+            param="backend",
+        )
+    return asked
+
+
 def make_denoiser(backend: str, checkpoint: Checkpoint, cores: Cores | None = None) -> Denoiser:
     """A denoiser of the checkpoint's UNet on the backend called `backend`.
 
@@ -49,8 +71,7 @@ def make_denoiser(backend: str, checkpoint: Checkpoint, cores: Cores | None = No
         cores: of the CPU; None for as many as torch would use, not pinned.
 
     Raises:
-        InvalidRequest: no backend is called that.
+        InvalidRequest: no backend is called that, or it does not fit (`backend_for`).
     """
-    if backend not in MAKERS:
-        raise InvalidRequest(f"no backend is called {backend!r}; there are: {', '.join(MAKERS)}", param="backend")
+    backend = backend_for(checkpoint.entry, backend)
     return MAKERS[backend](checkpoint, cores or Cores(torch.get_num_threads()))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from model.backends.makers import make_denoiser
+from model.backends.makers import backend_for, make_denoiser
 from model.backends.protocol import Cores, Denoiser
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, load
@@ -75,8 +75,9 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
 
     Raises:
         CheckpointError: the folder is incomplete or does not fit.
-        InvalidRequest: an unknown backend.
+        InvalidRequest: an unknown backend, or one that the folder has nothing for.
     """
+    settings = replace(settings, backend=backend_for(entry, settings.backend))
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     device = automatic if settings.device == "auto" else settings.device
     checkpoint = load(entry, device=device, dtype=getattr(torch, settings.dtype))

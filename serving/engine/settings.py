@@ -19,7 +19,7 @@ class EngineSettings:
         max_rows: requests being encoded, denoised or decoded at once; the others wait or are parked.
         max_batch: places of one denoiser call, at most (a guided request takes two); None lets the measured profile
             choose.
-        backend: which denoiser (model.backends.makers).
+        backend: which denoiser (model.backends.makers); `auto` takes what the folder holds, weights or graphs.
         device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`.
         dtype: of the networks' weights.
         threads: CPU threads at work on one thing; None for as many as there are cores to run on.
@@ -32,7 +32,7 @@ class EngineSettings:
 
     max_rows: int = 16
     max_batch: int | None = None
-    backend: str = "torch"
+    backend: str = "auto"
     device: str = "auto"
     dtype: DtypeName = "float32"
     threads: int | None = None

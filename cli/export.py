@@ -1,0 +1,97 @@
+"""`stillmotion export`: a checkpoint becomes a version in a model repository; or the one before is served again."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.options import Json
+
+if TYPE_CHECKING:
+    from export.repository import Installed
+
+
+class BackendChoice(StrEnum):
+    """What the export is for (export.pipeline.Backend)."""
+
+    onnx = "onnx"
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
+
+
+class DtypeChoice(StrEnum):
+    """Dtypes of the exported weights (export.parity.TOLERANCES)."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A shipped checkpoint or a folder; REPOSITORY/NAME with --rollback.")],
+    out: Annotated[Path | None, typer.Option(help="The model repository; the version goes to OUT/NAME.")] = None,
+    backend: Annotated[BackendChoice, typer.Option(help="What to export for.")] = BackendChoice.onnx,
+    dtype: Annotated[DtypeChoice, typer.Option(help="Of the weights.")] = DtypeChoice.float32,
+    width: Annotated[int | None, typer.Option(help="Of the video, in pixels. [the checkpoint's]")] = None,
+    height: Annotated[int | None, typer.Option(help="Of the video, in pixels. [the checkpoint's]")] = None,
+    free_size: Annotated[
+        bool, typer.Option(help="Let the graphs take other sizes too; engines take this one only.")
+    ] = True,
+    max_batch: Annotated[int, typer.Option(min=1, help="Places of one call that an engine takes, at most.")] = 4,
+    capability: Annotated[
+        list[str] | None,
+        typer.Option(help="Compute capability to compile for with tensorrt-rtx, such as 8.9; may be repeated."),
+    ] = None,
+    picture: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, dir_okay=False, help="For the parity gate; may be repeated. [drawn ones]"),
+    ] = None,
+    keep: Annotated[int, typer.Option(min=1, help="Versions kept in the repository.")] = 3,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Serve the version before this one again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Export a checkpoint to ONNX or TensorRT, prove it equal, and install it in a model repository."""
+    if rollback:
+        from export.repository import roll_back
+
+        _tell(roll_back(Path(model)), as_json)
+        return
+    if out is None:
+        raise typer.BadParameter("name the model repository", param_hint="--out")
+
+    from cli.progress import reporting
+    from export.onnx import ExportSize
+    from export.pipeline import ExportOptions, export_model
+    from export.tensorrt import BuildOptions
+    from model.catalog import find
+
+    entry = find(model)
+    options = ExportOptions(
+        backend=backend.value,
+        dtype=dtype.value,
+        size=ExportSize(height or entry.height, width or entry.width, free_size, max_batch),
+        pictures=tuple(picture or ()),
+        keep=keep,
+        build=BuildOptions(capabilities=tuple(capability or ())),
+    )
+    with reporting() as report:
+        made = export_model(entry, out, options, report)
+    _tell(made, as_json)
+
+
+def _tell(made: Installed, as_json: bool) -> None:
+    answer = {
+        "model": str(made.folder),
+        "served": made.served,
+        "versions": list(made.versions),
+        "labels": dict(made.labels),
+    }
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2))
+    else:
+        versions = ", ".join(map(str, made.versions))
+        typer.echo(f"{made.folder}  serves version {made.served} of {versions}")

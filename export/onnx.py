@@ -1,0 +1,225 @@
+"""A checkpoint as ONNX graphs: every network of its task, rewritten exactly, traced once.
+
+    unet            model.backends.onnx_graph: the Denoiser protocol
+    vae_encoder     pictures in [-1, 1] -> the MODE of their latents, unscaled
+    vae_decoder     a chunk of unscaled latents, decoded together -> frames; the chunk's length is free
+    image_encoder   CLIP's input -> its embedding                      (tasks that read pictures)
+    text_encoder    token numbers -> the last hidden states            (tasks that read a prompt)
+
+Legend: B pictures or prompts, t frames of a chunk, C latent channels, N tokens, D their width, H, W pixels; h, w
+latent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers import AutoencoderKLTemporalDecoder, ModelMixin
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPVisionModelWithProjection
+
+from model.backends.onnx_graph import (
+    OPSET,
+    TRACED_BATCH,
+    DenoiserModule,
+    Graph,
+    Port,
+    denoiser_graph,
+    write_graph,
+)
+from model.checkpoint import Checkpoint
+from model.conditioners import ImagePair, TextTower
+from model.conditioning import CLIP_SIZE
+from model.errors import CheckpointError
+from model.rewrites import fold_blends, rewrite_exactly
+from model.shapes import VAE_STRIDE, VideoShape
+
+TRACED_CHUNK = 3
+"""Frames of a decoder chunk while tracing."""
+LONGEST_CHUNK = 14
+"""Frames decoded at once, at most: longer ones pass 2^31 elements at full size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """A network to export.
+
+    Args:
+        module: in evaluation mode; its forward() takes the graph's inputs by name.
+        traced: sizes of the graph's free axes while tracing.
+        largest: sizes of the free axes that a compiled engine must take, at most.
+    """
+
+    module: nn.Module
+    graph: Graph
+    traced: dict[str, int]
+    largest: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        """Its file's stem."""
+        return self.graph.name
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSize:
+    """What an export is made for.
+
+    Args:
+        height, width: of the video, in pixels.
+        free: leave height and width free in the graphs; engines take exactly these all the same.
+        max_batch: places of one denoiser call that an engine takes, at most.
+    """
+
+    height: int
+    width: int
+    free: bool = True
+    max_batch: int = 4
+
+
+class VaeEncoder(nn.Module):
+    """The autoencoder's encoder as a graph sees it."""
+
+    def __init__(self, vae: AutoencoderKLTemporalDecoder) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """The mode of the latents, [B, C, h, w]."""
+        mode: Tensor = self.vae.encode(pixels).latent_dist.mode()
+        return mode
+
+
+class VaeDecoder(nn.Module):
+    """The temporal decoder as a graph sees it: one chunk of one clip."""
+
+    def __init__(self, vae: AutoencoderKLTemporalDecoder) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Frames, [t, 3, H, W]."""
+        frames: Tensor = self.vae.decode(latents, num_frames=latents.shape[0]).sample
+        return frames
+
+
+class ImageEncoder(nn.Module):
+    """The vision tower as a graph sees it."""
+
+    def __init__(self, encoder: CLIPVisionModelWithProjection) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embeddings, [B, D]."""
+        embeds: Tensor = self.encoder(pixels).image_embeds
+        return embeds
+
+
+class TextEncoder(nn.Module):
+    """The text tower as a graph sees it."""
+
+    def __init__(self, encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The last hidden states, [B, N, D]."""
+        hidden: Tensor = self.encoder(tokens).last_hidden_state
+        return hidden
+
+
+def components(checkpoint: Checkpoint, size: ExportSize) -> list[Component]:
+    """Every network of the checkpoint's task with its graph; `rewrite` comes before they are exported.
+
+    Raises:
+        InvalidRequest: a size the networks cannot make.
+    """
+    entry = checkpoint.entry
+    VideoShape(entry.num_frames[0], size.height, size.width, entry.unit)
+    return [_denoiser(checkpoint, size), *_autoencoder(checkpoint, size), _conditioner(checkpoint)]
+
+
+def rewrite(checkpoint: Checkpoint) -> None:
+    """Apply every exact rewrite to the checkpoint's networks, in place (model.rewrites)."""
+    rewrite_exactly(checkpoint.unet, context_tokens=checkpoint.entry.task.context_tokens)
+    rewrite_exactly(checkpoint.vae)
+    fold_blends(checkpoint.unet)
+    fold_blends(checkpoint.vae)
+
+
+def export_component(component: Component, folder: Path, opset: int = OPSET) -> Path:
+    """Write NAME.onnx into the folder.
+
+    Raises:
+        MissingExtra: onnx or onnxscript is not installed.
+    """
+    file = folder / f"{component.name}.onnx"
+    write_graph(component.module, component.graph, file, component.traced, opset)
+    return file
+
+
+def _denoiser(checkpoint: Checkpoint, size: ExportSize) -> Component:
+    height, width = size.height // VAE_STRIDE, size.width // VAE_STRIDE
+    graph = denoiser_graph(
+        checkpoint.entry.task,
+        checkpoint.unet.config,
+        height=height,
+        width=width,
+        dtype=_dtype(checkpoint.unet),
+        free_size=size.free,
+    )
+    free = {"height": height, "width": width} if size.free else {}
+    return Component(
+        DenoiserModule(checkpoint.unet), graph, {"batch": TRACED_BATCH} | free, {"batch": size.max_batch} | free
+    )
+
+
+def _autoencoder(checkpoint: Checkpoint, size: ExportSize) -> list[Component]:
+    vae, dtype, channels = checkpoint.vae, _dtype(checkpoint.vae), checkpoint.latent_channels
+    height, width = size.height // VAE_STRIDE, size.width // VAE_STRIDE
+    pixel: tuple[int | str, ...] = ("8*height", "8*width") if size.free else (size.height, size.width)
+    latent: tuple[int | str, ...] = ("height", "width") if size.free else (height, width)
+    pictures = {"8*height": size.height, "8*width": size.width} if size.free else {}
+    cells = {"height": height, "width": width} if size.free else {}
+    encoder = Graph(
+        "vae_encoder",
+        (Port("pixels", dtype, ("batch", 3, *pixel)),),
+        (Port("latents", dtype, ("batch", channels, *latent)),),
+    )
+    decoder = Graph(
+        "vae_decoder",
+        (Port("latents", dtype, ("frames", channels, *latent)),),
+        (Port("frames", dtype, ("frames", 3, *pixel)),),
+    )
+    longest = min(LONGEST_CHUNK, checkpoint.entry.num_frames[0])
+    return [
+        Component(VaeEncoder(vae), encoder, {"batch": TRACED_BATCH} | pictures, {"batch": 2} | pictures),
+        Component(VaeDecoder(vae), decoder, {"frames": TRACED_CHUNK} | cells, {"frames": longest} | cells),
+    ]
+
+
+def _conditioner(checkpoint: Checkpoint) -> Component:
+    conditioners = checkpoint.conditioners
+    if isinstance(conditioners, TextTower):
+        encoder, tokens = conditioners.encoder, int(conditioners.tokenizer.model_max_length)
+        if getattr(encoder.config, "use_attention_mask", False):
+            raise CheckpointError("a text encoder that masks its padding is not exported", param="model")
+        text = Graph(
+            "text_encoder",
+            (Port("tokens", "int64", ("batch", tokens)),),
+            (Port("context", _dtype(encoder), ("batch", tokens, int(encoder.config.hidden_size))),),
+        )
+        return Component(TextEncoder(encoder), text, {"batch": TRACED_BATCH}, {"batch": 1})
+    tower = conditioners.vision if isinstance(conditioners, ImagePair) else conditioners
+    vision = Graph(
+        "image_encoder",
+        (Port("pixels", _dtype(tower.encoder), ("batch", 3, CLIP_SIZE, CLIP_SIZE)),),
+        (Port("context", _dtype(tower.encoder), ("batch", int(tower.encoder.config.projection_dim))),),
+    )
+    return Component(ImageEncoder(tower.encoder), vision, {"batch": TRACED_BATCH}, {"batch": 2})
+
+
+def _dtype(network: ModelMixin) -> str:
+    return str(network.dtype).removeprefix("torch.")

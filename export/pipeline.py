@@ -1,0 +1,213 @@
+"""The whole road of an export: checkpoint -> ONNX -> parity gate -> engines -> a version in a model repository.
+
+Everything is written into the version's own hidden folder and installed only when every stage passed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+
+from export.onnx import Component, ExportSize, components, export_component, rewrite
+from export.parity import TOLERANCES, Measured, Tolerance, answers, check_components, check_video, sample_videos
+from export.repository import Installed, install
+from export.samples import BATCHES, make_samples, real_inputs
+from export.tensorrt import Builder, BuildOptions, BuildReport, built_by, check_options, compile_engine, load_builder
+from model.backends.onnx_graph import require_onnx
+from model.catalog import SIDECAR, ModelEntry, describe
+from model.checkpoint import load
+from model.errors import CheckpointError, InvalidRequest
+from model.manifest import ENGINE_FOLDER, MANIFEST, ONNX_FOLDER, Manifest, file_hash
+
+Backend = Literal["onnx", "tensorrt", "tensorrt-rtx"]
+Told = Callable[[str, int, int], None]
+"""Progress: what, done, of how many."""
+
+BUILDERS: dict[Backend, Builder | None] = {"onnx": None, "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+SMALL_FILES = (
+    *("model_index.json", SIDECAR, "conditioning.safetensors", "README.md"),
+    *("unet/config.json", "vae/config.json", "image_encoder/config.json", "text_encoder/config.json"),
+    *("scheduler", "feature_extractor", "tokenizer"),
+)
+"""What a version keeps of the checkpoint: all but the weights of its networks."""
+BUILD_REPORT = "build.json"
+TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What to export and how.
+
+    Args:
+        dtype: of the networks' weights (an autoencoder that overflows in float16 stays in float32).
+        size: None for the checkpoint's own, with free height and width.
+        pictures: for the parity gate, held-out ones best; drawn ones fill up what is missing.
+        tolerance: None for that of the dtype (export.parity.TOLERANCES).
+        keep: versions kept in the repository.
+        build: how engines are compiled.
+    """
+
+    backend: Backend
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    size: ExportSize | None = None
+    pictures: tuple[Path, ...] = ()
+    tolerance: Tolerance | None = None
+    keep: int = 3
+    build: BuildOptions = field(default_factory=BuildOptions)
+
+
+def export_model(
+    entry: ModelEntry, repository: Path, options: ExportOptions, told: Told = lambda _what, _done, _total: None
+) -> Installed:
+    """Export a checkpoint and install it as the next version of REPOSITORY/NAME.
+
+    Raises:
+        MissingExtra: a tool the backend needs is not installed.
+        InvalidRequest: an option that does not hold here, or a size the checkpoint cannot make.
+        CheckpointError: it is an export already, or does not load.
+        ParityError: a graph does not give what torch gives.
+        BuildFailed: TensorRT refused a graph.
+        StorageFull: the disk filled.
+    """
+    if entry.exported:
+        raise CheckpointError(f"{entry.path} is an export itself; export the checkpoint it was made from")
+    _check_tools(options)
+    size = options.size or ExportSize(entry.height, entry.width)
+
+    def fill(folder: Path) -> None:
+        _fill(entry, replace(options, size=size), size, folder, told)
+
+    parameters = {"backend": options.backend, "dtype": options.dtype, "checkpoint_version": entry.version}
+    return install(
+        repository, entry.name, fill, keep=options.keep, parameters=parameters, warm_up=warm_up_request(entry)
+    )
+
+
+def warm_up_request(entry: ModelEntry) -> dict[str, bytes]:
+    """Inputs of one short generation, as files of Triton's warm-up: each string with its length before it."""
+    asked: dict[str, Any] = {"num_inference_steps": 1, "seed": 0}
+    if "prompt" in entry.task.fields:
+        asked["prompt"] = "a harbour at dusk"
+    inputs = {"request": _triton_string(json.dumps({"id": "warm-up", "params": asked}).encode())}
+    if len(entry.task.pictures) == 1:
+        grey = BytesIO()
+        Image.new("RGB", (entry.width, entry.height), "grey").save(grey, "PNG")
+        inputs["pictures"] = _triton_string(grey.getvalue())
+    return inputs
+
+
+def _triton_string(content: bytes) -> bytes:
+    return struct.pack("<I", len(content)) + content
+
+
+def _check_tools(options: ExportOptions) -> None:
+    """Refuse before anything is computed."""
+    require_onnx("export")
+    builder = BUILDERS[options.backend]
+    if builder is not None:
+        load_builder(builder)
+        check_options(builder, options.build)
+    if options.dtype not in TOLERANCES:
+        raise InvalidRequest(f"dtype must be one of {', '.join(TOLERANCES)}", param="dtype")
+
+
+def _fill(entry: ModelEntry, options: ExportOptions, size: ExportSize, folder: Path, told: Told) -> None:
+    """Write a version's files."""
+    checkpoint = load(entry, dtype=getattr(torch, options.dtype))
+    if options.dtype == "float16" and checkpoint.vae.config["force_upcast"]:
+        checkpoint.vae.float()
+    samples = make_samples(size.height, size.width, options.pictures)
+    parts = components(checkpoint, size)
+    inputs = real_inputs(checkpoint, parts, samples)
+    expected = answers(parts, inputs)
+    videos = {together: sample_videos(checkpoint, samples, together) for together in BATCHES}
+    rewrite(checkpoint)
+    (folder / ONNX_FOLDER).mkdir()
+    files: dict[str, Path] = {}
+    for index, part in enumerate(parts):
+        told(f"onnx {part.name}", index, len(parts))
+        files[part.name] = export_component(part, folder / ONNX_FOLDER)
+    told("onnx", len(parts), len(parts))
+    tolerance = options.tolerance or TOLERANCES[options.dtype]
+    measured = check_components(parts, files, inputs, expected, tolerance, lambda what: told(what, 0, 0))
+    reports = _compile(parts, files, folder, options, told)
+    _copy_small(entry, folder, size)
+    manifest = _manifest(entry, options, size, folder, measured)
+    manifest.write(folder)
+    exported = load(describe(folder, entry.name))
+    measured += check_video(videos, exported, samples, tolerance)
+    told(f"parity video: {min(one.difference for one in measured if one.what == 'video'):.1f} dB", 0, 0)
+    if reports:
+        (folder / BUILD_REPORT).write_text(json.dumps([report.told() for report in reports], indent=2) + "\n")
+    _manifest(entry, options, size, folder, measured).write(folder)
+
+
+def _compile(
+    parts: Sequence[Component], files: dict[str, Path], folder: Path, options: ExportOptions, told: Told
+) -> list[BuildReport]:
+    builder = BUILDERS[options.backend]
+    if builder is None:
+        return []
+    (folder / ENGINE_FOLDER).mkdir()
+    reports = []
+    for index, part in enumerate(parts):
+        told(f"{options.backend} {part.name}", index, len(parts))
+        engine = folder / ENGINE_FOLDER / f"{part.name}.engine"
+        reports.append(compile_engine(builder, part, files[part.name], engine, options.build))
+    told(options.backend, len(parts), len(parts))
+    return reports
+
+
+def _copy_small(entry: ModelEntry, folder: Path, size: ExportSize) -> None:
+    for name in SMALL_FILES:
+        source, target = entry.path / name, folder / name
+        if source.is_dir():
+            shutil.copytree(source, target)
+        elif source.exists():
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, target)
+    # Size and defaults are the entry's, also where the checkpoint is a published one without a sidecar.
+    sidecar = json.loads((folder / SIDECAR).read_text()) if (folder / SIDECAR).exists() else {}
+    sidecar |= {"task": entry.task.name, "height": size.height, "width": size.width, "defaults": entry.defaults}
+    (folder / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n")
+
+
+def _manifest(
+    entry: ModelEntry, options: ExportOptions, size: ExportSize, folder: Path, measured: Sequence[Measured]
+) -> Manifest:
+    builder = BUILDERS[options.backend]
+    written = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return Manifest(
+        checkpoint=entry.name,
+        checkpoint_version=entry.version,
+        task=entry.task.name,
+        backend=options.backend,
+        dtype=options.dtype,
+        height=size.height,
+        width=size.width,
+        free_size=size.free,
+        files={path.relative_to(folder).as_posix(): file_hash(path) for path in written},
+        tools=_tools(),
+        parity=tuple(one.told() for one in measured),
+        built=built_by(builder, options.build) if builder else None,
+    )
+
+
+def _tools() -> dict[str, str]:
+    found = {}
+    for name in ("stillmotion-server", *TOOLS):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout that was not installed
+            found[name] = "not installed"
+    return found
