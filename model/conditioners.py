@@ -147,10 +147,13 @@ def _load_text(path: Path, network: NetworkLoader) -> TextTower:
         tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path / 'tokenizer'} does not load: {error}", param="model") from error
-    reads = int(encoder.config.max_position_embeddings)
-    if not 2 < tokenizer.model_max_length <= reads:
+    # A tokenizer whose files are missing comes without complaint, and empty.
+    has = (len(tokenizer), int(tokenizer.model_max_length))
+    reads = (int(encoder.config.vocab_size), int(encoder.config.max_position_embeddings))
+    if has[0] != reads[0] or not 2 < has[1] <= reads[1]:
         raise CheckpointError(
-            f"{path / 'tokenizer'} is {tokenizer.model_max_length} tokens long, its encoder reads {reads}",
+            f"{path / 'tokenizer'} has {has[0]} words and texts of {has[1]} tokens; its encoder reads {reads[0]} and "
+            f"{reads[1]}: they do not belong together, or a file is missing",
             param="model",
         )
     return TextTower(encoder, tokenizer)
