@@ -30,6 +30,7 @@ _EXTRAS = {
     "pydantic_settings": "serve",
     "sse_starlette": "serve",
     "fsspec": "serve",
+    "prometheus_client": "serve",
     "stillmotion": "serve",
     "scenedetect": "train",
     "cv2": "train",

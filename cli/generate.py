@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from model.tasks import TaskSpec
     from serving.engine.local import Generated
     from serving.engine.protocol import EngineEvent
+    from serving.provenance.finish import Finished
 
 
 def generate(
@@ -52,6 +53,7 @@ def generate(
     """Turn a still, two stills or a prompt into a short video."""
     from cli.progress import reporting
     from model.catalog import find
+    from serving.provenance.finish import finish
 
     stills = {name: path for name, path in (("image", image), ("last_image", last_image)) if path is not None}
     video, sheet, container = outputs(list(stills.values()), out, format)
@@ -75,9 +77,10 @@ def generate(
     params = entry.resolve(asked, secrets.randbelow(2**31) if seed is None else seed)
     with reporting() as report:
         made = _sample(entry, params, pictures, container, report)
-    _write(video, made.completed.video)
+    finished = finish(made.completed, params, pictures, container.value)
+    _write(video, finished.video)
     _write(sheet, made.completed.frames)
-    answer = _answer(made, entry, params, video, sheet)
+    answer = _answer(made, finished, entry, params, video, sheet)
     typer.echo(json.dumps(answer, indent=2) if as_json else _told(answer))
 
 
@@ -160,13 +163,15 @@ def _write(path: Path, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def _answer(made: Generated, entry: ModelEntry, params: Params, video: Path, sheet: Path) -> dict[str, Any]:
+def _answer(
+    made: Generated, finished: Finished, entry: ModelEntry, params: Params, video: Path, sheet: Path
+) -> dict[str, Any]:
     completed = made.completed
     return {
         "video": str(video),
         "contact_sheet": str(sheet),
         "seed": params.seed,
-        "sha256": completed.video_sha256,
+        "sha256": finished.video_sha256,
         "frames_sha256": completed.frames_sha256,
         "model": entry.name,
         "model_version": entry.version,
@@ -175,7 +180,7 @@ def _answer(made: Generated, entry: ModelEntry, params: Params, video: Path, she
         "num_frames": completed.num_frames,
         "fps": completed.fps,
         "timings": {phase: round(seconds, 3) for phase, seconds in completed.timings.items()},
-        "manifest": completed.manifest,
+        "manifest": {name: value for name, value in finished.manifest.items() if name != "pictures"},
     }
 
 

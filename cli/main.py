@@ -10,8 +10,11 @@ import typer
 from cli.data import data
 from cli.errors import Commands
 from cli.evaluate import evaluate
+from cli.export import export
 from cli.generate import generate
+from cli.keys import keys
 from cli.models import models
+from cli.replay import replay
 from cli.serve import serve
 from cli.train import train
 
@@ -28,6 +31,9 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(serve)
 app.command()(models)
+app.command()(replay)
+app.add_typer(keys, name="keys")
 app.add_typer(data, name="data")
 app.command()(train)
 app.command(name="eval")(evaluate)
+app.command()(export)

@@ -21,6 +21,14 @@ class EngineChoice(StrEnum):
     inprocess = "inprocess"
 
 
+class UrlChoice(StrEnum):
+    """Which URLs of pictures are fetched (serving.gateway.fetching.UrlChoice)."""
+
+    off = "off"
+    https = "https"
+    http = "http"
+
+
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one. [8000]")] = None,
@@ -51,11 +59,25 @@ def serve(
         bool,
         typer.Option("--deterministic", help="The same bits for the same job, whatever runs beside it; slower."),
     ] = False,
+    allow_unkeyed: Annotated[
+        bool, typer.Option("--allow-unkeyed", help="Serve a public address although no API key was made.")
+    ] = False,
+    image_urls: Annotated[
+        UrlChoice | None, typer.Option(help="Pictures by URL: https only, or http too. [off]")
+    ] = None,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="One JSON object a log line, one for each request too.")
+    ] = False,
+    traces: Annotated[
+        bool, typer.Option("--traces", help="Send OpenTelemetry traces; OTEL_* variables say where.")
+    ] = False,
 ) -> None:
     """Serve checkpoints over HTTP."""
     from cli import server
     from model.catalog import find, zoo
     from serving.gateway import Settings, create_app
+    from serving.gateway.auth import any_keys, check_exposed
+    from serving.observe.logs import configure
 
     entries = [find(name) for name in model] if model else zoo()
     if not entries:
@@ -66,10 +88,16 @@ def serve(
         "database_url": database_url,
         "artifacts": artifacts,
         "grace_s": grace,
+        "allow_unkeyed": allow_unkeyed or None,
+        "image_urls": image_urls and image_urls.value,
+        "log_json": log_json or None,
+        "traces": traces or None,
     }
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    configure(settings.log_json)
+    check_exposed(settings.host, has_keys=any_keys(settings.database_url), allow_unkeyed=settings.allow_unkeyed)
     listener = server.listen(settings.host, settings.port)
-    served = _ENGINES[engine](entries, deterministic)
+    served = _ENGINES[engine](entries, deterministic, settings.checkpoint_every_s)
     names = ", ".join(entry.name for entry in entries)
 
     def on_ready(url: str) -> None:
@@ -83,11 +111,11 @@ def serve(
     server.run(app, listener, lambda: served.ready, on_ready, drain)
 
 
-def _in_process(entries: Sequence[ModelEntry], deterministic: bool) -> Engine:
+def _in_process(entries: Sequence[ModelEntry], deterministic: bool, checkpoint_every_s: float) -> Engine:
     from serving.engine.inprocess import InProcessEngine
     from serving.engine.settings import EngineSettings
 
-    return InProcessEngine(entries, EngineSettings(deterministic=deterministic))
+    return InProcessEngine(entries, EngineSettings(deterministic=deterministic, checkpoint_every_s=checkpoint_every_s))
 
 
 _ENGINES = {EngineChoice.inprocess: _in_process}

@@ -17,7 +17,9 @@ from fastapi.security import HTTPBearer
 from model.errors import StillmotionError
 from serving.gateway.errors import Problem
 from serving.gateway.services import Parts
+from serving.jobs.database import Database
 from serving.keys.ring import Caller
+from serving.keys.store import KeyStore
 
 _SCHEME: Final = HTTPBearer(
     auto_error=False, scheme_name="ApiKey", description="needed once the operator has made the first key"
@@ -92,6 +94,15 @@ def check_exposed(host: str, *, has_keys: bool, allow_unkeyed: bool) -> None:
         code="unkeyed",
         param="host",
     )
+
+
+def any_keys(database_url: str) -> bool:
+    """Whether a key was ever made in this job store, so that callers need one. Blocks."""
+    database = Database(database_url)
+    try:
+        return bool(KeyStore(database).all())
+    finally:
+        database.close()
 
 
 def is_loopback(host: str) -> bool:

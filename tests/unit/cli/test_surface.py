@@ -45,7 +45,10 @@ def test_choices_are_those_of_the_model() -> None:
     assert set(FormatChoice) == set(OutputFormat.__args__)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["serve"], ["models"], ["data", "starter"], ["train"], ["eval"]])
+@pytest.mark.parametrize(
+    "command",
+    [[], ["generate"], ["serve"], ["models"], ["keys", "create"], ["replay"], ["data", "starter"], ["train"], ["eval"]],
+)
 def test_every_command_has_help(command: list[str]) -> None:
     result = CliRunner().invoke(app, [*command, "--help"])
     assert result.exit_code == 0

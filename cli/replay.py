@@ -1,0 +1,87 @@
+"""`stillmotion replay`: the same video again, and whether it is the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import Json
+
+if TYPE_CHECKING:
+    from serving.engine.protocol import EngineEvent
+
+NOT_IDENTICAL = 1
+
+
+def replay(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="MANIFEST|VIDEO", exists=True, dir_okay=False, help="A job's manifest, or its mp4."),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the new video here.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A checkpoint's name or folder. [the one the manifest names]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a video again from its manifest, and say whether it is identical. Exit code 1: it is not."""
+    from cli.progress import reporting
+    from model.catalog import find
+    from serving.provenance.finish import finish
+    from serving.provenance.replay import read_recipe
+    from serving.provenance.replay import replay as again
+
+    manifest, video = _read(source)
+    recipe = read_recipe(manifest)
+    entry = find(model or recipe.model)
+    with reporting() as report:
+
+        def progress(event: EngineEvent) -> None:
+            from serving.engine.protocol import Decoded, Stepped
+
+            if isinstance(event, Stepped):
+                report("denoise", event.step, event.total)
+            elif isinstance(event, Decoded):
+                report("decode", event.frames, event.total)
+
+        done = again(recipe, entry, manifest, video=video, progress=progress)
+    if out is not None:
+        made = finish(done.made.completed, recipe.params, recipe.pictures, recipe.output_format)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(made.video)
+    answer = {
+        "identical": done.identical,
+        "frames_sha256": done.made.completed.frames_sha256,
+        "expected_frames_sha256": recipe.frames_sha256,
+        "psnr_db": None if done.psnr_db is None else round(done.psnr_db, 2),
+        "differences": list(done.differences),
+        "video": None if out is None else str(out),
+    }
+    typer.echo(json.dumps(answer, indent=2) if as_json else _told(answer))
+    if not done.identical:
+        raise typer.Exit(NOT_IDENTICAL)
+
+
+def _read(source: Path) -> tuple[dict[str, Any], bytes | None]:
+    """The manifest, and the mp4 if that is where it was."""
+    from model import provenance
+    from model.errors import InvalidRequest
+
+    data = source.read_bytes()
+    if data[4:8] != b"ftyp":
+        return provenance.parse(data), None
+    manifest = provenance.read(data)
+    if manifest is None:
+        raise InvalidRequest(f"{source} carries no manifest: it was not made by stillmotion, or was converted since")
+    return manifest, data
+
+
+def _told(answer: dict[str, Any]) -> str:
+    lines = ["identical" if answer["identical"] else "NOT identical"]
+    if answer["psnr_db"] is not None:
+        lines[0] += f", {answer['psnr_db']} dB"
+    lines += [f"  {difference}" for difference in answer["differences"]]
+    return "\n".join(lines)
