@@ -47,14 +47,10 @@ class Settings(BaseSettings):
     progress_interval_s: float = Field(0.25, ge=0, description="steps are written down at most this often")
 
     batch_rows: int = Field(1000, ge=1, description="rows of one batch")
-    offline_limit: int = Field(
-        10_000, ge=1, description="rows of all batches that may wait; beyond it: 429"
-    )
+    offline_limit: int = Field(10_000, ge=1, description="rows of all batches that may wait; beyond it: 429")
     webhook_secret: SecretStr | None = Field(None, description="whsec_...; signs webhooks that bring no secret")
     webhook_http: bool = Field(False, description="webhooks may go to http:// too")
-    webhook_allow: str = Field(
-        "", description="private networks webhooks may go to: 10.0.0.0/8,fd00::/8"
-    )
+    webhook_allow: str = Field("", description="private networks webhooks may go to: 10.0.0.0/8,fd00::/8")
     lease_s: float = Field(15.0, gt=0, description="a server silent for so long has lost its jobs; they run again")
     waiting_s: float = Field(7 * 86400.0, gt=0, description="a job that has not begun by then expires")
     kept_s: float | None = Field(30 * 86400.0, ge=0, description="an ended job is removed after this time; None: never")

@@ -156,7 +156,7 @@ def _find(session: Session, batch_id: str, owner: str) -> BatchRow:
 
 def _wire(session: Session, row: BatchRow) -> Batch:
     query = select(JobRow.status, func.count()).where(JobRow.batch_id == row.id).group_by(JobRow.status)
-    counts = BatchCounts(**dict(session.execute(query).tuples().all()))
+    counts = BatchCounts(**{found[0]: found[1] for found in session.execute(query)})
     is_open = counts.queued + counts.in_progress > 0
     base = f"/batches/{row.id}"
     return Batch(

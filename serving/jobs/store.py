@@ -155,7 +155,7 @@ class JobStore:
         """The id of the newest event of each of these jobs; those that are gone are left out."""
         with self._database.read() as session:
             rows = session.execute(select(JobRow.id, JobRow.last_event).where(JobRow.id.in_(tuple(job_ids))))
-            return dict(rows.tuples().all())
+            return {row[0]: row[1] for row in rows}
 
     def file(self, job_id: str, variant: Variant, owner: str = "") -> StoredFile:
         """Where a completed job's result lies.
