@@ -11,8 +11,10 @@ scalars; h, w latent.
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -139,8 +141,7 @@ def write_graph(module: nn.Module, graph: Graph, file: Path, sizes: Mapping[str,
         port.name: {place: axis for place, axis in enumerate(port.shape) if isinstance(axis, str)}
         for port in graph.inputs
     }
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter warns about its own internals
+    with _quietly(), torch.no_grad():
         program = torch.onnx.export(
             module,
             kwargs=graph.example(sizes),
@@ -155,6 +156,25 @@ def write_graph(module: nn.Module, graph: Graph, file: Path, sizes: Mapping[str,
         _forget_traces(program)
         size = sum(value.numel() * value.element_size() for value in module.state_dict().values())
         program.save(file, external_data=size > EXTERNAL_OVER)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """The exporter warns of its own internals and of libraries it does without; errors it raises.
+
+    torch.__trace is a structured log of every guess the tracer makes: where somebody listens at the root of all
+    loggers, writing it takes as long as the export.
+    """
+    logs = {log: log.level for log in map(logging.getLogger, ("torch.onnx", "torch.__trace"))}
+    for log in logs:
+        log.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for log, level in logs.items():
+                log.setLevel(level)
 
 
 def require_onnx(feature: str) -> None:
