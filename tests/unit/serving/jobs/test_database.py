@@ -6,15 +6,17 @@ import threading
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import func, inspect, select, text
+from sqlalchemy import create_engine, func, inspect, select, text
 
 from model.errors import InvalidRequest, StorageFull
-from serving.jobs.database import Database
+from serving.jobs.database import MIGRATIONS, Database
 from serving.jobs.leases import Leases
 from serving.jobs.store import JobStore
-from serving.jobs.tables import Base, JobRow
+from serving.jobs.tables import Base, EventRow, JobRow
 from tests.unit.serving.jobs.test_states import new_job
 
 
@@ -25,6 +27,42 @@ def test_migrations_make_exactly_the_tables(tmp_path: Path) -> None:
         assert differences == []
         assert session.execute(text("PRAGMA journal_mode")).scalar() == "wal"
         assert set(inspect(session.connection()).get_table_names()) == {*Base.metadata.tables, "alembic_version"}
+    database.close()
+
+
+def test_an_older_database_is_brought_up_to_date_with_all_it_holds(tmp_path: Path) -> None:
+    """Tables of the first version, with a job, its events and its idempotency key."""
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(
+            text(
+                "INSERT INTO jobs (id, task, status, phase, progress, step, total_steps, created_at, model, "
+                "model_version, seed, params, output_format, priority, metadata, timings, cancel_requested, files, "
+                "idempotency_key, body_hash, last_event) VALUES ('job_1', 'image-to-video', 'in_progress', 'denoise', "
+                "5, 1, 4, 1.0, 'm', '1', 1, '{}', 'mp4', 1, '{}', '{}', 0, '{}', 'key', 'hash', 2)"
+            )
+        )
+        for number in (1, 2):
+            connection.execute(
+                text(f"INSERT INTO job_events (job_id, id, event, job) VALUES ('job_1', {number}, 'step', '{{}}')")
+            )
+    engine.dispose()
+    database = Database(url)
+    store = JobStore(database)
+    known = store.admit("key", "hash", 10)
+    assert known is not None
+    assert known.id == "job_1"
+    with database.read() as session:
+        assert session.scalar(select(func.count()).select_from(EventRow)) == 2
+    # What the older version left running has no lease: it goes back into the queue.
+    assert [job.id for job in Leases(database, "one").reclaim()] == ["job_1"]
+    store.create(new_job("job_2"), 10)
+    assert [job.id for job in store.page(None, None, 9, "asc").data] == ["job_1", "job_2"]
     database.close()
 
 
