@@ -19,9 +19,9 @@ def encode_request(model: LoadedModel, request: EngineRequest) -> Row:
         InvalidRequest: a setting the checkpoint cannot serve.
     """
     params = request.params
-    if isinstance(params, TextToVideoParams):
-        return begin_row(model.checkpoint, params, [])
     opened = [open_picture(image) for image in request.images]
+    if isinstance(params, TextToVideoParams):
+        return begin_row(model.checkpoint, params, opened)
     pictures = [fit_picture(picture, params.height, params.width, params.resize_mode) for picture in opened]
     return begin_row(model.checkpoint, params, pictures)
 

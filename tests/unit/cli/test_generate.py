@@ -12,7 +12,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from cli.generate import outputs
+from cli.generate import default_model, outputs
 from cli.main import app
 from cli.options import FormatChoice
 from model.checkpoint import build_random
@@ -93,6 +93,61 @@ def test_every_option_reaches_the_manifest(tiny: Path, still: Path, tmp_path: Pa
     assert (info.codec, info.fps) == ("vp9", 11)
 
 
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("others")
+    names = ("text-to-video", "frame-interpolation", "multi-view")
+    for name in names:
+        build_random(folder / name, preset("tiny"), TASKS[name], num_frames=3)
+    return {name: folder / name for name in names}
+
+
+def test_every_task_has_its_own_inputs(others: dict[str, Path], still: Path, tmp_path: Path) -> None:
+    asked: dict[str, tuple[object, ...]] = {
+        "text-to-video": ("--prompt", "a red ball"),
+        "frame-interpolation": (still, "--last-image", still),
+        "multi-view": (still, "--elevation", 20),
+    }
+    told = {}
+    for name, inputs in asked.items():
+        out = tmp_path / f"{name}.mp4"
+        answer = generate(*inputs, "-o", out, "--model", others[name], "--steps", 1, "--seed", 1)
+        told[name] = answer["manifest"]
+        assert probe(out).frames == 3
+    assert [manifest["task"] for manifest in told.values()] == list(asked)
+    assert told["text-to-video"]["params"]["prompt"] == "a red ball"
+    assert told["multi-view"]["params"]["elevation"] == 20.0
+
+
+def test_inputs_of_another_task_are_wrong_usage_and_named(
+    tiny: Path, others: dict[str, Path], still: Path, tmp_path: Path
+) -> None:
+    wrong: list[tuple[Path, tuple[object, ...], str]] = [
+        (tiny, (still, "--prompt", "a ball"), "image-to-video has no field 'prompt'"),
+        (tiny, (still, "--elevation", 3), "image-to-video has no field 'elevation'"),
+        (tiny, (still, "--last-image", still), "--last-image"),
+        (tiny, (), "IMAGE"),
+        (others["text-to-video"], (still, "--prompt", "a ball"), "IMAGE"),
+        (others["text-to-video"], (), "prompt is required"),
+        (others["text-to-video"], ("--prompt", "a ball", "--noise-aug", 0.1), "no field 'noise_aug_strength'"),
+        (others["frame-interpolation"], (still,), "--last-image"),
+        (others["multi-view"], (still, "--elevation", 91), "elevation must be"),
+    ]
+    for model, inputs, named in wrong:
+        arguments = [*inputs, "-o", tmp_path / "x.mp4", "--model", model]
+        result = CliRunner().invoke(app, ["generate", *map(str, arguments)])
+        assert result.exit_code == 2, named
+        assert named in result.stderr.replace("\n", " "), result.stderr
+    assert not (tmp_path / "x.mp4").exists()
+
+
+def test_the_shipped_model_follows_from_what_is_given() -> None:
+    assert default_model(["image"], None, None) == "mini-image-to-video"
+    assert default_model([], "a ball", None) == "mini-text-to-video"
+    assert default_model(["image", "last_image"], None, None) == "mini-frame-interpolation"
+    assert default_model(["image"], None, 3.0) == "mini-multi-view"
+
+
 def test_a_size_that_cannot_be_made_is_wrong_usage(tiny: Path, still: Path, tmp_path: Path) -> None:
     arguments = ["generate", str(still), "-o", str(tmp_path / "x.mp4"), "--model", str(tiny), "--width", "13"]
     result = CliRunner().invoke(app, arguments)
@@ -109,6 +164,7 @@ def test_where_the_files_go(tmp_path: Path) -> None:
     assert outputs([still], Path("x.WEBM"), None)[2] == FormatChoice.webm
     assert outputs([still], Path("x.bin"), FormatChoice.mp4)[0] == Path("x.bin")
     assert outputs([still], tmp_path / "photo.mp4", None)[1] == tmp_path / "photo.frames.png"
+    assert outputs([], None, None)[0] == Path("video.mp4")
     with pytest.raises(typer.BadParameter, match="replace the still"):
         outputs([still], still, FormatChoice.mp4)
 
