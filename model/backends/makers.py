@@ -36,10 +36,18 @@ def _onnxruntime(checkpoint: Checkpoint, cores: Cores) -> Denoiser:
     return OnnxDenoiser(denoiser_file(checkpoint), checkpoint.unet.device, cores)
 
 
+def _tensorrt(checkpoint: Checkpoint, cores: Cores) -> Denoiser:
+    from model.backends.tensorrt import TensorRtDenoiser
+
+    del cores  # an engine uses none
+    return TensorRtDenoiser(checkpoint.entry.path, checkpoint.unet.device)
+
+
 MAKERS: dict[str, Callable[[Checkpoint, Cores], Denoiser]] = {
     "torch": _torch,
     "torch-compiled": _compiled,
     "onnxruntime": _onnxruntime,
+    "tensorrt": _tensorrt,
 }
 
 
@@ -50,7 +58,8 @@ def backend_for(entry: ModelEntry, asked: str) -> str:
     """The backend called `asked`; for `auto`, onnxruntime for an exported folder and torch for a checkpoint.
 
     Raises:
-        InvalidRequest: no backend is called that, or it needs weights that an exported folder does not have.
+        InvalidRequest: no backend is called that, or it needs weights that an exported folder does not have, or engines
+            that a checkpoint does not have.
     """
     if asked == AUTO:
         return "onnxruntime" if entry.exported else "torch"
@@ -59,6 +68,12 @@ def backend_for(entry: ModelEntry, asked: str) -> str:
     if entry.exported and asked in ("torch", "torch-compiled"):
         raise InvalidRequest(
             f"{entry.name} is an export: it has graphs and no weights for {asked}; take --denoiser onnxruntime",
+            param="backend",
+        )
+    if asked == "tensorrt" and not entry.exported:
+        raise InvalidRequest(
+            f"{entry.name} is a checkpoint, and tensorrt runs engines: export it with --backend tensorrt or "
+            "tensorrt-rtx, and name REPOSITORY/NAME",
             param="backend",
         )
     return asked

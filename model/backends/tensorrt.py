@@ -1,0 +1,154 @@
+"""The TensorRT backend: an exported folder's denoiser engine on the GPU it was compiled for.
+
+Inputs are copied on the device into buffers whose addresses the engine knows, so nothing passes through the host; for
+each number of places the launches are captured once as a CUDA graph and replayed. Engines of one device work in turn,
+so they share one block of scratch memory, as large as the hungriest needs.
+
+Legend: B places, T frames, C latent channels, K concatenated channels, N context tokens, D their width, V vector
+scalars; h, w latent.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from model.errors import CheckpointError, MissingExtra
+from model.manifest import ENGINE_FOLDER, Built, check_engine, read_manifest
+
+
+class Scratch:
+    """A device's scratch memory, shared by the engines that work there one after another."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._block = torch.empty(0, dtype=torch.uint8, device=device)
+
+    def of(self, size: int) -> Tensor:
+        """At least `size` bytes. An engine that captured a graph over an older block keeps that block alive."""
+        if self._block.numel() < size:
+            self._block = torch.empty(size, dtype=torch.uint8, device=self._device)
+        return self._block
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A CUDA graph of one call, the buffers it reads and writes, and the scratch it works in."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: dict[str, Tensor]
+    output: Tensor
+    scratch: Tensor
+
+
+class TensorRtDenoiser:
+    """A Denoiser (model.backends.protocol) around the engine of an exported folder.
+
+    Args:
+        folder: a version of a model repository, with engines.
+        device: a CUDA device.
+        scratch: shared with other engines of the device, if there are any.
+
+    Raises:
+        CheckpointError: the folder has no engine, or one of another GPU, builder or version (its manifest says).
+        MissingExtra: the builder's runtime is not installed.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, scratch: Scratch | None = None) -> None:
+        trt = fitting_runtime(folder, device)
+        self._device = device
+        self._scratch = scratch or Scratch(device)
+        self._engine = _deserialised(trt, folder / ENGINE_FOLDER / "unet.engine")
+        self._context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        self._inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        (self._output,) = set(names) - set(self._inputs)
+        dtypes = {trt.float32: torch.float32, trt.float16: torch.float16, trt.bfloat16: torch.bfloat16}
+        self._dtypes = {name: dtypes[self._engine.get_tensor_dtype(name)] for name in names}
+        self._largest = int(self._engine.get_tensor_profile_shape("timestep", 0)[2][0])
+        self._captured: dict[int, Captured] = {}
+
+    def __call__(
+        self,
+        latents: Float[Tensor, "B T C h w"],
+        timestep: Float[Tensor, " B"],
+        context: Float[Tensor, "B N D"],
+        concat: Float[Tensor, "B T K h w"],
+        vector: Float[Tensor, "B V"],
+    ) -> Float[Tensor, "B T C h w"]:
+        """See Denoiser. More places than the engine was compiled for are split into several calls."""
+        names = ("latents", "timestep", "context", "concat", "vector")
+        told = (latents, timestep, context, concat, vector)
+        groups = zip(*(part.split(self._largest) for part in told), strict=True)
+        return torch.cat([self._run(dict(zip(names, group, strict=True))) for group in groups])
+
+    def _run(self, told: dict[str, Tensor]) -> Tensor:
+        places = len(told["latents"])
+        if places not in self._captured:
+            self._captured[places] = self._capture(told)
+        captured = self._captured[places]
+        for name, buffer in captured.inputs.items():
+            buffer.copy_(told[name])
+        captured.graph.replay()
+        return captured.output.float()
+
+    def _capture(self, told: dict[str, Tensor]) -> Captured:
+        """Record a call of this many places; a call before it lets TensorRT set up what a capture must not."""
+        inputs = {name: told[name].to(self._device, self._dtypes[name]).contiguous() for name in self._inputs}
+        output = torch.empty(told["latents"].shape, dtype=self._dtypes[self._output], device=self._device)
+        for name, buffer in inputs.items():
+            if not self._context.set_input_shape(name, tuple(buffer.shape)):
+                raise CheckpointError(
+                    f"the engine does not take {name} of {tuple(buffer.shape)}; export it for that size"
+                )
+            self._context.set_tensor_address(name, buffer.data_ptr())
+        self._context.set_tensor_address(self._output, output.data_ptr())
+        scratch = self._scratch.of(int(self._engine.device_memory_size_v2))
+        self._context.set_device_memory(scratch.data_ptr(), scratch.numel())
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            self._context.execute_async_v3(stream.cuda_stream)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            self._context.execute_async_v3(stream.cuda_stream)
+        return Captured(graph, inputs, output, scratch)
+
+
+def fitting_runtime(folder: Path, device: torch.device) -> Any:
+    """The runtime's Python module, once the folder's manifest says that its engines run on this device.
+
+    Raises:
+        CheckpointError: they do not, or there are none.
+        MissingExtra: the runtime is not installed.
+    """
+    built = read_manifest(folder).built
+    if built is None:
+        raise CheckpointError(f"{folder} holds graphs and no engines: export with --backend tensorrt or tensorrt-rtx")
+    trt = _runtime(built)
+    capability = None
+    if device.type == "cuda" and torch.cuda.is_available():
+        capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    check_engine(built, built.builder, str(trt.__version__), capability)
+    return trt
+
+
+def _runtime(built: Built) -> Any:
+    try:
+        return importlib.import_module(built.builder)
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"running an engine of {built.builder}", built.builder.replace("_", "-")) from error
+
+
+def _deserialised(trt: Any, file: Path) -> Any:
+    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(file.read_bytes())
+    if engine is None:
+        raise CheckpointError(f"{file} does not load; export it again on this machine", code="wrong_engine")
+    return engine
