@@ -80,10 +80,11 @@ class Fetcher:
         except httpx.TooManyRedirects as error:
             raise self._unreachable(f"more than {_MAX_REDIRECTS} redirects") from error
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-            _log.info("a picture could not be fetched: %s", type(error).__name__)
+            _log.warning("a picture could not be fetched: %s", type(error).__name__)
             raise self._unreachable("there is no whole answer from it") from error
 
     async def _download(self, url: str) -> bytes:
+        self._check(url)
         transport = PublicOnly(self._policy, resolve=self._resolve)
         client = httpx.AsyncClient(
             transport=transport, follow_redirects=True, max_redirects=_MAX_REDIRECTS, timeout=self._limits.seconds
@@ -100,6 +101,17 @@ class Fetcher:
                         f"the picture at the URL has more than {self._limits.max_bytes} bytes", param=_PARAM
                     )
             return bytes(body)
+
+    def _check(self, url: str) -> None:
+        """Refuse what can be told without resolving; httpx raises errors of its own for some of it."""
+        try:
+            self._policy.check_url(httpx.URL(url))
+        except httpx.InvalidURL as error:
+            _log.warning("refused to fetch what is no URL")
+            raise AddressRefused("no URL") from error
+        except AddressRefused as error:
+            _log.warning("refused to fetch a picture: %s", error.message)
+            raise
 
     def _unreachable(self, why: str) -> InvalidRequest:
         return InvalidRequest(

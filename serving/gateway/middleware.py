@@ -14,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.gateway.errors import Problem, answer
+from serving.observe.logs import REQUEST_ID
 
 _log = logging.getLogger(__name__)
 _ACCEPTABLE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
@@ -33,6 +34,7 @@ class RequestId:
         asked = Headers(scope=scope).get("x-request-id", "")
         request_id = asked if _ACCEPTABLE_ID.match(asked) else f"req_{uuid4().hex}"
         scope["request_id"] = request_id
+        here = REQUEST_ID.set(request_id)
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -53,6 +55,8 @@ class RequestId:
             message = "an unexpected error; the server's log has it under this request_id"
             response = answer(request_id, 500, "internal_error", message)
             await response(scope, receive, send_with_id)
+        finally:
+            REQUEST_ID.reset(here)
 
 
 class BodyLimit:

@@ -36,6 +36,7 @@ from serving.engine.protocol import (
     Stepped,
 )
 from serving.gateway import Settings, create_app
+from serving.gateway.outside import Outside
 from serving.gateway.services import Services
 from serving.provenance.finish import Finished, finish
 
@@ -83,6 +84,7 @@ class ScriptedEngine:
     Args:
         capacity: as the protocol has it.
         gated: wait for `gate` before every step.
+        estimate_s: what it says that any request takes.
         ending: how each job ends instead of Completed, if set: an event, or an exception to raise.
     """
 
@@ -90,6 +92,7 @@ class ScriptedEngine:
     gated: bool = False
     ending: Failed | Exception | None = None
     start_failure: Exception | None = None
+    estimate_s: float | None = None
     warm: asyncio.Event | None = None
     ready: bool = False
     gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -110,7 +113,7 @@ class ScriptedEngine:
         self.stopped, self.ready = True, False
 
     def estimate(self, model: str, params: Params) -> float | None:
-        return None
+        return self.estimate_s
 
     def cancel(self, job_id: str) -> None:
         if any(request.job_id == job_id for request in self.requests):
@@ -228,10 +231,12 @@ def settings(folder: Path, **changes: Any) -> Settings:
 
 
 @asynccontextmanager
-async def running(folder: Path, engine: ScriptedEngine | None = None, **changes: Any) -> AsyncIterator[Running]:
+async def running(
+    folder: Path, engine: ScriptedEngine | None = None, outside: Outside | None = None, **changes: Any
+) -> AsyncIterator[Running]:
     """The app, called in process."""
     engine = engine or ScriptedEngine()
-    app = create_app(engine, [entry(), entry("second")], settings(folder, **changes))
+    app = create_app(engine, [entry(), entry("second")], settings(folder, **changes), outside=outside)
     transport = httpx.ASGITransport(app)
     address = "http://test"
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url=address) as client:
