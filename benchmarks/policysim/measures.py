@@ -38,7 +38,8 @@ class Measures:
     @property
     def slowdown(self) -> np.ndarray:
         """Latency over what it would be on an idle device."""
-        return self.latency_s / self.solo_s
+        slowdown: np.ndarray = self.latency_s / self.solo_s
+        return slowdown
 
 
 def measure(trace: Sequence[Request], outcome: Outcome) -> Measures:

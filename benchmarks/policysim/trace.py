@@ -17,6 +17,8 @@ FLOOD_AT = (0.3, 0.4)
 _POLITE_LOAD, _FLOOD_LOAD = 0.65, 0.3
 """Parts of all devices' time over the trace; within a burst the polite tenants alone ask for more than there is."""
 
+_CLASSES: tuple[Priority, ...] = ("high", "normal", "low")
+
 _BURST, _BURSTS_EVERY_S, _BURST_S = 2.5, 60.0, 15.0
 
 
@@ -75,7 +77,7 @@ def _draw(rng: random.Random, tenant: str, at_s: float) -> Request:
     shape = LARGE if rng.random() < 0.5 else SMALL
     steps = min(100, int(4 * rng.paretovariate(1.5)))
     guided = rng.random() < 0.8
-    priority = rng.choices(("high", "normal", "low"), (1, 7, 2))[0]
+    priority = rng.choices(_CLASSES, (1, 7, 2))[0]
     solo = shape.encode_s + steps * shape.call_s(2 if guided else 1) + shape.chunks * shape.chunk_s
     deadline = at_s + solo * rng.uniform(1.5, 8.0) if rng.random() < 1 / 3 else None
     return Request(0, tenant, priority, shape, steps, guided, at_s, solo, deadline)

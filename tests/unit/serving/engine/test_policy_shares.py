@@ -111,6 +111,16 @@ def test_the_ledger_forgets_tenants_that_owe_nothing() -> None:
     assert len(ledger.online) == 1
 
 
+def test_a_lane_with_a_ledger_of_its_own_leaves_the_shares_of_the_other_alone() -> None:
+    """One tenant also decodes all the time, on a lane beside the steps: their shares of the steps stay equal."""
+    steps = Engine([Task(f"{tenant}-step", ENDLESS, tenant=tenant) for tenant in "ab"])
+    chunks = Engine([Task("b-decode", 0, tenant="b", chunks=ENDLESS)])
+    for count in range(1, 101):
+        steps.run(until=lambda count=count: len(steps.record) == count)
+        chunks.run(until=lambda count=count: len(chunks.record) == count)
+    assert sorted(task.steps for task in steps.tasks) == [ENDLESS - 50, ENDLESS - 50]
+
+
 @given(backlogs(), st.data())
 def test_a_pure_function_of_the_set_of_items(
     backlog: tuple[list[Task], dict[str, Batching]], data: st.DataObject
