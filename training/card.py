@@ -16,11 +16,12 @@ _TITLE = {
 }
 _HISTORY = {
     "mini-image-to-video": """Seed, learning rates and all else are in the recipes. As run, on two CPU cores shared with
-other work, the configs below. The runs were interrupted and resumed. Until its iteration 200 the denoiser's schedule
-was laid out for 2,200 iterations instead of 1,700, and the number of threads changed on the way; so running the recipes
-again gives a checkpoint like this one, not the same bits.""",
+other work, the configs below. The first three of the runs were interrupted and resumed, and until its iteration 200 the
+first denoiser run's schedule was laid out for 2,200 iterations instead of 1,700; so running the recipes again gives a
+checkpoint like this one, not the same bits. The long run began from the first one's averaged weights and was not
+interrupted.""",
 }
-_LIMITS = """It has seen one animated film and some ten photographs, in under two hours of two shared CPU cores.
+_LIMITS = """It has seen one animated film and some ten photographs, in some three hours of two shared CPU cores.
 Expect soft pictures, small and simple motion, and drift away from the picture where much motion is asked for.
 It exists so that the whole system runs for real anywhere; for pictures worth showing, serve published weights with
 the same code."""
@@ -78,7 +79,7 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
         "Held out from everything: every eighth shot within 0-487 s of the film, and every third photograph, by name.",
         "## Training",
         f"![training curves]({CURVE})",
-        "```\n" + _commands(entry.name) + "\n```",
+        "```\n" + _commands(sidecar.get("runs", {})) + "\n```",
         _HISTORY.get(entry.name, "Seed, learning rates and all else are in the recipes; as run:"),
         "```json\n" + json.dumps(sidecar.get("runs", {}), indent=1) + "\n```",
         "The image encoder is a small CLIP-style tower of our own, trained contrastively on measured attribute "
@@ -95,10 +96,9 @@ def _limit(figures: dict[str, Any]) -> Any:
     return figures["settings"].get("paired_clips", "N")
 
 
-def _commands(name: str) -> str:
-    recipes = ("mini-vae", "mini-image-encoder", name)
+def _commands(runs: dict[str, Any]) -> str:
     lines = ["stillmotion data starter --out data/starter"]
-    return "\n".join(lines + [f"stillmotion train {r} --data data/starter --out runs" for r in recipes])
+    return "\n".join(lines + [f"stillmotion train {run} --data data/starter --out runs" for run in runs])
 
 
 def _figure_table(figures: dict[str, Any]) -> str:

@@ -36,14 +36,18 @@ def run(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool, 
     folder = out / recipe
     if not resume and (folder / "state.pt").exists():
         raise DataError(f"{folder} already holds a run: add --resume to go on with it, or name another folder")
-    trainer = Trainer(build_objective(config, data, folder, report), config, folder)
+    objective = build_objective(config, data, folder, report)
+    trainer = Trainer(objective, config, folder)
     if resume:
         trainer.resume()
     trainer.run(report)
     if isinstance(config, DenoiserConfig):
+        from training.latent_colours import fit_latent_colours
+        from training.objectives.denoise import DenoiseObjective
         from training.released import release
 
-        release(folder, folder / "checkpoint")
+        assert isinstance(objective, DenoiseObjective)
+        release(folder, folder / "checkpoint", fit_latent_colours(objective.film, objective.scaling))
     return folder
 
 

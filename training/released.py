@@ -111,16 +111,18 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def release(run: Path, folder: Path, defaults: dict[str, Any] | None = None) -> None:
+def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
     """Write a denoiser run, with the networks it stands on, as a checkpoint folder in float16.
 
     Args:
+        latent_colours: what previews are drawn with (training.latent_colours).
         defaults: request settings that the checkpoint prefers; `DEFAULTS` fills the rest.
     """
     values = run_config(run)
     out = run.parent
     size = preset(values["preset"])
-    folders = {name: out / name for name in (values["vae"], values["image_encoder"], run.name)}
+    first = [values["init"]] if values["init"] else []
+    folders = {name: out / name for name in (values["vae"], values["image_encoder"], *first, run.name)}
     unet = build_unet(size, task(values["task"]), num_frames=values["num_frames"])
     temporal_convolutions(cast(nn.Module, unet))
     sidecar = {
@@ -128,6 +130,7 @@ def release(run: Path, folder: Path, defaults: dict[str, Any] | None = None) -> 
         "width": values["width"],
         "height": values["height"],
         "defaults": DEFAULTS | (defaults or {}),
+        "latent_colours": latent_colours,
         "motion_map": dataclasses.asdict(MotionMap()),
         "runs": runs_summary(folders),
     }

@@ -1,7 +1,8 @@
 """Between the loop and the policy: jobs become work items with measured costs, and the ledger is kept. Not thread-safe.
 
-There are two lanes. Encoding and denoiser calls are chosen for the step thread, decode chunks for the decode thread;
-both lanes ask the same policy and charge the same ledger, so a tenant's decoding counts towards its share.
+There are two lanes. Encoding and denoiser calls are chosen for the step thread, decode chunks for the decode thread.
+Both ask the same policy, each with a ledger of its own: a lane sees only those who have work in it, and one ledger for
+both would forgive a tenant in one lane what it owes in the other.
 """
 
 from __future__ import annotations
@@ -25,28 +26,31 @@ class Scheduler:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
-        self._ledger = Ledger()
+        self._calls = Ledger()
+        self._chunks = Ledger()
         self.ceiling = Ceiling()
 
     def next_call(self, jobs: Iterable[Job], now: float) -> Decision | None:
         """For the step thread: an encoding, or the rows of a denoiser call."""
-        return self._next([job for job in jobs if job.phase in ("queued", "encode", "denoise")], now)
+        mine = [job for job in jobs if job.phase in ("queued", "encode", "denoise")]
+        decision, self._calls = decide(self._items(mine), self._limits(mine, now), self._calls)
+        return decision
 
     def next_chunk(self, jobs: Iterable[Job], now: float) -> Decision | None:
         """For the decode thread: the job whose next chunk is decoded."""
-        return self._next([job for job in jobs if job.phase == "decode"], now)
+        mine = [job for job in jobs if job.phase == "decode"]
+        decision, self._chunks = decide(self._items(mine), self._limits(mine, now), self._chunks)
+        return decision
 
     def positions(self, jobs: Iterable[Job], now: float) -> dict[str, int]:
         """Place in the queue of every job that was not begun; 0 is next."""
-        items = [self._item(job) for job in jobs if job.phase in ("queued", "denoise")]
+        items = self._items([job for job in jobs if job.phase in ("queued", "denoise")])
         waiting = {item.job_id for item in items if item.kind == "encode"}
-        queue = [job_id for job_id in order(items, self._limits((), now), self._ledger) if job_id in waiting]
+        queue = [job_id for job_id in order(items, self._limits((), now), self._calls) if job_id in waiting]
         return {job_id: position for position, job_id in enumerate(queue)}
 
-    def _next(self, jobs: list[Job], now: float) -> Decision | None:
-        items = [self._item(job) for job in jobs]
-        decision, self._ledger = decide(items, self._limits(jobs, now), self._ledger)
-        return decision
+    def _items(self, jobs: Iterable[Job]) -> list[WorkItem]:
+        return [self._item(job) for job in jobs]
 
     def _limits(self, jobs: Iterable[Job], now: float) -> Limits:
         batching: dict[Hashable, Batching] = {}

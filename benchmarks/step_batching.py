@@ -1,0 +1,272 @@
+"""Concurrent callers of mixed step counts: our step batching, request batching, and diffusers in order of arrival.
+
+    python benchmarks/step_batching.py [--model mini-image-to-video] [--callers 1 2 4 8] [--videos 2] [--json FILE]
+
+Every caller asks for `--videos` videos one after another, alternating short ones (4 steps) and long ones (12), each an
+mp4 in the end. The three systems run in turn in this one process, on the same checkpoint, picture, seeds and settings:
+
+    step        our engine as `stillmotion serve` runs it
+    request     our rows and denoiser, but batched by request: whoever waits is taken as one batch, which is run to its
+                end before the next is taken
+    diffusers   StableVideoDiffusionPipeline, one request at a time in the order of arrival
+
+Prints throughput, latency (mean, 99th percentile) and time to the first step, for all videos and for the short ones.
+With --check the final latents of `step` and `diffusers` at one caller are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import statistics
+import threading
+import time
+import warnings
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from model.catalog import ModelEntry, find
+from model.decode import decode
+from model.image import fit_picture, open_picture, to_png
+from model.params import Params
+from model.sampling.batch import advance
+from model.sampling.prepare import begin_row
+from model.video import encode_video
+from serving.engine.inprocess import InProcessEngine
+from serving.engine.loaded import LoadedModel, load_model
+from serving.engine.protocol import Completed, EngineRequest, Stepped
+from serving.engine.settings import EngineSettings
+
+SHORT, LONG = 4, 12
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One video: seconds from its submission to its first step and to its mp4."""
+
+    steps: int
+    first_step_s: float
+    total_s: float
+
+
+Serve = Callable[[Params], Awaitable[Taken]]
+
+
+async def load_of(serve: Serve, entry: ModelEntry, callers: int, videos: int) -> tuple[list[Taken], float]:
+    """All videos of all callers, and the seconds they took together."""
+
+    async def caller(number: int) -> list[Taken]:
+        taken = []
+        for turn in range(videos):
+            steps = SHORT if (number + turn) % 2 == 0 else LONG
+            taken.append(await serve(entry.resolve({"num_inference_steps": steps}, seed=100 * number + turn)))
+        return taken
+
+    began = time.perf_counter()
+    done = await asyncio.gather(*(caller(number) for number in range(callers)))
+    return [one for some in done for one in some], time.perf_counter() - began
+
+
+class StepBatching:
+    """Our engine."""
+
+    def __init__(self, engine: InProcessEngine, entry: ModelEntry, png: bytes) -> None:
+        self._engine, self._entry, self._png, self._count = engine, entry, png, 0
+
+    async def __call__(self, params: Params) -> Taken:
+        """Serve one request."""
+        self._count += 1
+        began, first = time.perf_counter(), math.nan
+        async for event in self._engine.submit(
+            EngineRequest(str(self._count), self._entry.name, params, (self._png,), "mp4")
+        ):
+            if isinstance(event, Stepped) and math.isnan(first):
+                first = time.perf_counter() - began
+        if not isinstance(event, Completed):
+            raise SystemExit(f"a request ended as {event}")
+        return Taken(params.num_inference_steps, first, time.perf_counter() - began)
+
+
+class RequestBatching:
+    """Our rows and denoiser; a batch is whoever waits, and runs to its end."""
+
+    def __init__(self, model: LoadedModel, still: Image.Image) -> None:
+        self._model, self._still = model, still
+        self._changed = threading.Condition()
+        self._waiting: list[tuple[Params, asyncio.Future[Taken], float]] = []
+        threading.Thread(target=self._work, daemon=True).start()
+
+    async def __call__(self, params: Params) -> Taken:
+        """Serve one request."""
+        future: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
+        with self._changed:
+            self._waiting.append((params, future, time.perf_counter()))
+            self._changed.notify()
+        return await future
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._waiting))
+            time.sleep(0.01)  # those who ask at the same moment make one batch
+            with self._changed:
+                batch, self._waiting = self._waiting, []
+            self._run(batch)
+
+    def _run(self, batch: list[tuple[Params, asyncio.Future[Taken], float]]) -> None:
+        torch.set_num_threads(self._model.settings.cores)
+        vae = self._model.checkpoint.vae
+        with torch.inference_mode():
+            rows = [begin_row(self._model.checkpoint, params, [self._still]) for params, _, _ in batch]
+            first = None
+            while running := [n for n, row in enumerate(rows) if not row.done]:
+                for n, row in zip(running, advance(self._model.denoiser, [rows[n] for n in running]), strict=True):
+                    rows[n] = row
+                first = first or time.perf_counter()
+            for row, (params, _, _) in zip(rows, batch, strict=True):
+                encode_video(decode(vae, row.latents, params.decode_chunk_size), params.fps, "mp4")
+        ended = time.perf_counter()
+        for params, future, asked in batch:
+            taken = Taken(params.num_inference_steps, (first or ended) - asked, ended - asked)
+            future.get_loop().call_soon_threadsafe(future.set_result, taken)
+
+
+class Diffusers:
+    """The pipeline, behind a queue of one."""
+
+    def __init__(self, entry: ModelEntry, still: Image.Image, device: str) -> None:
+        from diffusers import StableVideoDiffusionPipeline
+
+        self._pipeline = StableVideoDiffusionPipeline.from_pretrained(entry.path, torch_dtype=torch.float32).to(device)
+        self._pipeline.set_progress_bar_config(disable=True)
+        self._still = still
+        self._queue = ThreadPoolExecutor(1)
+
+    async def __call__(self, params: Params) -> Taken:
+        """Serve one request."""
+        began = time.perf_counter()
+        first = await asyncio.get_running_loop().run_in_executor(self._queue, self._video, params)
+        return Taken(params.num_inference_steps, first - began, time.perf_counter() - began)
+
+    def _video(self, params: Any) -> float:
+        first: list[float] = []
+
+        def stepped(_pipeline: object, _step: int, _moment: object, kwargs: dict[str, Any]) -> dict[str, Any]:
+            first.append(time.perf_counter())
+            return kwargs
+
+        frames = self._call(params, "np", callback_on_step_end=stepped).frames[0]
+        encode_video(np.ascontiguousarray((frames * 255).round().astype(np.uint8)), params.fps, "mp4")
+        return first[0]
+
+    def latents(self, params: Params) -> torch.Tensor:
+        """The final latents."""
+        latents: torch.Tensor = self._call(params, "latent").frames[0]
+        return latents
+
+    def _call(self, params: Any, output: str, **more: Any) -> Any:
+        return self._pipeline(
+            self._still,
+            height=params.height,
+            width=params.width,
+            num_frames=params.num_frames,
+            num_inference_steps=params.num_inference_steps,
+            min_guidance_scale=params.min_guidance_scale,
+            max_guidance_scale=params.max_guidance_scale,
+            fps=params.fps,
+            motion_bucket_id=params.motion_bucket_id,
+            noise_aug_strength=params.noise_aug_strength,
+            decode_chunk_size=params.decode_chunk_size,
+            generator=torch.Generator().manual_seed(params.seed),
+            output_type=output,
+            **more,
+        )
+
+
+def row_of_table(name: str, callers: int, taken: list[Taken], seconds: float) -> dict[str, Any]:
+    """The figures of one system at one load."""
+    out: dict[str, Any] = {"callers": callers, "system": name, "videos_per_minute": 60 * len(taken) / seconds}
+    for label, some in (("all", taken), ("short", [one for one in taken if one.steps == SHORT])):
+        totals = sorted(one.total_s for one in some)
+        out[f"{label}_mean_s"] = statistics.mean(totals)
+        out[f"{label}_p99_s"] = totals[min(len(totals) - 1, math.ceil(0.99 * len(totals)) - 1)]
+        out[f"{label}_first_step_s"] = statistics.mean(one.first_step_s for one in some)
+    return out
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """As Markdown."""
+    names = list(rows[0])
+    print("| " + " | ".join(names) + " |\n|" + "---|" * len(names))
+    for row in rows:
+        cells = [f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()]
+        print("| " + " | ".join(cells) + " |")
+
+
+async def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every system at every load."""
+    entry = find(options.model)
+    picture = open_picture(Path(options.still).read_bytes())
+    still = fit_picture(picture, entry.height, entry.width, "crop")
+    settings = EngineSettings(device=options.device)
+    engine = InProcessEngine([entry], settings)
+    await engine.start()
+    model = load_model(entry, settings)
+    pipeline = Diffusers(entry, still, str(model.checkpoint.unet.device))
+    systems: dict[str, Serve] = {
+        "step": StepBatching(engine, entry, to_png(still)),
+        "request": RequestBatching(model, still),
+        "diffusers": pipeline,
+    }
+    for serve in systems.values():
+        await serve(entry.resolve({"num_inference_steps": 1}, seed=0))
+    rows = []
+    for callers in options.callers:
+        for name, serve in systems.items():
+            taken, seconds = await load_of(serve, entry, callers, options.videos)
+            rows.append(row_of_table(name, callers, taken, seconds))
+            print(json.dumps(rows[-1]), flush=True)
+    stats = engine.stats()
+    assert stats is not None
+    print(f"rows a denoiser call, step batching: {dict(sorted(stats.rows_per_call.items()))}")
+    if options.check:
+        params = entry.resolve({"num_inference_steps": SHORT}, seed=3)
+        torch.set_num_threads(settings.cores)
+        row = begin_row(model.checkpoint, params, [still])
+        while not row.done:
+            (row,) = advance(model.denoiser, [row])
+        difference = float((row.latents - pipeline.latents(params)).abs().max())
+        print(f"final latents against diffusers', {SHORT} steps: largest difference {difference:.1e}")
+    await engine.stop()
+    return rows
+
+
+def main() -> None:
+    """Read the arguments."""
+    parser = argparse.ArgumentParser(description="Step batching beside request batching and diffusers.")
+    parser.add_argument("--model", default="mini-image-to-video")
+    parser.add_argument("--still", default="docs/assets/still.jpg")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--callers", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--videos", type=int, default=2, help="that each caller asks for, one after another")
+    parser.add_argument("--check", action="store_true", help="compare the latents with diffusers' at one caller")
+    parser.add_argument("--json", help="write the figures to this file")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    rows = asyncio.run(run(options))
+    print_table(rows)
+    if options.json:
+        Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
