@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import FormatChoice, Json, ResizeChoice, SolverChoice
+from cli.options import (
+    Denoiser,
+    DenoiserChoice,
+    Deterministic,
+    Device,
+    Dtype,
+    DtypeChoice,
+    FormatChoice,
+    Json,
+    ResizeChoice,
+    SolverChoice,
+    Threads,
+)
 
 if TYPE_CHECKING:
     from cli.progress import Report
@@ -48,6 +60,11 @@ def generate(
     resize_mode: Annotated[ResizeChoice | None, typer.Option(help="How the still meets the video's aspect.")] = None,
     decode_chunk_size: Annotated[int | None, typer.Option(help="Frames decoded at once, at most.")] = None,
     format: Annotated[FormatChoice | None, typer.Option(help="Container. [by the name of --out, else mp4]")] = None,
+    deterministic: Deterministic = False,
+    denoiser: Denoiser = DenoiserChoice.auto,
+    device: Device = "auto",
+    dtype: Dtype = DtypeChoice.float32,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Turn a still, two stills or a prompt into a short video."""
@@ -76,7 +93,14 @@ def generate(
     }
     params = entry.resolve(asked, secrets.randbelow(2**31) if seed is None else seed)
     with reporting() as report:
-        made = _sample(entry, params, pictures, container, report)
+        how = {
+            "backend": denoiser.value,
+            "device": device,
+            "dtype": dtype.value,
+            "threads": threads,
+            "deterministic": deterministic,
+        }
+        made = _sample(entry, params, pictures, container, how, report)
     finished = finish(made.completed, params, pictures, container.value)
     _write(video, finished.video)
     _write(sheet, made.completed.frames)
@@ -138,10 +162,16 @@ def outputs(stills: Sequence[Path], out: Path | None, format: FormatChoice | Non
 
 
 def _sample(
-    entry: ModelEntry, params: Params, pictures: tuple[bytes, ...], container: FormatChoice, report: Report
+    entry: ModelEntry,
+    params: Params,
+    pictures: tuple[bytes, ...],
+    container: FormatChoice,
+    how: dict[str, Any],
+    report: Report,
 ) -> Generated:
     from serving.engine.local import generate as sample
     from serving.engine.protocol import Decoded, Stepped
+    from serving.engine.settings import EngineSettings
 
     def progress(event: EngineEvent) -> None:
         if isinstance(event, Stepped):
@@ -149,7 +179,9 @@ def _sample(
         elif isinstance(event, Decoded):
             report("decode", event.frames, event.total)
 
-    return sample(entry, params, pictures, output_format=container.value, progress=progress)
+    return sample(
+        entry, params, pictures, output_format=container.value, progress=progress, settings=EngineSettings(**how)
+    )
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.options import Denoiser, DenoiserChoice, Deterministic, Device, Dtype, DtypeChoice, Threads
 from model.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -55,10 +56,15 @@ def serve(
             "checkpointed and wait for the next start. [30]",
         ),
     ] = None,
-    deterministic: Annotated[
-        bool,
-        typer.Option("--deterministic", help="The same bits for the same job, whatever runs beside it; slower."),
-    ] = False,
+    deterministic: Deterministic = False,
+    denoiser: Denoiser = DenoiserChoice.auto,
+    device: Device = "auto",
+    dtype: Dtype = DtypeChoice.float32,
+    threads: Threads = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Clips in one denoiser call, at most; a guided request is two. [what pays, measured]"),
+    ] = None,
     allow_unkeyed: Annotated[
         bool, typer.Option("--allow-unkeyed", help="Serve a public address although no API key was made.")
     ] = False,
@@ -97,7 +103,16 @@ def serve(
     configure(settings.log_json)
     check_exposed(settings.host, has_keys=any_keys(settings.database_url), allow_unkeyed=settings.allow_unkeyed)
     listener = server.listen(settings.host, settings.port)
-    served = _ENGINES[engine](entries, deterministic, settings.checkpoint_every_s)
+    how = {
+        "backend": denoiser.value,
+        "device": device,
+        "dtype": dtype.value,
+        "threads": threads,
+        "max_batch": max_batch,
+        "deterministic": deterministic,
+        "checkpoint_every_s": settings.checkpoint_every_s,
+    }
+    served = _ENGINES[engine](entries, how)
     names = ", ".join(entry.name for entry in entries)
 
     def on_ready(url: str) -> None:
@@ -111,11 +126,11 @@ def serve(
     server.run(app, listener, lambda: served.ready, on_ready, drain)
 
 
-def _in_process(entries: Sequence[ModelEntry], deterministic: bool, checkpoint_every_s: float) -> Engine:
+def _in_process(entries: Sequence[ModelEntry], how: dict[str, Any]) -> Engine:
     from serving.engine.inprocess import InProcessEngine
     from serving.engine.settings import EngineSettings
 
-    return InProcessEngine(entries, EngineSettings(deterministic=deterministic, checkpoint_every_s=checkpoint_every_s))
+    return InProcessEngine(entries, EngineSettings(**how))
 
 
 _ENGINES = {EngineChoice.inprocess: _in_process}
