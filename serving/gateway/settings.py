@@ -54,6 +54,7 @@ class Settings(BaseSettings):
     lease_s: float = Field(15.0, gt=0, description="a server silent for so long has lost its jobs; they run again")
     waiting_s: float = Field(7 * 86400.0, gt=0, description="a job that has not begun by then expires")
     kept_s: float | None = Field(30 * 86400.0, ge=0, description="an ended job is removed after this time; None: never")
+    attempts: int = Field(50, ge=1, description="a job whose server was lost so often fails")
     checkpoint_every_s: float = Field(5.0, ge=0, description="a running job is checkpointed so often")
     grace_s: float = Field(30.0, ge=0, description="running jobs have so long to end when the service is told to stop")
 
@@ -72,7 +73,7 @@ class Settings(BaseSettings):
     @property
     def terms(self) -> Terms:
         """How long jobs and leases last."""
-        return Terms(self.lease_s, self.waiting_s, self.kept_s)
+        return Terms(self.lease_s, self.waiting_s, self.kept_s, self.attempts)
 
     @property
     def image_limits(self) -> ImageLimits:

@@ -117,7 +117,8 @@ class Dispatcher:
             job = await in_thread(self._leases.take, offline=len(self._runs) < self._engine.capacity)
             if job is None:
                 return
-            if job.id in self._runs:  # its lease was lost while the engine was at it, and the engine still is
+            # Its lease may have been lost while the engine was at it, and the engine still is; or the service stops.
+            if job.id in self._runs or self._draining:
                 await self._give_back(job)
                 return
             self._runs[job.id] = Run(job)

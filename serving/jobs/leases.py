@@ -96,8 +96,8 @@ class Leases:
                 return None
             check_transition(row.id, row.status, "in_progress")
             row.status = "in_progress"
-            row.started_at = now
-            row.lease_owner, row.lease_until = self._server, now + self._terms.lease_s
+            row.started_at = self._clock()  # by now: the write lock may have taken its time
+            row.lease_owner, row.lease_until = self._server, row.started_at + self._terms.lease_s
             row.attempt += 1
             changes.emit(session, row, "phase")
             return _leased(row)
@@ -106,9 +106,9 @@ class Leases:
         """Say that this server lives and runs these jobs, which prolongs their leases."""
         held: dict[str, bool] = {}
         if jobs:
-            until = self._clock() + self._terms.lease_s
             attempts = {job.id: job.attempt for job in jobs}
             with self._database.write() as session:
+                until = self._clock() + self._terms.lease_s
                 rows = session.execute(
                     update(JobRow)
                     .where(JobRow.id.in_(attempts), JobRow.lease_owner == self._server, JobRow.status == "in_progress")
@@ -172,7 +172,11 @@ class Leases:
             return self._return(session, self._held(session, job))
 
     def reclaim(self) -> list[Job]:
-        """Put every job back whose server has not been heard of in time; those asked to stop are cancelled instead."""
+        """Put every job back whose server has not been heard of in time.
+
+        Those asked to stop are cancelled instead, and those that were interrupted too often fail: it may be they
+        that take their servers down.
+        """
         now = self._clock()
         orphaned = (JobRow.status == "in_progress", or_(JobRow.lease_until.is_(None), JobRow.lease_until < now))
         with self._database.read() as session:
@@ -180,7 +184,14 @@ class Leases:
                 return []
         with self._database.write() as session:
             query = select(JobRow).where(*orphaned).order_by(JobRow.seq).with_for_update(skip_locked=True)
-            return [self._return(session, row) for row in session.scalars(query).all()]
+            return [self._reclaimed(session, row) for row in session.scalars(query).all()]
+
+    def _reclaimed(self, session: Session, row: JobRow) -> Job:
+        if row.attempt < self._terms.attempts or row.cancel_requested:
+            return self._return(session, row)
+        row.error_code = "interrupted"
+        row.error_message = f"the server was lost {row.attempt} times while it ran the job; send it again, if you will"
+        return changes.end(session, row, "failed", self._clock(), self._terms.kept_s)
 
     def _return(self, session: Session, row: JobRow) -> Job:
         if row.cancel_requested:

@@ -29,11 +29,13 @@ class Terms:
         lease_s: a server that is not heard of for so long has lost its jobs; they are run again.
         waiting_s: a job that has not begun by then expires.
         kept_s: an ended job is removed so long after its end, files and all; None: never.
+        attempts: (a count) a job whose server was lost so often fails.
     """
 
     lease_s: float = 15.0
     waiting_s: float = 7 * 86400.0
     kept_s: float | None = 30 * 86400.0
+    attempts: int = 50
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,19 +73,19 @@ def survive(model: Path, photo: Path, folder: Path, *, jobs: int, kills: int, st
 
 
 def test_three_kills_lose_nothing(model: Path, photo: Path, tmp_path: Path) -> None:
-    survive(model, photo, tmp_path, jobs=6, kills=3, steps=40)
+    survive(model, photo, tmp_path, jobs=6, kills=3, steps=16)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
 def test_twenty_kills_lose_none_of_forty_jobs(model: Path, photo: Path, tmp_path: Path) -> None:
-    survive(model, photo, tmp_path, jobs=40, kills=20, steps=60)
+    survive(model, photo, tmp_path, jobs=40, kills=20, steps=20)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
 def test_two_gateways_share_a_queue_and_one_is_killed(model: Path, photo: Path, tmp_path: Path, postgres: str) -> None:
-    asked = settings_of(40, 60)
+    asked = settings_of(40, 20)
     expected = undisturbed(model, tmp_path / "undisturbed", photo, asked)
     lives, dies = (Server(model, tmp_path, postgres, name) for name in ("lives", "dies"))
     with serving(lives, dies):
@@ -98,7 +98,7 @@ def test_two_gateways_share_a_queue_and_one_is_killed(model: Path, photo: Path, 
 
 
 def test_a_stop_refuses_new_work_and_ends_what_runs(model: Path, photo: Path, tmp_path: Path) -> None:
-    asked = settings_of(2, 60)
+    asked = settings_of(2, 30)
     server = Server(model, tmp_path, f"sqlite:///{tmp_path}/jobs.db", arguments=("--grace", "120"))
     with serving(server):
         server.submit(photo, asked)
@@ -123,7 +123,7 @@ def test_a_stop_refuses_new_work_and_ends_what_runs(model: Path, photo: Path, tm
 
 
 def test_a_stop_without_grace_checkpoints_what_runs(model: Path, photo: Path, tmp_path: Path) -> None:
-    asked = settings_of(2, 60)
+    asked = settings_of(2, 30)
     expected = undisturbed(model, tmp_path / "undisturbed", photo, asked)
     server = Server(model, tmp_path, f"sqlite:///{tmp_path}/jobs.db", arguments=("--grace", "0"))
     with serving(server):

@@ -100,6 +100,20 @@ def test_a_caller_who_asked_for_an_end_gets_it_also_after_a_crash(
     assert [job.status for job in two.reclaim()] == ["cancelled"]
 
 
+def test_a_job_that_takes_its_servers_down_fails_in_the_end(database: Database, store: JobStore, clock: Clock) -> None:
+    leases = Leases(database, "one", clock, Terms(lease_s=10, attempts=3))
+    store.create(new_job("job_1"), 10)
+    statuses = []
+    for _ in range(3):
+        assert leases.take()
+        clock.now += 11
+        statuses += [job.status for job in leases.reclaim()]
+    assert statuses == ["queued", "queued", "failed"]
+    failed = store.get("job_1")
+    assert failed.error is not None
+    assert (failed.error.code, leases.take()) == ("interrupted", None)
+
+
 def test_owners_take_turns_by_weight_and_classes_come_first(database: Database, store: JobStore, clock: Clock) -> None:
     one, _ = servers(database, clock)
     for number in range(6):
