@@ -13,6 +13,7 @@ from torch import nn
 from model.presets import preset
 from model.rewrites import (
     OneTokenAttention,
+    fold_blends,
     fold_one_token_attention,
     relative_difference,
     rewrite_exactly,
@@ -95,3 +96,34 @@ def test_the_rewritten_weight_gradient_is_that_of_the_plain_form() -> None:
         layer(x).square().mean().backward()
     assert plain.weight.grad is not None and ours.weight.grad is not None
     assert torch.allclose(ours.weight.grad, plain.weight.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_blend_without_still_pictures_is_a_constant(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    plain = build_unet(preset("tiny"), task("image-to-video")).eval().to(dtype)
+    for name, value in plain.named_parameters():
+        if name.endswith("mix_factor"):
+            value.data.normal_()
+    ours = copy.deepcopy(plain)
+    assert fold_blends(ours) == sum(name.endswith("mix_factor") for name, _ in plain.named_parameters()) > 0
+    x, timestep, context, vector = _unet_inputs()
+    with torch.inference_mode():
+        before = plain(x.to(dtype), timestep, context.to(dtype), added_time_ids=vector).sample
+        after = ours(x.to(dtype), timestep, context.to(dtype), added_time_ids=vector).sample
+    assert after.dtype == dtype
+    assert relative_difference(after.float(), before.float()) < (1e-6 if dtype == torch.float32 else 5e-2)
+    assert list(ours.state_dict()) == list(plain.state_dict())
+
+
+def test_the_autoencoder_blends_the_other_way_round() -> None:
+    torch.manual_seed(0)
+    plain = build_vae(preset("tiny")).eval()
+    for name, value in plain.named_parameters():
+        if name.endswith("mix_factor"):
+            value.data.normal_()
+    ours = copy.deepcopy(plain)
+    assert fold_blends(ours) > 0
+    latents = torch.randn(3, 4, 8, 8)
+    with torch.inference_mode():
+        assert relative_difference(ours.decode(latents, 3).sample, plain.decode(latents, 3).sample) < 1e-6
