@@ -1,7 +1,7 @@
 """The export's whole road on a small random checkpoint: graphs, gate, engines, repository; then served without weights.
 
-The small preset stands for the mini checkpoint, whose export takes minutes on two cores; test-full exports all four
-tasks with the tiny preset, and `benchmarks/export_mini.py` the shipped checkpoint.
+A small preset stands for the mini checkpoint, whose export takes minutes on two cores; `make test-full` exports all four
+tasks with the tiny preset.
 """
 
 from __future__ import annotations

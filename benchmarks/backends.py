@@ -1,0 +1,87 @@
+"""Seconds of one guided denoiser call by each backend, side by side in one run, and how far each is from torch eager.
+
+    python benchmarks/backends.py [MODEL ...] [--backends torch onnxruntime torch-compiled] [--calls 5]
+
+Without MODEL: every task at the shipped size with random weights (speed does not know the difference). The first call,
+which compiles or warms, is not counted; exporting and compiling are told apart. Prints a table for RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.backends.makers import make_denoiser
+from model.backends.protocol import Cores
+from model.catalog import ModelEntry, find
+from model.checkpoint import build_random, load
+from model.presets import preset
+from model.rewrites import relative_difference
+from model.shapes import VideoShape
+from model.tasks import TASKS
+
+PLACES = 2
+"""A guided request's: one unconditional and one conditional."""
+
+
+def inputs(entry: ModelEntry) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    checkpoint = load(entry)
+    config = checkpoint.unet.config
+    frames, channels = entry.num_frames[0], checkpoint.latent_channels
+    latent = VideoShape(frames, entry.height, entry.width).latent(channels)
+    g = torch.Generator().manual_seed(0)
+    size = (latent.height, latent.width)
+    return (
+        torch.randn(PLACES, frames, channels, *size, generator=g),
+        torch.tensor([0.8, -0.3]),
+        torch.randn(PLACES, entry.task.context_tokens, int(config["cross_attention_dim"]), generator=g),
+        torch.randn(PLACES, frames, int(config["in_channels"]) - channels, *size, generator=g),
+        torch.rand(PLACES, len(entry.task.vector), generator=g),
+    )
+
+
+def measure(entry: ModelEntry, backends: list[str], calls: int) -> None:
+    told, expected = inputs(entry), None
+    for backend in backends:
+        started = time.perf_counter()
+        denoiser = make_denoiser(backend, load(entry), Cores(torch.get_num_threads()))
+        answer = denoiser(*told)
+        ready = time.perf_counter() - started
+        took = []
+        for _ in range(calls):
+            started = time.perf_counter()
+            denoiser(*told)
+            took.append(time.perf_counter() - started)
+        expected = answer if expected is None else expected
+        apart = relative_difference(answer, expected)
+        print(f"| {entry.name} | {backend} | {statistics.median(took):.3f} | {apart:.1e} | {ready:.1f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", metavar="MODEL")
+    parser.add_argument("--backends", nargs="+", default=["torch", "onnxruntime"])
+    parser.add_argument("--calls", type=int, default=5)
+    wanted = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print("| model | backend | seconds a call | difference | seconds until ready |")
+    print("| --- | --- | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["STILLMOTION_CACHE"] = str(Path(folder) / "cache")  # so that every run exports anew
+        entries = [find(name) for name in wanted.models] or [
+            build_random(Path(folder) / name, preset("mini"), spec, num_frames=min(14, spec.frames[0]))
+            for name, spec in TASKS.items()
+        ]
+        for entry in entries:
+            measure(entry, wanted.backends, wanted.calls)
+
+
+if __name__ == "__main__":
+    main()
