@@ -1,7 +1,7 @@
 """The export's whole road on a small random checkpoint: graphs, gate, engines, repository; then served without weights.
 
-A small preset stands for the mini checkpoint, whose export takes minutes on two cores; `make test-full` exports all four
-tasks with the tiny preset.
+A small preset stands for the mini checkpoint, whose export takes minutes on two cores; `make test-full` exports all
+four tasks with the tiny preset.
 """
 
 from __future__ import annotations
