@@ -78,7 +78,8 @@ def _store(database_url: str | None) -> Iterator[KeyStore]:
     from serving.jobs.database import Database
     from serving.keys.store import KeyStore
 
-    database = Database(database_url or Settings().database_url)
+    given: dict[str, Any] = {} if database_url is None else {"database_url": database_url}
+    database = Database(Settings(**given).database_url)
     try:
         yield KeyStore(database)
     finally:

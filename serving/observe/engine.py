@@ -15,15 +15,17 @@ from serving.engine.protocol import (
     Engine,
     EngineEvent,
     EngineRequest,
+    Failed,
     PhaseStarted,
     Stepped,
 )
 from serving.engine.stats import EngineStats
+from serving.jobs.follower import ENGINE_STOPPED
 from serving.observe.collectors import Counted
 from serving.observe.metrics import Metrics
 from serving.observe.traces import JobTrace, Traces
 
-_ENDS: Final = {Completed: "completed", CancelledAt: "cancelled"}
+_ENDS: Final[dict[type[EngineEvent], str]] = {Completed: "completed", CancelledAt: "cancelled"}
 
 
 class WatchedEngine:
@@ -87,6 +89,13 @@ class WatchedEngine:
                 await stream.aclose()
 
 
+def _how(event: EngineEvent) -> str:
+    """How a job ended; one that the engine let go of because it stops goes on later, and did not fail."""
+    if isinstance(event, Failed):
+        return "interrupted" if event.code == ENGINE_STOPPED else "failed"
+    return _ENDS[type(event)]
+
+
 @dataclass(slots=True)
 class _Watch:
     """One job on its way through the engine."""
@@ -117,7 +126,7 @@ class _Watch:
         elif isinstance(event, TERMINAL):
             if isinstance(event, Completed) and self.estimate is not None:
                 self._judge_estimate(now)
-            self.end(_ENDS.get(type(event), "failed"))
+            self.end(_how(event))
 
     def end(self, how: str) -> None:
         """The job left the engine; told once."""

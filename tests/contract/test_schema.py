@@ -1,0 +1,108 @@
+"""The whole OpenAPI document, driven by schemathesis: no 5xx, and no answer that the document does not tell of."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from serving.keys.store import KeyStore
+from tests.contract.support import Running, ScriptedEngine, listening, picture
+
+schemathesis = pytest.importorskip("schemathesis")
+_PATIENCE_S = 120
+"""A busy machine is no failure."""
+
+
+@schemathesis.serializer("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
+def as_lines(_: Any, value: Any) -> bytes:
+    """Lines of JSON are text."""
+    return str(value).encode()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
+    """A server on a thread of its own, and a key for it."""
+    folder: Path = tmp_path_factory.mktemp("schema")
+    started, ended = threading.Event(), threading.Event()
+    found: list[tuple[str, dict[str, str]]] = []
+
+    async def serve() -> None:
+        async with listening(folder, ScriptedEngine(), queue_limit=10_000) as app:
+            found.append((app.address, await key(app)))
+            started.set()
+            while not ended.is_set():
+                await asyncio.sleep(0.05)
+
+    async def key(app: Running) -> dict[str, str]:
+        token = KeyStore(app.services.database).create("schema", operator=True)[1]
+        app.services.keys._read_at = -1e9
+        return {"Authorization": f"Bearer {token}"}
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert started.wait(_PATIENCE_S)
+    yield found[0]
+    ended.set()
+    thread.join()
+
+
+_BOUNDED = settings(
+    max_examples=5,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.mark.timeout(900)
+def test_every_operation_answers_as_documented(served: tuple[str, dict[str, str]]) -> None:
+    address, headers = served
+    document = httpx.get(f"{address}/openapi.json", timeout=_PATIENCE_S).json()
+    operations = [found.ok() for found in schemathesis.openapi.from_dict(document).get_all_operations()]
+    assert len(operations) > 20
+    seen: set[int] = set()
+    for operation in operations:
+        if not operation.path.endswith("/events"):  # a stream; its own tests follow it
+            seen |= drive(operation, address, headers)
+    assert {200, 404, 422} <= seen
+
+
+def drive(operation: Any, address: str, headers: dict[str, str]) -> set[int]:
+    """Try one operation; the statuses it answered with."""
+    job_id = submitted(address, headers)
+    seen: set[int] = set()
+
+    @_BOUNDED
+    @given(case=operation.as_strategy())
+    def one(case: Any) -> None:
+        for name in {"job_id", "video_id"} & set(case.path_parameters):
+            if len(case.path_parameters[name]) % 2:
+                case.path_parameters[name] = job_id  # half of the cases meet a job that is there
+        answer = case.call(base_url=address, headers=headers, timeout=_PATIENCE_S)
+        seen.add(answer.status_code)
+        case.validate_response(answer, checks=[schemathesis.checks.not_a_server_error, documented])
+
+    one()
+    return seen
+
+
+def submitted(address: str, headers: dict[str, str]) -> str:
+    """A job that is there."""
+    files = {"image": ("x.png", picture(), "image/png")}
+    answer = httpx.post(f"{address}/generate/image-to-video", files=files, headers=headers, timeout=_PATIENCE_S)
+    return str(answer.json()["id"])
+
+
+def documented(ctx: Any, response: Any, case: Any) -> None:
+    """The status is one that the document names for this operation."""
+    told = set(case.operation.definition.raw["responses"])
+    assert str(response.status_code) in told, f"{case.method} {case.path}: {response.status_code} is not documented"
