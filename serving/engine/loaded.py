@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 
@@ -17,7 +18,7 @@ from model.sampling.guidance import guidance_scale, needs_unconditional
 from model.sampling.row import BatchKey
 from model.sampling.solvers import evaluations
 from serving.engine.profile import Machine, Profile
-from serving.engine.settings import EngineSettings
+from serving.engine.settings import DtypeName, EngineSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,8 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     device = automatic if settings.device == "auto" else settings.device
     checkpoint = load(entry, device=device, dtype=getattr(torch, settings.dtype))
+    # An export keeps its own dtype, whatever is asked for.
+    settings = replace(settings, dtype=cast(DtypeName, str(checkpoint.unet.dtype).removeprefix("torch.")))
     rewrite_exactly(checkpoint.vae)
     if settings.dtype == "float16" and checkpoint.vae.config["force_upcast"]:
         checkpoint.vae.float()
