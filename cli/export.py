@@ -46,6 +46,9 @@ def export(
         list[str] | None,
         typer.Option(help="Compute capability to compile for with tensorrt-rtx, such as 8.9; may be repeated."),
     ] = None,
+    strip_weights: Annotated[
+        bool, typer.Option("--strip-weights", help="Engines without weights, put in when loaded (needs a GPU).")
+    ] = False,
     picture: Annotated[
         list[Path] | None,
         typer.Option(exists=True, dir_okay=False, help="For the parity gate; may be repeated. [drawn ones]"),
@@ -76,7 +79,7 @@ def export(
         size=ExportSize(height or entry.height, width or entry.width, free_size, max_batch),
         pictures=tuple(picture or ()),
         keep=keep,
-        build=BuildOptions(capabilities=tuple(capability or ())),
+        build=BuildOptions(capabilities=tuple(capability or ()), strip_weights=strip_weights),
     )
     with reporting() as report:
         made = export_model(entry, out, options, report)

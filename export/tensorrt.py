@@ -41,7 +41,8 @@ class BuildOptions:
         capabilities: CUDA compute capabilities to compile for, such as `8.9`; empty for the builder's own choice
             (tensorrt: the GPU here; tensorrt_rtx: every RTX GPU from 8.0).
         hardware_compatible: one engine for Ampere and everything later, slower (tensorrt only).
-        strip_weights: leave the weights out, to be refitted from the ONNX file (needs a GPU with tensorrt_rtx).
+        strip_weights: leave the weights out; they are refitted from the ONNX file when the engine is loaded, so that
+            a finetune of the same network needs no new engine (needs a GPU with tensorrt_rtx).
         timing_cache: read and written where given, so that the next build measures less (tensorrt only).
         level: how hard to search, 0 to 5; None for the builder's default.
     """
@@ -135,12 +136,12 @@ def built_by(builder: Builder, options: BuildOptions) -> Built:
     """What the manifest says of engines compiled here: a machine that does not match it refuses them."""
     trt = load_builder(builder)
     if builder == "tensorrt_rtx":
-        return Built(builder, str(trt.__version__), options.capabilities, None)
+        return Built(builder, str(trt.__version__), options.capabilities, None, options.strip_weights)
     import torch
 
     major, minor = torch.cuda.get_device_capability()
     here = () if options.hardware_compatible else (f"{major}.{minor}",)
-    return Built(builder, str(trt.__version__), here, torch.cuda.get_device_name())
+    return Built(builder, str(trt.__version__), here, torch.cuda.get_device_name(), options.strip_weights)
 
 
 def check_options(builder: Builder, options: BuildOptions) -> None:

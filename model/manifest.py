@@ -32,12 +32,14 @@ class Built:
         version: the builder's; another one's engines are not read.
         capabilities: CUDA compute capabilities they run on, such as `8.9`; empty for every GPU the builder serves.
         gpu: the GPU they were compiled on, or None where there was none.
+        stripped: they hold no weights, which are put in from the graphs when they are loaded.
     """
 
     builder: str
     version: str
     capabilities: tuple[str, ...]
     gpu: str | None
+    stripped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

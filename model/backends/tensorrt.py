@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.errors import CheckpointError, MissingExtra
-from model.manifest import ENGINE_FOLDER, Built, check_engine, read_manifest
+from model.manifest import ENGINE_FOLDER, ONNX_FOLDER, Built, check_engine, read_manifest
 
 
 class Scratch:
@@ -64,7 +64,7 @@ class TensorRtDenoiser:
         trt = fitting_runtime(folder, device)
         self._device = device
         self._scratch = scratch or Scratch(device)
-        self._engine = _deserialised(trt, folder / ENGINE_FOLDER / "unet.engine")
+        self._engine = _deserialised(trt, folder)
         self._context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self._inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
@@ -147,8 +147,18 @@ def _runtime(built: Built) -> Any:
         raise MissingExtra(f"running an engine of {built.builder}", built.builder.replace("_", "-")) from error
 
 
-def _deserialised(trt: Any, file: Path) -> Any:
-    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(file.read_bytes())
+def _deserialised(trt: Any, folder: Path) -> Any:
+    """The denoiser's engine, with its weights put in where it was stripped of them."""
+    file, log = folder / ENGINE_FOLDER / "unet.engine", trt.Logger(trt.Logger.ERROR)
+    engine = trt.Runtime(log).deserialize_cuda_engine(file.read_bytes())
     if engine is None:
         raise CheckpointError(f"{file} does not load; export it again on this machine", code="wrong_engine")
+    built = read_manifest(folder).built
+    if built is not None and built.stripped:
+        refitter = trt.Refitter(engine, log)
+        graph = folder / ONNX_FOLDER / "unet.onnx"
+        if not trt.OnnxParserRefitter(refitter, log).refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
+            raise CheckpointError(
+                f"{graph} has not the weights that {file} lacks; export it again", code="wrong_engine"
+            )
     return engine

@@ -11,7 +11,7 @@ import pytest
 from model.errors import CheckpointError
 from model.manifest import MANIFEST, Built, Manifest, check_engine, file_hash, read_manifest, served_version
 
-BUILT = Built("tensorrt_rtx", "1.7.1", ("8.9", "12.0"), None)
+BUILT = Built("tensorrt_rtx", "1.7.1", ("8.9", "12.0"), None, stripped=True)
 PLAIN = Manifest("mini", "0123", "image-to-video", "onnx", "float32", 64, 64, True, {}, {"torch": "2.13"}, ())
 
 
