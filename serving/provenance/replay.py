@@ -1,0 +1,148 @@
+"""A video made again from its manifest, and whether it is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from model import provenance
+from model.catalog import ModelEntry
+from model.errors import InvalidRequest
+from model.params import PARAMS, OutputFormat, Params
+from model.video import Frames, decode_video
+from serving.engine.local import Generated, generate
+from serving.engine.protocol import EngineEvent
+from serving.engine.settings import EngineSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a manifest asks to be made."""
+
+    task: str
+    model: str
+    model_version: str
+    params: Params
+    pictures: tuple[bytes, ...]
+    output_format: OutputFormat
+    frames_sha256: str
+    pinned: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What came of it.
+
+    Args:
+        identical: the decoded RGB frames before encoding have the hash that the manifest names.
+        psnr_db: of the new mp4's frames against the old one's, where that was at hand; None: equal, or not at hand.
+        differences: what is not as the manifest says (software, device), as `name: then -> now`.
+    """
+
+    made: Generated
+    identical: bool
+    psnr_db: float | None
+    differences: tuple[str, ...]
+
+
+def read_recipe(manifest: Mapping[str, Any]) -> Recipe:
+    """What a manifest asks for.
+
+    Raises:
+        InvalidRequest: something is missing in it, or out of range.
+    """
+    try:
+        task = str(manifest["task"])
+        return Recipe(
+            task=task,
+            model=str(manifest["model"]),
+            model_version=str(manifest["model_version"]),
+            params=PARAMS[task](**manifest["params"]),
+            pictures=provenance.pictures(manifest),
+            output_format=manifest["output_format"],
+            frames_sha256=str(manifest["output"]["frames_sha256"]),
+            pinned={name: manifest[name] for name in _PINNED},
+        )
+    except (KeyError, TypeError) as error:
+        raise InvalidRequest(
+            f"the manifest is not whole ({type(error).__name__}: {error}); take the one of a finished job",
+            code="bad_manifest",
+        ) from error
+
+
+_PINNED = ("device", "dtype", "backend", "threads", "deterministic")
+"""Choices made by measurement or by the operator that the pixels may depend on."""
+
+
+def engine_settings(recipe: Recipe) -> EngineSettings:
+    """The engine's settings as the manifest has them."""
+    return EngineSettings(**recipe.pinned)
+
+
+def replay(
+    recipe: Recipe,
+    entry: ModelEntry,
+    manifest: Mapping[str, Any],
+    *,
+    video: bytes | None = None,
+    progress: Callable[[EngineEvent], None] | None = None,
+) -> Replay:
+    """Make the video again.
+
+    Args:
+        entry: the checkpoint; its version must be the manifest's.
+        video: the old mp4, to say how near the new one is where they are not identical.
+
+    Raises:
+        InvalidRequest: another version of the checkpoint, which makes another video.
+    """
+    if entry.version != recipe.model_version:
+        raise InvalidRequest(
+            f"{entry.name} has version {entry.version} here, and the video was made by {recipe.model_version}: "
+            "name the folder of that one with --model",
+            code="other_version",
+            param="model",
+        )
+    settings = engine_settings(recipe)
+    made = generate(
+        entry,
+        recipe.params,
+        recipe.pictures,
+        output_format=recipe.output_format,
+        progress=progress,
+        settings=settings,
+    )
+    identical = made.completed.frames_sha256 == recipe.frames_sha256
+    psnr = (
+        None if identical or video is None else psnr_db(decode_video(made.completed.video)[0], decode_video(video)[0])
+    )
+    return Replay(made, identical, psnr, _differences(manifest, made.completed.manifest))
+
+
+def psnr_db(ours: Frames, theirs: Frames) -> float | None:
+    """Peak signal to noise ratio over all frames; None if they are equal.
+
+    Raises:
+        InvalidRequest: they have different sizes.
+    """
+    if ours.shape != theirs.shape:
+        raise InvalidRequest(f"the videos have different sizes: {list(ours.shape)} and {list(theirs.shape)}")
+    error = float(np.mean((ours.astype(np.float64) - theirs.astype(np.float64)) ** 2))
+    return None if error == 0 else 10 * float(np.log10(255.0**2 / error))
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
+    """Software, device and the like: what may explain that two runs are not the same."""
+
+    def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, item in value.items():
+            found |= flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
+        return found
+
+    before, after = flat(then), flat(now)
+    names = [name for name in sorted(before.keys() & after.keys()) if before[name] != after[name]]
+    return tuple(f"{name}: {before[name]} -> {after[name]}" for name in names)
