@@ -112,7 +112,7 @@ def test_a_blend_without_still_pictures_is_a_constant(dtype: torch.dtype) -> Non
         before = plain(x.to(dtype), timestep, context.to(dtype), added_time_ids=vector).sample
         after = ours(x.to(dtype), timestep, context.to(dtype), added_time_ids=vector).sample
     assert after.dtype == dtype
-    assert relative_difference(after.float(), before.float()) < (1e-6 if dtype == torch.float32 else 5e-2)
+    assert relative_difference(after.float(), before.float()) < (1e-5 if dtype == torch.float32 else 5e-2)
     assert list(ours.state_dict()) == list(plain.state_dict())
 
 
@@ -126,4 +126,4 @@ def test_the_autoencoder_blends_the_other_way_round() -> None:
     assert fold_blends(ours) > 0
     latents = torch.randn(3, 4, 8, 8)
     with torch.inference_mode():
-        assert relative_difference(ours.decode(latents, 3).sample, plain.decode(latents, 3).sample) < 1e-6
+        assert relative_difference(ours.decode(latents, 3).sample, plain.decode(latents, 3).sample) < 1e-5
