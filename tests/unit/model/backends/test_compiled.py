@@ -22,6 +22,7 @@ TOLERANCE = 1e-5
 """Largest difference over largest magnitude, float32 on a CPU."""
 
 pytestmark = [
+    pytest.mark.full,  # minutes of a C++ compiler
     pytest.mark.timeout(900),
     pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # inside torch's compiler
@@ -39,8 +40,9 @@ def told(places: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-def test_other_numbers_of_places_compile_nothing_new() -> None:
-    """One level of 32 channels: few kernels to compile. The tiny preset's own is in test_backends, marked full."""
+def test_other_numbers_of_places_compile_nothing_new(caplog: pytest.LogCaptureFixture) -> None:
+    """One level of 32 channels: few kernels to compile. The tiny preset's own is in test_backends."""
+    caplog.set_level("ERROR", "torch.__trace")  # torch writes it for whoever listens, as pytest does, and it takes long
     torch.manual_seed(0)
     size = dataclasses.replace(preset("tiny"), unet=UNetSize((32,), (2,), 1, 32), num_frames=3)
     plain = build_unet(size, task("image-to-video")).eval().requires_grad_(False)
