@@ -13,6 +13,7 @@ INPUTS := pyproject.toml constraints.txt client/pyproject.toml
 
 # Two threads suit one clip; tests run many small things, where more threads only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+SPREAD := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup demo check format test test-full clean
 
@@ -35,10 +36,10 @@ format: $(VENV)/.ready-dev ## rewrite the code in the one format
 	$(BIN)/ruff format .
 
 test: $(VENV)/.ready-dev ## the tests that prove the contract (at most 12 minutes on 2 cores)
-	$(TEST_ENV) $(BIN)/python -m pytest -q
+	$(TEST_ENV) $(BIN)/python -m pytest -q $(SPREAD)
 
 test-full: $(VENV)/.ready-dev ## every test, also the long ones
-	$(TEST_ENV) $(BIN)/python -m pytest -q -m "full or not full"
+	$(TEST_ENV) $(BIN)/python -m pytest -q $(SPREAD) -m "full or not full"
 
 clean: ## remove what make made, but not data/ and runs/
 	rm -rf $(VENV) out build dist *.egg-info client/src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
