@@ -70,10 +70,13 @@ def generate(
     """Turn a still, two stills or a prompt into a short video."""
     from cli.progress import reporting
     from model.catalog import find
+    from model.image import open_picture
     from serving.provenance.finish import finish
 
     stills = {name: path for name, path in (("image", image), ("last_image", last_image)) if path is not None}
     video, sheet, container = outputs(list(stills.values()), out, format)
+    for path in stills.values():
+        open_picture(path.read_bytes())  # a bad one is told before a model is looked for
     entry = find(model or default_model(stills, prompt, elevation))
     pictures = _pictures(entry.task, stills)
     asked = {
@@ -118,19 +121,14 @@ def default_model(stills: Collection[str], prompt: str | None, elevation: float 
 
 
 def _pictures(task: TaskSpec, stills: dict[str, Path]) -> tuple[bytes, ...]:
-    """The pictures that the task takes, none missing and none too many; a bad one is told before torch is loaded."""
-    from model.image import open_picture
-
+    """The pictures that the task takes, none missing and none too many."""
     options = {"image": "IMAGE", "last_image": "--last-image"}
     for name, option in options.items():
         if name in task.pictures and name not in stills:
             raise typer.BadParameter(f"{task.name} needs it", param_hint=option)
         if name in stills and name not in task.pictures:
             raise typer.BadParameter(f"{task.name} takes no such picture; leave it out", param_hint=option)
-    pictures = tuple(stills[name].read_bytes() for name in task.pictures)
-    for picture in pictures:
-        open_picture(picture)
-    return pictures
+    return tuple(stills[name].read_bytes() for name in task.pictures)
 
 
 def outputs(stills: Sequence[Path], out: Path | None, format: FormatChoice | None) -> tuple[Path, Path, FormatChoice]:

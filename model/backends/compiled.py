@@ -1,7 +1,9 @@
 """The torch-compiled backend: the UNet's repeated blocks through torch.compile, the rest as it is.
 
 Blocks are compiled rather than the whole network: blocks of one width share their code, so the first call waits
-minutes rather than tens of them. Batch, height and width are symbols, so another number of places compiles nothing new.
+minutes rather than tens of them. Height and width are symbols. On a CPU the places of a call run one after another, so
+another number of places compiles nothing new. On a GPU they run together, and a first call of each number of places
+compiles anew (the folded attention ties the batch to the tokens, which torch.compile takes for a constant).
 
 Legend: B places, T frames, C latent channels, K concatenated channels, N context tokens, D their width, V vector
 scalars; h, w latent.
@@ -37,7 +39,7 @@ class CompiledDenoiser:
         if unet.device.type == "cpu":
             require_compiler()
         self._unet = unet.eval()
-        self._pinned = cores.pinned
+        self._one_by_one = cores.pinned or unet.device.type == "cpu"
         compile_blocks(unet)
 
     def __call__(
@@ -48,9 +50,9 @@ class CompiledDenoiser:
         concat: Float[Tensor, "B T K h w"],
         vector: Float[Tensor, "B V"],
     ) -> Float[Tensor, "B T C h w"]:
-        """See Denoiser. Pinned, each place is a call of its own, so its bits do not know its company."""
+        """See Denoiser. Pinned, and on a CPU, each place is a call of its own, so its bits do not know its company."""
         told = (latents, timestep, context, concat, vector)
-        if not self._pinned:
+        if not self._one_by_one:
             return self._run(*told)
         places = zip(*(part.split(1) for part in told), strict=True)
         return torch.cat([self._run(*place) for place in places])

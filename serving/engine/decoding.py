@@ -77,7 +77,7 @@ class Decoding:
                 if not is_out_of_memory(error) or size == 1:
                     raise
                 relieve()
-                self.plan = even_chunks(self.total - self.done, max(1, size // 2))
+                self.plan = even_chunks(self.total - self.done, (size + 1) // 2)
                 self.degraded = True
                 logger.warning(
                     "a chunk of %d frames does not fit into memory; the rest is decoded as %s", size, self.plan

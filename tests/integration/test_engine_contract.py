@@ -237,11 +237,12 @@ def test_steps_go_on_while_a_chunk_is_decoded(model: LoadedModel, picture: bytes
     seen_during_decode: list[bool] = []
 
     class Patient(torch.nn.Module):
-        """Waits in the decoder until the other job has made a step."""
+        """Waits in the decoder, the first time, until the other job has made a step."""
 
         def forward(self, *args: object) -> None:
-            stepped.clear()
-            seen_during_decode.append(stepped.wait(60))
+            if not seen_during_decode:
+                stepped.clear()
+                seen_during_decode.append(stepped.wait(60))
 
     def note(_loop: StepLoop, job_id: str, event: EngineEvent) -> None:
         if job_id == "long" and isinstance(event, Stepped):
@@ -254,8 +255,6 @@ def test_steps_go_on_while_a_chunk_is_decoded(model: LoadedModel, picture: bytes
             ask(model, "short", picture, num_inference_steps=1, decode_chunk_size=6),
             ask(model, "long", picture, num_inference_steps=30, decode_chunk_size=6),
         )
-    except AssertionError:
-        raise
     finally:
         hook.remove()
     assert seen_during_decode[0], "no step was made while the first job was being decoded"
@@ -279,7 +278,7 @@ def test_out_of_memory_in_a_call_ends_the_row_at_fault_alone(
     stats = script.run(
         ask(model, "a", picture, num_inference_steps=3),
         ask(model, "bad", picture, num_inference_steps=3, motion_bucket_id=66),
-        after={4: ask(model, "next", picture, num_inference_steps=2)},
+        after={2: ask(model, "next", picture, num_inference_steps=2)},
     )
     failure = script.last("bad")
     assert isinstance(failure, Failed)
