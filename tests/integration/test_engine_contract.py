@@ -8,8 +8,11 @@ from __future__ import annotations
 import io
 import json
 import random
+import threading
+import time
 from dataclasses import replace
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from threading import Event
 
@@ -28,6 +31,7 @@ from serving.engine.local import generate
 from serving.engine.loop import StepLoop
 from serving.engine.protocol import (
     CancelledAt,
+    Checkpointed,
     Completed,
     Decoded,
     EngineEvent,
@@ -173,6 +177,25 @@ def test_a_stopped_engine_hands_out_the_state_of_what_it_was_working_on(model: L
     stopped = script.last("a")
     assert isinstance(stopped, Failed)
     assert stopped.code == "engine_stopped"
+
+
+def test_a_crash_repeats_at_most_the_interval_and_a_step(model: LoadedModel, picture: bytes) -> None:
+    every = 0.2
+    stepped: list[float] = []
+    kept: list[float] = []
+
+    def note(_loop: StepLoop, _job_id: str, event: EngineEvent) -> None:
+        if isinstance(event, Stepped):
+            stepped.append(time.perf_counter())
+        elif isinstance(event, Checkpointed):
+            kept.append(time.perf_counter())
+
+    script = Script(model, replace(KEEP_ALL, checkpoint_every_s=every), skip_decode=True, on_event=note)
+    script.run(ask(model, "a", picture, num_inference_steps=60))
+    assert len(kept) >= 3
+    longest_step = max(later - earlier for earlier, later in pairwise(stepped))
+    for earlier, later in pairwise(kept):
+        assert later - earlier <= every + 2 * longest_step + 0.05
 
 
 def test_no_call_includes_a_row_after_the_step_at_which_it_was_cancelled(model: LoadedModel, picture: bytes) -> None:
@@ -348,9 +371,6 @@ def test_out_of_memory_with_nothing_else_to_do_comes_back_by_itself(model: Loade
         wait_for_health(loop, "a", event)
         if isinstance(event, Failed):
             broken[0] = False
-
-    import threading
-    import time
 
     worker = threading.Thread(target=loop.run)
     loop.submit(ask(model, "a", picture, num_inference_steps=1), deliver)
