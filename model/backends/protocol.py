@@ -25,9 +25,10 @@ class Cores:
     count: int
     pinned: bool = False
 
-    def threads_each(self, places: int) -> int:
-        """Threads of one of `places` places that run side by side; pinned, half the cores whatever `places` is."""
-        return max(1, self.count // (2 if self.pinned else min(places, self.count)))
+    @property
+    def half(self) -> int:
+        """Half of the threads, at least one: what each of two places has that run side by side."""
+        return max(1, self.count // 2)
 
 
 @runtime_checkable

@@ -1,9 +1,10 @@
 """The torch backend: the UNet as it was loaded, on the CPU or a CUDA device, in the dtype of its weights.
 
-On a CPU the places of a call run side by side, each on its own share of the cores: so they use the cores better than
-one after another with every operation split over all of them (measured on two cores with the mini checkpoint: 0.46 s
-against 0.60 s for two places). With `Cores.pinned` every place always has the same number of threads, so that its bits
-cannot depend on its company.
+On a CPU the places of a call run side by side, each on half of the cores: so they use the cores better than one after
+another with every operation split over all of them (measured on two cores with the mini checkpoint: 0.46 s against
+0.60 s for two places). And the number of threads of a place never changes, so that its bits do not know its company:
+with another number a sum is taken in another order, and a few steps of a trained network made 1e-6 of that into 5e-3.
+The price is a lone place, which has half of the cores only (0.41 s instead of 0.27 s).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class TorchDenoiser:
         self._unet = unet.eval()
         self._cores = cores
         on_cpu = unet.device.type == "cpu"
-        self._pool = ThreadPoolExecutor(cores.count, "stillmotion-unet") if on_cpu else None
+        self._pool = ThreadPoolExecutor(cores.count // cores.half, "stillmotion-unet") if on_cpu else None
 
     def __call__(
         self,
@@ -37,14 +38,13 @@ class TorchDenoiser:
     ) -> Float[Tensor, "B T C h w"]:
         """See Denoiser. The embeddings of timestep and vector start in float32 whatever the weights' dtype."""
         told = (latents, timestep, context, concat, vector)
-        threads = self._cores.threads_each(len(latents))
-        if self._pool is None or (len(latents) == 1 and not self._cores.pinned):
+        if self._pool is None:
             return self._run(*told)
         places = zip(*(part.split(1) for part in told), strict=True)
-        return torch.cat(list(self._pool.map(lambda place: self._threaded(threads, *place), places)))
+        return torch.cat(list(self._pool.map(lambda place: self._alone(*place), places)))
 
-    def _threaded(self, threads: int, *place: Tensor) -> Tensor:
-        torch.set_num_threads(threads)  # torch keeps the number of threads of an operation per calling thread
+    def _alone(self, *place: Tensor) -> Tensor:
+        torch.set_num_threads(self._cores.half)  # torch keeps the number of threads of an operation per calling thread
         return self._run(*place)
 
     def _run(self, latents: Tensor, timestep: Tensor, context: Tensor, concat: Tensor, vector: Tensor) -> Tensor:

@@ -109,7 +109,8 @@ class Artifacts:
         for path in self._fs.ls(self._root, detail=False):
             name = posixpath.basename(str(path).rstrip("/"))
             if name not in known:
-                if all(self._is_older(file, older_than_s) for file in self._fs.find(path)):
+                # An empty folder may be one whose first file is being written now.
+                if all(self._is_older(one, older_than_s) for one in self._fs.find(path) or [path]):
                     self._fs.rm(path, recursive=True)
                     removed.append(name)
                 continue

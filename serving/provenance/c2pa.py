@@ -15,7 +15,6 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 
 from model.errors import GenerationFailed, InvalidRequest, MissingExtra
-from model.video import encode_video
 
 Algorithm = Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"]
 _MP4: Final = "video/mp4"
@@ -46,6 +45,8 @@ class C2paSigner:
             raise MissingExtra("C2PA signing", "c2pa") from error
         if algorithm not in get_args(Algorithm):
             raise InvalidRequest(f"the algorithm must be one of {', '.join(get_args(Algorithm))}", param="algorithm")
+        from model.video import encode_video  # the gateway imports this file, and has no use for codecs
+
         self._c2pa: Any = c2pa
         try:
             self._info = c2pa.C2paSignerInfo(

@@ -30,6 +30,14 @@ class Site:
         self.port = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._answer(reader, writer)
+        except ConnectionError:
+            return
+        finally:
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         path = (await reader.readline()).decode().split(" ")[1]
         self.asked.append(path)
         head, body = "200 OK", picture()
@@ -42,12 +50,7 @@ class Site:
         elif path == "/slow":
             await asyncio.sleep(5)
         writer.write(f"HTTP/1.1 {head}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
-        try:
-            await writer.drain()
-        except ConnectionError:
-            return
-        finally:
-            writer.close()
+        await writer.drain()
 
 
 @asynccontextmanager
