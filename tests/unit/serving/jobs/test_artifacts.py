@@ -106,3 +106,10 @@ def test_pieces_are_a_slice(data: bytes, cut: st.DataObject) -> None:
     start = cut.draw(st.integers(0, len(data)))
     stop = cut.draw(st.integers(start, len(data)))
     assert b"".join(artifacts.pieces("job", "a", start, stop)) == data[start:stop]
+
+
+def test_sweep_leaves_a_folder_whose_first_file_is_being_written(tmp_path: Path) -> None:
+    artifacts = Artifacts.open(str(tmp_path))
+    (tmp_path / "job_new").mkdir()
+    assert artifacts.sweep(set(), older_than_s=3600) == []
+    assert artifacts.sweep(set(), older_than_s=0) == ["job_new"]
