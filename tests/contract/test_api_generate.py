@@ -227,10 +227,12 @@ async def test_jobs_outlive_the_server(tmp_path: Path) -> None:
         running_job = await app.submit(seed=1)
         waiting_job = await app.submit(seed=2)
         await app.until(running_job.id, "in_progress")
-    (tmp_path / "artifacts" / "job_orphan").mkdir()
+    orphan = tmp_path / "artifacts" / "job_orphan"
+    orphan.mkdir()
     half = tmp_path / "artifacts" / waiting_job.id / ".video.mp4.1.part"
     half.write_bytes(b"half")
-    os.utime(half, (0, 0))  # long ago: a young one may be another server's, at work
+    for left in (orphan, half):
+        os.utime(left, (0, 0))  # long ago: a young one may be another server's, at work
     async with running(tmp_path) as app:
         for job in (running_job, waiting_job):
             assert (await app.until(job.id, "completed")).seed == job.seed
