@@ -1,0 +1,27 @@
+"""What can be plugged into the pipeline, by name: scorers, captioners, the filter, the report.
+
+A factory takes the tool's settings as the caller wrote them (`--tool NAME.KEY=VALUE`) and is called once in each
+worker, so it must be importable by name. Adding a tool is one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from training.curation.records import Captioner, DatasetScorer, Scorer, ToolOptions
+
+SCORERS: dict[str, Callable[[ToolOptions], Scorer]] = {}
+"""Run on each clip; one table each."""
+
+DATASET_SCORERS: dict[str, Callable[[ToolOptions], DatasetScorer]] = {}
+"""Run once, after all scorers."""
+
+CAPTIONERS: dict[str, Callable[[ToolOptions], Captioner]] = {}
+"""Run on batches of clips, in this order: a later one sees what the earlier ones said."""
+
+FILTERS: dict[str, Callable[[Path], None]] = {}
+"""Each reads a dataset folder's tables and writes its selection.parquet; run before the shards are written."""
+
+REPORTS: dict[str, Callable[[Path], None]] = {}
+"""Each reads a finished dataset folder and writes its pages."""

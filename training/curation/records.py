@@ -1,0 +1,216 @@
+"""What the stages hand to each other, and what the tables hold: one frozen dataclass a row.
+
+Times are seconds from the first frame of the source as a player shows it; `pts` are the container's own ticks. A clip
+is [start, end): its end is the moment at which the frame after its last would be shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from training.curation.frames import ClipFrames
+
+CutKind = Literal["hard", "fade", "dissolve"]
+ToolOptions = Mapping[str, str]
+"""A tool's settings as the caller wrote them: `{"weights": "DIR"}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRecord:
+    """One source file; where `error` is set, whatever could not be found out is 0, "" or empty.
+
+    Args:
+        path: as it was given.
+        sha256: of the file's bytes; empty where it cannot be read.
+        fps: average frames a second.
+        duration_s: of the video stream.
+        frames: how many can be decoded to a picture, as the container counts them.
+        width, height: as shown, after rotation.
+        rotation: degrees that a player turns the picture clockwise: 0, 90, 180 or 270.
+        variable: whether frames last differently long.
+        keyframes_s: when each keyframe is shown, ascending.
+        error: why the file gives no clips; None where it does.
+    """
+
+    path: str
+    sha256: str
+    bytes: int
+    container: str
+    codec: str
+    pix_fmt: str
+    fps: Fraction
+    duration_s: float
+    frames: int
+    width: int
+    height: int
+    rotation: int
+    variable: bool
+    keyframes_s: tuple[float, ...]
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One cut of a source.
+
+    Args:
+        source: the file's SHA-256.
+        time_s: a hard cut's first new frame; the middle of a transition.
+        start_s, end_s: from the first to past the last mixed frame; both `time_s` for a hard cut.
+        score: the detector's own figure, in its own unit.
+        detector: which one, with its settings.
+        level: of the cascade: `full`, `middle`, `slow`; `transnet` for the other detector.
+    """
+
+    source: str
+    time_s: float
+    start_s: float
+    end_s: float
+    kind: CutKind
+    score: float
+    detector: str
+    level: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRecord:
+    """One clip.
+
+    Args:
+        clip_id: see `clip_id`.
+        source: the source file's SHA-256.
+        start_s, end_s: in the source.
+        start_pts, end_pts: the same in ticks of the source's time base.
+        byte_start, byte_end: where the source's packets of the clip lie in the source file; 0, 0 where the container
+            does not say.
+        file: path inside the dataset folder.
+        sha256: of that file.
+        encoded: `copy` for the source's own packets, `edges` where the ends were encoded anew, `whole` where all was.
+    """
+
+    clip_id: str
+    source: str
+    start_s: float
+    end_s: float
+    start_pts: int
+    end_pts: int
+    byte_start: int
+    byte_end: int
+    file: str
+    sha256: str
+    frames: int
+    width: int
+    height: int
+    fps: Fraction
+    encoded: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRecord:
+    """One figure about one clip, as measured: never a verdict.
+
+    Args:
+        name: what is measured: `flow_mean`, `text_area`. Several may come from one scorer.
+        value: None where it was not scored; then `reason` says why.
+        tool: what measured it, with its version.
+        weights_sha256: of the weights it used; empty for a tool without.
+        vector: an embedding, for scores that compare clips; else empty.
+    """
+
+    clip_id: str
+    name: str
+    value: float | None
+    reason: str | None
+    tool: str
+    weights_sha256: str
+    vector: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionRecord:
+    """One caption of one clip, under its captioner's name; where `text` is None, `reason` says why."""
+
+    clip_id: str
+    captioner: str
+    text: str | None
+    reason: str | None
+    tool: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one worker of a stage needs.
+
+    Args:
+        cpus, gpus: reserved for it; fractions share a device.
+        batch: how many clips it is handed at once.
+    """
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    batch: int = 1
+
+
+class Scorer(Protocol):
+    """Measures one clip. Made once in each worker; its weights are loaded then."""
+
+    @property
+    def name(self) -> str:
+        """Of the table scores/NAME.parquet."""
+        ...
+
+    @property
+    def resources(self) -> Resources:
+        """What a worker needs."""
+        ...
+
+    def score(self, clip: ClipFrames) -> list[ScoreRecord]:
+        """The clip's figures; one with value None and a reason for each that it cannot give."""
+        ...
+
+
+class DatasetScorer(Protocol):
+    """Measures clips against each other, after all of them have been scored singly (near-duplicates)."""
+
+    @property
+    def name(self) -> str:
+        """Of the table scores/NAME.parquet."""
+        ...
+
+    def score_all(self, scores: Sequence[ScoreRecord]) -> list[ScoreRecord]:
+        """Figures from the figures of all clips."""
+        ...
+
+
+class Captioner(Protocol):
+    """Describes clips in words. Made once in each worker."""
+
+    @property
+    def name(self) -> str:
+        """Under which its captions are stored."""
+        ...
+
+    @property
+    def resources(self) -> Resources:
+        """What a worker needs, and how many clips it takes at once."""
+        ...
+
+    def caption(self, clips: Sequence[ClipFrames], earlier: Sequence[Sequence[CaptionRecord]]) -> list[CaptionRecord]:
+        """One caption a clip, in order.
+
+        Args:
+            earlier: for each clip, what the captioners listed before this one said (for one that merges them).
+        """
+        ...
+
+
+def clip_id(source_sha256: str, start_s: float, end_s: float) -> str:
+    """A name that depends only on the source's bytes and the clip's times, to the microsecond: 20 hex digits."""
+    key = f"{source_sha256}:{round(start_s * 1e6)}:{round(end_s * 1e6)}"
+    return hashlib.sha256(key.encode()).hexdigest()[:20]
