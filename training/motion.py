@@ -12,6 +12,7 @@ Legend: T frames, H, W pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 from model.errors import DataError, MissingExtra
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
+Field = np.ndarray[Any, np.dtype[np.float32]]
 
 LOWEST_BUCKET, HIGHEST_BUCKET = 1, 255
 MEASURED_SHORT_SIDE = 64
@@ -94,6 +96,20 @@ def measure_flow(frames: Frames, fps: float, short_side: int = MEASURED_SHORT_SI
         raise DataError(f"flow needs [T >= 2, H, W, 3] uint8 frames, not {frames.shape} {frames.dtype}")
     if not (math.isfinite(fps) and fps > 0):
         raise DataError(f"fps must be positive, not {fps}")
+    speeds = [float(np.hypot(field[..., 0], field[..., 1]).mean()) for field in flow_fields(frames, short_side)]
+    return sum(speeds) / len(speeds) / short_side * fps
+
+
+def flow_fields(frames: Frames, short_side: int = MEASURED_SHORT_SIDE) -> Iterator[Field]:
+    """Farneback's dense flow between consecutive frames, [h, w, 2] each, in pixels of the shrunk frames.
+
+    Args:
+        frames: [T, H, W, 3] RGB.
+        short_side: pixels of the shorter side that flow is measured at.
+
+    Raises:
+        MissingExtra: OpenCV is not installed.
+    """
     try:
         import cv2
     except ImportError:
@@ -103,9 +119,7 @@ def measure_flow(frames: Frames, fps: float, short_side: int = MEASURED_SHORT_SI
     scale = short_side / min(height, width)
     size = (round(width * scale), round(height * scale))
     grey = [cv2.cvtColor(cv2.resize(one, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY) for one in frames]
-    field = np.zeros((size[1], size[0], 2), np.float32)
-    speeds = []
     for before, after in pairwise(grey):
+        field = np.zeros((size[1], size[0], 2), np.float32)
         cv2.calcOpticalFlowFarneback(before, after, field, *FARNEBACK)
-        speeds.append(float(np.hypot(field[..., 0], field[..., 1]).mean()))
-    return sum(speeds) / len(speeds) / short_side * fps
+        yield field
