@@ -6,11 +6,10 @@ Columns follow from a record's fields; a fraction is stored as text (`24000/1001
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -30,9 +29,14 @@ _COLUMNS: dict[Any, str] = {
 """Arrow types by field type; anything else is text."""
 
 
-@functools.cache
-def _hints(kind: Hashable) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    if kind not in _HINTS:
+        _HINTS[kind] = get_type_hints(kind)
+    return _HINTS[kind]
+
+
+_HINTS: dict[type[Any], dict[str, Any]] = {}
+"""Kept, because finding them takes longer than the rest of a row."""
 
 
 def to_row(record: Any) -> dict[str, Any]:
