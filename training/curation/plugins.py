@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from training.curation.records import Captioner, DatasetScorer, Scorer, ToolOptions
+from training.curation.records import Captioner, CaptionScorer, DatasetScorer, Scorer, ToolOptions
 
 SCORERS: dict[str, Callable[[ToolOptions], Scorer]] = {}
 """Run on each clip; one table each."""
@@ -19,6 +19,9 @@ DATASET_SCORERS: dict[str, Callable[[ToolOptions], DatasetScorer]] = {}
 
 CAPTIONERS: dict[str, Callable[[ToolOptions], Captioner]] = {}
 """Run on batches of clips, in this order: a later one sees what the earlier ones said."""
+
+CAPTION_SCORERS: dict[str, Callable[[ToolOptions], CaptionScorer]] = {}
+"""Run once, after all captioners; one table each, beside the scorers'."""
 
 FILTERS: dict[str, Callable[[Path], None]] = {}
 """Each reads a dataset folder's tables and writes its selection.parquet; run before the shards are written."""

@@ -188,6 +188,19 @@ class DatasetScorer(Protocol):
         ...
 
 
+class CaptionScorer(Protocol):
+    """Measures captions against their clips, after all clips have been scored and captioned (CLIP similarity)."""
+
+    @property
+    def name(self) -> str:
+        """Of the table scores/NAME.parquet."""
+        ...
+
+    def score_captions(self, scores: Sequence[ScoreRecord], captions: Sequence[CaptionRecord]) -> list[ScoreRecord]:
+        """Figures from the figures and the captions of all clips."""
+        ...
+
+
 class Captioner(Protocol):
     """Describes clips in words. Made once in each worker."""
 
