@@ -1,13 +1,20 @@
 # syntax=docker/dockerfile:1
-# NOT BUILT YET: no container engine was at hand where this was written. Read it as a first version.
+# Two images: `gateway`, HTTP and jobs without torch, and `engine`, NVIDIA's Triton with our engine in it.
 #
-#   docker build --target gateway -t stillmotion-gateway .    HTTP and jobs; no torch
-#   docker build --target engine  -t stillmotion .            the gateway with the engine in its process
+#   docker build --target gateway -t stillmotion-gateway .
+#   docker build --target engine  -t stillmotion-engine .
+#
+# docs/operations.md says which of these steps were run without a container engine, and which were not.
 
-FROM python:3.11-slim AS base
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
-WORKDIR /app
-RUN useradd --create-home --uid 10001 stillmotion && mkdir /data && chown stillmotion /data
+ARG PYTHON_IMAGE=python:3.11-slim
+ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:25.10-py3
+
+# -- what the gateway imports, in a virtual environment; the stage itself is thrown away
+FROM ${PYTHON_IMAGE} AS gateway-packages
+ARG PREFIX=/opt/stillmotion
+ARG EXTRAS=serve,triton,postgres,s3,otel
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
 COPY client client
 COPY model model
@@ -15,19 +22,46 @@ COPY training training
 COPY export export
 COPY serving serving
 COPY cli cli
+# The servers tell which checkpoints there are: the shipped ones are not needed here.
+RUN rm -rf model/zoo && python3 -m venv "$PREFIX" && "$PREFIX/bin/pip" install -c constraints.txt ./client ".[$EXTRAS]"
+RUN "$PREFIX/bin/python" -c "import sys, importlib.util as found; sys.exit(found.find_spec('torch') is not None)"
+RUN "$PREFIX/bin/stillmotion" serve --help
 
-FROM base AS gateway
-RUN pip install -c constraints.txt ./client ".[serve]"
-USER stillmotion
+FROM ${PYTHON_IMAGE} AS gateway
+ARG PREFIX=/opt/stillmotion
+ENV PATH=${PREFIX}/bin:${PATH} PYTHONUNBUFFERED=1 STILLMOTION_HOST=0.0.0.0 STILLMOTION_PORT=8000
+RUN useradd --system --uid 10001 --create-home --home-dir /data stillmotion
+COPY --from=gateway-packages ${PREFIX} ${PREFIX}
+USER 10001
 WORKDIR /data
 EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python3", "-c", "import urllib.request as web; web.urlopen('http://127.0.0.1:8000/health/live', timeout=4)"]
 ENTRYPOINT ["stillmotion"]
-CMD ["serve", "--host", "0.0.0.0", "--engine", "triton"]
+CMD ["serve", "--engine", "triton", "--triton-url", "triton:8001", "--log-json"]
 
-FROM base AS engine
-RUN pip install -c constraints.txt torch==2.13.0 && pip install -c constraints.txt ./client ".[serve,engine]"
-USER stillmotion
+# -- Triton, which loads serving.triton.model from PYTHONPATH for each model of the repository
+FROM ${TRITON_IMAGE} AS engine
+ARG PREFIX=/opt/stillmotion
+ARG EXTRAS=engine,export
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
+COPY client client
+COPY model model
+COPY training training
+COPY export export
+COPY serving serving
+COPY cli cli
+RUN python3 -m pip install --target "$PREFIX" -c constraints.txt torch==2.13.0 ./client ".[$EXTRAS]"
+RUN PYTHONPATH="$PREFIX" python3 -c "import torch, serving.engine.inprocess"
+RUN useradd --system --uid 10001 --create-home --home-dir /data stillmotion && rm -rf /src
+ENV PYTHONPATH=${PREFIX} PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+USER 10001
 WORKDIR /data
-EXPOSE 8000
-ENTRYPOINT ["stillmotion"]
-CMD ["serve", "--host", "0.0.0.0"]
+EXPOSE 8000 8001 8002
+HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
+    CMD ["python3", "-c", "import urllib.request as web; web.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=4)"]
+ENTRYPOINT ["tritonserver"]
+CMD ["--model-repository=/models", "--model-control-mode=poll", "--repository-poll-secs=5", \
+     "--http-port=8000", "--grpc-port=8001", "--metrics-port=8002", "--exit-timeout-secs=60"]
