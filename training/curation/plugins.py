@@ -1,7 +1,7 @@
 """What can be plugged into the pipeline, by name: scorers, captioners, the filter, the report.
 
 A factory takes the tool's settings as the caller wrote them (`--tool NAME.KEY=VALUE`) and is called once in each
-worker, so it must be importable by name. Adding a tool is one line here.
+worker, so it must be importable by name. Adding a tool is one line in the dict of its kind.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from training.curation import captions, scores
 from training.curation.records import Captioner, CaptionScorer, DatasetScorer, Scorer, ToolOptions
 
-SCORERS: dict[str, Callable[[ToolOptions], Scorer]] = {}
+SCORERS: dict[str, Callable[[ToolOptions], Scorer]] = scores.SCORERS
 """Run on each clip; one table each."""
 
-DATASET_SCORERS: dict[str, Callable[[ToolOptions], DatasetScorer]] = {}
+DATASET_SCORERS: dict[str, Callable[[ToolOptions], DatasetScorer]] = scores.DATASET_SCORERS
 """Run once, after all scorers."""
 
-CAPTIONERS: dict[str, Callable[[ToolOptions], Captioner]] = {}
+CAPTIONERS: dict[str, Callable[[ToolOptions], Captioner]] = captions.CAPTIONERS
 """Run on batches of clips, in this order: a later one sees what the earlier ones said."""
 
-CAPTION_SCORERS: dict[str, Callable[[ToolOptions], CaptionScorer]] = {}
+CAPTION_SCORERS: dict[str, Callable[[ToolOptions], CaptionScorer]] = scores.CAPTION_SCORERS
 """Run once, after all captioners; one table each, beside the scorers'."""
 
 FILTERS: dict[str, Callable[[Path], None]] = {}

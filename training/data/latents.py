@@ -42,13 +42,18 @@ class LatentClip:
 
 
 def weights_hash(*networks: nn.Module) -> str:
-    """First 12 hex digits of a SHA-256 over the networks' parameters."""
+    """First 12 hex digits of `weights_digest`."""
+    return weights_digest(*networks)[:12]
+
+
+def weights_digest(*networks: nn.Module) -> str:
+    """SHA-256 over the networks' parameters, in hex."""
     digest = hashlib.sha256()
     for network in networks:
         for name, p in sorted(network.state_dict().items()):
             digest.update(name.encode())
             digest.update(p.detach().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
+    return digest.hexdigest()
 
 
 @torch.inference_mode()

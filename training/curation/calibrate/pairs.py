@@ -2,7 +2,8 @@
 
 A pair shows two clips made from one still by proxies trained on two subsets. Which of them stands on the left is drawn
 from the pair's own hash, and nothing that a voter's browser is given tells subset, axis or side: only the pair's id.
-An attention check shows a clip beside a spoilt copy of itself (its frames out of order and blurred), so its answer is known.
+An attention check shows a clip beside a spoilt copy of itself (its frames out of order and blurred): its answer is
+known.
 """
 
 from __future__ import annotations

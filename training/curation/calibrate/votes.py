@@ -53,7 +53,7 @@ class VoteBook:
         self.votes = read_votes(path)
 
     def add(self, pair: str, side: str, voter: str, kind: str) -> Vote:
-        """Store a vote; it is on the disk when this returns. A second vote of a voter on a pair takes the first's place.
+        """Store a vote; it is on the disk when this returns. Of a voter's votes on one pair the last one counts.
 
         Raises:
             InvalidRequest: no such pair, side or kind, or a voter without a name.

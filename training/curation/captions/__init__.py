@@ -1,0 +1,22 @@
+"""Captioners, by name: what `--tool NAME.KEY=VALUE` settles and captions.parquet holds.
+
+They run in this order, so that `merge` sees what `coca` and `video` said. One whose weights nobody named writes down
+that it did not caption, never a made-up caption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from training.curation.captions.coca import CocaCaptioner
+from training.curation.captions.measured import MeasuredCaptioner
+from training.curation.captions.merge import MergeCaptioner
+from training.curation.captions.video import VideoCaptioner
+from training.curation.records import Captioner, ToolOptions
+
+CAPTIONERS: dict[str, Callable[[ToolOptions], Captioner]] = {
+    "measured": MeasuredCaptioner,
+    "coca": CocaCaptioner,
+    "video": VideoCaptioner,
+    "merge": MergeCaptioner,
+}

@@ -1,0 +1,34 @@
+"""Which of a clip's captions a training step reads: CoCa's half of the time, the other two a quarter each (appendix C).
+
+What a clip lacks leaves the draw, and the rest keep their proportions; `measured` is read where no captioner said
+anything at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from training.curation.records import CaptionRecord
+from training.curation.tools import MEASURED
+
+SHARES = {"coca": 0.5, "video": 0.25, "merge": 0.25}
+
+
+def choose_caption(captions: Sequence[CaptionRecord], draw: float) -> str | None:
+    """One of a clip's captions.
+
+    Args:
+        captions: the clip's, of any captioners.
+        draw: uniform in [0, 1); the same draw gives the same caption, whatever the order of the captions.
+
+    Returns:
+        The text; None where the clip has no caption.
+    """
+    texts = {one.captioner: one.text for one in captions if one.text}
+    there = {name: share for name, share in SHARES.items() if name in texts}
+    left = draw * sum(there.values())
+    for name, share in there.items():
+        if left < share:
+            return texts[name]
+        left -= share
+    return texts.get(MEASURED)

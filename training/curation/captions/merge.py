@@ -1,0 +1,159 @@
+"""A language model merges what the earlier captioners said of a clip into one caption (paper, appendix C).
+
+Either any endpoint that speaks OpenAI's chat completions (`--tool merge.url=http://HOST/v1`, `merge.model`, and
+`merge.key_env`, the NAME of the environment variable that holds the key), or a local transformers model
+(`merge.weights=DIR_OR_HUB_ID`). With neither, or with fewer than two captions to merge, nothing is written but why.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from model.errors import DataError, InvalidRequest
+from training.curation.captions.common import said, silent
+from training.curation.frames import ClipFrames
+from training.curation.records import CaptionRecord, Resources, ToolOptions
+from training.curation.tools import MEASURED, known_options
+
+INSTRUCTION = (
+    "Two machines described the same short video: one saw its middle frame, the other the whole clip. Write one plain "
+    "sentence that says what both support, and no more than they say. Answer with that sentence only."
+)
+NOTHING = "no language model was given (--tool merge.url=URL or merge.weights=DIR_OR_HUB_ID)"
+TIMEOUT_S = 60.0
+TRIES = 3
+LONGEST = 80
+
+
+def question(captions: Sequence[CaptionRecord]) -> str:
+    """What the model is asked, from the captions that are there."""
+    return "\n".join(f"{one.captioner}: {one.text}" for one in captions)
+
+
+class Endpoint:
+    """A server that speaks OpenAI's chat completions.
+
+    Args:
+        url: up to and with `/v1`.
+        key: sent as a bearer token, if there is one.
+
+    Raises:
+        DataError: it cannot be reached, or its answer is none.
+    """
+
+    def __init__(self, url: str, model: str, key: str | None) -> None:
+        import httpx
+
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        transport = httpx.HTTPTransport(retries=TRIES - 1)
+        self._client = httpx.Client(timeout=TIMEOUT_S, headers=headers, transport=transport)
+        self._url, self._model = url.rstrip("/") + "/chat/completions", model
+        self.tool, self.weights_sha256 = f"{model} at {url}", ""
+
+    def __call__(self, text: str) -> str:
+        """The model's answer."""
+        import httpx
+
+        messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
+        body = {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": LONGEST}
+        try:
+            answer = self._client.post(self._url, json=body)
+            answer.raise_for_status()
+            return str(answer.json()["choices"][0]["message"]["content"])
+        except httpx.HTTPError as error:
+            raise DataError(f"merging captions: {self._url} failed: {error}") from error
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise DataError(f"merging captions: {self._url} gave no chat completion") from error
+
+
+class LocalModel:
+    """A causal language model of transformers.
+
+    Raises:
+        DataError: nothing that can be loaded lies there.
+    """
+
+    def __init__(self, weights: str) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from training.data.latents import weights_digest
+
+        try:
+            self._model: Any = AutoModelForCausalLM.from_pretrained(weights).eval()
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(weights)
+        except (OSError, ValueError) as error:
+            raise DataError(f"no language model can be loaded from {weights!r}: {error}") from error
+        self.tool, self.weights_sha256 = f"language model, {Path(weights).name}", weights_digest(self._model)
+
+    def __call__(self, text: str) -> str:
+        """The model's continuation; in the model's own chat form where its tokenizer has one."""
+        import torch
+
+        prompt = f"{INSTRUCTION}\n\n{text}\n\nSentence:"
+        if self._tokenizer.chat_template:
+            messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
+            prompt = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        told = self._tokenizer(prompt, return_tensors="pt")
+        ids, mask = told["input_ids"], told["attention_mask"]
+        end = self._model.generation_config.eos_token_id
+        with torch.inference_mode():
+            out = self._model.generate(
+                ids, attention_mask=mask, max_new_tokens=LONGEST, do_sample=False, pad_token_id=end
+            )
+        return str(self._tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+class MergeCaptioner:
+    """One caption from those that the earlier captioners gave.
+
+    Raises:
+        InvalidRequest: both an endpoint and a local model, or an endpoint without a model's name.
+        DataError: the local model cannot be loaded.
+    """
+
+    name = "merge"
+    resources = Resources(batch=8)
+
+    def __init__(self, options: ToolOptions) -> None:
+        known_options(self.name, options, ("url", "model", "key_env", "weights"))
+        if "url" in options and "weights" in options:
+            raise InvalidRequest("merge takes an endpoint (merge.url) or a local model (merge.weights)", param="tool")
+        self._ask: Callable[[str], str] | None = None
+        self._tool, self._weights = "language model", ""
+        if "url" in options:
+            endpoint = Endpoint(options["url"], _model_of(options), _key_of(options))
+            self._ask, self._tool = endpoint, endpoint.tool
+        elif "weights" in options:
+            local = LocalModel(options["weights"])
+            self._ask, self._tool, self._weights = local, local.tool, local.weights_sha256
+
+    def caption(self, clips: Sequence[ClipFrames], earlier: Sequence[Sequence[CaptionRecord]]) -> list[CaptionRecord]:
+        """One caption a clip, from what was said before."""
+        return [self._merge(clip.clip_id, before) for clip, before in zip(clips, earlier, strict=True)]
+
+    def _merge(self, clip_id: str, earlier: Sequence[CaptionRecord]) -> CaptionRecord:
+        there = [one for one in earlier if one.text and one.captioner != MEASURED]
+        if self._ask is None:
+            return silent(clip_id, self.name, NOTHING, self._tool)
+        if len(there) < 2:
+            reason = f"{len(there)} captions of captioners to merge; it takes two"
+            return silent(clip_id, self.name, reason, self._tool, self._weights)
+        return said(clip_id, self.name, self._ask(question(there)), self._tool, self._weights)
+
+
+def _model_of(options: ToolOptions) -> str:
+    if "model" not in options:
+        raise InvalidRequest("merge.url needs merge.model: the name the endpoint knows its model by", param="tool")
+    return options["model"]
+
+
+def _key_of(options: ToolOptions) -> str | None:
+    if "key_env" not in options:
+        return None
+    key = os.environ.get(options["key_env"])
+    if not key:
+        raise InvalidRequest(f"merge.key_env names {options['key_env']!r}, which is not set", param="tool")
+    return key
