@@ -95,7 +95,7 @@ def _dissolve_within(thumbs: Thumbs, first: int, last: int, reach: int, bounds: 
     start, end = _ramp(share)
     if end - start < SHORTEST or np.abs(np.diff(share[start - 1 : end + 1])).max() > SUDDEN:
         return None
-    error = _judged(window, start, end)
+    error = _judged(thumbs, low + start, low + end)
     return None if error is None else Transition(low + start, low + end, "dissolve", error)
 
 
@@ -113,19 +113,19 @@ def _ramp(share: NDArray[np.float32]) -> tuple[int, int]:
     return best[1] + 1, best[2]
 
 
-def _judged(window: Thumbs, start: int, end: int) -> float | None:
+def _judged(thumbs: Thumbs, start: int, end: int) -> float | None:
     """How far the frames [start, end) are from mixtures of their neighbours outside; None if that is no dissolve."""
-    a, b = max(0, start - 1), min(len(window) - 1, end)
-    before, after = window[a], window[b]
+    a, b = max(0, start - 1), min(len(thumbs) - 1, end)
+    before, after = thumbs[a], thumbs[b]
     apart = _spread(before, after)
     if apart < 0.02 or _alike(before, after) > SAME_PICTURE:
         return None
     share = ((np.arange(start, end) - a) / (b - a))[:, None]
-    errors = np.sqrt(((window[start:end] - ((1 - share) * before + share * after)) ** 2).mean(1)) / apart
+    errors = np.sqrt(((thumbs[start:end] - ((1 - share) * before + share * after)) ** 2).mean(1)) / apart
     error = float(np.median(errors))
     step = b - a
-    around = [_spread(window[a], window[max(0, a - step)]), _spread(window[b], window[min(len(window) - 1, b + step)])]
-    return error if error < MIXED and min(around) < CALM * apart else None
+    sides = _spread(before, thumbs[max(0, a - step)]), _spread(after, thumbs[min(len(thumbs) - 1, b + step)])
+    return error if error < MIXED and min(sides) < CALM * apart else None
 
 
 def _spread(a: Thumbs, b: Thumbs) -> float:
