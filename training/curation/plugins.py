@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from training.curation import captions, scores
+from training.curation.filter import filter_dataset
 from training.curation.records import Captioner, CaptionScorer, DatasetScorer, Scorer, ToolOptions
+from training.curation.report import write_report
 
 SCORERS: dict[str, Callable[[ToolOptions], Scorer]] = scores.SCORERS
 """Run on each clip; one table each."""
@@ -24,8 +26,8 @@ CAPTIONERS: dict[str, Callable[[ToolOptions], Captioner]] = captions.CAPTIONERS
 CAPTION_SCORERS: dict[str, Callable[[ToolOptions], CaptionScorer]] = scores.CAPTION_SCORERS
 """Run once, after all captioners; one table each, beside the scorers'."""
 
-FILTERS: dict[str, Callable[[Path], None]] = {}
+FILTERS: dict[str, Callable[[Path], None]] = {"thresholds": filter_dataset}
 """Each reads a dataset folder's tables and writes its selection.parquet; run before the shards are written."""
 
-REPORTS: dict[str, Callable[[Path], None]] = {}
+REPORTS: dict[str, Callable[[Path], None]] = {"page": write_report}
 """Each reads a finished dataset folder and writes its pages."""

@@ -1,0 +1,83 @@
+"""The pictures of the curation report: histograms as inline SVG, and thumbnails as inline JPEG."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from training.curation.filter import Array
+from training.curation.frames import Frames, decode, turned
+
+WIDTH, HEIGHT, FOOT = 340, 110, 16
+BINS = 40
+KEPT, DROPPED = "#3b7dd8", "#d9822b"
+THUMBNAIL_WIDTH = 168
+
+
+def histogram(values: Array, low: float, high: float) -> str:
+    """An SVG of values [N] (NaN left out); what lies outside [low, high] is drawn as dropped.
+
+    Long tails are cut at the 99.5th percentile: what is beyond is counted in the last bar.
+    """
+    there = values[~np.isnan(values)]
+    if not len(there):
+        return "<p class='none'>not scored</p>"
+    first, last = float(there.min()), float(np.quantile(there, 0.995))
+    last = last if last > first else first + max(abs(first), 1.0) * 1e-3
+    edges = np.linspace(first, last, BINS + 1)
+    kept = (there >= low) & (there <= high)
+    clipped = np.clip(there, first, last)
+    below, _ = np.histogram(clipped[~kept], edges)
+    above, _ = np.histogram(clipped[kept], edges)
+    tallest = max(1, int((below + above).max()))
+    step = WIDTH / BINS
+    bars = []
+    for index, (gone, stays) in enumerate(zip(below, above, strict=True)):
+        tops = HEIGHT * stays / tallest, HEIGHT * gone / tallest
+        bars.append(_bar(index * step, HEIGHT - tops[0], step, tops[0], KEPT))
+        bars.append(_bar(index * step, HEIGHT - tops[0] - tops[1], step, tops[1], DROPPED))
+    marks = "".join(_mark((limit - first) / (last - first), limit) for limit in (low, high) if math.isfinite(limit))
+    foot = f"<text x='0' y='{HEIGHT + 13}'>{first:.3g}</text>"
+    foot += f"<text x='{WIDTH}' y='{HEIGHT + 13}' text-anchor='end'>{last:.3g}</text>"
+    size = f"viewBox='0 0 {WIDTH} {HEIGHT + FOOT}' width='{WIDTH}' height='{HEIGHT + FOOT}'"
+    return f"<svg {size} role='img'>{''.join(bars)}{marks}{foot}</svg>"
+
+
+def _bar(x: float, y: float, width: float, height: float, colour: str) -> str:
+    if height <= 0:
+        return ""
+    return f"<rect x='{x:.1f}' y='{y:.1f}' width='{width - 0.6:.1f}' height='{height:.1f}' fill='{colour}'/>"
+
+
+def _mark(share: float, limit: float) -> str:
+    if not 0 <= share <= 1:
+        return ""
+    x, anchor = share * WIDTH, "end" if share > 0.6 else "start"
+    line = f"<line x1='{x:.1f}' y1='0' x2='{x:.1f}' y2='{HEIGHT}' stroke='#c0392b' stroke-width='1.4'/>"
+    return line + f"<text x='{x + (-4 if share > 0.6 else 4):.1f}' y='10' text-anchor='{anchor}'>{limit:.3g}</text>"
+
+
+def thumbnail(path: Path, frame: int) -> str:
+    """The frame of that number (or the last one before it) of a video file, as an <img> with the picture inside.
+
+    Raises:
+        DataError: the file gives no frames.
+    """
+    picture: Frames | None = None
+    for index, (one, _) in enumerate(decode(path)):
+        if index == frame or picture is None:
+            width = THUMBNAIL_WIDTH if one.rotation % 180 == 0 else THUMBNAIL_WIDTH * one.width // one.height
+            height = max(2, round(one.height * width / one.width))
+            small = one.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
+            picture = turned(np.asarray(small, np.uint8), one.rotation)
+        if index >= frame:
+            break
+    assert picture is not None  # decode gives a frame or raises
+    sink = io.BytesIO()
+    Image.fromarray(picture).save(sink, format="JPEG", quality=72)
+    return f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(sink.getvalue()).decode()}'>"
