@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -94,20 +93,18 @@ def export_model(
 
 
 def warm_up_request(entry: ModelEntry) -> dict[str, bytes]:
-    """Inputs of one short generation, as files of Triton's warm-up: each string with its length before it."""
+    """Inputs of one short generation, as files of Triton's warm-up."""
     asked: dict[str, Any] = {"num_inference_steps": 1, "seed": 0}
-    if "prompt" in entry.task.fields:
-        asked["prompt"] = "a harbour at dusk"
-    inputs = {"request": _triton_string(json.dumps({"id": "warm-up", "params": asked}).encode())}
-    if len(entry.task.pictures) == 1:
-        grey = BytesIO()
-        Image.new("RGB", (entry.width, entry.height), "grey").save(grey, "PNG")
-        inputs["pictures"] = _triton_string(grey.getvalue())
-    return inputs
+    asked |= {name: value for name, value in _WARM_UP.items() if name in entry.task.fields}
+    grey = BytesIO()
+    Image.new("RGB", (entry.width, entry.height), "grey").save(grey, "PNG")
+    count, picture = len(entry.task.pictures), grey.getvalue()
+    told = {"id": "warm-up", "params": asked, "parts": [len(picture)] * count}
+    return {"request": json.dumps(told).encode()} | ({"pictures": picture * count} if count else {})
 
 
-def _triton_string(content: bytes) -> bytes:
-    return struct.pack("<I", len(content)) + content
+_WARM_UP: dict[str, Any] = {"prompt": "a harbour at dusk", "elevation": 0.0}
+"""What some tasks need said beyond their defaults."""
 
 
 def _check_tools(options: ExportOptions) -> None:

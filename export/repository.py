@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.triton_config import CONFIG, TritonConfig, WarmUp, check_config, labels_of
+from export.triton_config import CONFIG, Instances, TritonConfig, WarmUp, check_config, instances_of, labels_of
 from model.errors import CheckpointError, InvalidRequest, StorageFull
 from model.manifest import MANIFEST, served_version
 
@@ -26,7 +26,13 @@ STABLE = "stable"
 PREVIOUS = "previous"
 MODEL_PY = '''"""What Triton's Python backend loads: stillmotion's engine."""
 
-from serving.triton.model import TritonPythonModel
+import sys
+from pathlib import Path
+
+# Triton puts this folder on the path, where this very file would hide the package `model`.
+sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
+
+from serving.triton.model import TritonPythonModel  # noqa: E402
 
 __all__ = ["TritonPythonModel"]
 '''
@@ -63,15 +69,17 @@ def install(
     keep: int = 3,
     parameters: Mapping[str, str] | None = None,
     warm_up: Mapping[str, bytes] | None = None,
+    instances: Instances = Instances(),  # noqa: B008 - frozen
 ) -> Installed:
     """Install what `fill` writes as the next version of REPO/NAME, and serve it.
 
     Args:
-        fill: writes the version's files, manifest included, into the folder it is given; what it raises is raised, and
-            nothing is installed.
+        fill: writes the version's files, an export's with its manifest or a checkpoint's, into the folder it is given;
+            what it raises is raised, and nothing is installed.
         keep: versions kept, the served and the one before it always among them.
         parameters: for config.pbtxt.
-        warm_up: the inputs of a warm-up request, as Triton's files hold them.
+        warm_up: the inputs of a warm-up request.
+        instances: how many engines, and on what.
 
     Raises:
         InvalidRequest: `name` is no plain folder name, or `keep` below 1.
@@ -85,14 +93,14 @@ def install(
     before = installed(model) if (model / CONFIG).exists() else None
     with _full_disk_told(repository), _staged(model) as part:
         fill(part)
-        if not (part / MANIFEST).is_file():
-            raise CheckpointError(f"nothing to install: {MANIFEST} was not written")
+        if not any((part / name).is_file() for name in (MANIFEST, "model_index.json")):
+            raise CheckpointError(f"nothing to install: neither {MANIFEST} nor a checkpoint was written")
         (part / "model.py").write_text(MODEL_PY)
         version = _take_number(part, model)
         try:
             labels = {STABLE: version} | ({PREVIOUS: before.served} if before else {})
             requests = _write_warm_up(model, warm_up or {})
-            _write_config(model, TritonConfig(name, version, labels, parameters or {}, warm_up=requests))
+            _write_config(model, TritonConfig(name, version, labels, parameters or {}, instances, requests))
         except BaseException:
             shutil.rmtree(model / str(version), ignore_errors=True)
             raise
@@ -114,12 +122,11 @@ def roll_back(model: Path) -> Installed:
     config = check_config(text)
     parameters = {key: value.string_value for key, value in config.parameters.items() if not key.startswith("label.")}
     requests = tuple(
-        WarmUp(request.name, {key: value.input_data_file for key, value in request.inputs.items()})
+        WarmUp(request.name, {key: (value.input_data_file, value.dims[0]) for key, value in request.inputs.items()})
         for request in config.model_warmup
     )
-    back = TritonConfig(
-        config.name, max(earlier), {STABLE: max(earlier), PREVIOUS: now.served}, parameters, warm_up=requests
-    )
+    labels = {STABLE: max(earlier), PREVIOUS: now.served}
+    back = TritonConfig(config.name, max(earlier), labels, parameters, instances_of(config), requests)
     _write_config(model, back)
     return installed(model)
 
@@ -170,7 +177,7 @@ def _write_warm_up(model: Path, inputs: Mapping[str, bytes]) -> tuple[WarmUp, ..
     (model / "warmup").mkdir(exist_ok=True)
     for name, content in inputs.items():
         (model / "warmup" / name).write_bytes(content)
-    return (WarmUp("short", {name: name for name in inputs}),)
+    return (WarmUp("short", {name: (name, len(content)) for name, content in inputs.items()}),)
 
 
 def _write_config(model: Path, config: TritonConfig) -> None:

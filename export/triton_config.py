@@ -1,8 +1,9 @@
 """config.pbtxt from dataclasses, checked by parsing it as the protobuf Triton itself reads.
 
-A model of ours is one decoupled Python-backend model: a request goes in as JSON with its pictures as bytes, events come
-out as JSON, each with the bytes it carries (a preview, the video). Which of the installed versions is served is said by
-`version_policy`, and a label a version by parameters `label.NAME`: one file, so that a change of both is one rename.
+A model of ours is one decoupled Python-backend model: a request goes in as JSON with its pictures as bytes, and with
+the state it goes on from; events come out as JSON, each with the bytes it carries (a preview, the video). All of them
+are UINT8 tensors, as serving.triton.wire tells. Which of the installed versions is served is said by `version_policy`,
+and a label a version by parameters `label.NAME`: one file, so that a change of both is one rename.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Tensor:
     """An input or output; -1 in `dims` is free."""
 
     name: str
-    data_type: Literal["TYPE_STRING", "TYPE_FP32", "TYPE_INT64"]
+    data_type: Literal["TYPE_UINT8", "TYPE_FP32", "TYPE_INT64"]
     dims: tuple[int, ...]
     optional: bool = False
 
@@ -55,13 +56,17 @@ class Instances:
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
-    """A request Triton sends before the model is ready: for each input, the file under NAME/warmup that holds it."""
+    """A request Triton sends before the model is ready.
+
+    Args:
+        files: for each input, the file under NAME/warmup that holds it, and its length.
+    """
 
     name: str
-    files: Mapping[str, str]
+    files: Mapping[str, tuple[str, int]]
 
     def fields(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
-        """As Triton's ModelWarmup; a free axis is 1."""
+        """As Triton's ModelWarmup."""
         ports = {port.name: port for port in inputs}
         return {
             "name": self.name,
@@ -70,17 +75,21 @@ class WarmUp:
                     "key": name,
                     "value": {
                         "data_type": Symbol(ports[name].data_type),
-                        "dims": [1 if size < 0 else size for size in ports[name].dims],
+                        "dims": [length],
                         "input_data_file": file,
                     },
                 }
-                for name, file in self.files.items()
+                for name, (file, length) in self.files.items()
             ],
         }
 
 
-REQUEST = (Tensor("request", "TYPE_STRING", (1,)), Tensor("pictures", "TYPE_STRING", (-1,), optional=True))
-EVENT = (Tensor("event", "TYPE_STRING", (1,)), Tensor("data", "TYPE_STRING", (-1,)))
+REQUEST = (
+    Tensor("request", "TYPE_UINT8", (-1,)),
+    Tensor("pictures", "TYPE_UINT8", (-1,), optional=True),
+    Tensor("state", "TYPE_UINT8", (-1,), optional=True),
+)
+EVENT = (Tensor("event", "TYPE_UINT8", (-1,)), Tensor("data", "TYPE_UINT8", (-1,)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,3 +172,9 @@ def labels_of(config: Any) -> dict[str, int]:
     pattern = re.compile(rf"^{re.escape(LABEL)}(.+)$")
     found = {pattern.match(name): value.string_value for name, value in config.parameters.items()}
     return {match[1]: int(value) for match, value in found.items() if match}
+
+
+def instances_of(config: Any) -> Instances:
+    """The instances in a parsed config."""
+    group = config.instance_group[0]
+    return Instances(group.DESCRIPTOR.enum_types_by_name["Kind"].values_by_number[group.kind].name, group.count)

@@ -19,6 +19,8 @@ from model.errors import InvalidRequest
 from model.sampling.row import Row
 from model.sampling.solvers import SolverState
 
+MADE_BY = "model"
+"""In a state's metadata: NAME@VERSION of the checkpoint that made it, to be read without torch."""
 _STEP, _FINGERPRINT, _HISTORY = "step", "fingerprint", ("slope", "denoised")
 
 
@@ -30,7 +32,7 @@ def store(row: Row) -> bytes:
     ready = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
     ready[_STEP] = torch.tensor(state.step)
     ready[_FINGERPRINT] = torch.frombuffer(bytearray(fingerprint(row)), dtype=torch.uint8)
-    return save(ready)
+    return save(ready, metadata={MADE_BY: row.key.model})
 
 
 def restore(fresh: Row, stored: bytes) -> Row:

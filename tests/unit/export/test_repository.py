@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from export.repository import Installed, install, installed, roll_back
-from export.triton_config import check_config
+from export.triton_config import Instances, check_config, instances_of
 from model.errors import CheckpointError, InvalidRequest, StorageFull
 from model.manifest import MANIFEST, served_version
 
@@ -32,7 +32,7 @@ def tree(folder: Path) -> set[str]:
 
 def test_the_next_version_is_served_beside_the_older(tmp_path: Path) -> None:
     first = install(tmp_path, "mini", version("one"))
-    second = install(tmp_path, "mini", version("two"), warm_up={"request": b"\x02\x00\x00\x00{}"})
+    second = install(tmp_path, "mini", version("two"), warm_up={"request": b"{}"})
     assert first == Installed(tmp_path / "mini", (1,), 1, {"stable": 1})
     assert second == Installed(tmp_path / "mini", (1, 2), 2, {"stable": 2, "previous": 1})
     assert served_version(tmp_path / "mini") == tmp_path / "mini" / "2"
@@ -51,12 +51,20 @@ def test_older_versions_are_kept_as_many_as_asked(tmp_path: Path) -> None:
 
 def test_rolling_back_serves_the_version_before_and_keeps_the_rest(tmp_path: Path) -> None:
     for count in range(3):
-        install(tmp_path, "mini", version(str(count)), parameters={"backend": "onnx"}, warm_up={"request": b"...."})
+        install(
+            tmp_path,
+            "mini",
+            version(str(count)),
+            parameters={"backend": "onnx"},
+            warm_up={"request": b"...."},
+            instances=Instances("KIND_CPU", 2),
+        )
     back = roll_back(tmp_path / "mini")
     assert back == Installed(tmp_path / "mini", (1, 2, 3), 2, {"stable": 2, "previous": 3})
     config = check_config((tmp_path / "mini" / "config.pbtxt").read_text())
     assert config.parameters["backend"].string_value == "onnx"
     assert config.model_warmup[0].inputs["request"].input_data_file == "request"
+    assert instances_of(config) == Instances("KIND_CPU", 2)
     assert roll_back(tmp_path / "mini").served == 1
     with pytest.raises(CheckpointError, match="no version before 1"):
         roll_back(tmp_path / "mini")
@@ -86,7 +94,7 @@ def test_whatever_goes_wrong_installs_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="broken"):
         install(tmp_path, "mini", fill)
-    with pytest.raises(CheckpointError, match=r"export\.json was not written"):
+    with pytest.raises(CheckpointError, match=r"neither export\.json nor a checkpoint"):
         install(tmp_path, "mini", lambda folder: None)
     assert tree(tmp_path) == set()
 

@@ -19,21 +19,22 @@ def test_what_is_rendered_is_what_triton_reads() -> None:
         labels={"stable": 7, "previous": 4},
         parameters={"backend": "onnx"},
         instances=Instances("KIND_CPU", 2),
-        warm_up=(WarmUp("short", {"request": "request", "pictures": "pictures"}),),
+        warm_up=(WarmUp("short", {"request": ("request", 9), "pictures": ("pictures", 70)}),),
     )
     read = check_config(config.render())
     assert (read.name, read.backend, read.max_batch_size) == ("mini", "python", 0)
     assert read.model_transaction_policy.decoupled
     assert list(read.version_policy.specific.versions) == [7]
     assert [(port.name, list(port.dims), port.optional) for port in read.input] == [
-        ("request", [1], False),
+        ("request", [-1], False),
         ("pictures", [-1], True),
+        ("state", [-1], True),
     ]
     assert [port.name for port in read.output] == ["event", "data"]
     assert (read.instance_group[0].kind, read.instance_group[0].count) == (2, 2)  # KIND_CPU
     assert labels_of(read) == {"stable": 7, "previous": 4}
     assert read.parameters["backend"].string_value == "onnx"
-    assert list(read.model_warmup[0].inputs["pictures"].dims) == [1]
+    assert list(read.model_warmup[0].inputs["pictures"].dims) == [70]
     assert read.model_warmup[0].inputs["request"].input_data_file == "request"
 
 

@@ -1,0 +1,250 @@
+"""The gateway's engine where Triton does the work: one or many servers behind the Engine protocol. No torch.
+
+A job runs on one server at a time. Where that server dies, is emptied, or unloads the model under it, the job ends here
+as stopped: the queue takes it back, and it goes on elsewhere from the last checkpoint in the artifact store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
+from typing import Final
+from uuid import uuid4
+
+from model.catalog import ModelEntry
+from model.errors import StillmotionError
+from model.params import Params
+from serving.engine.protocol import TERMINAL, CancelledAt, EngineEvent, EngineRequest, Failed, Stepped
+from serving.triton.channel import ServerLost
+from serving.triton.described import work
+from serving.triton.dispatch import Place, choose
+from serving.triton.pinning import made_by
+from serving.triton.pool import Pool, Server, Work
+from serving.triton.wire import pack_control, pack_request
+
+_log = logging.getLogger(__name__)
+ENGINE_STOPPED: Final = "engine_stopped"
+"""As serving.jobs.follower reads it: the job goes back into the queue."""
+CANCEL_S: Final = 10.0
+"""Seconds a server has to end a cancelled job; then its stream is closed, which cancels the request there too."""
+PATIENCE_S: Final = 30.0
+"""Seconds a job waits for a server that serves its model, before it goes back into the queue."""
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A job on its way."""
+
+    step: int = 0
+    server: Server | None = None
+    place: Place | None = None
+    cancelled: bool = False
+    given_up: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class TritonEngine:
+    """Implements serving.engine.protocol.Engine.
+
+    Args:
+        urls: the servers' gRPC services, HOST:PORT each.
+        models: the models to serve, by name; empty for all that the servers have.
+        client: names this gateway to the servers.
+    """
+
+    def __init__(self, urls: Sequence[str], models: Collection[str] = (), client: str | None = None) -> None:
+        self._client = client or uuid4().hex
+        self._pool = Pool(urls, self._client)
+        self._models = frozenset(models)
+        self._flights: dict[str, _Flight] = {}
+        self._errands: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Connect to every server; returns once one of them takes work."""
+        await self._pool.start()
+        async with self._pool.changed:
+            await self._pool.changed.wait_for(lambda: self.ready)
+
+    async def stop(self) -> None:
+        """Let go of the servers: what runs is cancelled there, and ends here as stopped."""
+        await self._pool.stop()
+        for task in self._errands:
+            task.cancel()
+        await asyncio.gather(*self._errands, return_exceptions=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a server takes work."""
+        return bool(self._places())
+
+    @property
+    def capacity(self) -> int:
+        """Requests that all servers together take in flight."""
+        return sum(place.capacity for place in self._places())
+
+    def entries(self) -> list[ModelEntry]:
+        """The checkpoints served now."""
+        return [entry for entry in self._pool.entries() if not self._models or entry.name in self._models]
+
+    def estimate(self, model: str, params: Params) -> float | None:
+        """Seconds the request would take on an idle server, by what its server measured; None while unknown."""
+        hosted = self._pool.hosted(model)
+        if hosted is None or hosted.status.fixed_s is None or hosted.status.step_s is None:
+            return None
+        entry = hosted.entry
+        pixels, evaluations = work(params)
+        size = pixels / (entry.num_frames[0] * entry.height * entry.width)
+        return size * (hosted.status.fixed_s + evaluations * hosted.status.step_s)
+
+    async def submit(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
+        """Take a request; its events, as they happen, until a terminal one."""
+        flight = self._flights[request.job_id] = _Flight()
+        try:
+            async with aclosing(self._fly(request, flight)) as events:
+                async for event in events:
+                    yield event
+        except ServerLost as error:
+            _log.warning("job %s after step %d: %s", request.job_id, flight.step, error)
+            if flight.server is not None:
+                flight.server.break_off(error.message)
+            yield CancelledAt(flight.step, 0.0) if flight.cancelled else Failed(ENGINE_STOPPED, error.message)
+        finally:
+            if self._flights.get(request.job_id) is flight:
+                del self._flights[request.job_id]
+
+    def cancel(self, job_id: str) -> None:
+        """Ask that a job stop at the next step boundary; unknown ids are ignored (it has ended)."""
+        flight = self._flights.get(job_id)
+        if flight is not None and not flight.cancelled:
+            flight.cancelled = True
+            task = asyncio.get_running_loop().create_task(self._cancel(job_id, flight))
+            self._errands.add(task)
+            task.add_done_callback(self._errands.discard)
+
+    def _places(self, model: str | None = None) -> list[Place]:
+        return [place for place in self._pool.places(model) if not self._models or place.name in self._models]
+
+    async def _fly(self, request: EngineRequest, flight: _Flight) -> AsyncGenerator[EngineEvent, None]:
+        """The job's events from the server chosen for it.
+
+        Raises:
+            ServerLost: there is none, or it was lost on the way.
+        """
+        place = await self._find(request, flight)
+        if place is None:
+            yield CancelledAt(0, 0.0)
+            return
+        if request.resume_from is not None and made_by(request.resume_from) not in (None, place.version):
+            _log.warning("job %s begins anew: no server has the version it began on", request.job_id)
+            request = replace(request, resume_from=None)
+        flight.place, flight.server = place, self._pool.servers[place.url]
+        mine = flight.server.work[request.job_id] = Work(self.estimate(request.model, request.params) or 0.0)
+        frame = pack_request(request, self._client)
+        stream = flight.server.channel.generate(place.name, place.number, frame, request.job_id)
+        try:
+            async with aclosing(_until(stream, flight.server, flight.given_up)) as events:
+                async for event in events:
+                    if isinstance(event, Stepped):
+                        flight.step = event.step
+                        if event.eta_s is not None:
+                            mine.tell(event.eta_s)
+                    if isinstance(event, Failed) and event.code == ENGINE_STOPPED:
+                        flight.server.break_off("it stops")
+                    yield event
+        finally:
+            if flight.server.work.get(request.job_id) is mine:
+                del flight.server.work[request.job_id]
+
+    async def _find(self, request: EngineRequest, flight: _Flight) -> Place | None:
+        """The place for a job; waits for one. None once the job was cancelled.
+
+        A job with a stored state goes where the state was made; where nobody has that version (any more), anywhere.
+
+        Raises:
+            ServerLost: none was there in time.
+        """
+        pinned = None if request.resume_from is None else made_by(request.resume_from)
+
+        def found() -> Place | None:
+            places = self._places(request.model)
+            return choose(places, pinned) or choose(places)
+
+        try:
+            async with asyncio.timeout(PATIENCE_S), self._pool.changed:
+                await self._pool.changed.wait_for(lambda: flight.cancelled or found() is not None)
+        except TimeoutError:
+            raise ServerLost("any address", f"none serves {request.model}") from None
+        return None if flight.cancelled else found()
+
+    async def _cancel(self, job_id: str, flight: _Flight) -> None:
+        """Tell the server; where it does not end the job in time, close the stream."""
+        async with self._pool.changed:
+            self._pool.changed.notify_all()  # it may still wait for a place
+        if flight.server is None or flight.place is None:
+            return
+        with suppress(ServerLost, TimeoutError):
+            async with asyncio.timeout(CANCEL_S):
+                frame = pack_control("cancel", self._client, job_id)
+                await flight.server.channel.ask(flight.place.name, flight.place.number, frame)
+                while self._flights.get(job_id) is flight:
+                    await asyncio.sleep(0.05)
+        flight.given_up.set()
+
+
+async def _until(
+    stream: AsyncGenerator[EngineEvent, None], server: Server, given_up: asyncio.Event
+) -> AsyncGenerator[EngineEvent, None]:
+    """The stream, ended once its server is lost (a dead host closes no connection) or the job is given up.
+
+    Raises:
+        ServerLost: either.
+    """
+    ends = {asyncio.ensure_future(event.wait()) for event in (server.lost, given_up)}
+    try:
+        while True:
+            coming = asyncio.ensure_future(anext(stream))
+            await asyncio.wait({coming, *ends}, return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
+                raise ServerLost(server.url, "it does not answer any more")
+            event = coming.result()
+            yield event
+            if isinstance(event, TERMINAL):
+                return
+    finally:
+        for end in ends:
+            end.cancel()
+        await stream.aclose()
+
+
+class NoServer(StillmotionError):
+    """No Triton server answered in time, or none serves a model that was asked for."""
+
+    code = "no_triton_server"
+
+
+async def discover(urls: Sequence[str], models: Collection[str] = (), wait_s: float = 60.0) -> list[ModelEntry]:
+    """The checkpoints that servers serve, once one of them serves any (and each of `models`).
+
+    Raises:
+        NoServer: none does in `wait_s` seconds.
+    """
+    pool = Pool(urls, "discovery")
+    await pool.start()
+
+    def found() -> dict[str, ModelEntry]:
+        return {entry.name: entry for entry in pool.entries()}
+
+    try:
+        async with asyncio.timeout(wait_s), pool.changed:
+            await pool.changed.wait_for(lambda: bool(found()) and found().keys() >= set(models))
+    except TimeoutError:
+        there = ", ".join(found()) or "none"
+        wanted = " or ".join(models) or "a model of stillmotion"
+        raise NoServer(f"no Triton server at {', '.join(urls)} serves {wanted}; served: {there}") from None
+    finally:
+        await pool.stop()
+    return [entry for name, entry in found().items() if not models or name in models]

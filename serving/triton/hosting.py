@@ -1,0 +1,215 @@
+"""What a hosted model answers: one request frame in, event frames out. Knows no Triton, and imports no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
+
+from model.catalog import ModelEntry
+from model.errors import InvalidRequest, StillmotionError
+from model.params import Params, settings_of
+from serving.engine.protocol import (
+    TERMINAL,
+    CancelledAt,
+    Completed,
+    Engine,
+    EngineEvent,
+    EngineRequest,
+    Failed,
+    Stepped,
+)
+from serving.engine.stats import EngineStats
+from serving.triton.described import entry_told
+from serving.triton.wire import Ask, Frame, RequestFrame, Status, pack_event, unpack_request
+
+_log = logging.getLogger(__name__)
+LOOK_S: Final = 0.1
+"""Seconds between two looks at whether a caller has gone."""
+_SAMPLE: Final[dict[str, Any]] = {"prompt": "grey", "elevation": 0.0}
+"""What some tasks need said beyond their defaults, to be estimated."""
+
+
+@dataclass(slots=True)
+class Running:
+    """A request in flight."""
+
+    ask: Ask
+    left_s: float | None
+    told_at: float = field(default_factory=time.monotonic)
+    step: int = 0
+
+    def note(self, event: EngineEvent) -> None:
+        """Remember how far it is."""
+        if isinstance(event, Stepped):
+            self.step = event.step
+            if event.eta_s is not None:
+                self.left_s, self.told_at = event.eta_s, time.monotonic()
+
+    def left(self) -> float:
+        """Seconds of work left, by what was last told."""
+        return max(0.0, (self.left_s or 0.0) - (time.monotonic() - self.told_at))
+
+
+class Host:
+    """Answers requests with an engine.
+
+    Args:
+        entry: the checkpoint the engine serves.
+        engine: started and stopped by the owner, and stopped by a `stop` frame.
+        repository_version: the number of the checkpoint's folder.
+        stats: the engine's counts, for a status.
+    """
+
+    def __init__(
+        self,
+        entry: ModelEntry,
+        engine: Engine,
+        repository_version: int,
+        stats: Callable[[], EngineStats | None] = lambda: None,
+    ) -> None:
+        self._entry = entry
+        self._engine = engine
+        self._version = repository_version
+        self._stats = stats
+        self._running: dict[str, Running] = {}
+        self._numbers = itertools.count()
+        self._draining = False
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have not ended."""
+        return len(self._running)
+
+    async def answer(self, frame: RequestFrame, send: Callable[[Frame], None], cancelled: Callable[[], bool]) -> None:
+        """Answer a request to its end.
+
+        Args:
+            send: takes one event at a time.
+            cancelled: whether the caller has gone.
+        """
+        try:
+            ask = unpack_request(frame)
+            if ask.kind == "generate":
+                await self._generate(ask, send, cancelled)
+            else:
+                send(pack_event(await self._control(ask)))
+        except StillmotionError as error:
+            send(pack_event(Failed(error.code, error.message)))
+
+    async def _control(self, ask: Ask) -> Status:
+        if ask.kind == "cancel":
+            for engine_id, running in self._running.items():
+                if running.ask.id == ask.id:
+                    self._engine.cancel(engine_id)
+        elif ask.kind in ("drain", "stop"):
+            self._draining = True
+            if ask.kind == "stop":
+                _log.info("stopping: %d requests are checkpointed and end", self.in_flight)
+                await self._engine.stop()
+        return self._status(ask.client)
+
+    async def _generate(self, ask: Ask, send: Callable[[Frame], None], cancelled: Callable[[], bool]) -> None:
+        request = self._request(ask)
+        running = Running(ask, self._engine.estimate(self._entry.name, request.params))
+        self._running[request.job_id] = running
+        try:
+            async with self._watching(request.job_id, cancelled), _closing(self._engine.submit(request)) as events:
+                async for event in events:
+                    running.note(event)
+                    if isinstance(event, TERMINAL):
+                        _log.info("job %s after step %d: %s", ask.id, running.step, _ending(event))
+                    if isinstance(event, Completed):
+                        event = replace(event, manifest=event.manifest | {"repository_version": self._version})
+                    send(pack_event(event))
+        finally:
+            del self._running[request.job_id]
+
+    def _request(self, ask: Ask) -> EngineRequest:
+        """The engine's request, by an id of its own: a job may come again while its last attempt still ends."""
+        try:
+            params = self._entry.resolve(dict(ask.params), seed=0)
+        except TypeError as error:
+            raise InvalidRequest(f"a setting is of the wrong type: {error}", param="params") from error
+        wanted = len(self._entry.task.pictures)
+        if len(ask.pictures) != wanted:
+            raise InvalidRequest(
+                f"{self._entry.task.name} takes {wanted} pictures, not {len(ask.pictures)}", param="pictures"
+            )
+        return EngineRequest(
+            f"{ask.id}#{next(self._numbers)}",
+            self._entry.name,
+            params,
+            ask.pictures,
+            ask.output_format,
+            ask.share,
+            ask.state,
+            ask.previews,
+        )
+
+    @asynccontextmanager
+    async def _watching(self, engine_id: str, cancelled: Callable[[], bool]) -> AsyncIterator[None]:
+        """Ask the engine to stop the request once its caller has gone."""
+
+        async def watch() -> None:
+            while not cancelled():
+                await asyncio.sleep(LOOK_S)
+            self._engine.cancel(engine_id)
+
+        task = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def _status(self, client: str) -> Status:
+        fixed, step = self._rates()
+        stats = self._stats()
+        counted = (
+            {} if stats is None else {name: value for name, value in asdict(stats).items() if name != "eta_errors"}
+        )
+        return Status(
+            entry=entry_told(self._entry),
+            repository_version=self._version,
+            capacity=self._engine.capacity,
+            in_flight=self.in_flight,
+            others_s=sum(one.left() for one in self._running.values() if one.ask.client != client),
+            fixed_s=fixed,
+            step_s=step,
+            draining=self._draining or not self._engine.ready,
+            stats=counted,
+        )
+
+    def _rates(self) -> tuple[float | None, float | None]:
+        """Seconds of a request with the defaults, without its evaluations and for each; None while not measured."""
+        one, two = (self._engine.estimate(self._entry.name, self._sample(steps)) for steps in (1, 2))
+        if one is None or two is None:
+            return None, None
+        evaluations = 2 if self._sample(2).solver == "heun" else 1
+        step = max(0.0, two - one) / evaluations
+        return max(0.0, one - step), step
+
+    def _sample(self, steps: int) -> Params:
+        needed = {name: value for name, value in _SAMPLE.items() if name in settings_of(self._entry.task.name)}
+        return self._entry.resolve(needed | {"num_inference_steps": steps}, seed=0)
+
+
+@asynccontextmanager
+async def _closing(stream: AsyncIterator[EngineEvent]) -> AsyncIterator[AsyncIterator[EngineEvent]]:
+    try:
+        yield stream
+    finally:
+        if isinstance(stream, AsyncGenerator):
+            await stream.aclose()
+
+
+def _ending(event: EngineEvent) -> str:
+    if isinstance(event, Failed):
+        return f"failed ({event.code})"
+    return "cancelled" if isinstance(event, CancelledAt) else "completed"

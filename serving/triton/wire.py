@@ -1,0 +1,197 @@
+"""What crosses the wire between the gateway and Triton: requests and events as JSON, their bytes beside it. No torch.
+
+A frame is two byte tensors (UINT8): a JSON object, and everything too large for JSON, one piece after another; the
+object's `parts` says how long each piece is. UINT8 and not BYTES, because a Python backend built against numpy 1
+misreads BYTES tensors under numpy 2.
+
+    request    {"kind": "generate", "id", "params", "output_format", "share", "previews", "parts"}   pictures, state
+    event      {"kind": "Stepped", "step": 3, "total": 25, "eta_s": 1.5, "parts": {}}                data
+
+One request of kind `generate` is answered by many events, the last a terminal one. The other kinds (`status`, `cancel`,
+`drain`, `stop`) are answered by one Status.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final, Literal, cast, get_args
+
+from model.errors import InvalidRequest
+from model.params import OutputFormat
+from serving.engine.protocol import EngineEvent, EngineRequest, Share
+
+REQUEST: Final = "request"
+PICTURES: Final = "pictures"
+STATE: Final = "state"
+EVENT: Final = "event"
+DATA: Final = "data"
+
+Kind = Literal["generate", "status", "cancel", "drain", "stop"]
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+EVENTS: Final[dict[str, type[EngineEvent]]] = {kind.__name__: kind for kind in get_args(EngineEvent)}
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request as a server reads it.
+
+    Args:
+        kind: `generate`; `status` (how are you); `cancel` (stop the job `id` at its next step); `drain` (expect no more
+            work: tell everybody who asks); `stop` (checkpoint what runs, and end it as stopped).
+        id: of the job.
+        params: settings by name; those left out are the checkpoint's defaults, and a seed left out is 0.
+        client: who asks; a status tells how much work of others there is.
+    """
+
+    kind: Kind = "generate"
+    id: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    pictures: tuple[bytes, ...] = ()
+    output_format: OutputFormat = "mp4"
+    share: Share = field(default_factory=Share)
+    previews: bool = False
+    state: bytes | None = None
+    client: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a hosted model says of itself.
+
+    Args:
+        entry: the checkpoint, as `entry_told` writes it.
+        repository_version: the number of its folder in the model repository.
+        capacity: requests it takes in flight at once.
+        in_flight: requests it has.
+        others_s: seconds of work left in requests of other clients, by its own measured times.
+        fixed_s, step_s: seconds of a request with the checkpoint's defaults: once, and for each evaluation of the
+            denoiser; None while nothing was measured.
+        draining: whether it wants no more work.
+        stats: the engine's counts (serving.engine.stats.EngineStats).
+    """
+
+    entry: dict[str, Any]
+    repository_version: int
+    capacity: int
+    in_flight: int
+    others_s: float
+    fixed_s: float | None
+    step_s: float | None
+    draining: bool
+    stats: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A JSON object and the bytes beside it."""
+
+    told: bytes
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFrame:
+    """A request's three inputs; the last two are left out where there are none."""
+
+    told: bytes
+    pictures: bytes | None = None
+    state: bytes | None = None
+
+
+def pack_request(request: EngineRequest, client: str) -> RequestFrame:
+    """A generation, as it crosses the wire."""
+    told = {
+        "kind": "generate",
+        "id": request.job_id,
+        "params": asdict(request.params),
+        "output_format": request.output_format,
+        "share": asdict(request.share),
+        "previews": request.previews,
+        "client": client,
+        "parts": [len(image) for image in request.images],
+    }
+    return RequestFrame(_json(told), b"".join(request.images) or None, request.resume_from)
+
+
+def pack_control(kind: Kind, client: str, job_id: str = "") -> RequestFrame:
+    """A request that generates nothing."""
+    return RequestFrame(_json({"kind": kind, "id": job_id, "client": client}))
+
+
+def unpack_request(frame: RequestFrame) -> Ask:
+    """What a client asks. Pictures without `parts` are one picture.
+
+    Raises:
+        InvalidRequest: it is none of ours; the message says what is wrong.
+    """
+    told = _object(frame.told)
+    pictures = frame.pictures or b""
+    sizes = told.pop("parts", [len(pictures)] if pictures else [])
+    unknown = told.keys() - {one.name for one in fields(Ask)} - {"state", "pictures"}
+    if unknown:
+        raise InvalidRequest(f"a request has no field {min(unknown)!r}; leave it out", param=min(unknown))
+    if told.get("kind", "generate") not in KINDS:
+        raise InvalidRequest(f"kind must be one of {', '.join(KINDS)}, not {told['kind']!r}", param="kind")
+    if told.get("output_format", "mp4") not in get_args(OutputFormat):
+        raise InvalidRequest(f"output_format must be one of {', '.join(get_args(OutputFormat))}", param="output_format")
+    try:
+        share = Share(**told.pop("share", {}))
+        return Ask(**told, share=share, pictures=tuple(_cut(pictures, sizes)), state=frame.state)
+    except TypeError as error:
+        raise InvalidRequest(f"the request cannot be read: {error}") from error
+
+
+def pack_event(event: EngineEvent | Status) -> Frame:
+    """An event, as it crosses the wire."""
+    values = {one.name: getattr(event, one.name) for one in fields(event)}
+    parts = {name: value for name, value in values.items() if isinstance(value, bytes)}
+    told = {name: value for name, value in values.items() if name not in parts}
+    told |= {"kind": type(event).__name__, "parts": {name: len(value) for name, value in parts.items()}}
+    return Frame(_json(told), b"".join(parts.values()))
+
+
+def unpack_event(frame: Frame) -> EngineEvent | Status:
+    """The event that was sent.
+
+    Raises:
+        InvalidRequest: it is none of ours.
+    """
+    told = _object(frame.told)
+    sizes = told.pop("parts", {})
+    kind = cast(Any, {**EVENTS, Status.__name__: Status}.get(told.pop("kind", "")))
+    if kind is None or not isinstance(sizes, dict):
+        raise InvalidRequest("the server's answer is no event of ours; is it of another version of stillmotion?")
+    parts = dict(zip(sizes, _cut(frame.data, list(sizes.values())), strict=True))
+    try:
+        return cast(EngineEvent | Status, kind(**told, **parts))
+    except TypeError as error:
+        raise InvalidRequest(f"the server's {kind.__name__} cannot be read: {error}") from error
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        told = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"the frame is not JSON: {error}") from error
+    if not isinstance(told, dict):
+        raise InvalidRequest("the frame is no JSON object")
+    return told
+
+
+def _cut(data: bytes, sizes: list[Any]) -> list[bytes]:
+    """The pieces of so many bytes each that lie one after another in `data`."""
+    if not isinstance(sizes, list) or not all(type(size) is int and size >= 0 for size in sizes):
+        raise InvalidRequest("parts must be lengths in bytes", param="parts")
+    if sum(sizes) != len(data):
+        raise InvalidRequest(f"parts add up to {sum(sizes)} bytes, and {len(data)} came with them", param="parts")
+    pieces, start = [], 0
+    for size in sizes:
+        pieces.append(data[start : start + size])
+        start += size
+    return pieces
