@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 from uuid import uuid4
@@ -16,19 +17,21 @@ from stillmotion.types import Job, OutputFormat
 
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
-from model.image import open_picture, to_png
+from model.image import open_picture
 from model.params import Params
 from model.tasks import TASKS
 from serving.engine.protocol import Priority
 from serving.gateway import admission
 from serving.gateway.hooks import check_webhook
+from serving.gateway.pictures import kept
+from serving.gateway.previews import check_previews
 from serving.gateway.safety import PictureRefused, Verdict
 from serving.gateway.services import NOTES_NAME, Services
 from serving.jobs.dispatcher import QUEUE_TOPIC
 from serving.jobs.errors import QueueFull
 from serving.jobs.idempotency import hash_body
 from serving.jobs.records import PRIORITIES, NewJob, WebhookTarget, input_names
-from serving.jobs.threads import in_thread
+from serving.jobs.threads import in_thread, to_its_end
 from serving.keys.ring import Caller
 
 _RANDOM_SEEDS: Final = 2**32
@@ -58,6 +61,7 @@ class Order:
     deadline_s: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     webhook: WebhookTarget | None = None
+    previews: bool = False
 
 
 async def submit(parts: Services, caller: Caller, order: Order, idempotency_key: str | None) -> tuple[Job, bool]:
@@ -76,14 +80,19 @@ async def submit(parts: Services, caller: Caller, order: Order, idempotency_key:
     check_webhook(parts.settings, order.webhook)
     entry, params = _resolve(parts, order)
     new = _new_job(caller, entry, order, params, idempotency_key)
-    known = await _admit(parts, caller, new)
-    if known is not None:
-        return known, False
-    if order.deadline_s is not None:
-        own_s = parts.engine.estimate(entry.name, params)
-        backlog = await parts.backlog.now(fresh=True)
-        admission.check_deadline(backlog, own_s, PRIORITIES[order.priority], order.deadline_s)
-    job, is_new = await in_thread(_store, parts, await _prepared(parts, order, new), caller.max_jobs)
+    try:
+        known = await parts.admissions.admit(new, caller.max_jobs)
+        if known is not None:
+            return known, False
+        if order.deadline_s is not None:
+            own_s = parts.engine.estimate(entry.name, params)
+            backlog = await parts.backlog.now(fresh=True)
+            admission.check_deadline(backlog, own_s, PRIORITIES[order.priority], order.deadline_s)
+        job, is_new = await to_its_end(_store(parts, order, new, params, caller.max_jobs))
+    except QueueFull as error:
+        # The store knows how long jobs took; the engine knows better what those take that lie before this one.
+        seconds = admission.retry_after(await parts.backlog.now(), error.retry_after_s)
+        raise type(error)(error.limit, seconds) from error
     if is_new:
         parts.outside.traces.remember(job.id)
     parts.bell.ring(QUEUE_TOPIC)
@@ -92,6 +101,7 @@ async def submit(parts: Services, caller: Caller, order: Order, idempotency_key:
 
 def _resolve(parts: Services, order: Order) -> tuple[ModelEntry, Params]:
     entry = parts.model(order.model, order.task)
+    check_previews(entry, order.previews, parts.previewable)
     seed = order.settings.get("seed")
     return entry, entry.resolve(dict(order.settings), secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed)
 
@@ -115,92 +125,79 @@ def _new_job(caller: Caller, entry: ModelEntry, order: Order, params: Params, id
         weight=caller.weight,
         deadline_s=order.deadline_s,
         webhook=order.webhook,
+        previews=order.previews,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """An order checked against its checkpoint, with its pictures decoded and nothing stored yet."""
-
-    new: NewJob
-    pictures: list[bytes]
-    notes: Mapping[str, Any]
-
-
-async def prepare(parts: Services, caller: Caller, order: Order) -> Prepared:
-    """Check one of many orders. Raises InvalidRequest: a setting, a picture, or the webhook."""
-    check_webhook(parts.settings, order.webhook)
-    entry, params = _resolve(parts, order)
-    return await _prepared(parts, order, _new_job(caller, entry, order, params, None))
-
-
-async def _prepared(parts: Services, order: Order, new: NewJob) -> Prepared:
-    pictures, verdicts = await _pictures(parts, order)
-    return Prepared(new, pictures, {"safety": [verdict.as_json() for verdict in verdicts]} if verdicts else {})
-
-
-def keep_files(parts: Services, prepared: Prepared) -> None:
-    """Store a job's files; who stores the job's row afterwards, or cannot, removes them then.
+async def prepare(parts: Services, caller: Caller, order: Order) -> NewJob:
+    """Check one of many orders and store its files; who cannot store the job's row afterwards removes them.
 
     Raises:
-        StorageFull: the disk is full; nothing is left of them.
+        InvalidRequest: a setting, a picture, or the webhook.
+        StorageFull: the disk is full; nothing is left of the files.
     """
-    job_id = prepared.new.id
+    check_webhook(parts.settings, order.webhook)
+    entry, params = _resolve(parts, order)
+    new = _new_job(caller, entry, order, params, None)
+    await _keep_files(parts, order, new.id, params)
+    return new
+
+
+async def _keep_files(parts: Services, order: Order, job_id: str, params: Params) -> None:
+    """Decode the order's pictures, and store them as they are kept. Raises as `prepare`."""
+    pictures = []
+    for name, given in zip(TASKS[order.task].pictures, order.pictures, strict=True):
+        with _named(name):
+            pictures.append((name, await parts.outside.fetcher.fetch(given) if isinstance(given, str) else given))
+    if pictures:
+        async with parts.decoding:
+            await in_thread(_decode_and_keep, parts, job_id, pictures, params)
+
+
+def _decode_and_keep(parts: Services, job_id: str, pictures: list[tuple[str, bytes]], params: Params) -> None:
+    cleaned, verdicts = [], []
+    for name, data in pictures:
+        with _named(name):
+            png, verdict = _clean(parts, data, params)
+        cleaned.append(png)
+        if verdict is not None:
+            verdicts.append(verdict.as_json())
     try:
-        for name, picture in zip(input_names(len(prepared.pictures)), prepared.pictures, strict=True):
-            parts.artifacts.write(job_id, name, picture, "image/png")
-        if prepared.notes:
-            parts.artifacts.write(job_id, NOTES_NAME, json.dumps(prepared.notes).encode(), "application/json")
+        for name, png in zip(input_names(len(cleaned)), cleaned, strict=True):
+            parts.artifacts.put(job_id, name, png)
+        if verdicts:
+            parts.artifacts.put(job_id, NOTES_NAME, json.dumps({"safety": verdicts}).encode())
     except BaseException:
         parts.artifacts.remove(job_id)
         raise
 
 
-async def _admit(parts: Services, caller: Caller, new: NewJob) -> Job | None:
-    limit = parts.settings.queue_limit
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Who decodes or fetches one picture knows it as `image`, whichever of the request's it is."""
     try:
-        return await in_thread(
-            parts.store.admit, new.idempotency_key, new.body_hash, limit, caller.owner, caller.max_jobs
-        )
-    except QueueFull as error:
-        # The store knows how long jobs took; the engine knows better what those take that lie before this one.
-        seconds = admission.retry_after(await parts.backlog.now(), error.retry_after_s)
-        raise type(error)(error.limit, seconds) from error
+        yield
+    except InvalidRequest as error:
+        error.param = None if error.param is None else error.param.replace("image", name, 1)
+        raise
 
 
-async def _pictures(parts: Services, order: Order) -> tuple[list[bytes], list[Verdict]]:
-    """Each picture as a plain PNG, and what the safety filter says of them."""
-    cleaned, verdicts = [], []
-    for name, picture in zip(TASKS[order.task].pictures, order.pictures, strict=True):
-        try:
-            data = await parts.outside.fetcher.fetch(picture) if isinstance(picture, str) else picture
-            async with parts.decoding:
-                png, verdict = await in_thread(_clean, parts, data)
-        except InvalidRequest as error:
-            # Who decodes or fetches one picture knows it as `image`, whichever of the request's it is.
-            error.param = None if error.param is None else error.param.replace("image", name, 1)
-            raise
-        cleaned.append(png)
-        if verdict is not None:
-            verdicts.append(verdict)
-    return cleaned, verdicts
-
-
-def _clean(parts: Services, data: bytes) -> tuple[bytes, Verdict | None]:
+def _clean(parts: Services, data: bytes, params: Params) -> tuple[bytes, Verdict | None]:
+    """One picture as it is kept, and what the safety filter says of it."""
     picture = open_picture(data, limits=parts.settings.image_limits)
     verdict = None if parts.outside.safety is None else parts.outside.safety.check(picture)
     if verdict is not None and not verdict.allowed:
         raise PictureRefused(verdict)
-    return to_png(picture), verdict
+    return kept(picture, params), verdict
 
 
-def _store(parts: Services, prepared: Prepared, quota: int | None) -> tuple[Job, bool]:
+async def _store(parts: Services, order: Order, new: NewJob, params: Params, quota: int | None) -> tuple[Job, bool]:
     """The files first, then the row: a job in the store always has its pictures."""
-    keep_files(parts, prepared)
+    await _keep_files(parts, order, new.id, params)
     is_new = False
     try:
-        job, is_new = parts.store.create(prepared.new, parts.settings.queue_limit, quota)
+        job, is_new = await parts.admissions.create(new, quota)
     finally:
         if not is_new:
-            parts.artifacts.remove(prepared.new.id)
+            await in_thread(parts.artifacts.remove, new.id)
     return job, is_new

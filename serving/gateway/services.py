@@ -20,7 +20,9 @@ from serving.engine.protocol import Engine
 from serving.gateway.backlog import BacklogReader
 from serving.gateway.errors import Problem
 from serving.gateway.outside import Outside
+from serving.gateway.previews import draws_previews
 from serving.gateway.settings import Settings
+from serving.jobs.admissions import Admissions
 from serving.jobs.artifacts import Artifacts
 from serving.jobs.batches import BatchStore
 from serving.jobs.bell import Bell
@@ -71,6 +73,7 @@ class Services:
     models: tuple[ModelEntry, ...]
     database: Database
     store: JobStore
+    admissions: Admissions
     artifacts: Artifacts
     bell: Bell
     dispatcher: Dispatcher
@@ -82,6 +85,7 @@ class Services:
     backlog: BacklogReader
     outside: Outside
     decoding: asyncio.Semaphore
+    previewable: frozenset[str]
     warmup: Warmup = field(default_factory=Warmup)
 
     def check_accepting(self) -> None:
@@ -134,6 +138,7 @@ async def open_services(
         models=models,
         database=database,
         store=store,
+        admissions=Admissions(store, settings.queue_limit),
         artifacts=artifacts,
         bell=bell,
         dispatcher=dispatcher,
@@ -145,6 +150,7 @@ async def open_services(
         backlog=BacklogReader(database, engine),
         outside=outside,
         decoding=asyncio.Semaphore(settings.decoders),
+        previewable=frozenset(entry.name for entry in models if draws_previews(entry)),
     )
 
 

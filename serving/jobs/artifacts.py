@@ -47,6 +47,11 @@ class Artifacts:
         return cls(filesystem, root)
 
     def write(self, job_id: str, name: str, data: bytes, media_type: str) -> StoredFile:
+        """Store a file of a result; once this returns it is whole. Raises as `put`."""
+        self.put(job_id, name, data)
+        return StoredFile(name, media_type, len(data), hashlib.sha256(data).hexdigest())
+
+    def put(self, job_id: str, name: str, data: bytes) -> None:
         """Store a file; once this returns it is whole.
 
         Raises:
@@ -68,7 +73,6 @@ class Artifacts:
                     f"no space left to store {name} ({len(data)} bytes); delete old jobs or enlarge the disk"
                 ) from error
             raise
-        return StoredFile(name, media_type, len(data), hashlib.sha256(data).hexdigest())
 
     def read(self, job_id: str, name: str) -> bytes:
         """A whole file. Raises FileNotFoundError."""

@@ -15,11 +15,12 @@ from sqlalchemy.orm import Session
 from stillmotion.types import TERMINAL_STATUSES, Batch, BatchCounts, BatchResult, BatchUrls
 
 from serving.jobs import changes
+from serving.jobs.adding import add_jobs
 from serving.jobs.database import Database
+from serving.jobs.door import check_quota
 from serving.jobs.errors import BatchNotFound, QueueFull
 from serving.jobs.idempotency import Repeat, made_before, remember
 from serving.jobs.records import OFFLINE, NewJob, Terms
-from serving.jobs.store import add
 from serving.jobs.tables import BatchRow, JobRow
 
 _RETRY_AFTER_S = 60
@@ -32,12 +33,14 @@ class NewBatch:
     Args:
         jobs: its rows, in order; each has its `batch` place.
         repeat: the caller's idempotency key, if there is one.
+        quota: jobs of the owner that may wait or run; None for any number.
     """
 
     id: str
     owner: str
     jobs: Sequence[NewJob]
     repeat: Repeat | None = None
+    quota: int | None = None
 
 
 class BatchStore:
@@ -54,33 +57,33 @@ class BatchStore:
         self._clock = clock
         self._terms = terms
 
-    def admit(self, rows: int, limit: int, owner: str, repeat: Repeat | None) -> Batch | None:
+    def admit(self, rows: int, limit: int, owner: str, repeat: Repeat | None, quota: int | None = None) -> Batch | None:
         """Whether so many rows may come in: the batch that the key already made, or None if they may.
 
         Raises:
             Conflict: the key was used with another request.
             QueueFull: more than `limit` offline jobs would wait.
+            QuotaFull: the owner would have more than `quota` jobs waiting and running.
         """
         with self._database.read() as session:
-            return self._admit(session, rows, limit, owner, repeat)
+            return self._admit(session, rows, limit, owner, repeat, quota)
 
     def create(self, new: NewBatch, limit: int) -> tuple[Batch, bool]:
         """Store a batch with its jobs; False beside it if the key had already made one, which is then returned.
 
         Raises:
-            Conflict, QueueFull: as `admit`.
+            Conflict, QueueFull, QuotaFull: as `admit`.
         """
         now = self._clock()
         with self._database.write() as session:
             self._database.serialise_admission(session)
-            known = self._admit(session, len(new.jobs), limit, new.owner, new.repeat)
+            known = self._admit(session, len(new.jobs), limit, new.owner, new.repeat, new.quota)
             if known is not None:
                 return known, False
             row = BatchRow(id=new.id, owner=new.owner, created_at=now, total=len(new.jobs))
             session.add(row)
             session.flush()
-            for job in new.jobs:
-                add(session, job, now, self._terms)
+            add_jobs(session, new.jobs, now, self._terms, changes.count_waiting(session))
             remember(session, new.repeat, new.id)
             return _wire(session, row), True
 
@@ -136,18 +139,21 @@ class BatchStore:
             session.flush()
             return _wire(session, batch), [row.id for row in rows]
 
-    def _admit(self, session: Session, rows: int, limit: int, owner: str, repeat: Repeat | None) -> Batch | None:
+    def _admit(
+        self, session: Session, rows: int, limit: int, owner: str, repeat: Repeat | None, quota: int | None
+    ) -> Batch | None:
         known = made_before(session, repeat)
         if known is not None:
             return _wire(session, _find(session, known, owner))
-        waiting = select(func.count()).select_from(JobRow)
-        waiting = waiting.where(JobRow.status == "queued", JobRow.priority == OFFLINE)
-        if (session.scalar(waiting) or 0) + rows > limit:
+        if changes.count_waiting(session).get(OFFLINE, 0) + rows > limit:
             raise QueueFull(limit, _RETRY_AFTER_S)
+        check_quota(session, owner, quota, rows)
         return None
 
 
 def _find(session: Session, batch_id: str, owner: str) -> BatchRow:
+    if "\0" in batch_id:  # Postgres cannot even be asked
+        raise BatchNotFound(batch_id)
     row = session.scalars(select(BatchRow).where(BatchRow.id == batch_id, BatchRow.owner == owner)).first()
     if row is None:
         raise BatchNotFound(batch_id)

@@ -6,6 +6,7 @@ Everything that alters a job's row ends in `emit` here, so the row and its histo
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal
 from uuid import uuid4
@@ -32,6 +33,8 @@ def find(session: Session, job_id: str, owner: str | None, *, lock: bool = False
     Raises:
         JobNotFound: there is none, or it is another's: the two cannot be told apart from outside.
     """
+    if "\0" in job_id:  # Postgres cannot even be asked
+        raise JobNotFound(job_id, param=param)
     query = select(JobRow).where(JobRow.id == job_id)
     if owner is not None:
         query = query.where(JobRow.owner == owner)
@@ -92,10 +95,15 @@ def wire(session: Session, row: JobRow) -> Job:
     return to_wire(row, session.scalar(query) or 0)
 
 
-def count_waiting(session: Session) -> int:
-    """How many jobs wait, without the offline ones, which have a limit of their own."""
-    waiting = select(func.count()).select_from(JobRow).where(JobRow.status == "queued", JobRow.priority > OFFLINE)
-    return session.scalar(waiting) or 0
+def count_waiting(session: Session) -> dict[int, int]:
+    """How many jobs of each class wait."""
+    waiting = select(JobRow.priority, func.count()).where(JobRow.status == "queued").group_by(JobRow.priority)
+    return {row[0]: row[1] for row in session.execute(waiting)}
+
+
+def without_offline(waiting: Mapping[int, int]) -> int:
+    """How many of these count against the queue's limit: offline jobs have one of their own."""
+    return sum(count for priority, count in waiting.items() if priority > OFFLINE)
 
 
 def _delivery(row: JobRow, job: Job, now: float) -> DeliveryRow:

@@ -8,8 +8,9 @@ for each other (`serialise_admission`).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,6 +55,8 @@ class Database:
         if self._sqlite:
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
+        # Writers of one process queue up here: SQLite's own way to wait is to sleep and look again, ever longer.
+        self._turn: AbstractContextManager[Any] = threading.Lock() if self._sqlite else nullcontext()
         self._reader = self._engine.execution_options(reading=True)
 
     def _migrate(self, url: URL) -> None:
@@ -83,7 +86,7 @@ class Database:
             StorageFull: the disk that holds the database is full.
         """
         try:
-            with Session(self._engine, expire_on_commit=False) as session, session.begin():
+            with self._turn, Session(self._engine, expire_on_commit=False) as session, session.begin():
                 yield session
         except OperationalError as error:
             if "disk is full" in str(error.orig):

@@ -39,7 +39,7 @@ from serving.jobs.errors import LeaseLost
 from serving.jobs.leases import Leases
 from serving.jobs.outcome import Outcome, store_result
 from serving.jobs.progress import percent
-from serving.jobs.records import Advance, LeasedJob, Success, input_names
+from serving.jobs.records import Advance, LeasedJob, Success, input_names, preview_name
 from serving.jobs.threads import in_thread
 
 _log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class Run:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     stepped: bool = False
     written_at: float = -math.inf
+    shown_at: float = -math.inf
 
 
 class Follower:
@@ -135,7 +136,9 @@ class Follower:
         images = tuple([await in_thread(self._artifacts.read, job.id, name) for name in names])
         checkpoint = await in_thread(self._checkpoint, job.id)
         params = PARAMS[job.task](**settings)
-        return EngineRequest(job.id, job.model, params, images, job.output_format, job.share, checkpoint)
+        return EngineRequest(
+            job.id, job.model, params, images, job.output_format, job.share, checkpoint, previews=job.previews
+        )
 
     def _checkpoint(self, job_id: str) -> bytes | None:
         try:
@@ -158,7 +161,8 @@ class Follower:
             case Checkpointed(_, state):
                 await self._keep(run.job, state)
                 return
-            case Previewed():
+            case Previewed(step, jpeg):
+                await self._show(run, step, jpeg)
                 return
             case Decoded(frames, total):
                 name, change, whole = "decode", Advance("decode", percent("decode", frames, total)), frames == total
@@ -179,6 +183,26 @@ class Follower:
             await in_thread(self._artifacts.write, job.id, CHECKPOINT_NAME, state, "application/vnd.safetensors")
         except (OSError, StorageFull):
             _log.exception("a checkpoint of job %s cannot be stored", job.id)
+
+    async def _show(self, run: Run, step: int, jpeg: bytes) -> None:
+        """Keep a preview in place of the one before, at most one an interval; without it nothing else is lost."""
+        now = time.monotonic()
+        if now - run.shown_at < self._interval:
+            return
+        run.shown_at = now
+        job, name = run.job, preview_name(step, run.job.attempt)
+        try:
+            file = await in_thread(self._artifacts.write, job.id, name, jpeg, "image/jpeg")
+            before = await in_thread(self._leases.preview, job, step, file)
+        except (OSError, OperationalError, StorageFull):
+            _log.exception("a preview of job %s cannot be stored", job.id)
+            return
+        except LeaseLost:
+            await in_thread(self._artifacts.discard, job.id, name)
+            raise
+        if before is not None and before != name:
+            await in_thread(self._artifacts.discard, job.id, before)
+        self._bell.ring(job.id)
 
     async def _settle(self, job: LeasedJob, outcome: Outcome) -> None:
         """Write the end down; a database that cannot be written now is tried until it can.

@@ -23,7 +23,7 @@ from serving.engine.protocol import Share
 from serving.jobs import changes
 from serving.jobs.database import Database
 from serving.jobs.errors import JobNotFound, LeaseLost
-from serving.jobs.records import CLASSES, OFFLINE, Advance, LeasedJob, Success, Terms
+from serving.jobs.records import CLASSES, OFFLINE, Advance, LeasedJob, StoredFile, Success, Terms
 from serving.jobs.states import check_transition
 from serving.jobs.tables import JobRow
 
@@ -137,12 +137,26 @@ class Leases:
             row.engine_position = change.engine_position
             return changes.emit(session, row, event)
 
+    def preview(self, job: LeasedJob, step: int, file: StoredFile) -> str | None:
+        """Tell of a preview after so many steps, whose file is stored; the name of the one whose place it takes.
+
+        Raises:
+            LeaseLost: the job is not this server's (any more).
+        """
+        with self._database.write() as session:
+            row = self._held(session, job)
+            before = row.files.get("preview")
+            row.files = {**row.files, "preview": asdict(file)}
+            row.step = step
+            changes.emit(session, row, "preview")
+            return None if before is None else str(before["name"])
+
     def complete(self, job: LeasedJob, success: Success) -> Job:
         """End a running job with its result. Raises LeaseLost."""
         with self._database.write() as session:
             row = self._held(session, job)
             row.output = success.output.model_dump(mode="json")
-            row.files = {variant: asdict(file) for variant, file in success.files.items()}
+            row.files = row.files | {variant: asdict(file) for variant, file in success.files.items()}
             row.timings = dict(success.timings)
             row.progress, row.phase, row.step = 100, "mux", row.total_steps
             return changes.end(session, row, "completed", self._clock(), self._terms.kept_s)
@@ -223,4 +237,5 @@ def _used(served: Subquery) -> ColumnElement[Any]:
 
 def _leased(row: JobRow) -> LeasedJob:
     share = Share(row.owner, row.weight, CLASSES[row.priority], row.deadline_s)
-    return LeasedJob(row.id, row.task, row.model, row.params, row.output_format, share, row.attempt)  # type: ignore[arg-type]
+    shown = (row.id, row.task, row.model, row.params, row.output_format)
+    return LeasedJob(*shown, share, row.attempt, row.previews)  # type: ignore[arg-type]

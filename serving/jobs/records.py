@@ -84,6 +84,7 @@ class NewJob:
     deadline_s: float | None = None
     webhook: WebhookTarget | None = None
     batch: BatchPlace | None = None
+    previews: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,7 @@ class LeasedJob:
     output_format: OutputFormat
     share: Share
     attempt: int
+    previews: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,16 @@ class Success:
     output: JobOutput
     files: Mapping[Variant, StoredFile]
     timings: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+def preview_name(step: int, attempt: int) -> str:
+    """The file of a job's preview after so many steps: one for each, so that a step is never shown by another."""
+    return f"preview-{step}.{attempt}.jpg"
+
+
+def is_preview(name: str, step: int) -> bool:
+    """Whether this is the file of a preview after so many steps, of any attempt."""
+    return name.startswith(f"preview-{step}.")
 
 
 def job_urls(job_id: str) -> JobUrls:

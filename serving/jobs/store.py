@@ -7,26 +7,24 @@ apart by the transactions; nothing is cached here. What the dispatcher does lies
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
-from stillmotion.types import Job, JobEvent, JobList, JobStatus, Variant
+from stillmotion.types import Job, JobEvent, JobList, JobStatus, Preview, Variant
 
+from model.errors import StillmotionError
 from serving.jobs import changes
+from serving.jobs.adding import add_jobs
 from serving.jobs.database import Database
-from serving.jobs.errors import Conflict, QueueFull, QuotaFull
+from serving.jobs.door import Asked, Door
+from serving.jobs.errors import Conflict, QueueFull
 from serving.jobs.idempotency import Repeat, made_before, remember
-from serving.jobs.records import OFFLINE, PRIORITIES, NewJob, StoredFile, Terms
+from serving.jobs.records import NewJob, StoredFile, Terms
 from serving.jobs.states import is_terminal
 from serving.jobs.tables import EventRow, JobRow
-
-_RECENT = 20
-_UNKNOWN_JOB_S = 5.0
-_LONGEST_WAIT_S = 600
 
 
 class JobStore:
@@ -55,14 +53,19 @@ class JobStore:
 
         Args:
             queue_limit: jobs that may wait, of all owners together.
-            quota: jobs of this owner that may wait or run, offline ones aside; None for any number.
+            quota: jobs of this owner that may wait or run; None for any number.
 
         Raises:
             Conflict: the key was used with another request.
             QueueFull, QuotaFull: no place is free.
         """
+        repeat = None if idempotency_key is None else Repeat(owner, idempotency_key, body_hash)
         with self._database.read() as session:
-            return self._admit(session, _repeat(owner, idempotency_key, body_hash), owner, queue_limit, quota)
+            known = made_before(session, repeat)
+            if known is not None:
+                return changes.wire(session, changes.find(session, known, owner))
+            Door(session, queue_limit).check(owner, quota)
+            return None
 
     def create(self, new: NewJob, queue_limit: int, quota: int | None = None) -> tuple[Job, bool]:
         """Store a queued job; False beside it if the key had already made one, which is then returned.
@@ -70,15 +73,32 @@ class JobStore:
         Raises:
             Conflict, QueueFull, QuotaFull: as `admit`, which may have answered before another request came in.
         """
-        repeat = _repeat(new.owner, new.idempotency_key, new.body_hash)
+        (outcome,) = self.create_all([Asked(new, quota)], queue_limit)
+        if isinstance(outcome, StillmotionError):
+            raise outcome
+        return outcome
+
+    def create_all(self, asked: Sequence[Asked], queue_limit: int) -> list[tuple[Job, bool] | StillmotionError]:
+        """As `create` for each in turn, in one transaction: what it would return, or the error it would raise."""
         with self._database.write() as session:
             self._database.serialise_admission(session)
-            known = self._admit(session, repeat, new.owner, queue_limit, quota)
-            if known is not None:
-                return known, False
-            job = add(session, new, self._clock(), self._terms)
-            remember(session, repeat, new.id)
-            return job, True
+            door = Door(session, queue_limit)
+            let_in: list[NewJob] = []
+            judged: list[tuple[str, bool] | StillmotionError] = []
+            for one in asked:
+                try:
+                    known = door.judge(one)
+                except (Conflict, QueueFull) as error:
+                    judged.append(error)
+                    continue
+                judged.append((known or one.new.id, known is None))
+                if known is None:
+                    let_in.append(one.new)
+            made = {job.id: job for job in add_jobs(session, let_in, self._clock(), self._terms, door.waiting)}
+            return [
+                it if isinstance(it, StillmotionError) else (made.get(it[0]) or self._known(session, it[0]), it[1])
+                for it in judged
+            ]
 
     def get(self, job_id: str, owner: str = "") -> Job:
         """The job now. Raises JobNotFound."""
@@ -148,8 +168,7 @@ class JobStore:
             rows = session.scalars(
                 select(EventRow).where(EventRow.job_id == job_id, EventRow.id > last).order_by(EventRow.id)
             )
-            events = [JobEvent.model_validate({"id": row.id, "event": row.event, "job": row.job}) for row in rows]
-            return events, ended
+            return [_event(row) for row in rows], ended
 
     def newest_events(self, job_ids: Iterable[str]) -> dict[str, int]:
         """The id of the newest event of each of these jobs; those that are gone are left out."""
@@ -158,89 +177,35 @@ class JobStore:
             return {row[0]: row[1] for row in rows}
 
     def file(self, job_id: str, variant: Variant, owner: str = "") -> StoredFile:
-        """Where a completed job's result lies.
+        """Where a completed job's result lies; or the newest preview, also of one that still runs.
 
         Raises:
             JobNotFound: there is no such job.
-            Conflict: it is not completed (yet).
+            Conflict: it is not completed (yet), or has no preview.
         """
         with self._database.read() as session:
             row = changes.find(session, job_id, owner)
-            if row.status != "completed":
+            if variant == "preview" and "preview" not in row.files:
+                told = "there is none yet" if row.previews else "none was asked for: submit with previews"
+                raise Conflict(f"the job has no preview; {told}", code="content_not_ready")
+            if variant != "preview" and row.status != "completed":
                 later = "" if is_terminal(row.status) else "; follow its events, or ask again later"
                 raise Conflict(f"the job is {row.status}, it has no content{later}", code="content_not_ready")
             return StoredFile(**row.files[variant])
+
+    @staticmethod
+    def _known(session: Session, job_id: str) -> Job:
+        return changes.wire(session, changes.find(session, job_id, None))
 
     def ids(self) -> set[str]:
         """The id of every job, whoever's."""
         with self._database.read() as session:
             return set(session.scalars(select(JobRow.id)))
 
-    def _admit(
-        self, session: Session, repeat: Repeat | None, owner: str, queue_limit: int, quota: int | None
-    ) -> Job | None:
-        known = made_before(session, repeat)
-        if known is not None:
-            return changes.wire(session, changes.find(session, known, owner))
-        if changes.count_waiting(session) >= queue_limit:
-            raise QueueFull(queue_limit, self._retry_after(session))
-        if quota is not None:
-            open_jobs = select(func.count()).select_from(JobRow)
-            open_jobs = open_jobs.where(JobRow.owner == owner, JobRow.status.in_(("queued", "in_progress")))
-            open_jobs = open_jobs.where(JobRow.priority > OFFLINE)
-            if (session.scalar(open_jobs) or 0) >= quota:
-                raise QuotaFull(quota, self._retry_after(session))
-        return None
 
-    def _retry_after(self, session: Session) -> int:
-        """Seconds until a place should be free: what a job takes, by the newest completed ones."""
-        recent = (
-            select(JobRow.completed_at - JobRow.started_at)
-            .where(JobRow.status == "completed")
-            .order_by(JobRow.completed_at.desc())
-            .limit(_RECENT)
-        )
-        took = [seconds for seconds in session.scalars(recent) if seconds is not None]
-        typical = sum(took) / len(took) if took else _UNKNOWN_JOB_S
-        return min(max(1, math.ceil(typical)), _LONGEST_WAIT_S)
-
-
-def _repeat(owner: str, key: str | None, request_hash: str) -> Repeat | None:
-    return None if key is None else Repeat(owner, key, request_hash)
-
-
-def add(session: Session, new: NewJob, now: float, terms: Terms) -> Job:
-    """Write a new job's row and its first event."""
-    row = JobRow(
-        id=new.id,
-        task=new.task,
-        status="queued",
-        phase="queued",
-        progress=0,
-        step=0,
-        total_steps=new.total_steps,
-        created_at=now,
-        expires_at=now + min(terms.waiting_s, math.inf if new.deadline_s is None else new.deadline_s),
-        model=new.model,
-        model_version=new.model_version,
-        seed=new.seed,
-        params=dict(new.params),
-        output_format=new.output_format,
-        priority=PRIORITIES[new.priority],
-        labels=dict(new.metadata),
-        timings={},
-        files={},
-        cancel_requested=False,
-        last_event=0,
-        owner=new.owner,
-        weight=new.weight,
-        deadline_s=new.deadline_s,
-        attempt=0,
-    )
-    if new.webhook is not None:
-        row.webhook_url, row.webhook_secret = new.webhook.url, new.webhook.secret
-    if new.batch is not None:
-        row.batch_id, row.batch_row, row.custom_id = new.batch.batch_id, new.batch.row, new.batch.custom_id
-    session.add(row)
-    session.flush()
-    return changes.emit(session, row, "queued")
+def _event(row: EventRow) -> JobEvent:
+    job = Job.model_validate(row.job)
+    preview = None
+    if row.event == "preview":
+        preview = Preview(step=job.step, url=f"{job.urls.content}?variant=preview")
+    return JobEvent.model_validate({"id": row.id, "event": row.event, "job": job, "preview": preview})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from stillmotion.types import JobPhase, JobStatus
 
@@ -75,6 +75,7 @@ class JobRow(Base):
     batch_id: Mapped[str | None] = mapped_column(String(40), ForeignKey("batches.id", name="jobs_batch_id"))
     batch_row: Mapped[int | None] = mapped_column(Integer)
     custom_id: Mapped[str | None] = mapped_column(String(255))
+    previews: Mapped[bool] = mapped_column(Boolean, server_default=false())
 
 
 class EventRow(Base):

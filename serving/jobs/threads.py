@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 async def in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run `work` in a thread.
+    """Run `work` in a thread, to its end: a transaction must not outlive the database it is made in."""
+    return await to_its_end(asyncio.to_thread(work, *args, **kwargs))
 
-    If the caller is cancelled, the work still ends before the cancellation goes on: a transaction must not outlive
-    the database it is made in.
-    """
-    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+
+async def to_its_end(work: Coroutine[Any, Any, R]) -> R:
+    """Await `work`; if the caller is cancelled, it still ends before the cancellation goes on."""
+    task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -32,6 +32,7 @@ from serving.engine.protocol import (
     EngineRequest,
     Failed,
     PhaseStarted,
+    Previewed,
     Queued,
     Stepped,
 )
@@ -140,6 +141,8 @@ class ScriptedEngine:
                 yield CancelledAt(step - 1, 0.25 * (step - 1))
                 return
             yield Stepped(step, total, 0.1 * (total - step))
+            if request.previews:
+                yield Previewed(step, self.preview(step))
         if isinstance(self.ending, Exception):
             raise self.ending
         if self.ending is not None:
@@ -153,6 +156,11 @@ class ScriptedEngine:
     async def _between_steps(self, job_id: str) -> None:
         while self.gated and not self.gate.is_set() and job_id not in self.cancelled:
             await asyncio.sleep(0.005)
+
+    @staticmethod
+    def preview(step: int) -> bytes:
+        """Another picture for every step."""
+        return b"\xff\xd8\xff" + bytes([step])
 
     @staticmethod
     def result(request: EngineRequest) -> Completed:

@@ -34,11 +34,12 @@ async def test_a_picture_becomes_a_completed_job(tmp_path: Path) -> None:
 
 async def test_params_are_complete_and_are_what_the_engine_gets(tmp_path: Path) -> None:
     async with running(tmp_path) as app:
-        job = await app.submit(num_inference_steps=9, solver="heun")
+        job = await app.submit(num_inference_steps=9, solver="heun", schedule="align-your-steps")
         assert job.params == {
             **DEFAULTS,
             "num_inference_steps": 9,
             "solver": "heun",
+            "schedule": "align-your-steps",
             "num_frames": 5,
             "height": 64,
             "width": 96,
@@ -78,7 +79,7 @@ async def test_the_engine_gets_a_clean_upright_picture(tmp_path: Path) -> None:
         )
         await app.until(answer.json()["id"], "completed")
         with Image.open(io.BytesIO(app.engine.requests[0].images[0])) as got:
-            assert (got.format, got.mode, got.size) == ("PNG", "RGB", (20, 40))
+            assert (got.format, got.mode, got.size) == ("PNG", "RGB", (96, 64)), "turned, and fitted to the clip"
         assert b"secret" not in app.engine.requests[0].images[0]
 
 

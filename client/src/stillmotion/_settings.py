@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Required, TypedDict
 
-from stillmotion.types import OutputFormat, Priority, ResizeMode, Solver
+from stillmotion.types import OutputFormat, Priority, ResizeMode, Schedule, Solver
 
 
 class WebhookSettings(TypedDict, total=False):
@@ -31,6 +31,7 @@ class CommonSettings(TypedDict, total=False):
     max_guidance_scale: float | None
     num_inference_steps: int | None
     solver: Solver | None
+    schedule: Schedule | None
     decode_chunk_size: int | None
     seed: int | None
     output_format: OutputFormat
@@ -38,6 +39,7 @@ class CommonSettings(TypedDict, total=False):
     deadline_s: float | None
     metadata: dict[str, str]
     webhook: WebhookSettings | None
+    previews: bool
 
 
 class TextToVideoSettings(CommonSettings, total=False):

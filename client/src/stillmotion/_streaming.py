@@ -68,6 +68,10 @@ def download(context: Context, job: Job | str, path: Path, variant: Variant) -> 
         ChecksumMismatch: the bytes were wrong twice.
         OSError: the file cannot be written.
     """
+    if variant == "preview":
+        with PartFile(path) as part:
+            part.write((yield from content(context, job, variant)))
+            return part.publish()
     current = yield from _finished(context, job)
     with PartFile(path) as part:
         for is_last in (False, True):
@@ -83,6 +87,10 @@ def download(context: Context, job: Job | str, path: Path, variant: Variant) -> 
 
 def content(context: Context, job: Job | str, variant: Variant) -> Flow[bytes]:
     """A job's result, in memory. Raises as `download`, but reads once only."""
+    if variant == "preview":
+        job_id = job if isinstance(job, str) else job.id
+        response = yield from send(context, _calls.job_content(job_id, variant))
+        return response.content
     current = yield from _finished(context, job)
     response = yield from send(context, _calls.job_content(current.id, variant))
     data = response.content

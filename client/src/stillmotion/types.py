@@ -6,6 +6,7 @@ ignored in answers (an older client reads a newer server).
 
 from __future__ import annotations
 
+import base64
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 JobStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
 JobPhase = Literal["queued", "encode", "denoise", "decode", "mux"]
 Solver = Literal["euler", "heun", "dpmpp-2m"]
+Schedule = Literal["karras", "align-your-steps"]
 ResizeMode = Literal["crop", "fit", "stretch"]
 OutputFormat = Literal["mp4", "webm", "gif"]
 Priority = Literal["low", "normal", "high"]
-Variant = Literal["video", "thumbnail", "frames", "manifest"]
+Variant = Literal["video", "thumbnail", "frames", "manifest", "preview"]
 
 TERMINAL_STATUSES: frozenset[str] = frozenset({"completed", "failed", "cancelled", "expired"})
 
@@ -72,6 +74,9 @@ class GenerationRequest(_Request):
     )
     num_inference_steps: int | None = Field(None, ge=1, le=200)
     solver: Solver | None = None
+    schedule: Schedule | None = Field(
+        None, description="noise levels stepped through; align-your-steps suits few steps"
+    )
     decode_chunk_size: int | None = Field(None, ge=1, le=14, description="frames decoded at once, at most")
     seed: int | None = Field(None, ge=0, le=2**63 - 1, description="the same seed and settings: the same video")
     output_format: OutputFormat = "mp4"
@@ -81,6 +86,7 @@ class GenerationRequest(_Request):
         default_factory=dict[str, str], max_length=16, description="your own labels, kept with the job"
     )
     webhook: Webhook | None = Field(None, description="told when the job has ended")
+    previews: bool = Field(False, description="small pictures of what is coming, among the job's events; see /models")
 
 
 class TextToVideoRequest(GenerationRequest):
@@ -285,12 +291,29 @@ class BatchResult(_Answer):
     job: Job
 
 
+class Preview(_Answer):
+    """What the clip will look like, guessed after `step` steps: a small JPEG, a strip of its frames.
+
+    `data` is its base64, null in events told again after a newer one has taken its place; `url` gives the newest.
+    """
+
+    step: int
+    url: str
+    data: str | None = None
+
+    @property
+    def jpeg(self) -> bytes | None:
+        """The JPEG's bytes, where the event brought them."""
+        return None if self.data is None else base64.b64decode(self.data)
+
+
 class JobEvent(_Answer):
     """One server-sent event of a job: `id` counts up from 1 within the job, `job` is its state then."""
 
     id: int
-    event: Literal["queued", "phase", "step", "decode", "completed", "failed", "cancelled", "expired"]
+    event: Literal["queued", "phase", "step", "preview", "decode", "completed", "failed", "cancelled", "expired"]
     job: Job
+    preview: Preview | None = Field(None, description="in `preview` events")
 
 
 class ModelInfo(_Answer):
@@ -304,6 +327,7 @@ class ModelInfo(_Answer):
     width: int
     height: int
     defaults: dict[str, Any]
+    previews: bool = Field(False, description="whether it can be asked for previews")
 
 
 class ModelList(_Answer):

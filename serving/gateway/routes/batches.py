@@ -16,7 +16,7 @@ from serving.gateway.auth import Submitter, Who
 from serving.gateway.batching import JSON_LINES, at_fault, read_batch
 from serving.gateway.documented import errors
 from serving.gateway.idempotency import IdempotencyKey, repeat_of
-from serving.gateway.intake import Order, keep_files, prepare
+from serving.gateway.intake import Order, prepare
 from serving.gateway.services import Parts, Services
 from serving.jobs.batches import NewBatch
 from serving.jobs.dispatcher import QUEUE_TOPIC
@@ -46,7 +46,9 @@ async def create_batch(request: Request, parts: Parts, caller: Submitter, key: I
     rows = await read_batch(request, parts.settings.batch_rows)
     sent = [{"custom_id": line.custom_id, "url": line.url, "body": line.body} for line, _ in rows]
     repeat = repeat_of(caller, key, {"batch": hash_body({"rows": sent})})
-    known = await in_thread(parts.batches.admit, len(rows), parts.settings.offline_limit, caller.owner, repeat)
+    known = await in_thread(
+        parts.batches.admit, len(rows), parts.settings.offline_limit, caller.owner, repeat, caller.max_jobs
+    )
     if known is not None:
         return known
     batch_id = f"batch_{uuid4().hex}"
@@ -56,7 +58,7 @@ async def create_batch(request: Request, parts: Parts, caller: Submitter, key: I
         for number, (line, order) in enumerate(rows, 1):
             place = BatchPlace(batch_id, number - 1, line.custom_id)
             jobs.append(await _keep(parts, caller, place, order))
-        new = NewBatch(id=batch_id, owner=caller.owner, jobs=jobs, repeat=repeat)
+        new = NewBatch(id=batch_id, owner=caller.owner, jobs=jobs, repeat=repeat, quota=caller.max_jobs)
         batch, is_new = await in_thread(parts.batches.create, new, parts.settings.offline_limit)
     finally:
         if not is_new:
@@ -100,12 +102,9 @@ async def cancel_batch(batch_id: str, parts: Parts, caller: Who, key: Idempotenc
 async def _keep(parts: Services, caller: Caller, place: BatchPlace, order: Order) -> NewJob:
     """Check one row against its checkpoint, and store its files."""
     try:
-        prepared = await prepare(parts, caller, order)
+        return replace(await prepare(parts, caller, order), batch=place)
     except InvalidRequest as error:
         at_fault(place.row + 1, error)
-    new = replace(prepared.new, batch=place)
-    await in_thread(keep_files, parts, prepared)
-    return new
 
 
 def _results(parts: Services, batch_id: str, owner: str) -> Iterator[str]:

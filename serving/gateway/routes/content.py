@@ -39,7 +39,8 @@ class ContentQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     variant: Variant = Field(
-        "video", description="video, thumbnail (JPEG), frames (contact sheet, PNG), manifest (JSON)"
+        "video",
+        description="video, thumbnail (JPEG), frames (contact sheet, PNG), manifest (JSON); preview (JPEG): the newest",
     )
 
 
@@ -55,7 +56,10 @@ async def get_content(
     if_range: Annotated[str | None, Header(description="the ETag for which Range is meant")] = None,
     if_none_match: Annotated[str | None, Header(description="ETags the caller has")] = None,
 ) -> Response:
-    """A file of a completed job. 409 until it is completed. One byte range a request; several give the whole file."""
+    """A file of a completed job; 409 until it is completed, or until there is a preview.
+
+    One byte range a request; several give the whole file.
+    """
     asked = Conditions(range_header, if_range, if_none_match)
     return await file_answer(parts, caller, request, job_id, query.variant, asked)
 
@@ -86,6 +90,8 @@ async def file_answer(
     """
     asked = asked or Conditions.of(request)
     file = await in_thread(parts.store.file, job_id, variant, caller.owner)
+    if variant == "preview":
+        return await _preview(parts, caller, request, job_id, file)
     if not await in_thread(parts.artifacts.exists, job_id, file.name):
         raise StillmotionError(f"the file {file.name} of job {job_id} is lost", code="artifact_lost")
     headers = _headers(job_id, file)
@@ -101,6 +107,21 @@ async def file_answer(
         return Response(status_code=status, headers=headers, media_type=file.media_type)
     pieces = parts.artifacts.pieces(job_id, file.name, start, stop)
     return StreamingResponse(pieces, status, headers, file.media_type)
+
+
+async def _preview(parts: Services, caller: Caller, request: Request, job_id: str, file: StoredFile) -> Response:
+    """The newest preview, whole: it may be replaced while it is read, and then the newer one is given."""
+    while True:
+        try:
+            data = await in_thread(parts.artifacts.read, job_id, file.name)
+        except FileNotFoundError:
+            newer = await in_thread(parts.store.file, job_id, "preview", caller.owner)
+            if newer == file:
+                raise StillmotionError(f"the preview of job {job_id} is lost", code="artifact_lost") from None
+            file = newer
+            continue
+        headers = {"ETag": f'"{file.sha256}"', "Cache-Control": "no-store"}
+        return Response(data if request.method == "GET" else b"", 200, headers, file.media_type)
 
 
 def _headers(job_id: str, file: StoredFile) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -13,7 +14,8 @@ from serving.gateway.auth import Who
 from serving.gateway.documented import errors
 from serving.gateway.services import Parts, Services
 from serving.jobs.bell import wait_heard
-from serving.jobs.errors import JobNotFound
+from serving.jobs.errors import Conflict, JobNotFound
+from serving.jobs.records import is_preview
 from serving.jobs.threads import in_thread
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -51,12 +53,28 @@ async def _events(parts: Services, owner: str, job_id: str, last: int) -> AsyncI
                 news, ended = await in_thread(parts.store.events_after, job_id, last, owner)
             except JobNotFound:  # deleted while it was followed
                 return
-            for event in news:
+            for event in await in_thread(_with_picture, parts, owner, job_id, news):
                 last = event.id
                 yield _message(event)
             if ended:
                 return
             await wait_heard(heard, _LOOK_AGAIN_S)
+
+
+def _with_picture(parts: Services, owner: str, job_id: str, news: list[JobEvent]) -> list[JobEvent]:
+    """The same events, the newest preview's with its JPEG, unless a newer one has taken its place on the disk."""
+    last = max((number for number, event in enumerate(news) if event.preview is not None), default=None)
+    if last is None or (preview := news[last].preview) is None:
+        return news
+    try:
+        file = parts.store.file(job_id, "preview", owner)
+        if not is_preview(file.name, preview.step):
+            return news
+        data = base64.b64encode(parts.artifacts.read(job_id, file.name)).decode()
+    except (Conflict, JobNotFound, FileNotFoundError):
+        return news
+    shown = news[last].model_copy(update={"preview": preview.model_copy(update={"data": data})})
+    return [*news[:last], shown, *news[last + 1 :]]
 
 
 def _message(event: JobEvent) -> ServerSentEvent:

@@ -141,6 +141,7 @@ def order_of(submission: Submission, task: str) -> Order:
         deadline_s=asked.deadline_s,
         metadata=asked.metadata,
         webhook=webhook,
+        previews=asked.previews,
     )
 
 

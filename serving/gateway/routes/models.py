@@ -24,6 +24,7 @@ async def list_models(parts: Parts) -> ModelList:
                 width=entry.width,
                 height=entry.height,
                 defaults=entry.defaults,
+                previews=entry.name in parts.previewable,
             )
             for entry in parts.models
         ]
