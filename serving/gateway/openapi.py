@@ -7,12 +7,14 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
-from stillmotion.types import REQUESTS, JobEvent
+from stillmotion.types import REQUESTS, BatchLine, BatchResult, JobEvent
 
 from model.tasks import TaskSpec, task
 from serving.gateway.openai_types import ImageReference, VideoForm
 
 _REF: Final = "#/components/schemas/{model}"
+_LINES: Final = ((BatchLine, "validation"), (BatchResult, "serialization"), (JobEvent, "serialization"))
+"""What travels a line or an event at a time, which no schema of a whole body can say."""
 
 
 def submission_body(spec: TaskSpec) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def video_body() -> dict[str, Any]:
 
 def _schemas() -> dict[str, Any]:
     kinds = [(kind, "validation") for pair in REQUESTS.values() for kind in pair]
-    _, all_of_them = models_json_schema([*kinds, (JobEvent, "serialization")], ref_template=_REF)  # type: ignore[list-item]
+    _, all_of_them = models_json_schema([*kinds, *_LINES], ref_template=_REF)  # type: ignore[list-item]
     schemas: dict[str, Any] = dict(all_of_them["$defs"])
     for name, (settings, _) in REQUESTS.items():
         spec = task(name)

@@ -29,9 +29,17 @@ class Bucket:
 
         A clock that steps back adds nothing.
         """
-        self.level = min(self.capacity, self.level + max(0.0, now - self.at) * self.per_second)
-        self.at = now
+        self._refill(now)
         if self.level >= 1:
             self.level -= 1
             return 0.0
         return (1 - self.level) / self.per_second
+
+    def charge(self, more: int, now: float) -> None:
+        """Take so many more for what was let in as one; where there are not so many, the rest is owed."""
+        self._refill(now)
+        self.level -= more
+
+    def _refill(self, now: float) -> None:
+        self.level = min(self.capacity, self.level + max(0.0, now - self.at) * self.per_second)
+        self.at = now

@@ -76,14 +76,25 @@ class KeyRing:
 
     def take(self, caller: Caller) -> float:
         """Count one submission: 0.0 if it may come in, else seconds until the next may."""
+        now = self._clock()
+        bucket = self._bucket(caller, now)
+        return 0.0 if bucket is None else bucket.take(now)
+
+    def charge(self, caller: Caller, more: int) -> None:
+        """Count so many more for one submission that held many: the next may come when they are paid for."""
+        now = self._clock()
+        bucket = self._bucket(caller, now)
+        if bucket is not None:
+            bucket.charge(more, now)
+
+    def _bucket(self, caller: Caller, now: float) -> Bucket | None:
         key = caller.key
         if key is None or key.per_minute is None:
-            return 0.0
-        now = self._clock()
+            return None
         bucket = self._buckets.get(key.id)
         if bucket is None or bucket.capacity != key.per_minute:
             bucket = self._buckets[key.id] = Bucket.per_minute(key.per_minute, now)
-        return bucket.take(now)
+        return bucket
 
     async def _refresh(self) -> None:
         if self._clock() - self._read_at < _FRESH_S:

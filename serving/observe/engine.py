@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from model.params import Params
 from serving.engine.protocol import (
     TERMINAL,
     CancelledAt,
@@ -19,17 +18,16 @@ from serving.engine.protocol import (
     PhaseStarted,
     Stepped,
 )
-from serving.engine.stats import EngineStats
 from serving.jobs.follower import ENGINE_STOPPED
-from serving.observe.collectors import Counted
+from serving.observe.around import EngineAround
 from serving.observe.metrics import Metrics
 from serving.observe.traces import JobTrace, Traces
 
 _ENDS: Final[dict[type[EngineEvent], str]] = {Completed: "completed", CancelledAt: "cancelled"}
 
 
-class WatchedEngine:
-    """Implements serving.engine.protocol.Engine by another one.
+class WatchedEngine(EngineAround):
+    """An engine, its events counted and traced.
 
     Args:
         engine: what does the work.
@@ -40,53 +38,21 @@ class WatchedEngine:
     def __init__(
         self, engine: Engine, metrics: Metrics, traces: Traces, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._metrics = metrics
         self._traces = traces
         self._clock = clock
 
-    async def start(self) -> None:
-        """Start the engine."""
-        await self._engine.start()
-
-    async def stop(self) -> None:
-        """Stop the engine."""
-        await self._engine.stop()
-
-    @property
-    def ready(self) -> bool:
-        """Whether the engine is warm."""
-        return self._engine.ready
-
-    @property
-    def capacity(self) -> int:
-        """How many requests the engine takes in flight at once."""
-        return self._engine.capacity
-
-    def stats(self) -> EngineStats | None:
-        """The engine's counts, if it counts."""
-        return self._engine.stats() if isinstance(self._engine, Counted) else None
-
-    def estimate(self, model: str, params: Params) -> float | None:
-        """Seconds the request would take on an idle engine."""
-        return self._engine.estimate(model, params)
-
-    def cancel(self, job_id: str) -> None:
-        """Ask that a job stop."""
-        self._engine.cancel(job_id)
-
     async def submit(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
         """The engine's events, each counted before it is handed on."""
         watch = _Watch(request, self._metrics, self._traces.job(request.job_id, request.model), self._clock)
-        stream = self._engine.submit(request)
-        try:
-            async for event in stream:
-                watch.see(event)
-                yield event
-        finally:
-            watch.end("abandoned")
-            if isinstance(stream, AsyncGenerator):
-                await stream.aclose()
+        async with self._events(request) as events:
+            try:
+                async for event in events:
+                    watch.see(event)
+                    yield event
+            finally:
+                watch.end("abandoned")
 
 
 def _how(event: EngineEvent) -> str:

@@ -72,6 +72,13 @@ async def test_one_key_never_meets_anothers_work(tmp_path: Path) -> None:
             absent = {name: f"{value[:4]}{'0' * (len(value) - 4)}" for name, value in ids.items()}
             nothing = await app.client.request(method, path.format(**absent), headers=theirs)
             assert plain(answer, ids) == plain(nothing, absent), "as if there were none, in the same words"
+            if method == "GET":  # HEAD goes with it, and is in no OpenAPI document
+                head = await app.client.head(path.format(**ids), headers=theirs)
+                assert head.status_code in (404, 405), path
+        for method, path in await operations(app):
+            if method == "GET" and "{" not in path:
+                told = (await app.client.get(path, headers=theirs)).text
+                assert not [value for value in ids.values() if value in told], path
         for path in ("/jobs", "/v1/videos"):
             assert (await app.client.get(path, headers=theirs)).json()["data"] == []
             assert job.id in [found["id"] for found in (await app.client.get(path, headers=mine)).json()["data"]]
@@ -133,6 +140,30 @@ async def test_rate_and_quota_answer_429_with_when_to_come_again(tmp_path: Path)
         assert (answer.status_code, error_of(answer).code) == (429, "rate_limited")
         assert 20 <= int(answer.headers["retry-after"]) <= 30
         assert (await app.client.get("/jobs", headers=slow)).status_code == 200, "looking is not limited"
+
+
+async def test_the_rows_of_a_batch_count_against_rate_and_quota(tmp_path: Path) -> None:
+    async with running(tmp_path, ScriptedEngine(gated=True)) as app:
+        few, slow = make(app, "few", max_jobs=2), make(app, "slow", per_minute=6)
+        refused = await rows(app, few, 3)
+        assert (refused.status_code, error_of(refused).code) == (429, "quota_full")
+        assert (await rows(app, few, 2)).status_code == 202
+        refused = await app.post(headers=few)
+        assert (refused.status_code, error_of(refused).code) == (429, "quota_full"), "waiting rows are jobs too"
+        assert (await rows(app, slow, 8)).status_code == 202, "more than a minute's worth at once: owed"
+        refused = await app.post(headers=slow)
+        assert (refused.status_code, error_of(refused).code) == (429, "rate_limited")
+        assert 25 <= int(refused.headers["retry-after"]) <= 30, "two are owed and one is wanted, ten seconds each"
+
+
+async def rows(app: Running, mine: dict[str, str], count: int) -> httpx.Response:
+    import base64
+    import json
+
+    body = {"image": {"data": base64.b64encode(picture()).decode()}}
+    lines = [{"custom_id": str(number), "url": "/generate/image-to-video", "body": body} for number in range(count)]
+    content = "\n".join(map(json.dumps, lines)).encode()
+    return await app.client.post("/batches", content=content, headers={**mine, "Content-Type": "application/jsonl"})
 
 
 async def test_only_an_operators_key_reads_metrics(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import stillmotion
-from stillmotion import AsyncClient, Client, RetryPolicy
+from stillmotion import AsyncClient, Client, RetryPolicy, batch_line, errors
 from stillmotion.types import Job, JobEvent
 
 from serving.engine.protocol import Failed
@@ -254,3 +254,38 @@ async def test_a_broken_download_goes_on_where_it_broke(connect: Connect, tmp_pa
         assert first is None
         assert 0 < starts[0] < starts[1] < job.output.bytes
         assert not list(tmp_path.glob(".*part"))
+
+
+async def test_a_batch_goes_out_and_its_results_come_back(tmp_path: Path) -> None:
+    async with listening(tmp_path) as app:
+        async with AsyncClient(app.address) as client:
+            lines = [batch_line(f"shot {seed}", picture(), seed=seed, metadata={"n": str(seed)}) for seed in range(3)]
+            batch = await client.create_batch(lines, idempotency_key="once")
+            assert (await client.create_batch(lines, idempotency_key="once")).id == batch.id
+            done = await client.poll_batch(batch, timeout=60, interval=0.01)
+            assert (done.status, done.counts.completed) == ("completed", 3)
+            found = [result async for result in client.batch_results(batch)]
+            assert [(one.custom_id, one.row, one.job.seed) for one in found] == [(f"shot {n}", n, n) for n in range(3)]
+            assert (await client.cancel_batch(batch)).counts.completed == 3
+            assert (await client.get_batch(batch.id)).total == 3
+            with pytest.raises(errors.NotFound):
+                await client.get_batch("batch_0")
+            with pytest.raises(errors.Unprocessable, match="line 1"):
+                await client.create_batch([batch_line("a", picture(), fps=0)])
+
+        def blocking() -> list[str]:
+            with Client(app.address) as client:
+                made = client.create_batch([batch_line("b", picture(), seed=5)])
+                client.poll_batch(made, timeout=60, interval=0.01)
+                return [result.custom_id for result in client.batch_results(made.id)]
+
+        assert await asyncio.to_thread(blocking) == ["b"]
+
+
+async def test_a_batch_that_takes_too_long_says_so(tmp_path: Path) -> None:
+    async with listening(tmp_path, ScriptedEngine(gated=True)) as app, AsyncClient(app.address) as client:
+        batch = await client.create_batch([batch_line("a", picture())])
+        with pytest.raises(errors.BatchTimeout, match="1 rows"):
+            await client.poll_batch(batch, timeout=0.05, interval=0.01)
+        stopped = await client.cancel_batch(batch)
+        assert stopped.counts.queued == 0

@@ -6,6 +6,7 @@
 ...     client.download_to(job, "photo.mp4")
 """
 
+from stillmotion._batches import batch_line
 from stillmotion._image import ImageSource
 from stillmotion._retry import RetryPolicy
 from stillmotion._settings import (
@@ -22,6 +23,7 @@ from stillmotion.errors import (
     APIError,
     APITimeoutError,
     BadRequest,
+    BatchTimeout,
     ChecksumMismatch,
     Conflict,
     Forbidden,
@@ -41,7 +43,7 @@ from stillmotion.errors import (
     Unprocessable,
     UnsupportedMediaType,
 )
-from stillmotion.types import Job, JobEvent, JobOutput, ModelInfo
+from stillmotion.types import Batch, BatchLine, BatchResult, Job, JobEvent, JobOutput, ModelInfo, Preview
 
 __all__ = [
     "APIConnectionError",
@@ -49,6 +51,10 @@ __all__ = [
     "APITimeoutError",
     "AsyncClient",
     "BadRequest",
+    "Batch",
+    "BatchLine",
+    "BatchResult",
+    "BatchTimeout",
     "ChecksumMismatch",
     "Client",
     "Conflict",
@@ -67,6 +73,7 @@ __all__ = [
     "ModelInfo",
     "MultiViewSettings",
     "NotFound",
+    "Preview",
     "RateLimited",
     "RetryPolicy",
     "ServerError",
@@ -79,4 +86,5 @@ __all__ = [
     "Unprocessable",
     "UnsupportedMediaType",
     "__version__",
+    "batch_line",
 ]

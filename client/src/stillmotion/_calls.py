@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from stillmotion._image import ImageSource, Upload, read_image
 from stillmotion._settings import form_fields, json_fields
-from stillmotion.types import JobStatus, Variant
+from stillmotion.types import Batch, Job, JobStatus, Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Call:
     form: dict[str, str] | None = None
     pictures: dict[str, Upload] = field(default_factory=dict[str, Upload])
     json: dict[str, Any] | None = None
+    content: bytes | None = None
 
     @property
     def files(self) -> dict[str, tuple[str, bytes, str]] | None:
@@ -39,7 +40,7 @@ def image_to_video(image: ImageSource, settings: Mapping[str, Any], idempotency_
 def text_to_video(prompt: str, settings: Mapping[str, Any], idempotency_key: str | None) -> Call:
     """Submit a prompt: as JSON, since there is no file."""
     body = {"prompt": prompt, **json_fields(settings)}
-    return Call("POST", "generate/text-to-video", headers=_idempotent(idempotency_key), json=body)
+    return Call("POST", "generate/text-to-video", headers=idempotent(idempotency_key), json=body)
 
 
 def frame_interpolation(
@@ -61,7 +62,7 @@ def _with_pictures(
     return Call(
         "POST",
         f"generate/{task}",
-        headers=_idempotent(idempotency_key),
+        headers=idempotent(idempotency_key),
         form=form_fields(settings),
         pictures={name: read_image(picture) for name, picture in pictures.items()},
     )
@@ -80,7 +81,7 @@ def list_jobs(status: JobStatus | None, order: str, limit: int, after: str | Non
 
 def cancel_job(job_id: str) -> Call:
     """Ask a job to stop."""
-    return Call("POST", f"{_job(job_id)}/cancel", headers=_idempotent(None))
+    return Call("POST", f"{_job(job_id)}/cancel", headers=idempotent(None))
 
 
 def delete_job(job_id: str) -> Call:
@@ -107,11 +108,22 @@ def list_models() -> Call:
     return Call("GET", "models")
 
 
+def id_of(it: Job | Batch | str) -> str:
+    """The id of what may be given by its id alone."""
+    return it if isinstance(it, str) else it.id
+
+
+def segment(identity: str, kind: str) -> str:
+    """An id as a part of a path. Raises ValueError for what cannot be one."""
+    if not identity or identity in (".", ".."):
+        raise ValueError(f"{identity!r} is no {kind} id")
+    return quote(identity, safe="")
+
+
 def _job(job_id: str) -> str:
-    if not job_id or job_id in (".", ".."):
-        raise ValueError(f"{job_id!r} is no job id")
-    return f"jobs/{quote(job_id, safe='')}"
+    return f"jobs/{segment(job_id, 'job')}"
 
 
-def _idempotent(key: str | None) -> dict[str, str]:
+def idempotent(key: str | None) -> dict[str, str]:
+    """The header that makes a repeat harmless; a fresh key if there is none."""
     return {"Idempotency-Key": key or uuid.uuid4().hex}

@@ -17,6 +17,9 @@ DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 """Seconds for each read, write and wait for a connection. Event streams send something every 15 s or so."""
 
+JOB_TIMEOUT = 1800.0
+"""Seconds that waiting for a job lasts unless told otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Config:

@@ -42,6 +42,7 @@ def _arguments(call: Call) -> dict[str, Any]:
         "data": call.form,
         "files": call.files,
         "json": call.json,
+        "content": call.content,
     }
 
 

@@ -156,6 +156,13 @@ def poll(context: Context, job_id: str, timeout: float | None, interval: float |
         wait = interval if interval is not None else min(2.0, wait * 1.5)
 
 
+def made(context: Context, call: Call, wait: bool, timeout: float | None, interval: float | None) -> Flow[Job]:
+    """Submit, and poll if that is wanted."""
+    if wait:
+        return (yield from generate(context, call, timeout, interval))
+    return (yield from ask(context, call, Job))
+
+
 def generate(context: Context, call: Call, timeout: float | None, interval: float | None) -> Flow[Job]:
     """Submit, then poll."""
     job: Job = yield from ask(context, call, Job)

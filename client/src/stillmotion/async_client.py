@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Unpack
 
 import httpx
 
-from stillmotion import _calls, _config, _flows, _streaming, errors
-from stillmotion._calls import Call
+from stillmotion import _batches, _calls, _config, _flows, _streaming, errors
+from stillmotion._calls import id_of
+from stillmotion._config import JOB_TIMEOUT
 from stillmotion._drivers import AsyncDriver
 from stillmotion._image import ImageSource
 from stillmotion._retry import RetryPolicy
@@ -22,8 +23,17 @@ from stillmotion._settings import (
     MultiViewSettings,
     TextToVideoSettings,
 )
-from stillmotion.client import JOB_TIMEOUT
-from stillmotion.types import Job, JobEvent, JobStatus, ModelInfo, ModelList, Variant
+from stillmotion.types import (
+    Batch,
+    BatchLine,
+    BatchResult,
+    Job,
+    JobEvent,
+    JobStatus,
+    ModelInfo,
+    ModelList,
+    Variant,
+)
 
 
 class AsyncClient:
@@ -97,7 +107,7 @@ class AsyncClient:
     ) -> Job:
         """Turn a prompt into a video; with `wait=False`, come back at once."""
         call = _calls.text_to_video(prompt, settings, idempotency_key)
-        return await self._made(call, wait, timeout, interval)
+        return await self._driver.run(_flows.made(self._context, call, wait, timeout, interval))
 
     async def frame_interpolation(
         self,
@@ -112,7 +122,7 @@ class AsyncClient:
     ) -> Job:
         """Make the frames between two stills."""
         call = _calls.frame_interpolation(image, last_image, settings, idempotency_key)
-        return await self._made(call, wait, timeout, interval)
+        return await self._driver.run(_flows.made(self._context, call, wait, timeout, interval))
 
     async def multi_view(
         self,
@@ -126,12 +136,7 @@ class AsyncClient:
     ) -> Job:
         """Make an orbit around the object in a still."""
         call = _calls.multi_view(image, settings, idempotency_key)
-        return await self._made(call, wait, timeout, interval)
-
-    async def _made(self, call: Call, wait: bool, timeout: float | None, interval: float | None) -> Job:
-        if wait:
-            return await self._driver.run(_flows.generate(self._context, call, timeout, interval))
-        return await self._driver.run(_flows.ask(self._context, call, Job))
+        return await self._driver.run(_flows.made(self._context, call, wait, timeout, interval))
 
     async def get(self, job_id: str) -> Job:
         """The job's state now."""
@@ -139,25 +144,48 @@ class AsyncClient:
 
     async def poll(self, job: Job | str, *, timeout: float | None = JOB_TIMEOUT, interval: float | None = None) -> Job:
         """Wait until the job has ended."""
-        return await self._driver.run(_flows.poll(self._context, _id(job), timeout, interval))
+        return await self._driver.run(_flows.poll(self._context, id_of(job), timeout, interval))
 
     def stream_events(self, job: Job | str, *, after: int = 0) -> AsyncGenerator[JobEvent, None]:
         """Each event of the job, once and in order, until it has ended."""
-        return self._driver.iterate(_streaming.events(self._context, _id(job), after))
+        return self._driver.iterate(_streaming.events(self._context, id_of(job), after))
 
     async def cancel(self, job: Job | str) -> Job:
         """Ask the job to stop at its next step; its state then."""
-        return await self._driver.run(_flows.ask(self._context, _calls.cancel_job(_id(job)), Job))
+        return await self._driver.run(_flows.ask(self._context, _calls.cancel_job(id_of(job)), Job))
 
     async def delete(self, job: Job | str) -> None:
         """Remove the job and its files."""
-        await self._driver.run(_flows.delete(self._context, _id(job)))
+        await self._driver.run(_flows.delete(self._context, id_of(job)))
 
     def list(
         self, *, status: JobStatus | None = None, order: Literal["asc", "desc"] = "desc", page_size: int = 50
     ) -> AsyncGenerator[Job, None]:
         """Every job, by time of creation."""
         return self._driver.iterate(_flows.list_jobs(self._context, status, order, page_size))
+
+    async def create_batch(self, lines: Iterable[BatchLine], *, idempotency_key: str | None = None) -> Batch:
+        """Submit many generations as offline work; every line is taken, or none."""
+        call = _batches.create(lines, idempotency_key)
+        return await self._driver.run(_flows.ask(self._context, call, Batch))
+
+    async def get_batch(self, batch_id: str) -> Batch:
+        """The batch's state now."""
+        return await self._driver.run(_flows.ask(self._context, _batches.get(batch_id), Batch))
+
+    async def poll_batch(
+        self, batch: Batch | str, *, timeout: float | None = None, interval: float | None = None
+    ) -> Batch:
+        """Wait until all rows of the batch have ended."""
+        return await self._driver.run(_batches.poll(self._context, id_of(batch), timeout, interval))
+
+    async def cancel_batch(self, batch: Batch | str) -> Batch:
+        """Stop the rows that have not ended."""
+        return await self._driver.run(_flows.ask(self._context, _batches.cancel(id_of(batch)), Batch))
+
+    def batch_results(self, batch: Batch | str) -> AsyncGenerator[BatchResult, None]:
+        """The rows that have ended by now, each once, however they did."""
+        return self._driver.iterate(_batches.results(self._context, id_of(batch)))
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """What can be served."""
@@ -183,7 +211,3 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _id(job: Job | str) -> str:
-    return job if isinstance(job, str) else job.id

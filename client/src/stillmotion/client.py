@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Unpack
 
 import httpx
 
-from stillmotion import _calls, _config, _flows, _streaming, errors
-from stillmotion._calls import Call
+from stillmotion import _batches, _calls, _config, _flows, _streaming, errors
+from stillmotion._calls import id_of
+from stillmotion._config import JOB_TIMEOUT
 from stillmotion._drivers import Driver
 from stillmotion._image import ImageSource
 from stillmotion._retry import RetryPolicy
@@ -21,10 +22,17 @@ from stillmotion._settings import (
     MultiViewSettings,
     TextToVideoSettings,
 )
-from stillmotion.types import Job, JobEvent, JobStatus, ModelInfo, ModelList, Variant
-
-JOB_TIMEOUT = 1800.0
-"""Seconds that waiting for a job lasts unless told otherwise."""
+from stillmotion.types import (
+    Batch,
+    BatchLine,
+    BatchResult,
+    Job,
+    JobEvent,
+    JobStatus,
+    ModelInfo,
+    ModelList,
+    Variant,
+)
 
 
 class Client:
@@ -120,7 +128,7 @@ class Client:
             wait: False: come back at once, with the job as it then is.
         """
         call = _calls.text_to_video(prompt, settings, idempotency_key)
-        return self._made(call, wait, timeout, interval)
+        return self._driver.run(_flows.made(self._context, call, wait, timeout, interval))
 
     def frame_interpolation(
         self,
@@ -140,7 +148,7 @@ class Client:
             last_image: the last frame.
         """
         call = _calls.frame_interpolation(image, last_image, settings, idempotency_key)
-        return self._made(call, wait, timeout, interval)
+        return self._driver.run(_flows.made(self._context, call, wait, timeout, interval))
 
     def multi_view(
         self,
@@ -154,12 +162,7 @@ class Client:
     ) -> Job:
         """Make an orbit around the object in a still; arguments and errors as in `text_to_video` and `generate`."""
         call = _calls.multi_view(image, settings, idempotency_key)
-        return self._made(call, wait, timeout, interval)
-
-    def _made(self, call: Call, wait: bool, timeout: float | None, interval: float | None) -> Job:
-        if wait:
-            return self._driver.run(_flows.generate(self._context, call, timeout, interval))
-        return self._driver.run(_flows.ask(self._context, call, Job))
+        return self._driver.run(_flows.made(self._context, call, wait, timeout, interval))
 
     def get(self, job_id: str) -> Job:
         """The job's state now."""
@@ -167,7 +170,7 @@ class Client:
 
     def poll(self, job: Job | str, *, timeout: float | None = JOB_TIMEOUT, interval: float | None = None) -> Job:
         """Wait until the job has ended; arguments and errors as in `generate`."""
-        return self._driver.run(_flows.poll(self._context, _id(job), timeout, interval))
+        return self._driver.run(_flows.poll(self._context, id_of(job), timeout, interval))
 
     def stream_events(self, job: Job | str, *, after: int = 0) -> Generator[JobEvent, None, None]:
         """Each event of the job, once and in order, until it has ended; a broken stream is taken up where it broke.
@@ -175,21 +178,51 @@ class Client:
         Args:
             after: leave out the events up to this id.
         """
-        return self._driver.iterate(_streaming.events(self._context, _id(job), after))
+        return self._driver.iterate(_streaming.events(self._context, id_of(job), after))
 
     def cancel(self, job: Job | str) -> Job:
         """Ask the job to stop at its next step; its state then."""
-        return self._driver.run(_flows.ask(self._context, _calls.cancel_job(_id(job)), Job))
+        return self._driver.run(_flows.ask(self._context, _calls.cancel_job(id_of(job)), Job))
 
     def delete(self, job: Job | str) -> None:
         """Remove the job and its files."""
-        self._driver.run(_flows.delete(self._context, _id(job)))
+        self._driver.run(_flows.delete(self._context, id_of(job)))
 
     def list(
         self, *, status: JobStatus | None = None, order: Literal["asc", "desc"] = "desc", page_size: int = 50
     ) -> Generator[Job, None, None]:
         """Every job, by time of creation; further pages are fetched as the iteration reaches them."""
         return self._driver.iterate(_flows.list_jobs(self._context, status, order, page_size))
+
+    def create_batch(self, lines: Iterable[BatchLine], *, idempotency_key: str | None = None) -> Batch:
+        """Submit many generations as offline work; every line is taken, or none.
+
+        Args:
+            lines: made by `stillmotion.batch_line`.
+            idempotency_key: the same key with the same lines gives the same batch; a fresh one if left out.
+        """
+        call = _batches.create(lines, idempotency_key)
+        return self._driver.run(_flows.ask(self._context, call, Batch))
+
+    def get_batch(self, batch_id: str) -> Batch:
+        """The batch's state now."""
+        return self._driver.run(_flows.ask(self._context, _batches.get(batch_id), Batch))
+
+    def poll_batch(self, batch: Batch | str, *, timeout: float | None = None, interval: float | None = None) -> Batch:
+        """Wait until all rows of the batch have ended, however they did.
+
+        Raises:
+            BatchTimeout: they did not end in `timeout` seconds; they go on.
+        """
+        return self._driver.run(_batches.poll(self._context, id_of(batch), timeout, interval))
+
+    def cancel_batch(self, batch: Batch | str) -> Batch:
+        """Stop the rows that have not ended; the batch's state then."""
+        return self._driver.run(_flows.ask(self._context, _batches.cancel(id_of(batch)), Batch))
+
+    def batch_results(self, batch: Batch | str) -> Generator[BatchResult, None, None]:
+        """The rows that have ended by now, each once; all of them where the batch is completed."""
+        return self._driver.iterate(_batches.results(self._context, id_of(batch)))
 
     def models(self) -> tuple[ModelInfo, ...]:
         """What can be served."""
@@ -220,7 +253,3 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _id(job: Job | str) -> str:
-    return job if isinstance(job, str) else job.id

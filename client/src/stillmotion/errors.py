@@ -21,6 +21,7 @@
     |   |-- JobCancelled
     |   `-- JobExpired
     |-- JobTimeout (TimeoutError)       the job did not end in the time given; it goes on, `job` is its last state
+    |-- BatchTimeout (TimeoutError)     the batch's rows did not all end in the time given; `batch` is its last state
     `-- ChecksumMismatch                the bytes downloaded are not those the service made
 
 Arguments that cannot be sent at all (an image that is no image) raise the built-in TypeError, ValueError or OSError.
@@ -35,7 +36,7 @@ from typing import ClassVar
 import httpx
 from pydantic import ValidationError
 
-from stillmotion.types import ErrorBody, ErrorResponse, Job
+from stillmotion.types import Batch, ErrorBody, ErrorResponse, Job
 
 
 class StillmotionError(Exception):
@@ -163,6 +164,15 @@ class JobTimeout(StillmotionError, TimeoutError):
     def __init__(self, job: Job, seconds: float) -> None:
         super().__init__(f"job {job.id} is {job.status} ({job.progress}%) after {seconds:g} s", code="job_timeout")
         self.job = job
+
+
+class BatchTimeout(StillmotionError, TimeoutError):
+    """Not every row of the batch ended in the time given. It goes on; `batch` is its last known state."""
+
+    def __init__(self, batch: Batch, seconds: float) -> None:
+        left = batch.counts.queued + batch.counts.in_progress
+        super().__init__(f"{left} rows of batch {batch.id} have not ended after {seconds:g} s", code="batch_timeout")
+        self.batch = batch
 
 
 class ChecksumMismatch(StillmotionError):

@@ -241,7 +241,12 @@ class JobList(_Answer):
 class BatchLine(_Request):
     """One line of POST /batches: a submission under a name of your own."""
 
-    custom_id: str = Field(min_length=1, max_length=255, description="your name for this row, unique in the batch")
+    custom_id: str = Field(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[^\x00]*$",
+        description="your name for this row, unique in the batch",
+    )
     method: Literal["POST"] = "POST"
     url: Literal[
         "/generate/image-to-video",

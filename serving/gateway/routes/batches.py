@@ -64,6 +64,8 @@ async def create_batch(request: Request, parts: Parts, caller: Submitter, key: I
         if not is_new:
             for job in jobs:
                 await in_thread(parts.artifacts.remove, job.id)
+    if is_new:
+        parts.keys.charge(caller, len(rows) - 1)
     parts.bell.ring(QUEUE_TOPIC)
     return batch
 

@@ -89,7 +89,7 @@ def test_a_job_without_a_video_is_an_exception(status: str, kind: type[errors.Jo
 def test_one_base_for_all_and_all_are_public() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     ours = [kind for kind in kinds if kind.__module__ == "stillmotion.errors"]
-    assert len(ours) == 22
+    assert len(ours) == 23
     for kind in ours:
         assert issubclass(kind, errors.StillmotionError)
         assert getattr(stillmotion, kind.__name__) is kind
