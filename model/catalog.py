@@ -23,7 +23,7 @@ SIDECAR = "stillmotion.json"
 FIGURES = "metrics.json"
 PROFILE = "profile.json"
 
-_PUBLISHED: dict[str, Any] = {
+PUBLISHED: dict[str, Any] = {
     "task": "image-to-video",
     "width": 1024,
     "height": 576,
@@ -40,6 +40,7 @@ _PUBLISHED: dict[str, Any] = {
         "resize_mode": "crop",
     },
 }
+"""What a folder without stillmotion.json is taken to say: published Stable Video Diffusion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def describe(path: Path, name: str | None = None) -> ModelEntry:
         path = version
     exported = (path / MANIFEST).exists()
     _read_json(path / "model_index.json")
-    sidecar = _read_json(path / SIDECAR) if (path / SIDECAR).exists() else _PUBLISHED
+    sidecar = _read_json(path / SIDECAR) if (path / SIDECAR).exists() else PUBLISHED
     unet = _read_json(path / "unet" / "config.json")
     if sidecar["task"] not in TASKS:
         raise CheckpointError(f"{path} is for the task {sidecar['task']!r}, which is not known here", param="model")
