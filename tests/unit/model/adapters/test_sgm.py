@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.adapters.sgm import Networks, account, adapt
-from model.adapters.sgm_keys import SET_ASIDE, VISION, Source, vision_sources
+from model.adapters.sgm_keys import SET_ASIDE, Source, vision_sources
 from model.checkpoint import build_random, load
 from model.errors import CheckpointError
 from model.presets import PRESETS, preset
