@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typer
 
+from cli.curate import curate
 from cli.data import data
 from cli.errors import Commands
 from cli.evaluate import evaluate
@@ -34,6 +35,7 @@ app.command()(models)
 app.command()(replay)
 app.add_typer(keys, name="keys")
 app.add_typer(data, name="data")
+app.add_typer(curate, name="curate")
 app.command()(train)
 app.command(name="eval")(evaluate)
 app.command()(export)

@@ -6,6 +6,7 @@ Legend: T frames, H, W pixels.
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +16,27 @@ import av
 import numpy as np
 from PIL import Image
 
+from training.data.shards import INSIDE, open_member
 from training.data.starter import Item
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-def read_shot(path: Path, height: int, width: int) -> Pixels:
-    """All frames of a video file, scaled to height x width: [T, H, W, 3]."""
+def read_shot(source: Path | io.BytesIO, height: int, width: int) -> Pixels:
+    """All frames of a video file, scaled to cover height x width and centre-cropped: [T, H, W, 3]."""
     frames: list[Pixels] = []
-    with av.open(str(path)) as container:
+    with av.open(source if isinstance(source, io.BytesIO) else str(source), "r") as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):
-            small = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
-            frames.append(cast(Pixels, small.to_ndarray()))
+            turns = round(frame.rotation / 90) % 4
+            shown = (frame.height, frame.width) if turns % 2 == 0 else (frame.width, frame.height)
+            scale = max(height / shown[0], width / shown[1])
+            tall, wide = (max(wanted, round(side * scale)) for wanted, side in zip((height, width), shown, strict=True))
+            stored = {"height": tall, "width": wide} if turns % 2 == 0 else {"height": wide, "width": tall}
+            small = np.rot90(frame.reformat(**stored, format="rgb24", interpolation="AREA").to_ndarray(), turns)
+            top, left = (tall - height) // 2, (wide - width) // 2
+            frames.append(cast(Pixels, small[top : top + height, left : left + width]))
     return np.stack(frames)
 
 
@@ -65,14 +73,20 @@ def load_clips(
     for index, item in enumerate(items):
         kept = cache / f"{item.id}-{height}x{width}.npy"
         if not kept.exists():
-            read = read_shot if item.kind == "shot" else read_photo
             partial = kept.with_suffix(".partial")
             with partial.open("wb") as stream:
-                np.save(stream, read(folder / item.file, height, width))
+                np.save(stream, _read(folder, item, height, width))
             partial.replace(kept)
         clips.append(Clip(item, np.load(kept, mmap_mode="r")))
         report("decoding frames", index + 1, len(items))
     return clips
+
+
+def _read(folder: Path, item: Item, height: int, width: int) -> Pixels:
+    if item.kind != "shot":
+        return read_photo(folder / item.file, height, width)
+    source = open_member(folder, item.file) if INSIDE in item.file else folder / item.file
+    return read_shot(source, height, width)
 
 
 def thinned(clip: Clip, keep_every: int) -> Clip:

@@ -26,6 +26,7 @@ from PIL import Image, ImageOps
 
 from model.errors import DataError, MissingExtra
 from training.data import sources
+from training.data.shards import Member, is_curated, members
 from training.data.split import Span, photo_split, shot_split
 
 SHOT_HEIGHT, SHOT_WIDTH = 256, 448
@@ -196,11 +197,13 @@ def prepare(out: Path, report: Report = lambda *_: None) -> list[Item]:
 
 
 def load_items(folder: Path) -> list[Item]:
-    """The items of a prepared dataset folder.
+    """The items of a prepared dataset folder, the starter dataset's or a curated one's.
 
     Raises:
-        DataError: not a dataset folder, or items.jsonl is not the one its manifest names.
+        DataError: not a dataset folder, or items.jsonl (or a shard) is not the one its manifest names.
     """
+    if is_curated(folder):
+        return [_clip_item(member) for member in members(folder)]
     manifest, lines = folder / "manifest.json", folder / "items.jsonl"
     if not manifest.exists() or not lines.exists():
         raise DataError(f"{folder} is no dataset: make one with `stillmotion data starter --out {folder}`")
@@ -208,3 +211,9 @@ def load_items(folder: Path) -> list[Item]:
     if json.loads(manifest.read_text())["items_sha256"] != hashlib.sha256(text.encode()).hexdigest():
         raise DataError(f"{lines} was changed after the dataset was made; prepare it again")
     return [Item(**json.loads(line)) for line in text.splitlines()]
+
+
+def _clip_item(member: Member) -> Item:
+    told, span = member.told, member.span
+    place = (span.source, span.start_s, span.end_s)
+    return Item(told["clip_id"], "shot", member.file, *place, told["frames"], member.fps, told["split"])
