@@ -18,6 +18,7 @@ from cli.models import models
 from cli.replay import replay
 from cli.serve import serve
 from cli.train import train
+from cli.triton import triton
 
 app = typer.Typer(
     name="stillmotion",
@@ -39,3 +40,4 @@ app.add_typer(curate, name="curate")
 app.command()(train)
 app.command(name="eval")(evaluate)
 app.command()(export)
+app.add_typer(triton, name="triton")

@@ -20,6 +20,7 @@ class EngineChoice(StrEnum):
     """Where sampling happens."""
 
     inprocess = "inprocess"
+    triton = "triton"
 
 
 class UrlChoice(StrEnum):
@@ -35,9 +36,13 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one. [8000]")] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A shipped checkpoint or a diffusers folder; may be repeated. [all shipped]"),
+        typer.Option(help="A shipped checkpoint or a folder, or a model of the Triton servers; may be repeated. [all]"),
     ] = None,
     engine: Annotated[EngineChoice, typer.Option(help="Where sampling happens.")] = EngineChoice.inprocess,
+    triton_url: Annotated[
+        list[str] | None,
+        typer.Option(help="With --engine triton: HOST:PORT of a server's gRPC service; may be repeated."),
+    ] = None,
     database_url: Annotated[
         str | None,
         typer.Option(
@@ -80,14 +85,10 @@ def serve(
 ) -> None:
     """Serve checkpoints over HTTP."""
     from cli import server
-    from model.catalog import find, zoo
     from serving.gateway import Settings, create_app
     from serving.gateway.auth import any_keys, check_exposed
     from serving.observe.logs import configure
 
-    entries = [find(name) for name in model] if model else zoo()
-    if not entries:
-        raise InvalidRequest("no checkpoint is shipped here; name a diffusers folder with --model DIR", param="model")
     given: dict[str, Any] = {
         "host": host,
         "port": port,
@@ -102,7 +103,6 @@ def serve(
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     configure(settings.log_json)
     check_exposed(settings.host, has_keys=any_keys(settings.database_url), allow_unkeyed=settings.allow_unkeyed)
-    listener = server.listen(settings.host, settings.port)
     how = {
         "backend": denoiser.value,
         "device": device,
@@ -112,7 +112,10 @@ def serve(
         "deterministic": deterministic,
         "checkpoint_every_s": settings.checkpoint_every_s,
     }
-    served = _ENGINES[engine](entries, how)
+    if (engine is EngineChoice.triton) != bool(triton_url):
+        raise InvalidRequest("--engine triton and --triton-url HOST:PORT go together", param="triton_url")
+    served, entries = _triton(triton_url, model or [], how) if triton_url else _in_process(model or [], how)
+    listener = server.listen(settings.host, settings.port)
     names = ", ".join(entry.name for entry in entries)
 
     def on_ready(url: str) -> None:
@@ -126,11 +129,29 @@ def serve(
     server.run(app, listener, lambda: served.ready, on_ready, drain)
 
 
-def _in_process(entries: Sequence[ModelEntry], how: dict[str, Any]) -> Engine:
+def _in_process(names: Sequence[str], how: dict[str, Any]) -> tuple[Engine, list[ModelEntry]]:
+    from model.catalog import find, zoo
     from serving.engine.inprocess import InProcessEngine
     from serving.engine.settings import EngineSettings
 
-    return InProcessEngine(entries, EngineSettings(**how))
+    entries = [find(name) for name in names] if names else zoo()
+    if not entries:
+        raise InvalidRequest("no checkpoint is shipped here; name a diffusers folder with --model DIR", param="model")
+    return InProcessEngine(entries, EngineSettings(**how)), entries
 
 
-_ENGINES = {EngineChoice.inprocess: _in_process}
+def _triton(urls: Sequence[str], names: Sequence[str], how: dict[str, Any]) -> tuple[Engine, list[ModelEntry]]:
+    """The engine behind Triton, and what its servers serve; how they compute is said in the model repository."""
+    import asyncio
+
+    from serving.engine.settings import EngineSettings
+    from serving.triton.client import TritonEngine, discover
+
+    usual = EngineSettings(checkpoint_every_s=how["checkpoint_every_s"])
+    for name, value in how.items():
+        if value != getattr(usual, name):
+            raise InvalidRequest(
+                f"{name} is the Triton server's: set it as a parameter of the model's config.pbtxt", param=name
+            )
+    entries = asyncio.run(discover(urls, names))
+    return TritonEngine(urls, names), entries

@@ -106,6 +106,7 @@ class Host:
         if ask.kind == "cancel":
             for engine_id, running in self._running.items():
                 if running.ask.id == ask.id:
+                    _log.info("job %s is to stop, after step %d", ask.id, running.step)
                     self._engine.cancel(engine_id)
         elif ask.kind in ("drain", "stop"):
             self._draining = True

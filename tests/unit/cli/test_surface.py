@@ -25,9 +25,16 @@ GOLDEN = Path("tests") / "golden" / "cli.txt"
 def described(command: Any, name: str) -> Iterator[str]:
     """A command and its parameters, a line each; independent of how help is laid out."""
     if hasattr(command, "commands"):
+        if command.params:
+            yield from parameters(command, name)
         for child in sorted(command.commands):
             yield from described(command.commands[child], f"{name} {child}")
         return
+    yield from parameters(command, name)
+
+
+def parameters(command: Any, name: str) -> Iterator[str]:
+    """A command's own."""
     yield name
     for parameter in command.params:
         what = " ".join(parameter.opts) if parameter.param_type_name == "option" else parameter.name.upper()
