@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import (
+    Attention,
     Denoiser,
     DenoiserChoice,
     Deterministic,
@@ -18,10 +19,14 @@ from cli.options import (
     Dtype,
     DtypeChoice,
     FormatChoice,
+    GuidanceInterval,
     Json,
     ResizeChoice,
+    ReuseEvery,
+    ScheduleChoice,
     SolverChoice,
     Threads,
+    VramBudget,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +60,7 @@ def generate(
     min_guidance: Annotated[float | None, typer.Option(help="Guidance scale at the first frame.")] = None,
     max_guidance: Annotated[float | None, typer.Option(help="Guidance scale at the last frame.")] = None,
     solver: Annotated[SolverChoice | None, typer.Option(help="Integrator of the sampling ODE.")] = None,
+    schedule: Annotated[ScheduleChoice | None, typer.Option(help="Noise levels stepped through.")] = None,
     width: Annotated[int | None, typer.Option(help="Of the video, in pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Of the video, in pixels.")] = None,
     resize_mode: Annotated[ResizeChoice | None, typer.Option(help="How the still meets the video's aspect.")] = None,
@@ -65,6 +71,10 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = DtypeChoice.float32,
     threads: Threads = None,
+    attention: Attention = "auto",
+    reuse_every: ReuseEvery = 1,
+    guidance_interval: GuidanceInterval = None,
+    vram_budget: VramBudget = None,
     as_json: Json = False,
 ) -> None:
     """Turn a still, two stills or a prompt into a short video."""
@@ -87,6 +97,7 @@ def generate(
         "min_guidance_scale": min_guidance,
         "max_guidance_scale": max_guidance,
         "solver": solver and solver.value,
+        "schedule": schedule and schedule.value,
         "width": width,
         "height": height,
         "resize_mode": resize_mode and resize_mode.value,
@@ -102,6 +113,10 @@ def generate(
             "dtype": dtype.value,
             "threads": threads,
             "deterministic": deterministic,
+            "attention": attention,
+            "reuse_every": reuse_every,
+            "guidance_interval": guidance_interval,
+            "vram_budget_gib": vram_budget,
         }
         made = _sample(entry, params, pictures, container, how, report)
     finished = finish(made.completed, params, pictures, container.value)

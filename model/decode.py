@@ -16,14 +16,22 @@ from diffusers import AutoencoderKLTemporalDecoder
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from model.errors import GenerationFailed
 from model.shapes import even_chunks
+from model.vae import decoder_dtype
 
 
 def decode_chunk(vae: AutoencoderKLTemporalDecoder, latents: Float[Tensor, "t C h w"]) -> UInt8[np.ndarray, "t H W 3"]:
-    """The frames of one chunk, decoded together. Latents as the diffusion model sees them (scaled)."""
+    """The frames of one chunk, decoded together. Latents as the diffusion model sees them (scaled).
+
+    Raises:
+        GenerationFailed: half precision overflowed.
+    """
     with torch.inference_mode():
-        plain = (latents / vae.config["scaling_factor"]).to(vae.device, vae.dtype)
+        plain = (latents / vae.config["scaling_factor"]).to(vae.device, decoder_dtype(vae))
         pixels: Tensor = vae.decode(plain, num_frames=latents.shape[0]).sample
+        if pixels.dtype == torch.float16 and not bool(pixels.isfinite().all()):
+            raise GenerationFailed("the decoder overflowed in float16; use --dtype bfloat16", code="not_finite")
         return to_uint8(pixels.float())
 
 

@@ -18,6 +18,7 @@ ResizeMode = Literal["crop", "fit", "stretch"]
 OutputFormat = Literal["mp4", "webm", "gif"]
 
 SOLVERS: tuple[SolverName, ...] = ("euler", "heun", "dpmpp-2m")
+SCHEDULES: tuple[ScheduleName, ...] = ("karras", "align-your-steps")
 MAX_STEPS = 200
 MAX_SEED = 2**63 - 1
 MAX_PROMPT = 2000
@@ -69,6 +70,8 @@ class CommonParams:
                 check_prompt(getattr(self, field.name))
         if self.solver not in SOLVERS:
             raise InvalidRequest(f"solver must be one of {', '.join(SOLVERS)}", param="solver")
+        if self.schedule not in SCHEDULES:
+            raise InvalidRequest(f"schedule must be one of {', '.join(SCHEDULES)}", param="schedule")
 
     @property
     def shape(self) -> VideoShape:

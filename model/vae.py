@@ -9,6 +9,8 @@ borders of the chunks they are given, so the chunk plan is part of the result (m
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from jaxtyping import Float
@@ -28,6 +30,21 @@ def encode_mode(vae: AutoencoderKLTemporalDecoder, pixels: Float[Tensor, "N 3 H 
     """Unscaled latents of pictures in [-1, 1]: the mode of the encoder's distribution."""
     mode: Tensor = vae.encode(pixels).latent_dist.mode()
     return mode
+
+
+def decoder_dtype(vae: AutoencoderKLTemporalDecoder) -> torch.dtype:
+    """The dtype of the decoder's weights, which the encoder's need not share; of the graph where it is an export."""
+    decoder = getattr(vae, "decoder", None)
+    return vae.dtype if decoder is None else cast(Tensor, next(decoder.parameters())).dtype
+
+
+def upcast_encoder(vae: AutoencoderKLTemporalDecoder) -> None:
+    """The encoder in float32, whose activations overflow in float16 (`force_upcast`); the decoder stays as it is.
+
+    As diffusers' pipeline does: it upcasts to encode, and decodes in half precision.
+    """
+    for part in (vae.encoder, vae.quant_conv):
+        part.float()
 
 
 def decode_clip(

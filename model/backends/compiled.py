@@ -1,9 +1,9 @@
 """The torch-compiled backend: the UNet's repeated blocks through torch.compile, the rest as it is.
 
 Blocks are compiled rather than the whole network: blocks of one width share their code, so the first call waits
-minutes rather than tens of them. Height and width are symbols. On a CPU the places of a call run one after another, so
-another number of places compiles nothing new. On a GPU they run together, and a first call of each number of places
-compiles anew (the folded attention ties the batch to the tokens, which torch.compile takes for a constant).
+minutes rather than tens of them. Places, height and width are symbols, each its own, so that another number of them
+compiles nothing new; one place alone is a case of its own, as torch.compile has it. On a CPU the places of a call run
+one after another, so there is only that.
 
 Legend: B places, T frames, C latent channels, K concatenated channels, N context tokens, D their width, V vector
 scalars; h, w latent.
@@ -16,28 +16,26 @@ import shutil
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
-from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
-from diffusers.models.resnet import SpatioTemporalResBlock
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.backends.protocol import Cores
 from model.errors import InvalidRequest
+from model.fused import LeanResBlock, LeanTransformer
 
 VARIANTS = 128
 """Compiled forms of one block class, at most: one for each pair of widths it occurs in (svd-xt has about twenty)."""
 
 
 class CompiledDenoiser:
-    """A Denoiser (model.backends.protocol) around a UNet whose blocks are compiled, in place.
+    """A Denoiser (model.backends.protocol) around a UNet whose blocks (model.fused) are compiled, in place.
 
     Raises:
         InvalidRequest: the UNet is on a CPU, and there is no C++ compiler.
     """
 
     def __init__(self, unet: UNetSpatioTemporalConditionModel, cores: Cores) -> None:
-        if unet.device.type == "cpu":
-            require_compiler()
+        require_compiler_on(unet.device)
         self._unet = unet.eval()
         self._one_by_one = cores.pinned or unet.device.type == "cpu"
         compile_blocks(unet)
@@ -70,19 +68,27 @@ class CompiledDenoiser:
         return output.float()
 
 
-def compile_blocks(unet: UNetSpatioTemporalConditionModel) -> int:
-    """Compile every repeated block in place, when it is first called; returns how many."""
+def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
+    """Compile every fused block in place, when it is first called; returns how many.
+
+    Args:
+        backend: of torch.compile; `eager` traces and compiles nothing.
+    """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    # Two sizes that happen to be equal at the first call (4 places, 4 heads) are not the same size.
+    torch.fx.experimental._config.use_duck_shape = False
     count = 0
-    for block in unet.modules():
-        if isinstance(block, SpatioTemporalResBlock | BasicTransformerBlock | TemporalBasicTransformerBlock):
-            block.compile(dynamic=True, fullgraph=True)
+    for block in network.modules():
+        if isinstance(block, LeanResBlock | LeanTransformer):
+            block.compile(dynamic=True, fullgraph=True, backend=backend)
             count += 1
     return count
 
 
-def require_compiler() -> None:
-    """Raise InvalidRequest unless torch.compile finds a C++ compiler: $CXX, g++ or clang++."""
+def require_compiler_on(device: torch.device) -> None:
+    """Raise InvalidRequest where torch.compile needs a C++ compiler (on a CPU) and finds none: $CXX, g++ or clang++."""
+    if device.type != "cpu":
+        return
     named = os.environ.get("CXX")
     wanted = [named] if named else ["g++", "clang++"]
     if not any(shutil.which(name) for name in wanted):

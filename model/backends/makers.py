@@ -3,55 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
-from model.backends.protocol import Cores, Denoiser
+from model.backends.protocol import Cores, Denoiser, Tuning
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint
 from model.errors import InvalidRequest
+from model.shapes import VideoShape
 
 
-def _torch(checkpoint: Checkpoint, cores: Cores) -> Denoiser:
+def _torch(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
+    from model.attention import kernel
     from model.backends.torch import TorchDenoiser
-    from model.rewrites import rewrite_exactly
+    from model.fused import fuse
 
-    rewrite_exactly(checkpoint.unet, context_tokens=checkpoint.entry.task.context_tokens)
+    fuse(checkpoint.unet, kernel(tuning.attention))
+    if tuning.reuse_every > 1:
+        from model.reuse import FeatureReuse
+
+        return FeatureReuse(checkpoint.unet, cores, tuning.reuse_every)
     return TorchDenoiser(checkpoint.unet, cores)
 
 
-def _compiled(checkpoint: Checkpoint, cores: Cores) -> Denoiser:
-    from model.backends.compiled import CompiledDenoiser
-    from model.rewrites import fold_blends, rewrite_exactly
+def _compiled(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
+    from model.attention import kernel
+    from model.backends.compiled import CompiledDenoiser, compile_blocks, require_compiler_on
+    from model.fused import fuse
 
-    rewrite_exactly(checkpoint.unet, context_tokens=checkpoint.entry.task.context_tokens)
-    fold_blends(checkpoint.unet)
+    require_compiler_on(checkpoint.unet.device)
+    fuse(checkpoint.unet, kernel(tuning.attention))
+    if tuning.reuse_every > 1:
+        from model.reuse import FeatureReuse
+
+        compile_blocks(checkpoint.unet)
+        return FeatureReuse(checkpoint.unet, cores, tuning.reuse_every)
     return CompiledDenoiser(checkpoint.unet, cores)
 
 
-def _onnxruntime(checkpoint: Checkpoint, cores: Cores) -> Denoiser:
+def _graphed(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
+    from model.backends.graphed import CudaRecorder, GraphedDenoiser
+
+    recorder = CudaRecorder(checkpoint.unet.device)
+    if tuning.reuse_every > 1:
+        raise InvalidRequest(
+            "torch-graphed replays whole evaluations; reuse features with --denoiser torch-compiled", param="reuse"
+        )
+    return GraphedDenoiser(_compiled(checkpoint, cores, tuning), recorder)
+
+
+def _onnxruntime(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
+    _only_default(tuning, "onnxruntime")
     from model.backends.onnx_cache import denoiser_file
     from model.backends.onnxruntime import OnnxDenoiser
 
     return OnnxDenoiser(denoiser_file(checkpoint), checkpoint.unet.device, cores)
 
 
-def _tensorrt(checkpoint: Checkpoint, cores: Cores) -> Denoiser:
+def _tensorrt(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
+    _only_default(tuning, "tensorrt")
     from model.backends.tensorrt import TensorRtDenoiser
 
     del cores  # an engine uses none
     return TensorRtDenoiser(checkpoint.entry.path, checkpoint.unet.device)
 
 
-MAKERS: dict[str, Callable[[Checkpoint, Cores], Denoiser]] = {
+def _only_default(tuning: Tuning, backend: str) -> None:
+    """A graph has its own attention, and all of its layers."""
+    if tuning.attention != AUTO:
+        raise InvalidRequest(f"{backend} has its own attention; leave --attention out", param="attention")
+    if tuning.reuse_every > 1:
+        raise InvalidRequest(f"{backend} cannot reuse features; choose --denoiser torch", param="reuse")
+
+
+MAKERS: dict[str, Callable[[Checkpoint, Cores, Tuning], Denoiser]] = {
     "torch": _torch,
     "torch-compiled": _compiled,
+    "torch-graphed": _graphed,
     "onnxruntime": _onnxruntime,
     "tensorrt": _tensorrt,
 }
 
 
 AUTO = "auto"
+IN_TORCH = frozenset({"torch", "torch-compiled", "torch-graphed"})
+"""Backends that run the checkpoint's weights in torch."""
 
 
 def backend_for(entry: ModelEntry, asked: str) -> str:
@@ -65,7 +102,7 @@ def backend_for(entry: ModelEntry, asked: str) -> str:
         return "onnxruntime" if entry.exported else "torch"
     if asked not in MAKERS:
         raise InvalidRequest(f"no backend is called {asked!r}; there are: {', '.join(MAKERS)}", param="backend")
-    if entry.exported and asked in ("torch", "torch-compiled"):
+    if entry.exported and asked in IN_TORCH:
         raise InvalidRequest(
             f"{entry.name} is an export: it has graphs and no weights for {asked}; take --denoiser onnxruntime",
             param="backend",
@@ -79,14 +116,37 @@ def backend_for(entry: ModelEntry, asked: str) -> str:
     return asked
 
 
-def make_denoiser(backend: str, checkpoint: Checkpoint, cores: Cores | None = None) -> Denoiser:
-    """A denoiser of the checkpoint's UNet on the backend called `backend`.
+def tuned(backend: str, checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Tuning:
+    """The tuning with its `auto` replaced by what holds for the checkpoint on its device.
+
+    Raises:
+        InvalidRequest: an attention kernel that does not run there.
+    """
+    from model.attention import choose
+
+    if backend not in IN_TORCH:
+        return tuning
+    entry, config = checkpoint.entry, checkpoint.unet.config
+    latent = VideoShape(entry.num_frames[0], entry.height, entry.width).latent(checkpoint.latent_channels)
+    heads = config["num_attention_heads"]
+    first = heads if isinstance(heads, int) else heads[0]
+    shape = (latent.num_frames, first, latent.height * latent.width, config["block_out_channels"][0] // first)
+    chosen = choose(tuning.attention, shape, checkpoint.unet.device, checkpoint.unet.dtype, pinned=cores.pinned)
+    return replace(tuning, attention=chosen)
+
+
+def make_denoiser(
+    backend: str, checkpoint: Checkpoint, cores: Cores | None = None, tuning: Tuning | None = None
+) -> Denoiser:
+    """A denoiser of the checkpoint's UNet on the backend called `backend`. The UNet is rewritten in place.
 
     Args:
         cores: of the CPU; None for as many as torch would use, not pinned.
+        tuning: how it works in torch; None for the default.
 
     Raises:
         InvalidRequest: no backend is called that, or it does not fit (`backend_for`).
     """
     backend = backend_for(checkpoint.entry, backend)
-    return MAKERS[backend](checkpoint, cores or Cores(torch.get_num_threads()))
+    cores = cores or Cores(torch.get_num_threads())
+    return MAKERS[backend](checkpoint, cores, tuned(backend, checkpoint, cores, tuning or Tuning()))

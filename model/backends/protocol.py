@@ -6,6 +6,7 @@ width, V vector scalars; h, w latent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -31,6 +32,20 @@ class Cores:
         return max(1, self.count // 2)
 
 
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How a denoiser that runs in torch is to work; the others take the default only.
+
+    Args:
+        attention: a kernel's name (model.attention), or `auto`: torch's own choice on a CPU and where pinned, else the
+            fastest as measured on the device.
+        reuse_every: evaluations for which deep features serve (model.reuse); 1 reuses none.
+    """
+
+    attention: str = "auto"
+    reuse_every: int = 1
+
+
 @runtime_checkable
 class Denoiser(Protocol):
     """F of EDM's equation 7: the bare network, without preconditioning or guidance."""
@@ -51,5 +66,35 @@ class Denoiser(Protocol):
             context: cross-attention tokens.
             concat: what is concatenated to the latents' channels.
             vector: scalars embedded beside the timestep, such as fps - 1, motion bucket, noise augmentation.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a row keeps of an evaluation for the next ones.
+
+    Args:
+        features: deep features of the network, one for each place the row took.
+        age: evaluations that have used them since.
+    """
+
+    features: Tensor
+    age: int
+
+
+@runtime_checkable
+class ReusingDenoiser(Denoiser, Protocol):
+    """A Denoiser that can skip its deep layers where a row has kept what they gave at an evaluation before."""
+
+    def reusing(
+        self, inputs: tuple[Tensor, ...], kept: Sequence[Kept | None], places: Sequence[int]
+    ) -> tuple[Float[Tensor, "B T C h w"], list[Kept]]:
+        """The output at every place, and what each row keeps.
+
+        Args:
+            inputs: as `__call__` takes them.
+            kept: of each row; None before its first evaluation.
+            places: how many places each row takes, in order.
         """
         ...

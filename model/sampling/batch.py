@@ -2,6 +2,8 @@
 
 Each row asks for one evaluation at its own noise level; a guided row takes two places in the call, one unconditional
 and one conditional. Nothing here mixes rows, so a row's result does not depend on its company beyond float rounding.
+Nor does anything here wait for the device: what a row brings lies there already, and numbers travel as arguments of
+the kernels that fill them in.
 
 Legend: R rows, B places in the call (R to 2R), T frames, C channels; h, w latent.
 """
@@ -9,11 +11,12 @@ Legend: R rows, B places in the call (R to 2R), T frames, C channels; h, w laten
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from model.backends.protocol import Denoiser
+from model.backends.protocol import Denoiser, ReusingDenoiser
 from model.sampling.guidance import guide
 from model.sampling.precondition import over, precondition, slope
 from model.sampling.row import Row
@@ -22,7 +25,7 @@ from model.sampling.solvers import Latents
 
 def places(rows: Sequence[Row]) -> int:
     """How many places of the denoiser's batch the rows take."""
-    return sum(len(row.conditions) for row in rows)
+    return sum(len(row.told) for row in rows)
 
 
 def evaluate(denoiser: Denoiser, rows: Sequence[Row]) -> list[Latents]:
@@ -31,21 +34,31 @@ def evaluate(denoiser: Denoiser, rows: Sequence[Row]) -> list[Latents]:
     Args:
         rows: at least one, all of one BatchKey, none done.
     """
+    return _evaluate(denoiser, rows)[0]
+
+
+def _evaluate(denoiser: Denoiser, rows: Sequence[Row]) -> tuple[list[Latents], list[Row]]:
+    """The slopes, and the rows with the features that each keeps for its next evaluation."""
     wanted = [row.request() for row in rows]
     x = torch.stack([evaluation.x for evaluation in wanted])
-    sigma = torch.tensor([evaluation.sigma for evaluation in wanted], dtype=torch.float32, device=x.device)
+    sigma = torch.cat([torch.full((1,), evaluation.sigma, device=x.device) for evaluation in wanted])
     c = precondition(sigma)
     scaled = x * over(c.c_in, x)
-    place = torch.tensor([index for index, row in enumerate(rows) for _ in row.conditions], device=x.device)
-    told = [condition for row in rows for condition in row.conditions]
-    output = denoiser(
-        scaled[place],
-        c.c_noise[place],
+    place = [index for index, row in enumerate(rows) for _ in row.told]
+    told = [condition for row in rows for condition in row.told]
+    inputs = (
+        torch.stack([scaled[index] for index in place]),
+        torch.stack([c.c_noise[index] for index in place]),
         torch.stack([condition.context for condition in told]),
         torch.stack([condition.concat for condition in told]),
         torch.stack([condition.vector for condition in told]),
     )
-    return list(slope(scaled, torch.stack(_guided(output, rows)), sigma))
+    if isinstance(denoiser, ReusingDenoiser):
+        output, kept = denoiser.reusing(inputs, [row.kept for row in rows], [len(row.told) for row in rows])
+        rows = [replace(row, kept=one) for row, one in zip(rows, kept, strict=True)]
+    else:
+        output = denoiser(*inputs)
+    return list(slope(scaled, torch.stack(_guided(output, rows)), sigma)), list(rows)
 
 
 def advance(denoiser: Denoiser, rows: Sequence[Row]) -> list[Row]:
@@ -55,10 +68,10 @@ def advance(denoiser: Denoiser, rows: Sequence[Row]) -> list[Row]:
         rows: at least one, all of one BatchKey, none done.
     """
     with torch.inference_mode():
-        return [row.advanced(result) for row, result in zip(rows, evaluate(denoiser, rows), strict=True)]
+        return [row.advanced(result) for result, row in zip(*_evaluate(denoiser, rows), strict=True)]
 
 
 def _guided(output: Tensor, rows: Sequence[Row]) -> list[Tensor]:
     """The network's output of each row, its two places combined where it is guided."""
-    parts = zip(output.split([len(row.conditions) for row in rows]), rows, strict=True)
+    parts = zip(output.split([len(row.told) for row in rows]), rows, strict=True)
     return [guide(part[0], part[1], row.scale) if row.guided else part[0] for part, row in parts]

@@ -40,4 +40,4 @@ def guide(
     unconditional: Float[Tensor, "T C h w"], conditional: Float[Tensor, "T C h w"], scale: Float[Tensor, " T"]
 ) -> Float[Tensor, "T C h w"]:
     """Frame by frame: unconditional + scale (conditional - unconditional) (Ho and Salimans 2022, equation 6)."""
-    return unconditional + scale[:, None, None, None] * (conditional - unconditional)
+    return (conditional - unconditional).mul_(scale[:, None, None, None]).add_(unconditional)

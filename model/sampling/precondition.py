@@ -53,7 +53,7 @@ def slope(
         output: F, what it gave.
     """
     c_in = over((sigma.square() + 1).rsqrt(), scaled)
-    return c_in * (over(sigma, scaled) * scaled + output)
+    return (over(sigma, scaled) * scaled).add_(output).mul_(c_in)
 
 
 def over(coefficient: Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:

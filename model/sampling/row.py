@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from model.backends.protocol import Kept
 from model.params import SolverName
 from model.sampling.guidance import needs_unconditional
 from model.sampling.schedule import Sigmas
@@ -62,6 +63,9 @@ class Row:
         conditions: what each of its evaluations is told: (unconditional, conditional), or (conditional,) unguided.
         scale: guidance scale of each frame.
         seed: what its noise came from.
+        interval: noise levels (low, high] at which it is guided; None for all (Kynkaanniemi et al. 2024,
+            arXiv 2404.07724). Outside, the conditional output is taken as it is.
+        kept: features of an evaluation before, where the denoiser reuses them (model.reuse).
     """
 
     key: BatchKey
@@ -71,6 +75,8 @@ class Row:
     conditions: tuple[Conditioning, ...]
     scale: Float[Tensor, " T"]
     seed: int
+    interval: tuple[float, float] | None = None
+    kept: Kept | None = None
 
     @classmethod
     def begin(
@@ -92,9 +98,22 @@ class Row:
         return cls(key, solver, sigmas, start, conditions, scale.to(noise.device), seed)
 
     @property
+    def sigma(self) -> float:
+        """The noise level of the next evaluation; 0 once done."""
+        half_done = self.state.slope is not None
+        return self.sigmas[min(self.step + half_done, self.total)]
+
+    @property
+    def told(self) -> tuple[Conditioning, ...]:
+        """What the next evaluation tells the network, one for each place it takes in a call."""
+        if self.interval is not None and not self.interval[0] < self.sigma <= self.interval[1]:
+            return self.conditions[-1:]
+        return self.conditions
+
+    @property
     def guided(self) -> bool:
-        """Whether each evaluation is two rows of the denoiser's batch."""
-        return len(self.conditions) == 2
+        """Whether the next evaluation takes two places of the denoiser's batch."""
+        return len(self.told) == 2
 
     def unguided(self) -> Row:
         """The row without its unconditional pass: one place in a call."""

@@ -61,5 +61,5 @@ def restore(fresh: Row, stored: bytes) -> Row:
 def fingerprint(row: Row) -> bytes:
     """A SHA-256 over what the row's steps depend on, besides its pictures and its text."""
     told = [row.key.model, astuple(row.key.latent), row.key.dtype, row.solver, row.sigmas, row.seed]
-    told.append(row.scale.tolist())
+    told += [row.scale.tolist(), *([row.interval] if row.interval is not None else [])]
     return hashlib.sha256(json.dumps(told).encode()).digest()

@@ -33,7 +33,7 @@ class DecodeLane:
         torch.set_num_threads(settings.cores if alone and not settings.deterministic else settings.fixed_threads)
         params, vae = job.request.params, job.model.checkpoint.vae
         started = time.perf_counter()
-        with self._stream(vae.device):
+        with self._stream(job.model.checkpoint.unet.device), job.model.decoding():
             size = job.decoding.next(vae, row_of(job).latents)
         seconds = time.perf_counter() - started
         job.compute_s += seconds
@@ -52,7 +52,10 @@ class DecodeLane:
         return torch.cuda.stream(self._streams[device])
 
 
-def begin_decoding(job: Job) -> None:
-    """Lay out the chunks of a denoised job."""
+def begin_decoding(job: Job) -> Decoding:
+    """Lay out the chunks of a denoised job; smaller ones than asked for, where the GPU's budget wants it."""
     params = job.request.params
-    job.decoding = Decoding.begin(params.num_frames, params.decode_chunk_size)
+    largest = job.model.decode_chunk(params.decode_chunk_size)
+    job.decoding = Decoding.begin(params.num_frames, largest)
+    job.decoding.degraded = largest < params.decode_chunk_size
+    return job.decoding

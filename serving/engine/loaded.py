@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
 
-from model.backends.makers import backend_for, make_denoiser
-from model.backends.protocol import Cores, Denoiser
+from model.backends.makers import backend_for, make_denoiser, tuned
+from model.backends.protocol import Cores, Denoiser, Tuning
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, load
+from model.conditioners import ImagePair
+from model.errors import InvalidRequest
+from model.fused import fuse
 from model.params import Params
 from model.preview import LatentColours, latent_colours
-from model.rewrites import rewrite_exactly
 from model.sampling.guidance import guidance_scale, needs_unconditional
 from model.sampling.row import BatchKey
 from model.sampling.solvers import evaluations
+from model.vae import upcast_encoder
+from model.visiting import Visits
+from model.vram import VramPlan
 from serving.engine.profile import Machine, Profile
 from serving.engine.settings import DtypeName, EngineSettings
 
@@ -29,6 +35,8 @@ class LoadedModel:
         settings: how it was loaded.
         colours: draws previews; None where the checkpoint has no such map.
         profile: what it costs on this machine; grows as it works.
+        vram: how it stays within a budget of GPU memory; None where none was given.
+        visits: how encoders and autoencoder come to the device for their use; None where they stay there.
     """
 
     checkpoint: Checkpoint
@@ -36,6 +44,8 @@ class LoadedModel:
     settings: EngineSettings
     colours: LatentColours | None = None
     profile: Profile = field(default_factory=Profile)
+    vram: VramPlan | None = None
+    visits: Visits | None = None
 
     @property
     def entry(self) -> ModelEntry:
@@ -58,25 +68,42 @@ class LoadedModel:
         calls = evaluations(params.solver, params.num_inference_steps)
         return self.profile.generation_s(params, self.key(params).latent, self.places(params), calls)
 
+    def encoding(self) -> AbstractContextManager[None]:
+        """Within it, what encodes is on the device."""
+        conditioners = self.checkpoint.conditioners
+        encoder = conditioners.vision.encoder if isinstance(conditioners, ImagePair) else conditioners.encoder
+        return nullcontext() if self.visits is None else self.visits.of(encoder, self.checkpoint.vae)
+
+    def decoding(self) -> AbstractContextManager[None]:
+        """Within it, what decodes is on the device."""
+        return nullcontext() if self.visits is None else self.visits.of(self.checkpoint.vae)
+
+    def decode_chunk(self, asked: int) -> int:
+        """Frames decoded at once where `asked` were asked for."""
+        return asked if self.vram is None else min(asked, self.vram.decode_chunk)
+
     @property
     def machine(self) -> Machine:
         """What its profile holds for."""
         device = self.checkpoint.unet.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         settings = self.settings
+        tuned = "" if settings.attention in ("auto", "sdpa") else f"+{settings.attention}"
+        tuned += "" if settings.reuse_every == 1 else f"+reuse{settings.reuse_every}"
         return Machine(
-            name, settings.backend, settings.dtype, settings.cores, settings.deterministic, torch.__version__
+            name, settings.backend + tuned, settings.dtype, settings.cores, settings.deterministic, torch.__version__
         )
 
 
 def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     """Load a checkpoint and make its denoiser.
 
-    An autoencoder that overflows in half precision (`force_upcast` in its config) stays in float32.
+    Where an autoencoder overflows in half precision (`force_upcast` in its config), its encoder stays in float32.
 
     Raises:
         CheckpointError: the folder is incomplete or does not fit.
-        InvalidRequest: an unknown backend, or one that the folder has nothing for.
+        InvalidRequest: an unknown backend, or one that the folder has nothing for; a kernel that does not run here; a
+            budget of GPU memory that is too small.
     """
     settings = replace(settings, backend=backend_for(entry, settings.backend))
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
@@ -84,16 +111,66 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     checkpoint = load(entry, device=device, dtype=getattr(torch, settings.dtype))
     # An export keeps its own dtype, whatever is asked for.
     settings = replace(settings, dtype=cast(DtypeName, str(checkpoint.unet.dtype).removeprefix("torch.")))
-    rewrite_exactly(checkpoint.vae)
-    if settings.dtype == "float16" and checkpoint.vae.config["force_upcast"]:
-        checkpoint.vae.float()
-    denoiser = make_denoiser(settings.backend, checkpoint, Cores(settings.cores, settings.deterministic))
+    if not entry.exported:
+        if settings.dtype == "float16" and checkpoint.vae.config["force_upcast"]:
+            upcast_encoder(checkpoint.vae)
+        fuse(checkpoint.vae)
+    cores = Cores(settings.cores, settings.deterministic)
+    tuning = tuned(settings.backend, checkpoint, cores, Tuning(settings.attention, settings.reuse_every))
+    settings = replace(settings, attention=tuning.attention)
+    vram = plan_for(checkpoint, settings)
+    denoiser = make_denoiser(settings.backend, checkpoint, cores, tuning)
+    if vram is not None and vram.places < 2:
+        denoiser = split(denoiser, vram.places)
+    elif vram is not None:
+        settings = replace(settings, max_batch=min(settings.max_batch or vram.places, vram.places))
     if settings.deterministic and checkpoint.unet.device.type != "cpu":
         from model.backends.padded import PaddedDenoiser
 
         denoiser = PaddedDenoiser(denoiser, settings.max_batch or PADDED_PLACES)
-    return LoadedModel(checkpoint, denoiser, settings, latent_colours(entry))
+    visits = Visits(checkpoint.unet.device) if vram is not None and vram.offload else None
+    if visits is not None:
+        with LoadedModel(checkpoint, denoiser, settings, visits=visits).encoding():
+            pass  # a first visit leaves everything where it lives
+    return LoadedModel(checkpoint, denoiser, settings, latent_colours(entry), vram=vram, visits=visits)
 
 
 PADDED_PLACES = 2
 """Places of every call in deterministic mode on a GPU: one guided request, the most that pays at full size."""
+
+
+def plan_for(checkpoint: Checkpoint, settings: EngineSettings) -> VramPlan | None:
+    """The plan for the settings' budget of GPU memory, at the checkpoint's own size; None where there is no budget.
+
+    Raises:
+        InvalidRequest: the budget is too small, or for a checkpoint that runs as graphs.
+    """
+    from model.shapes import VideoShape
+    from model.vram import GIB, needs_of, plan
+
+    if settings.vram_budget_gib is None:
+        return None
+    entry = checkpoint.entry
+    if entry.exported:
+        raise InvalidRequest("an export has its memory laid out; leave --vram-budget out", param="vram_budget")
+    latent = VideoShape(entry.num_frames[0], entry.height, entry.width).latent(checkpoint.latent_channels)
+    asked = int(entry.defaults.get("decode_chunk_size", 8))
+    budget = int(settings.vram_budget_gib * GIB)
+    return plan(needs_of(checkpoint, latent), budget, latent.num_frames, asked_chunk=asked, overlap=True)
+
+
+def split(denoiser: Denoiser, places: int) -> Denoiser:
+    """A denoiser whose calls take fewer places than a guided request has.
+
+    Raises:
+        InvalidRequest: it keeps features by request.
+    """
+    from model.backends.protocol import ReusingDenoiser
+    from model.backends.split import SplitDenoiser
+
+    if isinstance(denoiser, ReusingDenoiser):
+        raise InvalidRequest(
+            "reused features need both places of a guided request in one call; raise --vram-budget, or reuse none",
+            param="vram_budget",
+        )
+    return SplitDenoiser(denoiser, places)

@@ -17,7 +17,7 @@ from model.catalog import ModelEntry
 from model.params import OutputFormat, Params
 from model.sampling.row import Row
 from model.sampling.sampler import sample
-from serving.engine.decoding import Decoding
+from serving.engine.decode_lane import begin_decoding
 from serving.engine.job import Job
 from serving.engine.loaded import LoadedModel, load_model
 from serving.engine.protocol import Completed, Decoded, EngineEvent, EngineRequest, Stepped
@@ -76,9 +76,10 @@ def generate(
         job.row = sample(model.denoiser, row, lambda row: _stepped(job, row))
         check_finite(job.row)
         job.enter("decode")
-        decoding = Decoding.begin(params.num_frames, params.decode_chunk_size)
+        decoding = begin_decoding(job)
         while not decoding.complete:
-            decoding.next(model.checkpoint.vae, job.row.latents)
+            with model.decoding():
+                decoding.next(model.checkpoint.vae, job.row.latents)
             job.deliver(Decoded(decoding.done, params.num_frames))
     job.enter("mux")
     frames = decoding.frames()

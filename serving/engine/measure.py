@@ -44,7 +44,7 @@ def warm_up(model: LoadedModel) -> None:
     else:
         model.profile.take(stored)
         evaluate(model.denoiser, [row])
-        decode_chunk(model.checkpoint.vae, row.latents[: _chunk(params)])
+        _decode(model, row, _chunk(model, params))
     logger.info("warmed %s in %.1f s", model.entry.name, time.perf_counter() - started)
 
 
@@ -64,7 +64,8 @@ def probe(model: LoadedModel) -> None:
 def _grey_row(model: LoadedModel, params: Params) -> Row:
     started = time.perf_counter()
     grey = Image.new("RGB", (params.width, params.height), "grey")
-    row = begin_row(model.checkpoint, params, [grey] * len(model.entry.task.pictures))
+    with model.encoding():
+        row = begin_row(model.checkpoint, params, [grey] * len(model.entry.task.pictures))
     model.profile.observe_encode(time.perf_counter() - started)
     return row
 
@@ -88,13 +89,18 @@ def _measure(model: LoadedModel, params: Params, row: Row) -> None:
             break
         best = min(best, each)
         places *= 2
-    size = _chunk(params)
-    seconds = _timed(model, lambda: decode_chunk(model.checkpoint.vae, row.latents[:size]))
+    size = _chunk(model, params)
+    seconds = _timed(model, lambda: _decode(model, row, size))
     profile.observe_decode(size * params.height * params.width, seconds)
 
 
-def _chunk(params: Params) -> int:
-    return even_chunks(params.num_frames, params.decode_chunk_size)[0]
+def _chunk(model: LoadedModel, params: Params) -> int:
+    return even_chunks(params.num_frames, model.decode_chunk(params.decode_chunk_size))[0]
+
+
+def _decode(model: LoadedModel, row: Row, size: int) -> None:
+    with model.decoding():
+        decode_chunk(model.checkpoint.vae, row.latents[:size])
 
 
 def _timed(model: LoadedModel, work: Callable[[], object]) -> float:

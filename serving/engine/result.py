@@ -62,6 +62,10 @@ def build_manifest(
         "dtype": settings.dtype,
         "threads": settings.cores,
         "deterministic": settings.deterministic,
+        "attention": settings.attention,
+        "reuse_every": settings.reuse_every,
+        "guidance_interval": None if settings.guidance_interval is None else list(settings.guidance_interval),
+        "vram_budget_gib": settings.vram_budget_gib,
         "software": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -28,6 +28,11 @@ class EngineSettings:
             not the slow one and has an honest estimate.
         deterministic: the same bits whatever a request shares its calls with, and wherever it was interrupted.
         checkpoint_every_s: seconds between two Checkpointed events of a job; None for none.
+        attention: kernel of a denoiser in torch (model.attention); `auto` measures on a GPU, and is torch's own choice
+            on a CPU and in deterministic mode.
+        reuse_every: evaluations for which a row's deep features serve (model.reuse); 1 reuses none. Costs quality.
+        guidance_interval: noise levels (low, high] at which rows are guided; None for all. Costs quality.
+        vram_budget_gib: memory of the GPU to stay within (model.vram); None for no plan.
     """
 
     max_rows: int = 16
@@ -40,19 +45,33 @@ class EngineSettings:
     warm_up: bool = True
     deterministic: bool = False
     checkpoint_every_s: float | None = 5.0
+    attention: str = "auto"
+    reuse_every: int = 1
+    guidance_interval: tuple[float, float] | None = None
+    vram_budget_gib: float | None = None
 
     def __post_init__(self) -> None:
         """Check the counts.
 
         Raises:
-            InvalidRequest: a count below 1, or a negative time.
+            InvalidRequest: a count below 1, a negative time, an empty interval, or reuse in deterministic mode.
         """
-        for name in ("max_rows", "max_batch", "mux_threads", "threads"):
+        for name in ("max_rows", "max_batch", "mux_threads", "threads", "reuse_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidRequest(f"{name} must be at least 1, not {value}", param=name)
         if self.checkpoint_every_s is not None and self.checkpoint_every_s < 0:
             raise InvalidRequest("checkpoint_every_s must be 0 or more", param="checkpoint_every_s")
+        if self.reuse_every > 1 and self.deterministic:
+            raise InvalidRequest(
+                "reused features are not stored, so an interrupted video would differ; reuse them without "
+                "--deterministic",
+                param="reuse_every",
+            )
+        if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
+            raise InvalidRequest("a guidance interval is two noise levels, 0 <= LOW < HIGH", param="guidance_interval")
+        if self.vram_budget_gib is not None and self.vram_budget_gib <= 0:
+            raise InvalidRequest("a budget of GPU memory must be above 0", param="vram_budget")
 
     @property
     def cores(self) -> int:

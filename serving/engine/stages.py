@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from model.errors import GenerationFailed
 from model.image import fit_picture, open_picture
 from model.params import TextToVideoParams
@@ -20,10 +22,11 @@ def encode_request(model: LoadedModel, request: EngineRequest) -> Row:
     """
     params = request.params
     opened = [open_picture(image) for image in request.images]
-    if isinstance(params, TextToVideoParams):
-        return begin_row(model.checkpoint, params, opened)
-    pictures = [fit_picture(picture, params.height, params.width, params.resize_mode) for picture in opened]
-    return begin_row(model.checkpoint, params, pictures)
+    if not isinstance(params, TextToVideoParams):
+        opened = [fit_picture(picture, params.height, params.width, params.resize_mode) for picture in opened]
+    with model.encoding():
+        row = begin_row(model.checkpoint, params, opened)
+    return replace(row, interval=model.settings.guidance_interval)
 
 
 def check_finite(row: Row) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from model.behind import Behind
 from model.errors import InvalidRequest
 from model.preview import denoised, preview_jpeg
 from model.sampling.batch import advance, places
@@ -48,6 +49,7 @@ class StepLane:
         self._ceiling = ceiling
         self._recorder = recorder
         self._contained = contained
+        self._behind = Behind()
         self._end = end
 
     def encode(self, job: Job) -> None:
@@ -85,6 +87,7 @@ class StepLane:
         started = time.perf_counter()
         try:
             advanced = advance(jobs[0].model.denoiser, rows)
+            self._behind.one_call(advanced[0].latents.device)
         except Exception as error:  # noqa: BLE001 - ends as a Failed event, below or in a smaller try
             self._after_failure(jobs, error)
             return
@@ -92,9 +95,9 @@ class StepLane:
         taken = places(rows)
         self._recorder.called(len(rows), taken, seconds)
         jobs[0].model.profile.observe_call(jobs[0].key.latent.numel, taken, seconds)
-        for job, row in zip(jobs, advanced, strict=True):
+        for job, before, row in zip(jobs, rows, advanced, strict=True):
             with self._contained(job):
-                self._stepped(job, row, seconds * len(row.conditions) / taken)
+                self._stepped(job, row, seconds * len(before.told) / taken)
 
     def _after_failure(self, jobs: list[Job], error: Exception) -> None:
         if is_out_of_memory(error):

@@ -64,7 +64,7 @@ def read_recipe(manifest: Mapping[str, Any]) -> Recipe:
             pictures=provenance.pictures(manifest),
             output_format=manifest["output_format"],
             frames_sha256=str(manifest["output"]["frames_sha256"]),
-            pinned={name: manifest[name] for name in _PINNED},
+            pinned={name: manifest[name] for name in _PINNED} | _pinned_since(manifest),
         )
     except (KeyError, TypeError) as error:
         raise InvalidRequest(
@@ -75,6 +75,17 @@ def read_recipe(manifest: Mapping[str, Any]) -> Recipe:
 
 _PINNED = ("device", "dtype", "backend", "threads", "deterministic")
 """Choices made by measurement or by the operator that the pixels may depend on."""
+
+
+def _pinned_since(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Choices that older manifests do not name, because there were none."""
+    interval = manifest.get("guidance_interval")
+    return {
+        "attention": manifest.get("attention", "auto"),
+        "reuse_every": manifest.get("reuse_every", 1),
+        "guidance_interval": None if interval is None else (float(interval[0]), float(interval[1])),
+        "vram_budget_gib": manifest.get("vram_budget_gib"),
+    }
 
 
 def engine_settings(recipe: Recipe) -> EngineSettings:
