@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from cli.calibrate import calibrate
 from cli.options import Json
 
 
@@ -24,6 +25,9 @@ class _Curate(TyperGroup):
 curate = typer.Typer(
     cls=_Curate, help="Turn raw footage into a dataset of scored clips.", no_args_is_help=True, rich_markup_mode=None
 )
+
+
+curate.add_typer(calibrate, name="calibrate")
 
 
 @curate.callback()

@@ -33,8 +33,8 @@ body{font:15px/1.45 system-ui,sans-serif;max-width:1180px;margin:2em auto;paddin
 table{border-collapse:collapse;margin:.6em 0}td,th{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:left}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}h2{margin-top:2em}h3{margin:1.4em 0 .3em}
 .strip{display:flex;flex-wrap:wrap;gap:8px}.strip figure{margin:0;width:168px}figcaption{font-size:12px;color:#555}
-img{width:168px;border-radius:3px}svg text{font-size:10px;fill:#555}.none{color:#888}.charts{display:flex;flex-wrap:wrap;
-gap:18px}.bad{color:#b03a2e}.key span{padding:0 .5em;border-radius:3px;color:#fff}
+img{width:168px;border-radius:3px}svg text{font-size:10px;fill:#555}.none{color:#888}
+.charts{display:flex;flex-wrap:wrap;gap:18px}.bad{color:#b03a2e}.key span{padding:0 .5em;border-radius:3px;color:#fff}
 """
 
 
