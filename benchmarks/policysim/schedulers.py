@@ -140,6 +140,7 @@ def _item(job: Running) -> WorkItem:
         priority=request.priority,
         deadline_s=request.deadline_s,
         resident=job.resident,
+        begun=job.kind == "decode" or (job.kind == "step" and job.left < request.steps),
     )
 
 

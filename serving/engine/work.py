@@ -37,6 +37,7 @@ class WorkItem:
         priority: class; it orders the tenant's own work, and `offline` yields to everybody's.
         deadline_s: when the job should be finished, on the same clock; None for whenever.
         resident: whether the job's row is in the active set; one that waits for its encoding is not.
+        begun: whether its first step is done. Until then it is a small job of its own: see `urgency`.
 
     Raises:
         InvalidRequest: a weight or a cost that is not positive, or fewer than 1 place.
@@ -56,6 +57,7 @@ class WorkItem:
     priority: Priority = "normal"
     deadline_s: float | None = None
     resident: bool = True
+    begun: bool = True
 
     def __post_init__(self) -> None:
         if not (self.weight > 0 and self.cost_s > 0 and self.places > 0):
@@ -100,12 +102,15 @@ class Limits:
         max_resident: rows in the active set, at most.
         batching: by BatchKey; keys that are missing are stepped alone.
         ageing_s: a job that waited so long counts as one class higher, and again after as long again, without end.
+        patience: inside a class, seconds of remaining work that a second of waiting makes up for. 0 is the shortest
+            first whatever the others waited: the least mean, the longest tail.
     """
 
     now_s: float
     max_resident: int
     batching: Mapping[Hashable, Batching] = field(default_factory=lambda: MappingProxyType({}))
     ageing_s: float = 60.0
+    patience: float = 4.0
 
     def of(self, item: WorkItem) -> Batching:
         """What holds for calls with this item."""
@@ -130,19 +135,21 @@ class Decision:
     cost_s: float
 
 
-Urgency = tuple[int, float, float, int]
+Urgency = tuple[int, float, bool, float, int]
 
 
 def urgency(item: WorkItem, limits: Limits) -> Urgency:
-    """Sorts the items of one tenant, the most urgent first: class, deadline, remaining work, arrival.
+    """Sorts the items of one tenant, the most urgent first: class, deadline, first step, remaining work, arrival.
 
     A deadline that can still be met orders the class (earliest deadline first meets them all whenever any order does:
     Jackson 1955). One that cannot be met any more asks for nothing, so that it does not take others down with it.
     Work without a deadline to meet ages: every `ageing_s` of waiting lifts it by one class, past the highest too, so
-    only finitely many jobs can ever come before it.
+    only finitely many jobs can ever come before it. In its class, whoever has not made a first step makes one, so that
+    every caller soon sees a beginning and an estimate; then remaining work counts less what was waited.
     """
     level = _LEVELS[item.priority]
     if item.deadline_s is not None and limits.now_s + item.work_left_s <= item.deadline_s:
-        return level, item.deadline_s, item.work_left_s, item.arrival
-    waited = limits.now_s - item.submitted_s - item.served_s
-    return level - int(max(waited, 0.0) // limits.ageing_s), float("inf"), item.work_left_s, item.arrival
+        return level, item.deadline_s, False, item.work_left_s, item.arrival
+    waited = max(limits.now_s - item.submitted_s - item.served_s, 0.0)
+    aged = level - int(waited // limits.ageing_s)
+    return aged, float("inf"), item.begun, item.work_left_s - limits.patience * waited, item.arrival

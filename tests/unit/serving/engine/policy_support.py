@@ -32,6 +32,7 @@ class Task:
     chunks: int = 0
     arrival: int = 0
     resident: bool = True
+    begun: bool = True
     served_s: float = 0.0
     finished_s: float | None = None
 
@@ -51,6 +52,7 @@ class Task:
             priority=self.priority,
             deadline_s=self.deadline_s,
             resident=self.resident,
+            begun=self.begun,
         )
 
     def do(self) -> None:
@@ -58,6 +60,7 @@ class Task:
             self.encodes = False
         elif self.steps:
             self.steps -= 1
+            self.begun = True
         else:
             self.chunks -= 1
 
@@ -83,6 +86,7 @@ class Engine:
     batching: Mapping[Hashable, Batching] = field(default_factory=dict)
     max_resident: int = 1000
     ageing_s: float = 1e9
+    patience: float = 0.0
     now_s: float = 0.0
     record: list[Served] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
@@ -93,7 +97,7 @@ class Engine:
             task.resident = not task.encodes
 
     def limits(self) -> Limits:
-        return Limits(self.now_s, self.max_resident, self.batching, self.ageing_s)
+        return Limits(self.now_s, self.max_resident, self.batching, self.ageing_s, self.patience)
 
     def open(self) -> list[Task]:
         return [task for task in self.tasks if not task.over and task.submitted_s <= self.now_s]

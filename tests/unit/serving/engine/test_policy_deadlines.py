@@ -78,3 +78,27 @@ def test_a_short_job_behind_a_long_one_finishes_first_even_where_the_active_set_
     assert finished(short) <= 30.0 + 4 + 1 + 4 * 4 + 1
     assert finished(short) < min(map(finished, long))
     assert sum(len(served.decision.park) for served in engine.record) == 1
+
+
+def stream_behind(patience: float) -> float:
+    """When a job of 12 steps finishes that a full stream of shorter ones comes after."""
+    long = Task("long", 12, 0.5, begun=False)
+    short = [Task(f"short-{n}", 4, 4.0 * n, begun=False) for n in range(100)]
+    Engine([long, *short], patience=patience).run()
+    return finished(long)
+
+
+def test_patience_bounds_how_often_one_is_overtaken() -> None:
+    # A short one has 8 seconds less to do; at four to one, two seconds of waiting make up for that. Each that comes
+    # meanwhile makes its first step.
+    assert stream_behind(patience=4.0) <= 30
+    assert stream_behind(patience=0.5) <= 40
+    assert stream_behind(patience=0.0) >= 400
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(2, 9)), min_size=2, max_size=8))
+def test_whoever_has_made_no_step_makes_one_first(jobs: list[tuple[int, int]]) -> None:
+    tasks = [Task(f"job-{n}", steps, release, encodes=True, begun=False) for n, (release, steps) in enumerate(jobs)]
+    for served in Engine(tasks, patience=4.0).run().record:
+        chosen = {item.begun for name, item in served.items.items() if name in served.decision.job_ids}
+        assert chosen != {True} or all(item.begun for item in served.items.values())
