@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 
 class BackendChoice(StrEnum):
-    """What the export is for (export.pipeline.Backend)."""
+    """What the export is for (export.pipeline.Backend), or the weights as they are (export.hosted)."""
 
+    torch = "torch"
     onnx = "onnx"
     tensorrt = "tensorrt"
     tensorrt_rtx = "tensorrt-rtx"
@@ -49,6 +50,18 @@ def export(
     strip_weights: Annotated[
         bool, typer.Option("--strip-weights", help="Engines without weights, put in when loaded (needs a GPU).")
     ] = False,
+    fp8: Annotated[
+        bool, typer.Option("--fp8", help="8-bit floats in the denoiser's large layers; changes the video a little.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="One engine for Ampere and later (tensorrt only).")
+    ] = False,
+    timing_cache: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Keeps what a build measured, for the next (tensorrt only).")
+    ] = None,
+    build_level: Annotated[
+        int | None, typer.Option(min=0, max=5, help="How hard TensorRT searches for fast kernels. [its own choice]")
+    ] = None,
     picture: Annotated[
         list[Path] | None,
         typer.Option(exists=True, dir_okay=False, help="For the parity gate; may be repeated. [drawn ones]"),
@@ -66,6 +79,13 @@ def export(
     if out is None:
         raise typer.BadParameter("name the model repository", param_hint="--out")
 
+    if backend is BackendChoice.torch:
+        tuned = (width, height, capability, picture, timing_cache, build_level, strip_weights, fp8, hardware_compatible)
+        if any(value is not None and value is not False for value in tuned) or not free_size or max_batch != 4:
+            raise typer.BadParameter("torch takes the weights as they are; --dtype and --keep hold, the others do not")
+        _tell(_as_it_is(model, out, dtype, keep), as_json)
+        return
+
     from cli.progress import reporting
     from export.onnx import ExportSize
     from export.pipeline import ExportOptions, export_model
@@ -79,11 +99,19 @@ def export(
         size=ExportSize(height or entry.height, width or entry.width, free_size, max_batch),
         pictures=tuple(picture or ()),
         keep=keep,
-        build=BuildOptions(capabilities=tuple(capability or ()), strip_weights=strip_weights),
+        build=BuildOptions(tuple(capability or ()), hardware_compatible, strip_weights, timing_cache, build_level),
+        fp8=fp8,
     )
     with reporting() as report:
         made = export_model(entry, out, options, report)
     _tell(made, as_json)
+
+
+def _as_it_is(model: str, out: Path, dtype: DtypeChoice, keep: int) -> Installed:
+    from export.hosted import install_checkpoint
+    from model.catalog import find
+
+    return install_checkpoint(find(model), out, parameters={"dtype": dtype.value}, keep=keep)
 
 
 def _tell(made: Installed, as_json: bool) -> None:

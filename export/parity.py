@@ -51,6 +51,8 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "bfloat16": Tolerance(1e-1, 30.0),
 }
 """By the dtype of the denoiser's weights."""
+FP8_TOLERANCE = Tolerance(3e-1, 25.0)
+"""Where the denoiser's layers read 8-bit floats: three bits of mantissa, one rounding a layer."""
 
 
 Inputs = Mapping[str, Sequence[dict[str, Tensor]]]

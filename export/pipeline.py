@@ -17,10 +17,20 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
+from export.fp8 import quantize
 from export.onnx import Component, ExportSize, components, export_component, rewrite
-from export.parity import TOLERANCES, Measured, Tolerance, answers, check_components, check_video, sample_videos
+from export.parity import (
+    FP8_TOLERANCE,
+    TOLERANCES,
+    Measured,
+    Tolerance,
+    answers,
+    check_components,
+    check_video,
+    sample_videos,
+)
 from export.repository import Installed, install
-from export.samples import BATCHES, make_samples, real_inputs
+from export.samples import BATCHES, calibration_inputs, make_samples, real_inputs
 from export.tensorrt import Builder, BuildOptions, BuildReport, built_by, check_options, compile_engine, load_builder
 from model.backends.onnx_graph import require_onnx
 from model.catalog import SIDECAR, ModelEntry, describe
@@ -54,6 +64,7 @@ class ExportOptions:
         tolerance: None for that of the dtype (export.parity.TOLERANCES).
         keep: versions kept in the repository.
         build: how engines are compiled.
+        fp8: let the denoiser's large layers read 8-bit floats (export.fp8); the gate's tolerance is FP8_TOLERANCE then.
     """
 
     backend: Backend
@@ -63,6 +74,7 @@ class ExportOptions:
     tolerance: Tolerance | None = None
     keep: int = 3
     build: BuildOptions = field(default_factory=BuildOptions)
+    fp8: bool = False
 
 
 def export_model(
@@ -135,7 +147,10 @@ def _fill(entry: ModelEntry, options: ExportOptions, size: ExportSize, folder: P
         told(f"onnx {part.name}", index, len(parts))
         files[part.name] = export_component(part, folder / ONNX_FOLDER)
     told("onnx", len(parts), len(parts))
-    tolerance = options.tolerance or TOLERANCES[options.dtype]
+    if options.fp8:
+        layers = quantize(files["unet"], calibration_inputs(checkpoint, parts[0], samples), files["unet"])
+        told(f"fp8: {layers} layers of the denoiser", 0, 0)
+    tolerance = options.tolerance or (FP8_TOLERANCE if options.fp8 else TOLERANCES[options.dtype])
     measured = check_components(parts, files, inputs, expected, tolerance, lambda what: told(what, 0, 0))
     reports = _compile(parts, files, folder, options, told)
     _copy_small(entry, folder, size)
@@ -197,6 +212,7 @@ def _manifest(
         tools=_tools(),
         parity=tuple(one.told() for one in measured),
         built=built_by(builder, options.build) if builder else None,
+        fp8=options.fp8,
     )
 
 

@@ -32,6 +32,8 @@ CHUNKS = (1, 2, 5)
 """Frames of a decoder chunk; the graph is traced at 3."""
 STEPS = 3
 """Of a whole video."""
+CALIBRATION_LEVELS = 8
+"""Noise levels, one place each, at which activations are measured for FP8."""
 PROMPTS = ("a harbour at dusk", "clouds over a green hill, seen from a train", "a fox")
 
 
@@ -101,22 +103,35 @@ def _clean(checkpoint: Checkpoint, pixels: Tensor) -> Tensor:
 
 
 def _denoiser_inputs(checkpoint: Checkpoint, pixels: Tensor, samples: Samples) -> list[dict[str, Tensor]]:
+    every = _places(checkpoint, pixels[: max(BATCHES)], samples)
+    return [{name: value[:places] for name, value in every.items()} for places in BATCHES]
+
+
+def calibration_inputs(checkpoint: Checkpoint, denoiser: Component, samples: Samples) -> list[dict[str, Tensor]]:
+    """The denoiser's inputs at more noise levels than the gate asks for, a call each, with every picture in turn."""
+    turn = [samples.pictures[index % len(samples.pictures)] for index in range(CALIBRATION_LEVELS)]
+    with torch.inference_mode():
+        every = _places(checkpoint, torch.stack([picture_to_pixels(picture) for picture in turn]), samples)
+    calls = [{name: value[index : index + 1] for name, value in every.items()} for index in range(len(turn))]
+    return [_typed(denoiser, call) for call in calls]
+
+
+def _places(checkpoint: Checkpoint, pixels: Tensor, samples: Samples) -> dict[str, Tensor]:
     """Places at noise levels over the checkpoint's range: a still clip of each picture, under its row's noise."""
-    count, noise = max(BATCHES), checkpoint.noise
+    count, noise = len(pixels), checkpoint.noise
     rows = [begin_row(checkpoint, *samples.request(checkpoint.entry, index)) for index in range(count)]
     sigma = torch.tensor(np.geomspace(noise.sigma_max, noise.sigma_min, count), dtype=torch.float32)
     c = precondition(sigma)
     unit = torch.stack([row.latents / (row.sigmas[0] ** 2 + 1) ** 0.5 for row in rows])
-    noisy = _clean(checkpoint, pixels[:count])[:, None] + over(sigma, unit) * unit
+    noisy = _clean(checkpoint, pixels)[:, None] + over(sigma, unit) * unit
     told = [row.conditions[-1] for row in rows]
-    every = {
+    return {
         "latents": noisy * over(c.c_in, noisy),
         "timestep": c.c_noise,
         "context": torch.stack([condition.context for condition in told]),
         "vector": torch.stack([condition.vector for condition in told]),
         "concat": torch.stack([condition.concat for condition in told]),
     }
-    return [{name: value[:places] for name, value in every.items()} for places in BATCHES]
 
 
 def _decoder_inputs(checkpoint: Checkpoint, pixels: Tensor) -> list[dict[str, Tensor]]:

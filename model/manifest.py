@@ -54,6 +54,7 @@ class Manifest:
         files: SHA-256 of each, by its path in the folder.
         tools: versions of what wrote them.
         parity: the gate's measurements, as it reports them.
+        fp8: whether the denoiser's large layers read 8-bit floats (export.fp8).
     """
 
     checkpoint: str
@@ -68,6 +69,7 @@ class Manifest:
     tools: Mapping[str, str]
     parity: tuple[Mapping[str, Any], ...]
     built: Built | None = None
+    fp8: bool = False
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
