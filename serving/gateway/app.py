@@ -36,7 +36,7 @@ def create_app(
 
     Args:
         engine: what makes the videos.
-        models: the checkpoints `engine` serves; the first is the default.
+        models: the checkpoints `engine` serves, read anew at each use; the first is the default.
         settings: limits and places.
         outside: the optional parts; those the settings ask for if left out.
 
@@ -49,7 +49,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services = await open_services(engine, tuple(models), settings, beyond, metrics)
+        services = await open_services(engine, models, settings, beyond, metrics)
         app.state.services = services
         warming = asyncio.create_task(services.warmup.run(engine), name="engine start")
         try:

@@ -1,17 +1,14 @@
-"""Which checkpoints can draw previews, told from their folders without loading them."""
+"""Which checkpoints can draw previews, told without loading them."""
 
 from __future__ import annotations
 
-import json
-
-from model.catalog import SIDECAR, ModelEntry
+from model.catalog import ModelEntry
 from model.errors import InvalidRequest
 
 
 def draws_previews(entry: ModelEntry) -> bool:
-    """Whether the checkpoint brings a map from latents to colours (`model.preview`); published weights do not."""
-    path = entry.path / SIDECAR
-    return path.exists() and bool(json.loads(path.read_text()).get("latent_colours"))
+    """Whether the checkpoint brings a map from latents to colours (`model.preview`)."""
+    return entry.previews
 
 
 def check_previews(entry: ModelEntry, wanted: bool, able: frozenset[str]) -> None:

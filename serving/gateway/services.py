@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Final, cast
@@ -70,7 +71,7 @@ class Services:
 
     settings: Settings
     engine: Engine
-    models: tuple[ModelEntry, ...]
+    models: Sequence[ModelEntry]
     database: Database
     store: JobStore
     admissions: Admissions
@@ -117,7 +118,7 @@ class Services:
 
 
 async def open_services(
-    engine: Engine, models: tuple[ModelEntry, ...], settings: Settings, outside: Outside, metrics: Metrics
+    engine: Engine, models: Sequence[ModelEntry], settings: Settings, outside: Outside, metrics: Metrics
 ) -> Services:
     """Open the database (bringing its tables up to date) and the artifacts, and make the dispatcher.
 
@@ -184,7 +185,7 @@ def _server_name() -> str:
     return f"{socket.gethostname()[:40]}:{os.getpid()}:{uuid4().hex}"
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:  # async, or FastAPI would ask a thread for it
     return cast(Services, request.app.state.services)
 
 

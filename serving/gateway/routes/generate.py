@@ -45,7 +45,7 @@ class Asked:
     idempotency_key: str | None
 
 
-def _asked(
+async def _asked(
     request: Request,
     parts: Parts,
     caller: Submitter,
@@ -128,12 +128,12 @@ async def _answer(asked: Asked, task: TaskSpec) -> JSONResponse:
 def order_of(submission: Submission, task: str) -> Order:
     """What a submission asks for."""
     asked = submission.fields
-    body = asked.model_dump(mode="json")
+    body, has = asked.model_dump(mode="json"), settings_of(task)
     webhook = None if asked.webhook is None else WebhookTarget(asked.webhook.url, asked.webhook.secret)
     return Order(
         task=task,
         model=asked.model,
-        settings={name: value for name, value in body.items() if name in settings_of(task)},
+        settings={name: value for name, value in body.items() if name in has},
         pictures=submission.images,
         body=body,
         output_format=asked.output_format,
