@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from cli.options import Json
 
 if TYPE_CHECKING:
+    from export.pipeline import Backend
     from export.repository import Installed
 
 
@@ -94,7 +95,7 @@ def export(
 
     entry = find(model)
     options = ExportOptions(
-        backend=backend.value,
+        backend=cast("Backend", backend.value),
         dtype=dtype.value,
         size=ExportSize(height or entry.height, width or entry.width, free_size, max_batch),
         pictures=tuple(picture or ()),

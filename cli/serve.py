@@ -129,7 +129,7 @@ def serve(
     server.run(app, listener, lambda: served.ready, on_ready, drain)
 
 
-def _in_process(names: Sequence[str], how: dict[str, Any]) -> tuple[Engine, list[ModelEntry]]:
+def _in_process(names: Sequence[str], how: dict[str, Any]) -> tuple[Engine, Sequence[ModelEntry]]:
     from model.catalog import find, zoo
     from serving.engine.inprocess import InProcessEngine
     from serving.engine.settings import EngineSettings
@@ -140,12 +140,12 @@ def _in_process(names: Sequence[str], how: dict[str, Any]) -> tuple[Engine, list
     return InProcessEngine(entries, EngineSettings(**how)), entries
 
 
-def _triton(urls: Sequence[str], names: Sequence[str], how: dict[str, Any]) -> tuple[Engine, list[ModelEntry]]:
+def _triton(urls: Sequence[str], names: Sequence[str], how: dict[str, Any]) -> tuple[Engine, Sequence[ModelEntry]]:
     """The engine behind Triton, and what its servers serve; how they compute is said in the model repository."""
     import asyncio
 
     from serving.engine.settings import EngineSettings
-    from serving.triton.client import TritonEngine, discover
+    from serving.triton.client import LiveModels, TritonEngine, discover
 
     usual = EngineSettings(checkpoint_every_s=how["checkpoint_every_s"])
     for name, value in how.items():
@@ -153,5 +153,5 @@ def _triton(urls: Sequence[str], names: Sequence[str], how: dict[str, Any]) -> t
             raise InvalidRequest(
                 f"{name} is the Triton server's: set it as a parameter of the model's config.pbtxt", param=name
             )
-    entries = asyncio.run(discover(urls, names))
-    return TritonEngine(urls, names), entries
+    engine = TritonEngine(urls, names)
+    return engine, LiveModels(engine, asyncio.run(discover(urls, names)))

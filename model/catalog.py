@@ -58,6 +58,7 @@ class ModelEntry:
         defaults: the value of each setting a request leaves out.
         exported: a folder that `stillmotion export` wrote: graphs in place of weights (model.manifest).
         fixed_size: it makes its own size only.
+        previews: it brings a map from latents to colours (model.preview); published weights do not.
     """
 
     name: str
@@ -71,6 +72,7 @@ class ModelEntry:
     defaults: dict[str, Any]
     exported: bool = False
     fixed_size: bool = False
+    previews: bool = False
 
     def resolve(self, asked: dict[str, Any], seed: int) -> Params:
         """Complete settings from those a request names (None or absent: the default) and a seed.
@@ -160,6 +162,7 @@ def describe(path: Path, name: str | None = None) -> ModelEntry:
         defaults=dict(sidecar["defaults"]),
         exported=exported,
         fixed_size=exported and not read_manifest(path).free_size,
+        previews=bool(sidecar.get("latent_colours")),
     )
 
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, overload
 from uuid import uuid4
 
 from model.catalog import ModelEntry
@@ -218,6 +218,32 @@ async def _until(
         for end in ends:
             end.cancel()
         await stream.aclose()
+
+
+class LiveModels(Sequence[ModelEntry]):
+    """The checkpoints that an engine's servers serve at the moment: a version that went live, a model loaded since.
+
+    Args:
+        engine: whose.
+        found: what was there before it was started.
+    """
+
+    def __init__(self, engine: TritonEngine, found: Sequence[ModelEntry]) -> None:
+        self._engine = engine
+        self._found = tuple(found)
+
+    def __len__(self) -> int:
+        return len(self._now())
+
+    @overload
+    def __getitem__(self, index: int) -> ModelEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ModelEntry]: ...
+    def __getitem__(self, index: int | slice) -> ModelEntry | Sequence[ModelEntry]:
+        return self._now()[index]
+
+    def _now(self) -> Sequence[ModelEntry]:
+        return self._engine.entries() or self._found
 
 
 class NoServer(StillmotionError):

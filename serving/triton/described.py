@@ -25,6 +25,7 @@ def entry_told(entry: ModelEntry) -> dict[str, Any]:
         "defaults": entry.defaults,
         "exported": entry.exported,
         "fixed_size": entry.fixed_size,
+        "previews": entry.previews,
     }
 
 

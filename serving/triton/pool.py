@@ -20,7 +20,7 @@ from serving.triton.wire import Status, pack_control
 _log = logging.getLogger(__name__)
 LOOK_S: Final = 1.0
 """Seconds between two looks at a server."""
-ANSWER_S: Final = 5.0
+ANSWER_S: Final = 10.0
 """Seconds a server has to answer a look."""
 LOST_S: Final = 20.0
 """A server silent for so long is given up, and its jobs go elsewhere; one whose connection breaks, at once."""
@@ -102,27 +102,34 @@ class Server:
         """Ask what it serves and how it is.
 
         Raises:
-            ServerLost: it does not answer.
+            ServerLost, TimeoutError: it does not answer.
         """
-        ready = [key for key in await self.channel.versions() if key not in self.foreign]
-        found: dict[tuple[str, int], Hosted] = {}
-        for name, number in ready:
-            if (name, number) not in self.hosted and not await self.channel.is_ours(name, number):
-                self.foreign.add((name, number))
-                continue
-            try:
-                status = await self.channel.ask(name, number, pack_control("status", client))
-                entry = entry_of(status.entry, f"{self.url}/{name}")
-            except (ServerLost, CheckpointError) as error:  # unloaded since, or of another version of ours
-                _log.info("%s of %s cannot be used now: %s", name, self.url, error)
-                continue
-            found[name, number] = Hosted(entry, status, time.monotonic())
+        async with asyncio.timeout(ANSWER_S):
+            ready = [key for key in await self.channel.versions() if key not in self.foreign]
+        described = await asyncio.gather(*(self._describe(name, number, client) for name, number in ready))
+        found = {key: hosted for key, hosted in zip(ready, described, strict=True) if hosted is not None}
         for name, number in found.keys() - self.hosted.keys():
             version = found[name, number].entry.version
             _log.info("Triton at %s serves %s version %d (%s)", self.url, name, number, version)
         self.hosted = found
         self.usable, self.heard = True, time.monotonic()
         self.lost.clear()
+
+    async def _describe(self, name: str, number: int, client: str) -> Hosted | None:
+        """One model, as it describes itself now, or did before where it is too busy; None where it cannot be used."""
+        key = (name, number)
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                if key not in self.hosted and not await self.channel.is_ours(name, number):
+                    self.foreign.add(key)
+                    return None
+                status = await self.channel.ask(name, number, pack_control("status", client))
+                return Hosted(entry_of(status.entry, f"{self.url}/{name}"), status, time.monotonic())
+        except TimeoutError:
+            return self.hosted.get(key)
+        except (ServerLost, CheckpointError) as error:  # unloaded since, or of another version of ours
+            _log.warning("%s of %s cannot be used now: %s", name, self.url, error)
+            return None
 
 
 class Pool:
@@ -174,8 +181,7 @@ class Pool:
     async def _watch(self, server: Server) -> None:
         while True:
             try:
-                async with asyncio.timeout(ANSWER_S):
-                    await server.look(self._client)
+                await server.look(self._client)
             except (ServerLost, TimeoutError) as error:
                 if isinstance(error, ServerLost) or time.monotonic() - server.heard > LOST_S:
                     server.break_off(str(error) or "it does not answer")

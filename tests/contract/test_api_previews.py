@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,18 +17,14 @@ from serving.gateway import create_app
 from tests.contract.support import Running, ScriptedEngine, entry, error_of, listening, picture, settings
 from tests.contract.test_api_events import collect
 
-MAP = {"latent_colours": {"weights": [[1, 0, 0]] * 4, "bias": [0, 0, 0]}}
-
 
 @asynccontextmanager
 async def drawing(folder: Path, engine: ScriptedEngine | None = None) -> AsyncIterator[Running]:
     """The app with a checkpoint that draws previews and one that does not, behind a real server."""
     import asyncio
 
-    (folder / "model").mkdir(exist_ok=True)
-    (folder / "model" / "stillmotion.json").write_text(json.dumps(MAP))
     engine = engine or ScriptedEngine()
-    entries = [replace(entry("draws"), path=folder / "model"), entry("plain")]
+    entries = [replace(entry("draws"), previews=True), entry("plain")]
     app = create_app(engine, entries, settings(folder))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="on"))
     serving = asyncio.create_task(server.serve())

@@ -38,7 +38,7 @@ from tests.integration.triton_support import (
     undisturbed,
 )
 
-pytestmark = pytest.mark.timeout(900)  # seconds on a busy machine
+pytestmark = pytest.mark.timeout(1500)  # seconds on a busy machine
 STILL = "image-to-video"
 ASKED: dict[str, dict[str, Any]] = {
     STILL: {},

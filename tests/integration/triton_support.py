@@ -29,7 +29,7 @@ from serving.engine.local import generate
 from serving.engine.settings import EngineSettings
 from serving.gateway import Settings, create_app
 from serving.triton import wheel
-from serving.triton.client import TritonEngine, discover
+from serving.triton.client import LiveModels, TritonEngine, discover
 from serving.triton.server import Ports, TritonServer, from_wheel
 
 HOSTED = {"deterministic": "true", "checkpoint_every_s": "0.2", "warm_up": "false", "threads": "1"}
@@ -151,7 +151,7 @@ async def gateway(folder: Path, *urls: str) -> AsyncIterator[Gateway]:
     database = f"sqlite:///{folder}/jobs.db"
     settings = Settings(database_url=database, artifacts=str(folder / "artifacts"), progress_interval_s=0)
     engine = TritonEngine(urls)
-    app = create_app(engine, await discover(urls), settings)
+    app = create_app(engine, LiveModels(engine, await discover(urls, wait_s=300)), settings)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="on"))
     serving = asyncio.create_task(server.serve())
     while not (server.started and engine.ready):
