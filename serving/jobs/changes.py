@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Final, Literal
 from uuid import uuid4
 
-from sqlalchemy import and_, delete, func, or_, select
+from sqlalchemy import and_, bindparam, delete, func, or_, select
 from sqlalchemy.orm import Session
 from stillmotion.types import Job
 
@@ -21,6 +21,22 @@ from serving.jobs.states import check_transition
 from serving.jobs.tables import DeliveryRow, EventRow, IdempotencyRow, JobRow
 
 Ended = Literal["completed", "failed", "cancelled", "expired"]
+
+# Built once: writing these statements anew took as long as asking them.
+_BY_ID: Final = select(JobRow).where(JobRow.id == bindparam("id"))
+_OWNED: Final = _BY_ID.where(JobRow.owner == bindparam("owner"))
+_WAITING: Final = select(JobRow.priority, func.count()).where(JobRow.status == "queued").group_by(JobRow.priority)
+_AHEAD: Final = (
+    select(func.count())
+    .select_from(JobRow)
+    .where(
+        JobRow.status == "queued",
+        or_(
+            JobRow.priority > bindparam("priority"),
+            and_(JobRow.priority == bindparam("priority"), JobRow.seq < bindparam("seq")),
+        ),
+    )
+)
 
 
 def find(session: Session, job_id: str, owner: str | None, *, lock: bool = False, param: str | None = None) -> JobRow:
@@ -35,10 +51,8 @@ def find(session: Session, job_id: str, owner: str | None, *, lock: bool = False
     """
     if "\0" in job_id:  # Postgres cannot even be asked
         raise JobNotFound(job_id, param=param)
-    query = select(JobRow).where(JobRow.id == job_id)
-    if owner is not None:
-        query = query.where(JobRow.owner == owner)
-    row = session.scalars(query.with_for_update() if lock else query).first()
+    query = _BY_ID if owner is None else _OWNED
+    row = session.scalars(query.with_for_update() if lock else query, {"id": job_id, "owner": owner}).first()
     if row is None:
         raise JobNotFound(job_id, param=param)
     return row
@@ -90,15 +104,12 @@ def wire(session: Session, row: JobRow) -> Job:
     """The wire's view of a row, with its place in the queue while it waits."""
     if row.status != "queued":
         return to_wire(row, row.engine_position)
-    ahead = or_(JobRow.priority > row.priority, and_(JobRow.priority == row.priority, JobRow.seq < row.seq))
-    query = select(func.count()).select_from(JobRow).where(JobRow.status == "queued", ahead)
-    return to_wire(row, session.scalar(query) or 0)
+    return to_wire(row, session.scalar(_AHEAD, {"priority": row.priority, "seq": row.seq}) or 0)
 
 
 def count_waiting(session: Session) -> dict[int, int]:
     """How many jobs of each class wait."""
-    waiting = select(JobRow.priority, func.count()).where(JobRow.status == "queued").group_by(JobRow.priority)
-    return {row[0]: row[1] for row in session.execute(waiting)}
+    return {row[0]: row[1] for row in session.execute(_WAITING)}
 
 
 def without_offline(waiting: Mapping[int, int]) -> int:
