@@ -166,7 +166,7 @@ async def named(host: str, port: int) -> Sequence[Address]:
     return await resolve_host(host, port)
 
 
-async def test_a_redirect_to_loopback_is_refused(tmp_path: Path) -> None:
+async def test_a_redirect_to_loopback_is_refused_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The first hop is allowed as if it were public; what it points to is a request of its own."""
     async with site() as inner, site() as web:
         one = AddressPolicy(frozenset({"http"}))
@@ -176,12 +176,21 @@ async def test_a_redirect_to_loopback_is_refused(tmp_path: Path) -> None:
             for target in (
                 f"http://127.0.0.1:{inner.port}/x",
                 f"http://localhost:{inner.port}/x",
+                f"http://2130706433:{inner.port}/x",
+                f"http://[::1]:{inner.port}/x",
+                "http://169.254.169.254/latest/meta-data/",
+                "gopher://127.0.0.1/x",
                 "file:///etc/passwd",
             ):
-                answer = await ask(app, f"http://public.example:{web.port}/to?{target}")
+                caplog.clear()
+                with caplog.at_level(logging.INFO, logger="serving"):
+                    answer = await ask(app, f"http://public.example:{web.port}/to?{target}")
                 assert answer.status_code == 422, target
                 assert error_of(answer).code in ("address_refused", "url_unreachable")
-            assert len(web.asked) == 3
+                assert [record for record in caplog.records if record.name.startswith("serving")], (
+                    f"{target}: not logged"
+                )
+            assert len(web.asked) == 7
             assert inner.asked == []
 
 
@@ -202,7 +211,7 @@ class Hop(AddressPolicy):
         return bool(self._here) or super().permits(address)  # type: ignore[attr-defined]
 
 
-async def test_a_name_that_changes_its_mind_is_refused(tmp_path: Path) -> None:
+async def test_a_name_that_changes_its_mind_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """DNS rebinding: public when it is checked, loopback when it is connected to; it is resolved once."""
     asked: list[str] = []
 
@@ -214,7 +223,10 @@ async def test_a_name_that_changes_its_mind_is_refused(tmp_path: Path) -> None:
         getter = Fetcher("http", FetchLimits(seconds=1), resolve=rebinding)
         async with running(tmp_path, outside=outside(getter)) as app:
             for _ in range(2):
-                answer = await ask(app, f"http://rebind.example:{web.port}/x")
+                caplog.clear()
+                with caplog.at_level(logging.INFO, logger="serving"):
+                    answer = await ask(app, f"http://rebind.example:{web.port}/x")
+                assert [record for record in caplog.records if record.name.startswith("serving")], "not logged"
                 assert (answer.status_code, error_of(answer).param) == (422, "image.url")
             assert len(asked) == 2, "once a request"
             assert web.asked == []

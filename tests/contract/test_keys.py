@@ -15,6 +15,7 @@ from serving.keys.store import KeyStore
 from serving.observe.logs import configure
 from tests.contract.support import Running, ScriptedEngine, error_of, picture, running
 
+WEBHOOK_SECRET = "whsec_c2VjcmV0IG9mIHRoZSB3ZWJob29rIQ=="
 OPEN = {"/health/live", "/health/ready"}
 """Routes that need no key."""
 
@@ -186,7 +187,8 @@ async def test_no_secret_is_ever_logged(tmp_path: Path) -> None:
     try:
         async with running(tmp_path, ScriptedEngine(ending=RuntimeError("boom"))) as app:
             token = KeyStore(app.services.database).create("k", operator=True)[1]
-            job = await app.submit(headers=bearer(token))
+            hook = f'{{"url": "https://hook.example/x", "secret": "{WEBHOOK_SECRET}"}}'
+            job = await app.submit(headers=bearer(token), webhook=hook)
             while not (await app.client.get(job.urls.self, headers=bearer(token))).json()["error"]:
                 pass
             wrong = Token(token.key_id, "f" * 64)
@@ -201,3 +203,4 @@ async def test_no_secret_is_ever_logged(tmp_path: Path) -> None:
     assert "/jobs/{job_id}" in logged
     assert token.secret not in logged
     assert "f" * 64 not in logged
+    assert WEBHOOK_SECRET not in logged
