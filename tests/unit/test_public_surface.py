@@ -6,8 +6,10 @@ import re
 import tomllib
 from importlib.metadata import entry_points, version
 from pathlib import Path
+from typing import get_args
 
 import stillmotion
+from stillmotion import types
 
 import model.errors
 from model.errors import StillmotionError
@@ -27,6 +29,12 @@ ERROR_CODES = {
     "Cancelled": "cancelled",
 }
 
+CLIENT_METHODS = {
+    *("generate", "submit", "subscribe", "text_to_video", "frame_interpolation", "multi_view"),
+    *("get", "poll", "stream_events", "cancel", "delete", "list", "models", "content", "download_to", "close"),
+    *("create_batch", "get_batch", "poll_batch", "cancel_batch", "batch_results"),
+}
+
 
 def test_error_codes() -> None:
     kinds = [kind for kind in vars(model.errors).values() if isinstance(kind, type)]
@@ -36,6 +44,18 @@ def test_error_codes() -> None:
 def test_the_sdk_offers_what_it_lists() -> None:
     assert {"Client", "AsyncClient", "Job", "JobEvent", "StillmotionError", "RateLimited"} <= set(stillmotion.__all__)
     assert all(hasattr(stillmotion, name) for name in stillmotion.__all__)
+
+
+def test_both_clients_have_these_methods() -> None:
+    for client in (stillmotion.Client, stillmotion.AsyncClient):
+        assert {name for name in vars(client) if not name.startswith("_")} == CLIENT_METHODS
+    assert {"Batch", "BatchLine", "BatchResult", "BatchTimeout", "Preview", "batch_line"} <= set(stillmotion.__all__)
+
+
+def test_a_job_tells_of_itself_by_these_events_and_files() -> None:
+    events = get_args(types.JobEvent.model_fields["event"].annotation)
+    assert set(events) == {"queued", "phase", "step", "preview", "decode", *types.TERMINAL_STATUSES}
+    assert set(get_args(types.Variant)) == {"video", "thumbnail", "frames", "manifest", "preview"}
 
 
 def test_tasks() -> None:
