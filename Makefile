@@ -13,9 +13,11 @@ INPUTS := pyproject.toml constraints.txt client/pyproject.toml
 
 # Two threads suit one clip; tests run many small things, where more threads only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+MINI_ROAD := mini-vae mini-image-encoder mini-image-to-video mini-image-to-video-long \
+	mini-image mini-video mini-text-to-video mini-frame-interpolation mini-multi-view
 SPREAD := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help setup demo check format test test-full clean
+.PHONY: help setup demo check format test test-full train-mini clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +42,17 @@ test: $(VENV)/.ready-dev ## the tests that prove the contract (at most 12 minute
 
 test-full: $(VENV)/.ready-dev ## every test, also the long ones
 	$(TEST_ENV) $(BIN)/python -m pytest -q $(SPREAD) -m "full or not full"
+
+train-mini: $(VENV)/.ready-dev ## train every mini checkpoint, in the paper's order, into runs/ (hours on two cores; resumes)
+	$(PIP) install -c constraints.txt -e ".[multiview]"
+	test -f data/starter/manifest.json || $(BIN)/stillmotion data starter --out data/starter
+	test -f data/multi-view/manifest.json || $(BIN)/stillmotion data multi-view --out data/multi-view
+	@set -e; for recipe in $(MINI_ROAD); do \
+		test -d runs/$$recipe/checkpoint && continue; \
+		resume=$$(test -f runs/$$recipe/state.pt && echo --resume || true); \
+		data=$$(test $$recipe = mini-multi-view && echo data/multi-view || echo data/starter); \
+		$(BIN)/stillmotion train $$recipe --data $$data --out runs $$resume; \
+	done
 
 clean: ## remove what make made, but not data/ and runs/
 	rm -rf $(VENV) out build dist *.egg-info client/src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -36,3 +36,24 @@ def starter(
         return
     listed = ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
     typer.echo(f"{out}: {len(items)} items ({listed})")
+
+
+@data.command("multi-view")
+def multi_view(
+    out: Annotated[Path, typer.Option(help="Folder to render into; run again, it goes on where it stopped.")],
+    objects: Annotated[int, typer.Option(min=1, help="How many objects; every eighth is held out.")] = 136,
+    seed: Annotated[int, typer.Option(help="Of the objects' parts, colours and elevations.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Render orbits around objects, 21 views each, for training multi-view; some objects held out."""
+    from cli.progress import reporting
+    from training.data.orbits import prepare
+
+    with reporting() as report:
+        items = prepare(out, objects, seed, report)
+    counts = Counter(item.split for item in items)
+    if as_json:
+        typer.echo(json.dumps({"path": str(out), "orbits": len(items), "counts": dict(sorted(counts.items()))}))
+        return
+    listed = ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
+    typer.echo(f"{out}: {len(items)} orbits ({listed})")

@@ -16,6 +16,8 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one of the recipe's values.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what the run needs, memory included, and stop.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="With --plan: how many processes share the run.")] = 1,
     list_: Annotated[bool, typer.Option("--list", help="List the recipes and stop.")] = False,
 ) -> None:
     """Train a checkpoint by a recipe."""
@@ -29,6 +31,10 @@ def train(
     for override in overrides:
         if not override.partition("=")[0] or "=" not in override:
             raise typer.BadParameter(f"{override!r} is not KEY=VALUE", param_hint="--set")
+    if plan:
+        for line in _plan(recipe, overrides, processes):
+            typer.echo(line)
+        return
     if recipe not in RECIPES:
         asked = "name a recipe" if recipe is None else f"no recipe is called {recipe!r}"
         raise typer.BadParameter(f"{asked}; there are: {', '.join(RECIPES)}", param_hint="RECIPE")
@@ -43,3 +49,18 @@ def train(
     with reporting() as report:
         folder = run(recipe, data, out, overrides, resume, report)
     typer.echo(str(folder))
+
+
+def _plan(recipe: str | None, overrides: list[str], processes: int) -> list[str]:
+    """What a denoiser's run needs; the published recipes can be planned too."""
+    from training.config import DenoiserConfig, with_overrides
+    from training.plan import plan
+    from training.recipes import PUBLISHED, RECIPES
+
+    known = {**RECIPES, **PUBLISHED}
+    if recipe not in known:
+        raise typer.BadParameter(f"name a recipe to plan; there are: {', '.join(known)}", param_hint="RECIPE")
+    config = with_overrides(known[recipe](), overrides)
+    if not isinstance(config, DenoiserConfig):
+        raise typer.BadParameter(f"{recipe} trains no denoiser; only denoisers are planned", param_hint="RECIPE")
+    return plan(config, processes).lines()

@@ -37,6 +37,23 @@ class Optim:
 
 
 @dataclass(frozen=True, slots=True)
+class Runtime:
+    """How the work of an iteration is laid out on machines; none of it changes what is computed but by rounding.
+
+    Args:
+        precision: of the network's calls, `float32` or `bfloat16` (autocast; weights and their averages stay float32).
+        accumulate: calls whose gradients are added up before a step, so that a large batch fits.
+        checkpointing: recompute blocks for their gradients in place of keeping what they computed.
+        sharding: `none`, or `fsdp2`: parameters, gradients and optimizer states lie in parts on the processes.
+    """
+
+    precision: str = "float32"
+    accumulate: int = 1
+    checkpointing: bool = False
+    sharding: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
 class VAEConfig:
     """Autoencoder training in three phases (see training.objectives.vae).
 
@@ -78,24 +95,98 @@ class ImageEncoderConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class DenoiserConfig:
-    """Denoiser training for one task (paper, section 4 and appendix D).
+class FilmData:
+    """Film clips, and camera moves over photographs: image-to-video's data.
 
     Args:
-        init: run folder whose averaged weights it starts from, beside this run's own folder; empty: untrained.
-        vae, image_encoder: run folders the frozen networks come from, likewise.
-        p_mean, p_std: of ln(sigma), drawn once a clip.
         keep_every: of the film's frames, only every so many-th is read at all.
         strides: strides a clip may have over the kept frames; its fps is the film's over both.
         still_share: share of clips made from a photograph by a rendered camera move.
         moves: how many such clips there are.
-        copying_start: whether the denoiser starts as a copy of its condition (see training.initialise).
+        noise_aug_log_mean, noise_aug_log_std: of ln(sigma) of the noise on the conditioning picture.
+    """
+
+    keep_every: int
+    strides: tuple[int, ...]
+    still_share: float
+    moves: int
+    noise_aug_log_mean: float
+    noise_aug_log_std: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromptedData:
+    """Captioned clips: a virtual camera over film frames and photographs, and film.
+
+    Args:
+        keep_every, strides: as in FilmData.
+        camera_clips: how many clips of a virtual camera there are; the five motions take turns.
+        film_share: share of the iterations' clips that are film, the rest are of the camera.
+        image_share: share of rows that are independent pictures in place of a clip (joint training; 1: pictures only).
+        motion_alone, motion_untold: shares of captions that are only the motion's name, or lack it; the rest have both.
+        bucket_untold: share of clips whose motion bucket is told as the middle of the scale, so that the prompt rules.
+    """
+
+    keep_every: int
+    strides: tuple[int, ...]
+    camera_clips: int
+    film_share: float
+    image_share: float
+    motion_alone: float
+    motion_untold: float
+    bucket_untold: float
+
+
+@dataclass(frozen=True, slots=True)
+class EndsData:
+    """Short film clips of which both ends are given: frame interpolation's data.
+
+    Args:
+        strides: over the film's frames.
+        still_moving: flow, in short sides a second, added to a clip's own when clips are drawn in proportion to it.
+        noise_aug_log_mean, noise_aug_log_std: of ln(sigma) of the noise on the ends' latents.
+    """
+
+    strides: tuple[int, ...]
+    still_moving: float
+    noise_aug_log_mean: float
+    noise_aug_log_std: float
+
+
+@dataclass(frozen=True, slots=True)
+class OrbitData:
+    """Rendered orbits around objects (training.data.orbits): multi-view's data.
+
+    Args:
+        fps, motion_bucket_id: told of every clip, since an orbit of fixed length has one speed.
+        noise_aug_log_mean, noise_aug_log_std: of ln(sigma) of the noise on the conditioning picture.
+    """
+
+    fps: int
+    motion_bucket_id: int
+    noise_aug_log_mean: float
+    noise_aug_log_std: float
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiserConfig:
+    """Denoiser training for one task (paper, section 4 and appendix D).
+
+    Args:
+        init: run folder whose averaged weights it starts from, beside this run's own folder; empty: untrained. A run of
+            another task is given the inputs it lacks, or loses those that this task has not (training.starts).
+        vae, image_encoder: run folders the frozen networks come from, likewise; the second holds the text tower too.
+        p_mean, p_std: of ln(sigma), drawn once a clip.
+        condition_dropout: share of clips whose condition is zeroed, for guidance.
+        copying_start: whether an untrained denoiser starts as a copy of its condition (see training.initialise).
+        time_only_until: iterations that train the time embedding alone (paper, appendix D: stage I).
         window_until: iterations that train on random windows of window_height x window_width pixels, for speed.
     """
 
     preset: str
     task: str
     optim: Optim
+    runtime: Runtime
     init: str
     vae: str
     image_encoder: str
@@ -104,17 +195,13 @@ class DenoiserConfig:
     num_frames: int
     p_mean: float
     p_std: float
-    noise_aug_log_mean: float
-    noise_aug_log_std: float
     condition_dropout: float
-    keep_every: int
-    strides: tuple[int, ...]
-    still_share: float
-    moves: int
     copying_start: bool
+    time_only_until: int
     window_until: int
     window_height: int
     window_width: int
+    data: FilmData | PromptedData | EndsData | OrbitData
 
 
 Config = VAEConfig | ImageEncoderConfig | DenoiserConfig

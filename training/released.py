@@ -7,63 +7,23 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import nn
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from model.checkpoint import save
-from model.conditioners import VisionTower
-from model.errors import DataError
+from model.conditioners import Conditioners, ImagePair, TextTower, VisionTower
 from model.presets import preset
 from model.rewrites import skip_zero_branches, temporal_convolutions
-from model.tasks import task
-from model.unet import build_unet
+from model.tasks import TaskSpec, task
 from model.vae import build_vae
 from training.card import CURVE, plot_curves
 from training.config import ImageEncoderConfig
 from training.motion import MotionMap
 from training.objectives.contrastive import CLIP_MEAN, CLIP_STD, Towers
 from training.recipes import RECIPES
-
-
-def run_config(folder: Path) -> dict[str, Any]:
-    """The config a run was made with.
-
-    Raises:
-        DataError: no run lies there.
-    """
-    path = folder / "config.json"
-    if not path.exists():
-        raise DataError(f"{folder} holds no run: train it first")
-    return cast(dict[str, Any], json.loads(path.read_text()))
-
-
-def averaged(module: nn.Module, folder: Path) -> nn.Module:
-    """The module with a run's averaged weights, frozen, in evaluation mode.
-
-    Raises:
-        DataError: the run has no state.
-    """
-    start_from(module, folder)
-    return module.eval().requires_grad_(False)
-
-
-def start_from(module: nn.Module, folder: Path) -> None:
-    """Give the module a run's averaged weights; it trains on as before.
-
-    Raises:
-        DataError: the run has no state.
-    """
-    path = folder / "state.pt"
-    if not path.exists():
-        raise DataError(f"{folder} holds no run: train it first")
-    state = torch.load(path, weights_only=True)
-    module.load_state_dict(state["module"])
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            if name in state["ema"]:
-                p.copy_(state["ema"][name])
+from training.runs import averaged, run_config
+from training.starts import Denoiser, empty_network, unet_of
 
 
 def trained_vae(folder: Path) -> AutoencoderKLTemporalDecoder:
@@ -86,6 +46,15 @@ def trained_towers(folder: Path) -> tuple[Towers, CLIPTokenizer]:
 def trained_image_encoder(folder: Path) -> CLIPVisionModelWithProjection:
     """The image tower of a contrastive run."""
     return trained_towers(folder)[0].image
+
+
+def trained_text_tower(folder: Path) -> TextTower:
+    """The text tower of a contrastive run, without its projection."""
+    towers, tokenizer = trained_towers(folder)
+    encoder = CLIPTextModel(towers.text.config)
+    weights = towers.text.text_model.state_dict()
+    encoder.load_state_dict({name.removeprefix("text_model."): value for name, value in weights.items()})
+    return TextTower(encoder.eval().requires_grad_(False), tokenizer)
 
 
 def runs_summary(folders: dict[str, Path]) -> dict[str, Any]:
@@ -111,38 +80,53 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+PREFERRED: dict[str, dict[str, Any]] = {
+    "image-to-video": {},
+    "text-to-video": {"min_guidance_scale": 4.0, "max_guidance_scale": 4.0, "num_inference_steps": 12},
+    "frame-interpolation": {"min_guidance_scale": 1.0, "max_guidance_scale": 1.0, "num_inference_steps": 4},
+    "multi-view": {"min_guidance_scale": 1.0, "max_guidance_scale": 1.5, "num_inference_steps": 8, "elevation": 10.0},
+}
+"""What a mini checkpoint of a task prefers; DEFAULTS fills the rest."""
+
+
 def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
     """Write a denoiser run, with the networks it stands on, as a checkpoint folder in float16.
 
     Args:
         latent_colours: what previews are drawn with (training.latent_colours).
-        defaults: request settings that the checkpoint prefers; `DEFAULTS` fills the rest.
+        defaults: request settings that the checkpoint prefers, over `PREFERRED`.
     """
     values = run_config(run)
-    out = run.parent
-    size = preset(values["preset"])
-    first = [values["init"]] if values["init"] else []
+    out, spec = run.parent, task(values["task"])
+    first = [values["init"]] if values.get("init") else []
     folders = {name: out / name for name in (values["vae"], values["image_encoder"], *first, run.name)}
-    unet = build_unet(size, task(values["task"]), num_frames=values["num_frames"])
-    temporal_convolutions(cast(nn.Module, unet))
+    network = averaged(empty_network(values), run)
     sidecar = {
-        "task": values["task"],
+        "task": spec.name,
         "width": values["width"],
         "height": values["height"],
-        "defaults": DEFAULTS | (defaults or {}),
+        "defaults": DEFAULTS | PREFERRED[spec.name] | (defaults or {}),
         "latent_colours": latent_colours,
         "motion_map": dataclasses.asdict(MotionMap()),
         "runs": runs_summary(folders),
     }
     save(
         folder,
-        unet=cast(Any, averaged(cast(nn.Module, unet), run)),
+        unet=unet_of(network),
         vae=trained_vae(out / values["vae"]),
-        conditioners=VisionTower(trained_image_encoder(out / values["image_encoder"]), CLIP_MEAN, CLIP_STD),
-        noise=size.noise,
+        conditioners=_conditioners(spec, network, out / values["image_encoder"]),
+        noise=preset(values["preset"]).noise,
         sidecar=sidecar,
     )
     plot_curves(folders, folder / CURVE)
+
+
+def _conditioners(spec: TaskSpec, network: nn.Module, towers: Path) -> Conditioners:
+    """What reads the task's requests."""
+    if spec.context == "text":
+        return trained_text_tower(towers)
+    vision = VisionTower(trained_image_encoder(towers), CLIP_MEAN, CLIP_STD)
+    return ImagePair(vision, network.mask.detach()) if isinstance(network, Denoiser) else vision
 
 
 def release_text_encoder(run: Path, folder: Path) -> None:

@@ -1,8 +1,9 @@
 """The training loop: AdamW, EMA, a log, and checkpoints from which a resumed run goes on exactly.
 
-A run folder holds config.json, log.jsonl (one line every few iterations), and state.pt, replaced atomically, so that a
-kill or a full disk during a save never costs the previous one. Batches and noise are functions of (seed, step), so the
-losses after a resume equal those of an uninterrupted run to float rounding.
+A run folder holds config.json, log.jsonl (one line every few iterations), tensorboard/, and state.pt, replaced
+atomically, so that a kill or a full disk during a save never costs the previous one. Batches and noise are functions of
+(seed, step), so the losses after a resume equal those of an uninterrupted run to float rounding. Of several processes
+the first one writes.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from model.errors import DataError
 from training.config import Config, Optim
 from training.ema import EMA
+from training.monitor import Monitor
 from training.objectives.protocol import Objective
+from training.sharding import average_plain_gradients, clip_gradients, gathered, like, world
 
 Report = Callable[[str, int, int], None]
 
@@ -54,17 +57,34 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(self) -> None:
-        """Replace state.pt by the present state."""
+        """Replace state.pt by the present state; a collective call where the state is sharded.
+
+        Raises:
+            DataError: it cannot be written (a full disk, say); the state saved before is still there.
+        """
         state = {
             "step": self.step,
-            "module": self.objective.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.average,
+            "module": gathered(dict(self.objective.module.state_dict())),
+            "optimizer": gathered(self.optimizer.state_dict()),
+            "ema": gathered(self.ema.average),
             "ema_updates": self.ema.updates,
             "config": dataclasses.asdict(self.config),
         }
+        if world()[0]:
+            return
         partial = self.folder / "state.partial"
-        torch.save(state, partial)
+        try:
+            with partial.open("wb") as stream:
+                torch.save(state, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except (OSError, RuntimeError) as error:  # torch's writer wraps the system's error in one of its own
+            partial.unlink(missing_ok=True)
+            kept = "the one saved before is still there" if (self.folder / "state.pt").exists() else "none is there yet"
+            raise DataError(
+                f"the state at iteration {self.step} could not be written to {self.folder} ({error}); {kept}. "
+                "Make room and go on with --resume"
+            ) from error
         partial.replace(self.folder / "state.pt")
 
     def resume(self) -> None:
@@ -76,14 +96,38 @@ class Trainer:
         path = self.folder / "state.pt"
         if not path.exists():
             raise DataError(f"{path} does not exist: there is nothing to resume; start without --resume")
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-        if json.dumps(state["config"]) != json.dumps(dataclasses.asdict(self.config)):
-            raise DataError(f"{path} is of a run with another config; start a new folder or resume with the same")
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        self._check(path, state["config"])
         self.step = state["step"]
         self.objective.enter(self.step)
-        self.objective.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.average, self.ema.updates = state["ema"], state["ema_updates"]
+        module = self.objective.module
+        placed = dict(module.state_dict())
+        module.load_state_dict({name: like(value, placed[name]) for name, value in state["module"].items()})
+        self.optimizer.load_state_dict(self._placed(state["optimizer"]))
+        own = dict(module.named_parameters())
+        self.ema.average = {name: like(value, own[name]).to(own[name].device) for name, value in state["ema"].items()}
+        self.ema.updates = state["ema_updates"]
+
+    def _check(self, path: Path, saved: dict[str, Any]) -> None:
+        """Refuse a state of another run, by what differs."""
+        ours = json.loads(json.dumps(dataclasses.asdict(self.config)))
+        saved = json.loads(json.dumps(saved))
+        # How the work is laid out may change between two runs; what is computed may not.
+        other = sorted(k for k in ours.keys() | saved.keys() if k != "runtime" and ours.get(k) != saved.get(k))
+        if other:
+            told = ", ".join(f"{name} {saved.get(name)!r}, not {ours.get(name)!r}" for name in other)
+            raise DataError(
+                f"{path} is of a run with another config: {told}; start a new folder or resume with the same"
+            )
+
+    def _placed(self, state: dict[str, Any]) -> dict[str, Any]:
+        """An optimizer's whole state, laid out as its parameters are."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = {
+            index: {name: like(value, parameters[index]) if name != "step" else value for name, value in one.items()}
+            for index, one in state["state"].items()
+        }
+        return {**state, "state": moments}
 
     def run(self, report: Report = lambda *_: None, *, until: int | None = None) -> None:
         """Train to the end (or to iteration `until`), saving as it goes.
@@ -93,22 +137,24 @@ class Trainer:
         """
         optim = self.config.optim
         last = min(until or optim.iterations, optim.iterations)
-        (self.folder / "config.json").write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+        first = world()[0] == 0
+        if first:
+            (self.folder / "config.json").write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
         began, began_at = time.monotonic(), self.step
         sums: dict[str, float] = {}
-        with (self.folder / "log.jsonl").open("a") as log:
+        with Monitor(self.folder if first else None) as monitor:
             while self.step < last:
                 for name, value in self._iterate().items():
                     sums[name] = sums.get(name, 0.0) + value / optim.log_every
                 if self.step % optim.log_every == 0:
                     rate = (time.monotonic() - began) / (self.step - began_at)
-                    line = {"step": self.step, "s_per_iteration": round(rate, 4), **sums}
-                    log.write(json.dumps(line) + "\n")
-                    log.flush()
+                    monitor.log(self.step, {"s_per_iteration": round(rate, 4), **sums})
                     report(" ".join(f"{k} {v:.4f}" for k, v in sums.items()), self.step, last)
                     sums = {}
                 if self.step % optim.checkpoint_every == 0 or self.step == last:
                     self.save()
+                    with self.ema.swapped(self.objective.module):
+                        monitor.samples(self.step, self.objective)
 
     def _iterate(self) -> dict[str, float]:
         optim, module = self.config.optim, self.objective.module
@@ -118,8 +164,13 @@ class Trainer:
         parts = self.objective.backward(self.step)
         if not math.isfinite(parts["loss"]):
             self.save()
-            raise DataError(f"the loss is {parts['loss']} at iteration {self.step}; the state before it is saved")
-        nn.utils.clip_grad_norm_(module.parameters(), optim.clip_norm)
+            names = ", ".join(self.objective.names(self.step))
+            raise DataError(
+                f"the loss is {parts['loss']} at iteration {self.step}, on {names}; the state before it is saved"
+            )
+        trained = [p for p in module.parameters() if p.grad is not None]
+        average_plain_gradients(trained)
+        clip_gradients(trained, optim.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(module)

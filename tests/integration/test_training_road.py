@@ -13,26 +13,26 @@ import torch
 from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 
+from model.backends.makers import make_denoiser
 from model.catalog import describe
 from model.checkpoint import load
+from model.decode import decode
 from model.errors import DataError, InvalidRequest
+from model.sampling.prepare import begin_row
+from model.sampling.sampler import sample
 from model.video import encode_video
 from training.card import write_card
 from training.cli_entry import run
+from training.data.orbits import prepare
 from training.data.starter import Item
 
 SMALL = ["preset=tiny", "optim.iterations=3", "optim.log_every=1", "optim.checkpoint_every=2"]
 VAE = [*SMALL, "optim.batch=4", "phase_batch=4", "skeleton_until=1", "spatial_until=2", "frames=2", "crop=32"]
-DENOISER = [
-    *SMALL,
-    "num_frames=6",
-    "copying_start=false",
-    "moves=2",
-    "window_until=1",
-    "window_height=32",
-    "window_width=64",
-]
-DENOISER += ["height=64", "width=128"]
+SIZE = ["height=64", "width=128", "window_until=1", "window_height=32", "window_width=64", "num_frames=6"]
+DENOISER = [*SMALL, *SIZE, "copying_start=false", "data.moves=2"]
+PROMPTED = [*SMALL, *SIZE, "data.camera_clips=5", "init=mini-image-to-video", "time_only_until=1"]
+ENDS = [*SMALL, *SIZE, "num_frames=5", "optim.batch=3", "init=mini-image-to-video"]
+ORBITS = [*SMALL, "window_until=3", "window_height=32", "window_width=32", "init=mini-image-to-video"]
 
 
 def make_dataset(folder: Path) -> Path:
@@ -57,7 +57,7 @@ def write_items(folder: Path, items: list[Item]) -> None:
     lines = "".join(json.dumps(dataclasses.asdict(item)) + "\n" for item in items)
     (folder / "items.jsonl").write_text(lines)
     digest = hashlib.sha256(lines.encode()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps({"items_sha256": digest}))
+    (folder / "manifest.json").write_text(json.dumps({"name": "test", "items_sha256": digest}))
 
 
 def quiet(*_: object) -> None:
@@ -86,6 +86,52 @@ def test_a_run_ends_in_a_checkpoint_of_float16_that_diffusers_loads(road: tuple[
         "mini-image-to-video": 3,
     }
     assert sidecar["motion_map"]["reference_bucket"] == 128.0
+
+
+def checked(folder: Path, task: str, params: dict[str, object], pictures: list[str]) -> np.ndarray:
+    """A clip sampled from a checkpoint: [T, H, W, 3]."""
+    checkpoint = load(folder)
+    assert checkpoint.entry.task.name == task
+    settings = checkpoint.entry.resolve({"num_inference_steps": 2, **params}, seed=1)
+    stills = [Image.new("RGB", (settings.width, settings.height), colour) for colour in pictures]
+    row = sample(make_denoiser("torch", checkpoint), begin_row(checkpoint, settings, stills))
+    return decode(checkpoint.vae, row.latents, 7)
+
+
+def test_pictures_then_clips_then_prompts(road: tuple[Path, Path]) -> None:
+    run("mini-image", *road, PROMPTED, False, quiet)
+    run("mini-video", *road, [*PROMPTED, "init=mini-image", "data.image_share=0.5"], False, quiet)
+    run("mini-text-to-video", *road, [*PROMPTED, "init=mini-video"], False, quiet)
+    folder = road[1] / "mini-text-to-video" / "checkpoint"
+    assert checked(folder, "text-to-video", {"prompt": "pan left"}, []).shape == (6, 64, 128, 3)
+    run("mini-image-to-video-chained", *road, [*DENOISER, "init=mini-text-to-video"], False, quiet)
+    chained = road[1] / "mini-image-to-video-chained" / "checkpoint"
+    assert checked(chained, "image-to-video", {}, ["red"]).shape == (6, 64, 128, 3)
+
+
+def test_interpolation_learns_its_mask(road: tuple[Path, Path]) -> None:
+    run("mini-frame-interpolation", *road, ENDS, False, quiet)
+    folder = road[1] / "mini-frame-interpolation" / "checkpoint"
+    mask = load(folder).conditioners.mask  # type: ignore[union-attr]
+    assert mask.abs().max() > 0
+    assert checked(folder, "frame-interpolation", {}, ["red", "blue"]).shape == (5, 64, 128, 3)
+
+
+def test_multi_view_learns_from_rendered_orbits(road: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("pybullet")
+    prepare(tmp_path / "orbits", objects=1)
+    run("mini-multi-view", tmp_path / "orbits", road[1], ORBITS, False, quiet)
+    folder = road[1] / "mini-multi-view" / "checkpoint"
+    assert checked(folder, "multi-view", {"elevation": 20.0}, ["red"]).shape == (21, 128, 128, 3)
+
+
+def test_a_start_of_another_size_or_from_another_kind_of_run_is_refused(road: tuple[Path, Path]) -> None:
+    with pytest.raises(DataError, match="cannot start from it"):
+        run("mini-multi-view", *road, [*ORBITS, "preset=mini"], False, quiet)
+    with pytest.raises(DataError, match="cannot start from it"):
+        run("mini-multi-view", *road, [*ORBITS, "init=mini-vae"], False, quiet)
+    with pytest.raises(DataError, match="holds no orbits"):
+        run("mini-multi-view", *road, [*ORBITS, "optim.seed=7"], True, quiet)
 
 
 def test_the_card_holds_the_figures_the_licences_and_the_curves(road: tuple[Path, Path]) -> None:

@@ -16,10 +16,14 @@ import av
 import numpy as np
 from PIL import Image
 
+from model.errors import DataError
 from training.data.shards import INSIDE, open_member
 from training.data.starter import Item
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+MOST_UNREADABLE = 0.1
+"""Share of a dataset's items that may be unreadable before training stops."""
 
 
 def read_shot(source: Path | io.BytesIO, height: int, width: int) -> Pixels:
@@ -66,19 +70,41 @@ def load_clips(
     height: int,
     width: int,
     report: Callable[[str, int, int], None] = lambda *_: None,
+    most_unreadable: float = MOST_UNREADABLE,
 ) -> list[Clip]:
-    """The items' frames at height x width, from the cache or decoded into it."""
+    """The items' frames at height x width, from the cache or decoded into it.
+
+    An item that cannot be read is left out, and reported by name.
+
+    Args:
+        most_unreadable: share of the items that may be unreadable.
+
+    Raises:
+        DataError: more than that are; the message counts and names them.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     clips: list[Clip] = []
+    unreadable: list[str] = []
     for index, item in enumerate(items):
         kept = cache / f"{item.id}-{height}x{width}.npy"
         if not kept.exists():
+            try:
+                frames = _read(folder, item, height, width)
+            except (OSError, ValueError, DataError) as error:  # PyAV's errors are ValueErrors or OSErrors
+                unreadable.append(item.id)
+                report(f"left out {item.id}, which cannot be read ({error})", len(unreadable), len(items))
+                continue
             partial = kept.with_suffix(".partial")
             with partial.open("wb") as stream:
-                np.save(stream, _read(folder, item, height, width))
+                np.save(stream, frames)
             partial.replace(kept)
         clips.append(Clip(item, np.load(kept, mmap_mode="r")))
         report("decoding frames", index + 1, len(items))
+    if len(unreadable) > most_unreadable * len(items):
+        raise DataError(
+            f"{len(unreadable)} of {len(items)} items cannot be read, more than {most_unreadable:.0%}: "
+            f"{', '.join(unreadable[:20])}; prepare the dataset again"
+        )
     return clips
 
 

@@ -24,7 +24,7 @@ from model.presets import preset
 from training.captions import attribute_caption
 from training.config import ImageEncoderConfig
 from training.data.frames import Clip
-from training.objectives.protocol import backward_of, generator
+from training.objectives.protocol import Pixels, backward_of, generator
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -114,6 +114,14 @@ class ContrastiveObjective:
                 pictures.append(_augmented(torch.from_numpy(frame.copy()), draw))
         pixels = torch.stack(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
         return pixels, captions
+
+    def names(self, step: int) -> list[str]:
+        """The clips that pictures are drawn from."""
+        return [clip.item.id for clip in self.clips]
+
+    def samples(self, step: int) -> dict[str, Pixels]:
+        """None: it makes no pictures."""
+        return {}
 
     def backward(self, step: int) -> dict[str, float]:
         """The gradients of iteration `step`."""

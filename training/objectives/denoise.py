@@ -1,155 +1,167 @@
-"""The denoising objective of image-to-video (paper, section 4.2; EDM, equation 8).
+"""The denoising objective of every task (paper, section 4; EDM, equation 8).
 
     E || F(c_in x; c_noise, condition) - (y - c_skip x) / c_out ||^2,   x = y + sigma n,   ln sigma ~ N(P_mean, P_std^2)
 
-which is EDM's loss with the weight lambda(sigma) = 1 / c_out^2. Sigma is drawn once a CLIP, never a frame.
+which is EDM's loss with the weight lambda(sigma) = 1 / c_out^2. Sigma is drawn once a CLIP, never a frame. What a task
+is told beside x comes from its examples (training.objectives.examples).
 
-Legend: B clips, T frames, C latent channels, h, w latent; D embedding width.
+A row's draws follow from (seed, iteration, row), its noise from those and the clip's name, so neither depends on how
+many processes share the work.
 
-The condition is built as at inference: the first frame with augmentation noise put on its PIXELS, encoded to the mode,
-unscaled; its embedding; and [fps - 1, motion bucket, augmentation sigma]. Dropout zeroes both picture paths and keeps
-the vector. Fps follows from the clip's stride, the bucket from its measured flow: neither is ever a constant.
+Legend: B clips, T frames, C latent channels, h, w latent.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable
 from functools import partial
-from typing import cast
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.errors import InvalidRequest
 from model.presets import preset
-from model.rewrites import rewrite_exactly
 from model.sampling.precondition import over, precondition
-from model.tasks import task
-from model.unet import build_unet
-from model.vae import encode_mode
 from training.config import DenoiserConfig
-from training.data.latents import LatentClip, to_pixels
-from training.initialise import start_denoiser
-from training.motion import MotionMap
-from training.objectives.protocol import backward_in_parallel, generator
+from training.joint import pictures_marked
+from training.objectives.batch import Batch, Examples, by_kind, calls, cut
+from training.objectives.protocol import Pixels, backward_in_parallel, generator
+from training.objectives.sampling import sampled
+from training.sharding import shard, total, world
+from training.starts import unet_of
 
+_WINDOW, _NOISE = 1, 2
+_SAMPLE_STEPS = 8
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One training batch; all float32.
-
-    clean [B, T, C, h, w] scaled latents; concat [B, T, C, h, w] condition latents; context [B, 1, D]; vector [B, 3].
-    """
-
-    clean: Tensor
-    concat: Tensor
-    context: Tensor
-    vector: Tensor
-
-    def row(self, k: int) -> Batch:
-        """The k-th clip, as a batch of one."""
-        parts = (part[k : k + 1] for part in (self.clean, self.concat, self.context, self.vector))
-        return Batch(*parts)
+Decode = Callable[[Tensor], Pixels]
 
 
 class DenoiseObjective:
-    """Image-to-video denoising on cached latents."""
+    """Denoising of cached latents.
+
+    Args:
+        network: a denoiser, or a training.starts.Denoiser.
+        decode: scaled latents to frames, for the clips that a run shows of itself; None: it shows none.
+
+    Raises:
+        InvalidRequest: the rows of an iteration do not divide among the processes.
+    """
 
     def __init__(
-        self, config: DenoiserConfig, clips: list[LatentClip], vae: AutoencoderKLTemporalDecoder, motion: MotionMap
+        self, config: DenoiserConfig, network: nn.Module, examples: Examples, decode: Decode | None = None
     ) -> None:
-        self.config, self.vae, self.motion = config, vae, motion
-        self.film = [c for c in clips if c.clip.item.kind == "shot" and self._strides(c)]
-        self.moves = [c for c in clips if c.clip.item.kind == "move"]
-        torch.manual_seed(config.optim.seed)
-        spec = task(config.task)
-        self.unet = build_unet(preset(config.preset), spec, num_frames=config.num_frames)
-        if config.copying_start:
-            start_denoiser(self.unet)
-        rewrite_exactly(cast(nn.Module, self.unet), context_tokens=spec.context_tokens)
-        self.weights = torch.tensor([float(len(c.latents)) for c in self.film]).sqrt()
-        self.scaling = float(vae.config["scaling_factor"])
+        self.config, self.network, self.examples, self.decode = config, network, examples, decode
+        self.rank, self.processes = world()
+        if config.optim.batch % self.processes:
+            raise InvalidRequest(f"a batch of {config.optim.batch} does not divide among {self.processes}", param="set")
+        if config.runtime.checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        if config.runtime.sharding == "fsdp2":
+            shard(self.unet)
 
     @property
     def module(self) -> nn.Module:
-        """The denoiser."""
-        return cast(nn.Module, self.unet)
+        """The denoiser, and what trains with it."""
+        return self.network
+
+    @property
+    def unet(self) -> UNetSpatioTemporalConditionModel:
+        """The denoiser itself."""
+        return unet_of(self.network)
 
     def enter(self, step: int) -> None:
-        """Every layer trains from the start."""
-
-    def _strides(self, clip: LatentClip) -> list[int]:
-        return [s for s in clip.flow if len(clip.latents) > (self.config.num_frames - 1) * s]
+        """Train the time embedding alone at first, where the recipe says so."""
+        alone = step < self.config.time_only_until
+        for name, p in self.network.named_parameters():
+            p.requires_grad_(not alone or "time_embedding." in name)
 
     def rate(self, step: int) -> float:
         """The schedule as it is."""
         return 1.0
 
-    def batch(self, step: int) -> Batch:
-        """The clips of iteration `step`."""
-        config = self.config
-        draws = [generator(config.optim.seed, step, row) for row in range(config.optim.batch)]
-        parts = [self._example(draw, step) for draw in draws]
-        clean, concat, context, vector = (torch.stack(column) for column in zip(*parts, strict=True))
-        return Batch(clean, concat, context, vector)
+    def rows(self, step: int) -> list[Batch]:
+        """The rows of iteration `step` that are this process's."""
+        seed, count = self.config.optim.seed, self.config.optim.batch
+        windowed = step < self.config.window_until
+        out: list[Batch] = []
+        for row in range(self.rank, count, self.processes):
+            example = self.examples.example(generator(seed, step, row))
+            out.append(self._window(example, generator(seed, step, row, _WINDOW)) if windowed else example)
+        return out
 
-    def _example(self, draw: torch.Generator, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        config = self.config
-        clip = self._choose(draw)
-        strides = self._strides(clip)
-        stride = strides[int(torch.randint(0, len(strides), (), generator=draw))]
-        span = (config.num_frames - 1) * stride
-        first = int(torch.randint(0, len(clip.latents) - span, (), generator=draw))
-        index = range(first, first + span + 1, stride)
-        clean = torch.from_numpy(clip.latents[list(index)]).float() * self.scaling
-        log_aug = config.noise_aug_log_mean + config.noise_aug_log_std * float(torch.randn((), generator=draw))
-        strength = float(torch.tensor(log_aug).exp())
-        concat = self._condition(clip, first, strength, draw)
-        context = torch.from_numpy(clip.embeds[first])[None]
-        if float(torch.rand((), generator=draw)) < config.condition_dropout:
-            concat, context = torch.zeros_like(concat), torch.zeros_like(context)
-        fps = clip.clip.item.fps / stride
-        flow = float(clip.flow[stride][list(index)[:-1]].mean())
-        vector = torch.tensor([round(fps) - 1.0, float(self.motion.bucket(flow)), strength])
-        y, x, side = self._window(clean, step, draw)
-        cut = (..., slice(y, y + side[0]), slice(x, x + side[1]))
-        return clean[cut], concat[cut].expand(config.num_frames, -1, -1, -1), context, vector
-
-    def _choose(self, draw: torch.Generator) -> LatentClip:
-        if self.moves and float(torch.rand((), generator=draw)) < self.config.still_share:
-            return self.moves[int(torch.randint(0, len(self.moves), (), generator=draw))]
-        return self.film[int(torch.multinomial(self.weights, 1, generator=draw))]
-
-    @torch.no_grad()
-    def _condition(self, clip: LatentClip, first: int, strength: float, draw: torch.Generator) -> Tensor:
-        pixels = to_pixels(clip.clip.frames[first : first + 1])
-        return encode_mode(self.vae, pixels + strength * torch.randn(pixels.shape, generator=draw))[0]
-
-    def _window(self, clean: Tensor, step: int, draw: torch.Generator) -> tuple[int, int, tuple[int, int]]:
-        """The part of the latent that trains: a random window at first (cheaper), the whole of it later."""
-        height, width = clean.shape[-2:]
-        if step >= self.config.window_until:
-            return 0, 0, (height, width)
-        side = (self.config.window_height // 8, self.config.window_width // 8)
-        y = int(torch.randint(0, height - side[0] + 1, (), generator=draw))
-        x = int(torch.randint(0, width - side[1] + 1, (), generator=draw))
-        return y, x, side
+    def _window(self, row: Batch, draw: torch.Generator) -> Batch:
+        """A random window of the latent: cheaper, while there is much to learn that needs no more."""
+        height, width = row.clean.shape[-2:]
+        side = (min(height, self.config.window_height // 8), min(width, self.config.window_width // 8))
+        top = int(torch.randint(0, height - side[0] + 1, (), generator=draw))
+        left = int(torch.randint(0, width - side[1] + 1, (), generator=draw))
+        return cut(row, top, left, *side)
 
     def backward(self, step: int) -> dict[str, float]:
-        """The gradients of iteration `step`: the mean error of its clips, each clip in a thread of its own."""
-        pieces = [partial(self._share, part, sigma, noise) for part, sigma, noise in self._rows(step)]
-        return {"loss": backward_in_parallel(pieces)}
+        """The gradients of iteration `step`: the mean error of its rows over all processes."""
+        pieces = [partial(self._share, batch, *self.noise(batch, step)) for batch in self._calls(step)]
+        if self._alone:
+            return {"loss": backward_in_parallel(pieces)}
+        mine = 0.0
+        for piece in pieces:
+            loss = piece()
+            # Sharding and the trainer average over processes what is meant to be a sum.
+            (loss * self.processes).backward()
+            mine += loss.item()
+        return {"loss": total(mine)}
 
-    def _rows(self, step: int) -> list[tuple[Batch, Tensor, Tensor]]:
-        batch, config = self.batch(step), self.config
-        draw = generator(config.optim.seed, step, -1)
-        sigma = (config.p_mean + config.p_std * torch.randn(len(batch.clean), generator=draw)).exp()
-        noise = torch.randn(batch.clean.shape, generator=draw)
-        return [(batch.row(k), sigma[k : k + 1], noise[k : k + 1]) for k in range(len(sigma))]
+    @property
+    def _alone(self) -> bool:
+        """Whether calls may run side by side: one process on a CPU, with nothing to save memory for."""
+        runtime = self.config.runtime
+        plain = runtime.accumulate == 1 and runtime.sharding == "none" and self.processes == 1
+        return plain and self.unet.device.type == "cpu"
+
+    def _calls(self, step: int) -> list[Batch]:
+        rows, runtime = self.rows(step), self.config.runtime
+        if runtime.sharding != "none":
+            return rows  # every process has to make as many calls as the others, whatever kinds its rows are of
+        if self._alone:
+            return calls(rows)
+        size = -(-len(rows) // runtime.accumulate)
+        return [call for first in range(0, len(rows), size) for call in by_kind(rows[first : first + size])]
+
+    def names(self, step: int) -> list[str]:
+        """The clips of iteration `step`, with their frames."""
+        return [name for row in self.rows(step) for name in row.names]
+
+    def samples(self, step: int) -> dict[str, Pixels]:
+        """A clip made of the first row's condition, beside the row itself."""
+        if self.decode is None or self.config.runtime.sharding != "none":
+            return {}
+        row = self.examples.example(generator(self.config.optim.seed, 0, 0))
+        if row.pictures:
+            return {}
+        noise = preset(self.config.preset).noise
+        return {
+            "sampled": self.decode(sampled(self.unet, row, noise, _SAMPLE_STEPS, self.config.optim.seed)),
+            "target": self.decode(row.clean[0]),
+        }
+
+    def noise(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        """ln-normal sigma [B] and noise like the clips, each from the clip's name."""
+        config = self.config
+        draws = [generator(config.optim.seed, step, zlib.crc32(name.encode()), _NOISE) for name in batch.names]
+        log_sigma = torch.stack([torch.randn((), generator=draw) for draw in draws])
+        noise = torch.stack([torch.randn(batch.clean.shape[1:], generator=draw) for draw in draws])
+        return (config.p_mean + config.p_std * log_sigma).exp(), noise
 
     def _share(self, batch: Batch, sigma: Tensor, noise: Tensor) -> Tensor:
-        return denoising_error(self.unet, batch, sigma, noise).sum() / self.config.optim.batch
+        """What the call adds to the mean error over rows; pictures of one row count as one row."""
+        device = self.unet.device
+        low = self.config.runtime.precision == "bfloat16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            errors = denoising_error(self.unet, batch.to(device), sigma.to(device), noise.to(device))
+        rows = len(errors) / self.config.num_frames if batch.pictures else len(errors)
+        return errors.mean() * rows / self.config.optim.batch
 
 
 def denoising_error(unet: UNetSpatioTemporalConditionModel, batch: Batch, sigma: Tensor, noise: Tensor) -> Tensor:
@@ -158,5 +170,7 @@ def denoising_error(unet: UNetSpatioTemporalConditionModel, batch: Batch, sigma:
     c = precondition(sigma)
     target = (batch.clean - over(c.c_skip, noisy) * noisy) / over(c.c_out, noisy)
     seen = torch.cat([over(c.c_in, noisy) * noisy, batch.concat], dim=2)
-    out = unet(seen, c.c_noise, encoder_hidden_states=batch.context, added_time_ids=batch.vector, return_dict=False)[0]
-    return F.mse_loss(out, target, reduction="none").mean(dim=(1, 2, 3, 4))
+    told = {"encoder_hidden_states": batch.context, "added_time_ids": batch.vector, "return_dict": False}
+    with pictures_marked(torch.ones(batch.clean.shape[:2]) if batch.pictures else None):
+        out: Tensor = unet(seen, c.c_noise, **told)[0]
+    return F.mse_loss(out.float(), target, reduction="none").mean(dim=(1, 2, 3, 4))

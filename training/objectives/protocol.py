@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class Objective(Protocol):
@@ -32,6 +35,14 @@ class Objective(Protocol):
         Returns:
             `loss`, and its parts for the log.
         """
+        ...
+
+    def names(self, step: int) -> list[str]:
+        """What iteration `step` trained on, for the message when its loss is not finite."""
+        ...
+
+    def samples(self, step: int) -> dict[str, Pixels]:
+        """Clips [T, H, W, 3] that show what the network makes now, by name; none where it makes nothing."""
         ...
 
 

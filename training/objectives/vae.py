@@ -28,7 +28,7 @@ from model.vae import build_vae
 from training.config import VAEConfig
 from training.data.frames import Clip
 from training.initialise import anchor, zero_branches
-from training.objectives.protocol import backward_of, generator
+from training.objectives.protocol import Pixels, backward_of, generator
 
 PATCH = 8
 
@@ -134,6 +134,14 @@ class VAEObjective:
             crop = torch.from_numpy(array[t : t + frames, y : y + side, x : x + side].copy())
             out.append(crop.flip(2) if torch.rand((), generator=draw) < 0.5 else crop)
         return torch.cat(out).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+    def names(self, step: int) -> list[str]:
+        """The clips that crops are drawn from."""
+        return [f"crops of {clip.item.id}" for clip in self.clips]
+
+    def samples(self, step: int) -> dict[str, Pixels]:
+        """None: its log says how well it reconstructs."""
+        return {}
 
     def backward(self, step: int) -> dict[str, float]:
         """The gradients of iteration `step`."""

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from training.config import Config
+from training.config import Config, DenoiserConfig
+from training.recipes import published
+from training.recipes.frame_interpolation import mini_frame_interpolation
 from training.recipes.image_encoder import mini_image_encoder
-from training.recipes.image_to_video import mini_image_to_video, mini_image_to_video_long
+from training.recipes.image_to_video import (
+    mini_image_to_video,
+    mini_image_to_video_chained,
+    mini_image_to_video_long,
+)
+from training.recipes.multi_view import mini_multi_view
+from training.recipes.text_to_video import mini_image, mini_text_to_video, mini_video
 from training.recipes.vae import mini_vae
 
 RECIPES: dict[str, Callable[[], Config]] = {
@@ -14,4 +22,23 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "mini-image-encoder": mini_image_encoder,
     "mini-image-to-video": mini_image_to_video,
     "mini-image-to-video-long": mini_image_to_video_long,
+    "mini-image": mini_image,
+    "mini-video": mini_video,
+    "mini-text-to-video": mini_text_to_video,
+    "mini-image-to-video-chained": mini_image_to_video_chained,
+    "mini-frame-interpolation": mini_frame_interpolation,
+    "mini-multi-view": mini_multi_view,
 }
+
+PUBLISHED: dict[str, Callable[[], DenoiserConfig]] = {
+    "image-pretraining": published.image_pretraining,
+    "video-pretraining-low": published.video_pretraining_low,
+    "video-pretraining-base": published.video_pretraining_base,
+    "text-to-video": published.text_to_video,
+    "image-to-video-low": published.image_to_video_low,
+    "image-to-video-14": published.image_to_video_14,
+    "image-to-video-25": published.image_to_video_25,
+    "frame-interpolation": published.frame_interpolation,
+    "multi-view": published.multi_view,
+}
+"""The paper's own stages, at their size; checked on the meta device and planned, not run here."""

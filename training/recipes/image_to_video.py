@@ -2,7 +2,22 @@
 
 import dataclasses
 
-from training.config import DenoiserConfig, Optim
+from training.config import DenoiserConfig, FilmData, Optim, Runtime
+
+MINI_OPTIM = Optim(
+    iterations=1700,
+    batch=2,
+    lr=1e-3,
+    warmup=60,
+    final_lr_share=0.02,
+    beta2=0.99,
+    weight_decay=0.01,
+    clip_norm=1.0,
+    ema_decay=0.998,
+    seed=0,
+    checkpoint_every=100,
+    log_every=20,
+)
 
 
 def mini_image_to_video() -> DenoiserConfig:
@@ -10,20 +25,8 @@ def mini_image_to_video() -> DenoiserConfig:
     return DenoiserConfig(
         preset="mini",
         task="image-to-video",
-        optim=Optim(
-            iterations=1700,
-            batch=2,
-            lr=1e-3,
-            warmup=60,
-            final_lr_share=0.02,
-            beta2=0.99,
-            weight_decay=0.01,
-            clip_norm=1.0,
-            ema_decay=0.998,
-            seed=0,
-            checkpoint_every=100,
-            log_every=20,
-        ),
+        optim=MINI_OPTIM,
+        runtime=Runtime(),
         init="",
         vae="mini-vae",
         image_encoder="mini-image-encoder",
@@ -32,17 +35,20 @@ def mini_image_to_video() -> DenoiserConfig:
         num_frames=14,
         p_mean=0.5,
         p_std=1.6,
-        noise_aug_log_mean=-3.0,
-        noise_aug_log_std=0.5,
         condition_dropout=0.1,
-        keep_every=2,
-        strides=(1, 2),
-        still_share=0.25,
-        moves=160,
         copying_start=True,
+        time_only_until=0,
         window_until=1400,
         window_height=96,
         window_width=160,
+        data=FilmData(
+            keep_every=2,
+            strides=(1, 2),
+            still_share=0.25,
+            moves=160,
+            noise_aug_log_mean=-3.0,
+            noise_aug_log_std=0.5,
+        ),
     )
 
 
@@ -55,3 +61,8 @@ def mini_image_to_video_long() -> DenoiserConfig:
         init="mini-image-to-video",
         window_until=2400,
     )
+
+
+def mini_image_to_video_chained() -> DenoiserConfig:
+    """As `mini_image_to_video_long`, but started from text-to-video, in the paper's order."""
+    return dataclasses.replace(mini_image_to_video_long(), init="mini-text-to-video", copying_start=False)

@@ -13,10 +13,10 @@ from training.recipes.image_to_video import mini_image_to_video
 def test_overrides_reach_every_kind_of_setting() -> None:
     changed = with_overrides(
         mini_image_to_video(),
-        ["optim.lr=1e-4", "optim.batch=3", "preset=tiny", "strides=1,3", "copying_start=false", "p_mean = -0.5"],
+        ["optim.lr=1e-4", "optim.batch=3", "preset=tiny", "data.strides=1,3", "copying_start=false", "p_mean = -0.5"],
     )
     assert (changed.optim.lr, changed.optim.batch, changed.preset) == (1e-4, 3, "tiny")
-    assert (changed.strides, changed.copying_start, changed.p_mean) == ((1, 3), False, -0.5)  # type: ignore[union-attr]
+    assert (changed.data.strides, changed.copying_start, changed.p_mean) == ((1, 3), False, -0.5)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

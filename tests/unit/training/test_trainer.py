@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ from torch import nn
 from model.errors import DataError
 from training.config import Optim
 from training.ema import EMA
-from training.objectives.protocol import backward_in_parallel, backward_of, generator
+from training.objectives.protocol import Pixels, backward_in_parallel, backward_of, generator
 from training.recipes.vae import mini_vae
 from training.trainer import Trainer, learning_rate
 
@@ -53,6 +55,12 @@ class Line:
     def rate(self, step: int) -> float:
         return 1.0
 
+    def names(self, step: int) -> list[str]:
+        return [f"clip-{step}"]
+
+    def samples(self, step: int) -> dict[str, Pixels]:
+        return {"grey": np.full((3, 4, 6, 3), 99, np.uint8)}
+
     def backward(self, step: int) -> dict[str, float]:
         x = torch.randn(4, 3, generator=generator(OPTIM.seed, step))
         error = (self.net(x)[:, 0] - x.sum(1) - 1).square().mean()
@@ -79,7 +87,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path: Path, stop: int) -> No
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(tmp_path: Path) -> None:
     trainer = Trainer(Line(poison_at=7), CONFIG, tmp_path)
-    with pytest.raises(DataError, match="iteration 7"):
+    with pytest.raises(DataError, match="iteration 7, on clip-7;"):
         trainer.run()
     again = Trainer(Line(), CONFIG, tmp_path)
     again.resume()
@@ -102,6 +110,32 @@ def test_an_unfinished_save_leaves_the_previous_state(tmp_path: Path) -> None:
     again = Trainer(Line(), CONFIG, tmp_path)
     again.resume()
     assert again.step == 10
+
+
+def test_a_full_disk_during_a_save_leaves_the_previous_state(tmp_path: Path) -> None:
+    trainer = Trainer(Line(), CONFIG, tmp_path)
+    trainer.run(until=10)
+    before = (tmp_path / "state.pt").read_bytes()
+    trainer.step = 11
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # writing fails as on a full disk
+    try:
+        with pytest.raises(DataError, match=r"iteration 11 could not be written.*saved before is still there"):
+            trainer.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "state.pt").read_bytes() == before
+    assert not (tmp_path / "state.partial").exists()
+
+
+def test_tensorboard_holds_the_curve_and_the_clips(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    Trainer(Line(), CONFIG, tmp_path).run(until=10)
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [point.value for point in board.Scalars("loss")] == pytest.approx(losses(tmp_path))
+    (clip,) = board.Images("clips/grey")
+    assert clip.encoded_image_string.startswith(b"GIF8") and (clip.width, clip.height) == (6, 4)
 
 
 def test_the_rate_warms_up_and_decays_to_its_floor() -> None:

@@ -1,0 +1,56 @@
+"""image_only_indicator: pictures pass the temporal layers untouched, clips beside them in the same call do not."""
+
+from __future__ import annotations
+
+import torch
+
+from model.presets import preset
+from model.tasks import task
+from model.unet import build_unet
+from training.joint import pictures_marked, take_pictures
+
+
+def test_a_picture_does_not_depend_on_its_neighbours_nor_on_temporal_layers() -> None:
+    torch.manual_seed(0)
+    unet = build_unet(preset("tiny"), task("text-to-video"), num_frames=3).eval()
+    take_pictures(unet)
+    x = torch.randn(2, 3, 4, 8, 8)
+    told = {
+        "timestep": torch.tensor([0.1, 0.4]),
+        "encoder_hidden_states": torch.randn(2, 5, 32),
+        "added_time_ids": torch.tensor([[5.0, 100.0], [7.0, 20.0]]),
+    }
+
+    @torch.no_grad()
+    def run(sample: torch.Tensor, indicator: torch.Tensor | None) -> torch.Tensor:
+        with pictures_marked(indicator):
+            return unet(sample, **told).sample
+
+    mixed = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    other = x.clone()
+    other[:, 1] += 1
+    first, second = run(x, mixed), run(other, mixed)
+    assert torch.equal(first[0, 0], second[0, 0])  # a picture, whatever stands beside it
+    assert not torch.allclose(first[1, 0], second[1, 0], atol=1e-4)  # a frame of a clip
+    assert torch.allclose(first[1], run(x, None)[1], atol=1e-5)  # a clip is as it is without pictures
+    for name, p in unet.named_parameters():
+        if "temporal" in name:
+            p.data.add_(0.1)
+    assert torch.equal(run(x, mixed)[0], first[0])
+    assert not torch.allclose(run(x, mixed)[1], first[1], atol=1e-4)
+
+
+def test_temporal_layers_learn_nothing_from_pictures() -> None:
+    torch.manual_seed(0)
+    unet = build_unet(preset("tiny"), task("text-to-video"), num_frames=1)
+    take_pictures(unet)
+    with pictures_marked(torch.ones(2, 1)):
+        out = unet(
+            torch.randn(2, 1, 4, 8, 8),
+            torch.tensor([0.1, 0.2]),
+            encoder_hidden_states=torch.randn(2, 5, 32),
+            added_time_ids=torch.ones(2, 2),
+        ).sample
+    out.square().mean().backward()
+    moved = {name for name, p in unet.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved and not [name for name in moved if "temporal" in name]

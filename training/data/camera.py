@@ -1,0 +1,103 @@
+"""Clips of a virtual camera whose motion is known by name: pans, zooms and none, over film frames and photographs.
+
+A pan to the left turns the camera to the left, so what is in the picture goes to the right. These clips teach
+text-to-video what the words mean; a motion's speed is drawn, and its motion bucket follows from its measured flow.
+
+Legend: T frames, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+
+from training.data.frames import Clip
+from training.data.shards import INSIDE, open_member
+from training.data.starter import Item
+from training.objectives.protocol import generator
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+MOTIONS = ("pan left", "pan right", "zoom in", "zoom out", "still")
+FPS_CHOICES = (6, 8, 12)
+_KEY = 78
+
+
+def render_camera(
+    picture: Image.Image, motion: str, frames: int, height: int, width: int, draw: torch.Generator
+) -> Pixels:
+    """A clip of one motion over a picture: [T, H, W, 3]; its speed and place are drawn."""
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=draw))
+
+    aspect = width / height
+    largest = min(picture.width / aspect, picture.height)
+    size = largest * uniform(0.5, 0.75)
+    sizes = (size, size)
+    if motion.startswith("zoom"):
+        near, far = largest * uniform(0.45, 0.6), largest * uniform(0.8, 1.0)
+        sizes = (far, near) if motion == "zoom in" else (near, far)
+    travel = 0.0
+    if motion.startswith("pan"):
+        room = picture.width - sizes[0] * aspect
+        travel = min(room, size * uniform(0.3, 1.0)) * (-1 if motion == "pan left" else 1)
+    half = np.array([max(sizes) * aspect, max(sizes)]) / 2
+    room = np.array(picture.size) - 2 * half - np.array([abs(travel), 0.0])
+    start = half + np.array([max(0.0, -travel), 0.0]) + np.maximum(room, 0) * [uniform(0, 1), uniform(0, 1)]
+    out = np.empty((frames, height, width, 3), np.uint8)
+    for t in range(frames):
+        share = t / (frames - 1)
+        side = sizes[0] * (sizes[1] / sizes[0]) ** share
+        x, y = start[0] + travel * share, start[1]
+        box = (x - side * aspect / 2, y - side / 2, x + side * aspect / 2, y + side / 2)
+        box = (max(0.0, box[0]), max(0.0, box[1]), min(picture.width, box[2]), min(picture.height, box[3]))
+        out[t] = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, box=box))
+    return out
+
+
+def camera_clips(
+    folder: Path, items: list[Item], cache: Path, height: int, width: int, *, count: int, frames: int, seed: int
+) -> list[tuple[Clip, str]]:
+    """`count` clips with their motions' names, rendered into the cache; items and motions take turns.
+
+    Args:
+        items: of one split; a shot gives one of its frames, drawn.
+    """
+    made: list[tuple[Clip, str]] = []
+    for index in range(count if items else 0):
+        motion = MOTIONS[index % len(MOTIONS)]
+        draw = generator(seed, index, _KEY)
+        item = items[int(torch.randint(0, len(items), (), generator=draw))]
+        fps = float(FPS_CHOICES[int(torch.randint(0, len(FPS_CHOICES), (), generator=draw))])
+        name = f"camera-{seed}-{index:04d}-{item.split}"
+        kept = cache / f"{name}-{frames}x{height}x{width}.npy"
+        if not kept.exists():
+            array = render_camera(_picture(folder, item, draw), motion, frames, height, width, draw)
+            partial = kept.with_suffix(".partial")
+            with partial.open("wb") as stream:
+                np.save(stream, array)
+            partial.replace(kept)
+        shown = dataclasses.replace(item, id=f"{name}-{frames}", kind="move", num_frames=frames, fps=fps)
+        made.append((Clip(shown, np.load(kept, mmap_mode="r")), motion))
+    return made
+
+
+def _picture(folder: Path, item: Item, draw: torch.Generator) -> Image.Image:
+    if item.kind == "photo":
+        with Image.open(folder / item.file) as opened:
+            return opened.convert("RGB")
+    wanted = int(torch.randint(0, item.num_frames, (), generator=draw))
+    source = open_member(folder, item.file) if INSIDE in item.file else str(folder / item.file)
+    with av.open(source, "r") as container:
+        for index, frame in enumerate(container.decode(container.streams.video[0])):
+            last = frame
+            if index == wanted:
+                break
+    return Image.fromarray(cast(Pixels, last.to_ndarray(format="rgb24")))

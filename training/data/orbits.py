@@ -1,0 +1,169 @@
+"""Orbits around rendered objects: multi-view's training and held-out data, made from nothing but meshes and a seed.
+
+An object is three small meshes of a published package, joined and coloured at random; an orbit is 21 views of it from
+one elevation, evenly round. Rendering is in software (pybullet's TinyRenderer), so no display or GPU is needed.
+
+    manifest.json   the seed, the package the meshes come from and its licence; hash of items.jsonl
+    items.jsonl     one line an orbit: id, object, elevation in degrees, file, SHA-256 of the file, split
+    orbits/ID.png   the views side by side, [128, 21 * 128]
+
+Held out: every eighth object. It is built of other meshes than those for training. A finished orbit is not made again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+
+from model.errors import DataError, MissingExtra
+from training.data.frames import Clip
+from training.data.sources import sha256_of
+from training.data.starter import Item
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Report = Callable[[str, int, int], None]
+
+VIEWS, SIDE = 21, 128
+OBJECT_STRIDE = 8
+PARTS = 3
+HELD_OUT_MESHES = 800
+"""Meshes from this number on are in held-out objects only."""
+MESHES = 1000
+HELD_OUT_ELEVATIONS = (5.0, 25.0)
+PACKAGE, LICENCE = "pybullet", "zlib"
+
+
+@dataclass(frozen=True, slots=True)
+class OrbitItem:
+    """One orbit: `elevation` in degrees above the object's equator; `object` is its number."""
+
+    id: str
+    object: int
+    elevation: float
+    file: str
+    sha256: str
+    split: str
+
+
+@dataclass(frozen=True, slots=True)
+class Orbit:
+    """An orbit and its views, [T, H, W, 3]."""
+
+    item: OrbitItem
+    views: Pixels
+
+    @property
+    def clip(self) -> Clip:
+        """As the latent cache takes it."""
+        item = self.item
+        source = f"object-{item.object}"
+        return Clip(Item(item.id, "orbit", item.file, source, 0, 0, len(self.views), 7.0, item.split), self.views)
+
+
+def split_of(number: int) -> str:
+    """`train` or `heldout`, for the object of this number."""
+    return "heldout" if number % OBJECT_STRIDE == OBJECT_STRIDE - 1 else "train"
+
+
+def planned(objects: int, seed: int) -> list[OrbitItem]:
+    """The orbits of the first `objects` objects: two elevations each, drawn for training, fixed where held out."""
+    items: list[OrbitItem] = []
+    for number in range(objects):
+        split = split_of(number)
+        drawn = np.random.default_rng([seed, number, 1]).uniform(0, 30, 2).round(1)
+        for elevation in HELD_OUT_ELEVATIONS if split == "heldout" else drawn.tolist():
+            name = f"object-{number:04d}-{elevation:04.1f}"
+            items.append(OrbitItem(name, number, float(elevation), f"orbits/{name}.png", "", split))
+    return items
+
+
+def prepare(out: Path, objects: int, seed: int = 0, report: Report = lambda *_: None) -> list[OrbitItem]:
+    """Render the orbits of `objects` objects into `out`; returns them.
+
+    Raises:
+        DataError: `out` holds orbits of another seed.
+        MissingExtra: pybullet is not installed.
+    """
+    from training.data.rendering import Studio
+
+    manifest = out / "manifest.json"
+    (out / "orbits").mkdir(parents=True, exist_ok=True)
+    if manifest.exists() and json.loads(manifest.read_text()).get("seed") != seed:
+        raise DataError(f"{out} holds orbits of another seed; name another folder")
+    items: list[OrbitItem] = []
+    plan = planned(objects, seed)
+    with Studio(seed) as studio:
+        for done, item in enumerate(plan):
+            file = out / item.file
+            if not file.exists():
+                partial = file.with_suffix(".partial")
+                Image.fromarray(np.concatenate(list(studio.orbit(item)), axis=1)).save(partial, format="PNG")
+                partial.replace(file)
+            items.append(dataclasses.replace(item, sha256=sha256_of(file)))
+            report("rendering orbits", done + 1, len(plan))
+        source = studio.source
+    lines = "".join(json.dumps(asdict(item)) + "\n" for item in items)
+    _write(out / "items.jsonl", lines)
+    described = {
+        "name": "stillmotion-orbits",
+        "seed": seed,
+        "items_sha256": hashlib.sha256(lines.encode()).hexdigest(),
+        "split": f"every {OBJECT_STRIDE}th object held out; its meshes are numbers {HELD_OUT_MESHES} to {MESHES - 1}",
+        "meshes": source,
+        "licence": LICENCE,
+    }
+    _write(manifest, json.dumps(described, indent=2) + "\n")
+    return items
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def load_orbits(folder: Path, split: str) -> list[Orbit]:
+    """The orbits of a split, each checked against its hash.
+
+    Raises:
+        DataError: not a folder of orbits, or a file was changed.
+    """
+    manifest, lines = folder / "manifest.json", folder / "items.jsonl"
+    told = json.loads(manifest.read_text()) if manifest.exists() and lines.exists() else {}
+    if told.get("name") != "stillmotion-orbits":
+        raise DataError(f"{folder} holds no orbits: make them with `stillmotion data multi-view --out {folder}`")
+    text = lines.read_text()
+    if told["items_sha256"] != hashlib.sha256(text.encode()).hexdigest():
+        raise DataError(f"{lines} was changed after the dataset was made; prepare it again")
+    items = [OrbitItem(**cast(dict[str, Any], json.loads(line))) for line in text.splitlines()]
+    return [Orbit(item, _views(folder, item)) for item in items if item.split == split]
+
+
+def _views(folder: Path, item: OrbitItem) -> Pixels:
+    file = folder / item.file
+    if not file.exists() or sha256_of(file) != item.sha256:
+        raise DataError(f"{file} is missing or not the one its dataset names; prepare it again")
+    with Image.open(file) as opened:
+        strip = np.asarray(opened.convert("RGB"))
+    return np.stack(np.split(strip, strip.shape[1] // strip.shape[0], axis=1))
+
+
+def need_pybullet() -> Any:
+    """The renderer's package.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        import pybullet
+    except ImportError:
+        raise MissingExtra("rendering objects", "multiview") from None
+    return pybullet

@@ -1,0 +1,49 @@
+"""Multi-view's examples: orbits around objects, as image-to-video's but for the elevation (paper, section 4.5).
+
+An orbit begins at any of its views and closes, so any view may be the given one. All clips have one length, so one
+speed: frame rate and motion bucket are told as constants, by design.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+
+from training.config import DenoiserConfig, OrbitData
+from training.data.latents import LatentClip
+from training.objectives.batch import Batch
+from training.objectives.examples.drawing import chance, noisy_latent, one_of, strength
+
+
+class OrbitExamples:
+    """Draws an orbit and the view it begins at.
+
+    Args:
+        orbits: their latents, and the elevation of each in degrees.
+    """
+
+    def __init__(
+        self,
+        config: DenoiserConfig,
+        data: OrbitData,
+        orbits: list[tuple[LatentClip, float]],
+        vae: AutoencoderKLTemporalDecoder,
+    ) -> None:
+        self.config, self.data, self.orbits, self.vae = config, data, orbits, vae
+        self.clips = [clip for clip, _ in orbits]
+        self.scaling = float(vae.config["scaling_factor"])
+
+    def example(self, draw: torch.Generator) -> Batch:
+        """One orbit."""
+        data, views = self.data, self.config.num_frames
+        clip, elevation = one_of(self.orbits, draw)
+        first = int(torch.randint(0, views, (), generator=draw))
+        clean = torch.from_numpy(clip.latents).float().roll(-first, 0) * self.scaling
+        noise = strength(data.noise_aug_log_mean, data.noise_aug_log_std, draw)
+        concat = noisy_latent(self.vae, clip, first, noise, draw)
+        context = torch.from_numpy(clip.embeds[first])[None]
+        if chance(draw) < self.config.condition_dropout:
+            concat, context = torch.zeros_like(concat), torch.zeros_like(context)
+        vector = torch.tensor([[data.fps - 1.0, float(data.motion_bucket_id), noise, elevation]])
+        name = f"{clip.clip.item.id}/{first}"
+        return Batch(clean[None], concat.expand(1, views, -1, -1, -1), context[None], vector, (name,))

@@ -1,0 +1,31 @@
+"""The mini frame interpolation: five frames, of which the first and the last are given."""
+
+import dataclasses
+
+from training.config import DenoiserConfig, EndsData, Runtime
+from training.recipes.image_to_video import MINI_OPTIM
+
+
+def mini_frame_interpolation() -> DenoiserConfig:
+    """From the image-to-video denoiser, which already knows how to keep to a given picture; batches of 6."""
+    return DenoiserConfig(
+        preset="mini",
+        task="frame-interpolation",
+        optim=dataclasses.replace(MINI_OPTIM, iterations=2400, batch=6, lr=1e-3, ema_decay=0.998, seed=20),
+        runtime=Runtime(),
+        init="mini-image-to-video-long",
+        vae="mini-vae",
+        image_encoder="mini-image-encoder",
+        height=128,
+        width=224,
+        num_frames=5,
+        p_mean=1.0,
+        p_std=1.2,
+        condition_dropout=0.1,
+        copying_start=False,
+        time_only_until=0,
+        window_until=1800,
+        window_height=96,
+        window_width=160,
+        data=EndsData(strides=(1, 2, 3), still_moving=0.02, noise_aug_log_mean=-4.0, noise_aug_log_std=0.5),
+    )
