@@ -21,7 +21,12 @@ def _seconds(text: str) -> float | None:
     return None if text.lower() == _OFF else float(text)
 
 
-_SETTINGS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
+def _interval(text: str) -> tuple[float, float]:
+    low, high = text.split()
+    return float(low), float(high)
+
+
+PARAMETERS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "denoiser": ("backend", str),
     "device": ("device", str),
     "dtype": ("dtype", str),
@@ -32,6 +37,10 @@ _SETTINGS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "deterministic": ("deterministic", _flag),
     "warm_up": ("warm_up", _flag),
     "checkpoint_every_s": ("checkpoint_every_s", _seconds),
+    "attention": ("attention", str),
+    "reuse_every": ("reuse_every", int),
+    "guidance_interval": ("guidance_interval", _interval),
+    "vram_budget": ("vram_budget_gib", float),
 }
 """Parameter -> the setting's name in EngineSettings, and how its text is read."""
 _WRITTEN_BY_EXPORT: Final = frozenset({"backend", "checkpoint_version"})
@@ -50,11 +59,11 @@ def settings_from(parameters: Mapping[str, str], kind: str, device_id: int) -> E
     """
     given: dict[str, Any] = {"device": f"cuda:{device_id}" if kind == "GPU" else "cpu"}
     for name, text in parameters.items():
-        if name not in _SETTINGS:
+        if name not in PARAMETERS:
             if name not in _WRITTEN_BY_EXPORT and not name.startswith("label."):
                 _log.warning("config.pbtxt has a parameter %s that stillmotion does not know", name)
             continue
-        setting, read = _SETTINGS[name]
+        setting, read = PARAMETERS[name]
         try:
             given[setting] = read(text)
         except (KeyError, ValueError) as error:

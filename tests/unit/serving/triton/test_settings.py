@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import fields
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import save
 from model.errors import InvalidRequest
 from serving.engine.settings import EngineSettings
 from serving.triton.pinning import MADE_BY, made_by
-from serving.triton.settings import settings_from
+from serving.triton.settings import PARAMETERS, settings_from
 
 
 def test_the_instance_says_the_device_unless_a_parameter_does() -> None:
@@ -23,6 +24,7 @@ def test_the_instance_says_the_device_unless_a_parameter_does() -> None:
 def test_each_parameter_is_the_setting_of_its_name() -> None:
     told = {"denoiser": "onnxruntime", "dtype": "bfloat16", "threads": "2", "max_rows": "3", "max_batch": "4"}
     told |= {"deterministic": "true", "warm_up": "false", "checkpoint_every_s": "off", "mux_threads": "2"}
+    told |= {"attention": "sdpa", "reuse_every": "1", "guidance_interval": "0.3 5", "vram_budget": "12.5"}
     assert settings_from(told, "CPU", 0) == EngineSettings(
         backend="onnxruntime",
         device="cpu",
@@ -34,11 +36,21 @@ def test_each_parameter_is_the_setting_of_its_name() -> None:
         deterministic=True,
         warm_up=False,
         checkpoint_every_s=None,
+        attention="sdpa",
+        reuse_every=1,
+        guidance_interval=(0.3, 5.0),
+        vram_budget_gib=12.5,
     )
     assert settings_from({"checkpoint_every_s": "2.5"}, "CPU", 0).checkpoint_every_s == 2.5
 
 
-@pytest.mark.parametrize(("name", "text"), [("threads", "many"), ("deterministic", "perhaps"), ("max_rows", "0")])
+def test_every_setting_of_the_engine_has_a_parameter() -> None:
+    assert {setting for setting, _ in PARAMETERS.values()} == {one.name for one in fields(EngineSettings)}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("threads", "many"), ("deterministic", "perhaps"), ("max_rows", "0"), ("guidance_interval", "5")]
+)
 def test_a_value_that_is_none_is_refused(name: str, text: str) -> None:
     with pytest.raises(InvalidRequest, match=name):
         settings_from({name: text}, "CPU", 0)
