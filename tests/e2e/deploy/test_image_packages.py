@@ -1,0 +1,120 @@
+"""The Dockerfile's RUN commands, run here as they stand, each stage in a folder of its own: no container engine.
+
+What is rehearsed: COPY from the checkout, and every RUN whose effects stay below the stage's folders (PREFIX is set to
+one of them). What is not: pulling the base images, `useradd`, and Triton's own Python; docs/operations.md says so.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.unit.deploy.support import Stage, stages
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
+HELD_BACK = shutil.ignore_patterns("__pycache__", "*.egg-info", "profile.json")
+MIB = 1024 * 1024
+
+
+@dataclass(slots=True)
+class Rehearsal:
+    """One stage carried out below `folder`."""
+
+    stage: Stage
+    folder: Path
+    ran: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def prefix(self) -> Path:
+        return self.folder / "prefix"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        told = {name: value for name, value in os.environ.items() if not name.startswith(("STILLMOTION_", "PYTHON"))}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return told | self.stage.variables("ARG") | {"PREFIX": str(self.prefix), "PATH": path}
+
+    def carry_out(self, root: Path) -> None:
+        source = self.folder / "src"
+        source.mkdir(parents=True)
+        for word, text in self.stage.steps:
+            if word == "COPY":
+                for name in text.split()[:-1]:
+                    copy(root / name, source / name)
+            elif word == "RUN" and "useradd" in text:
+                self.left_out.append(text)
+            elif word == "RUN":
+                subprocess.run(["/bin/sh", "-ec", text], cwd=source, env=self.environment, check=True)
+                self.ran.append(text)
+            elif word == "USER":
+                break
+
+    def size(self) -> int:
+        """Bytes of the installed packages."""
+        return tree_size(self.prefix)
+
+
+def tree_size(folder: Path) -> int:
+    """Bytes of its files."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+
+
+def copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=HELD_BACK)
+    else:
+        shutil.copy(source, target)
+
+
+def rehearse(root: Path, folder: Path, name: str) -> Rehearsal:
+    done = Rehearsal(stages((root / "Dockerfile").read_text())[name], folder)
+    done.carry_out(root)
+    return done
+
+
+@pytest.fixture(scope="module")
+def gateway(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
+    return rehearse(root, tmp_path_factory.mktemp("gateway"), "gateway-packages")
+
+
+def test_the_gateways_packages_have_no_torch(gateway: Rehearsal) -> None:
+    assert len(gateway.ran) == 3
+    assert gateway.left_out == []
+    listed = subprocess.run(
+        [gateway.prefix / "bin" / "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
+    ).stdout
+    names = {line.partition("==")[0].lower() for line in listed.splitlines()}
+    assert {"stillmotion", "stillmotion-server", "fastapi", "tritonclient", "psycopg", "s3fs"} <= names
+    assert not names & {"torch", "diffusers", "transformers", "onnxruntime", "scipy"}
+    print(f"gateway packages: {gateway.size() / MIB:.0f} MiB in {len(names)} distributions")
+    packages = [path for path in gateway.prefix.glob("lib/*/site-packages/*") if path.is_dir()]
+    largest = sorted(((tree_size(path) / MIB, path.name) for path in packages), reverse=True)[:6]
+    print(", ".join(f"{name} {size:.0f}" for size, name in largest))
+    assert gateway.size() < 450 * MIB
+
+
+def test_the_gateway_looks_for_servers_from_them(gateway: Rehearsal, tmp_path: Path) -> None:
+    """The image's own CMD, with no Triton to be found: it says so after a minute, and is to be started again."""
+    stage = stages(Path(__file__).parents[3].joinpath("Dockerfile").read_text())["gateway"]
+    words = [word.replace("triton:8001", "127.0.0.1:9") for word in stage.command("CMD")]
+    command = [gateway.prefix / "bin" / "stillmotion", *words, "--host", "127.0.0.1", "--port", "0"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=gateway.environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 1
+    assert "no Triton server at 127.0.0.1:9 serves a model" in done.stderr
+
+
+def test_the_engines_packages_install_and_import(root: Path, tmp_path: Path) -> None:
+    engine = rehearse(root, tmp_path, "engine")
+    assert len(engine.ran) == 2
+    assert all("useradd" in text for text in engine.left_out)
+    assert len(engine.left_out) == 1
+    print(f"engine packages: {engine.size() / MIB:.0f} MiB")
