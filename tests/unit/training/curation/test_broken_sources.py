@@ -100,7 +100,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], object], str | None]] = {
     "four-two-two.mp4": (GOOD, lambda p: encode(p, pix="yuv422p"), None),
     "four-four-four.mkv": (GOOD, lambda p: encode(p, pix="yuv444p"), None),
     "grey.mkv": (GOOD, lambda p: encode(p, codec="ffv1", pix="gray"), None),
-    "no-index.h264": (GOOD, lambda p: encode(p, form="h264"), None),
+    "no-times.h264": (BAD, lambda p: encode(p, form="h264"), "with a time"),
     "no-index.ts": (GOOD, lambda p: encode(p, form="mpegts"), None),
     "every-frame-key.avi": (GOOD, lambda p: encode(p, codec="mjpeg", pix="yuvj420p"), None),
     "one-key.mp4": (GOOD, lambda p: encode(p, gop=1000, sc_threshold="0"), None),
