@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
-from typing import Final, overload
+from typing import Any, Final, overload
 from uuid import uuid4
 
 from model.catalog import ModelEntry
@@ -202,21 +202,22 @@ async def _until(
         ServerLost: either.
     """
     ends = {asyncio.ensure_future(event.wait()) for event in (server.lost, given_up)}
+    coming: asyncio.Future[EngineEvent] | None = None
     try:
         while True:
             coming = asyncio.ensure_future(anext(stream))
             await asyncio.wait({coming, *ends}, return_when=asyncio.FIRST_COMPLETED)
             if not coming.done():
-                coming.cancel()
-                await asyncio.gather(coming, return_exceptions=True)
                 raise ServerLost(server.url, "it does not answer any more")
             event = coming.result()
             yield event
             if isinstance(event, TERMINAL):
                 return
     finally:
-        for end in ends:
-            end.cancel()
+        waiting: list[asyncio.Future[Any]] = [*ends, coming] if coming is not None else [*ends]
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
         await stream.aclose()
 
 
