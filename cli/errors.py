@@ -32,6 +32,8 @@ _EXTRAS = {
     "fsspec": "serve",
     "prometheus_client": "serve",
     "stillmotion": "serve",
+    "pyarrow": "curate",
+    "ray": "curate",
     "scenedetect": "train",
     "cv2": "train",
     "scipy": "train",

@@ -9,6 +9,7 @@ A source that fails in a stage leaves a Fault, and no rows: the others go on.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -84,8 +85,6 @@ class Probe:
     @staticmethod
     def key(path: str) -> str:
         """Of a file as it is now."""
-        import hashlib
-
         stat = Path(path).stat() if Path(path).exists() else None
         told = f"{Path(path).resolve()}:{stat.st_size}:{stat.st_mtime_ns}" if stat else path
         return hashlib.sha256(told.encode()).hexdigest()
