@@ -23,6 +23,8 @@ from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.models.resnet import AlphaBlender
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from model.presets import preset
 from model.rewrites import rewrite_exactly
@@ -142,7 +144,7 @@ def _kept(unet: UNetSpatioTemporalConditionModel, config: DenoiserConfig, inputs
                 module._gradient_checkpointing_func = _segments(unet, counter, largest_inside)
     given = {name: torch.zeros(shape, device="meta") for name, shape in inputs.items()}
     low = config.runtime.precision == "bfloat16"
-    with counter.counting(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+    with counter.counting(), _FusedAttention(), torch.autocast("cpu", torch.bfloat16, enabled=low):
         unet(
             torch.cat([given["noisy"], given["concat"]], dim=2),
             given["sigma"],
@@ -151,6 +153,30 @@ def _kept(unet: UNetSpatioTemporalConditionModel, config: DenoiserConfig, inputs
             return_dict=False,
         )
     return counter.bytes + largest_inside[0]
+
+
+class _Fused(torch.autograd.Function):
+    """Attention that keeps its inputs and its output, as fused kernels do, not the scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """An output of the right shape; nothing is computed on the meta device."""
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Within the block, attention is `_Fused`: the meta device has no fused kernel of its own, GPUs have."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Replace the one function."""
+        del types
+        if func is F.scaled_dot_product_attention:
+            return _Fused.apply(*args[:3])  # type: ignore[no-untyped-call]
+        return func(*args, **(kwargs or {}))
 
 
 class _Counter:
