@@ -70,12 +70,11 @@ def _cut(source: SourceRecord, work: _Work, span: Span, dataset: Path) -> ClipRe
     start_s, end_s = work.index.seconds(work.start), work.index.seconds(work.end)
     name = clip_id(source.sha256, start_s, end_s)
     how = "copy" if span.exact else "edges"
-    file = dataset / "clips" / f"{name}.{'mp4' if how != 'copy' or source.codec in MP4_CODECS else 'mkv'}"
-    if how == "edges" and not _with_new_edges(work, span, file):
-        how = "whole"
+    suffix = "mp4" if how != "copy" or source.codec in MP4_CODECS else "mkv"
+    file = dataset / "clips" / f"{name}.{suffix}"
+    if not (_with_new_edges(work, span, file) if how == "edges" else _copied(work, file)):
+        how, file = "whole", file.with_suffix(".mp4")
         replace_file(file, lambda partial: _encode(work, partial))
-    if how == "copy":
-        replace_file(file, lambda partial: _copy(work, partial))
     frames = span.end - span.start
     first, last = _bytes(work)
     return ClipRecord(
@@ -121,6 +120,17 @@ def _packets(container: Any, stream: Any, first: int, end: int) -> Iterator[Any]
             return
     if missing == end:
         raise DataError(f"no packets between {first} and {end}")
+
+
+def _copied(work: _Work, target: Path) -> bool:
+    """Write the clip as a copy; False, and nothing written, where its container cannot hold the codec (a gif's)."""
+    try:
+        replace_file(target, lambda partial: _copy(work, partial))
+    except ValueError as error:
+        if isinstance(error, FFmpegError | DataError):
+            raise
+        return False
+    return True
 
 
 def _copy(work: _Work, target: Path) -> None:

@@ -120,9 +120,11 @@ def small_frames(path: Path, short_side: int = SMALL_SHORT_SIDE) -> Iterator[tup
     Raises:
         DataError: the file cannot be decoded, or breaks off.
     """
+    size: dict[str, int] = {}
     for frame, time in decode(path):
-        scale = short_side / min(frame.width, frame.height)
-        size = {"width": max(8, round(frame.width * scale)), "height": max(8, round(frame.height * scale))}
+        if not size:  # all frames get the first one's size, should it change on the way
+            scale = short_side / min(frame.width, frame.height)
+            size = {"width": max(8, round(frame.width * scale)), "height": max(8, round(frame.height * scale))}
         small = frame.reformat(**size, format="rgb24", interpolation="AREA").to_ndarray()
         yield turned(cast(Frames, small), frame.rotation), time
 

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from av.error import FFmpegError
+
 from model.errors import DataError, InvalidRequest, MissingExtra
 from training.curation.clips import cut_clips
 from training.curation.clips_plan import ClipRules, plan, shots, timeline
@@ -49,6 +51,14 @@ class Fault:
     source: str
     stage: str
     error: str
+
+
+BROKEN = (DataError, FFmpegError, ValueError)
+"""What reading an odd file can raise: ours, FFmpeg's, and PyAV's own for what it does not support."""
+
+
+def _message(error: Exception) -> str:
+    return error.message if isinstance(error, DataError) else f"cannot be read: {error}"
 
 
 def row_of(record: Any) -> Row:
@@ -129,8 +139,8 @@ class FindCuts:
         if self.parts.get(source.sha256, Cut) is None:
             try:
                 self.parts.put(source.sha256, DETECTORS[self.detector](Path(source.path), source.sha256))
-            except DataError as error:
-                self.faults.put(source.sha256, [Fault(source.sha256, "cuts", error.message)])
+            except BROKEN as error:
+                self.faults.put(source.sha256, [Fault(source.sha256, "cuts", _message(error))])
                 return []
         return [row]
 
@@ -170,8 +180,8 @@ class CutClips:
             assert cuts is not None, "the stage before stores them first"
             try:
                 done = self._cut(source, cuts, folder)
-            except DataError as error:
-                self.faults.put(source.sha256, [Fault(source.sha256, "clips", error.message)])
+            except BROKEN as error:
+                self.faults.put(source.sha256, [Fault(source.sha256, "clips", _message(error))])
                 return []
             self.parts.put(source.sha256, done)
         return [row_of(clip) for clip in done]
