@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import re
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -17,7 +16,7 @@ import httpx
 import numpy as np
 import uvicorn
 from PIL import Image
-from stillmotion.types import Job
+from stillmotion.types import Job, JobEvent
 
 from export.hosted import install_checkpoint
 from export.triton_config import Instances
@@ -135,13 +134,11 @@ class Gateway:
 
     async def events(self, job: Job) -> AsyncIterator[tuple[str, Job]]:
         """Its server-sent events as they arrive: kind, and the job as it was."""
-        kind = ""
         async with self.client.stream("GET", f"/jobs/{job.id}/events") as answer:
             async for line in answer.aiter_lines():
-                if line.startswith("event:"):
-                    kind = line.partition(":")[2].strip()
-                elif line.startswith("data:"):
-                    yield kind, Job.model_validate(json.loads(line.partition(":")[2]))
+                if line.startswith("data:"):
+                    event = JobEvent.model_validate_json(line.partition(":")[2])
+                    yield event.event, event.job
 
 
 @asynccontextmanager
