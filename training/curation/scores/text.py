@@ -58,7 +58,7 @@ class TextScorer:
             raise MissingExtra("finding text", "curate") from None
         from training.data.sources import sha256_of
 
-        self._engine = rapidocr.RapidOCR(
+        self._engine: Any = rapidocr.RapidOCR(
             params={
                 "Global.log_level": "error",
                 "Det.limit_type": "max",
