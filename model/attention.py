@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -29,9 +28,7 @@ AUTO = "auto"
 ROUNDS = 3
 
 
-def scaled_dot_product(
-    query: Float[Tensor, "B H L d"], key: Float[Tensor, "B H M d"], value: Float[Tensor, "B H M d"]
-) -> Float[Tensor, "B H L d"]:
+def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """torch's own, in the kernel torch chooses."""
     return F.scaled_dot_product_attention(query, key, value)
 
@@ -53,7 +50,7 @@ def _xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def _flash3(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """FlashAttention 3 (Shah et al. 2024, arXiv 2407.08608), for Hopper GPUs, in half precision."""
     try:
-        from flash_attn_interface import flash_attn_func
+        from flash_attn_interface import flash_attn_func  # type: ignore[import-not-found]
     except ImportError as error:
         raise InvalidRequest(
             "flash3 needs FlashAttention 3's module flash_attn_interface, which is built from its sources; choose "

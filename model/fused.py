@@ -49,28 +49,31 @@ class LeanResBlock(SpatioTemporalResBlock):  # type: ignore[misc]
         return mixed.transpose(1, 2).reshape(x.shape)
 
 
-def _spatial(block: nn.Module, x: Tensor, temb: Tensor | None) -> Tensor:
+def _spatial(block: Any, x: Tensor, temb: Tensor | None) -> Tensor:
     """A ResnetBlock2D of the kind these networks have (no resampling, no scale and shift)."""
     if "forward" in block.__dict__:  # rewritten before (model.rewrites.skip_zero_branches)
         return cast(Tensor, block(x, temb))
-    block = cast(Any, block)
     hidden = block.conv1(F.silu(block.norm1(x), inplace=True))
     if block.time_emb_proj is not None:
-        hidden = hidden + block.time_emb_proj(F.silu(temb))[:, :, None, None]
+        hidden = hidden + block.time_emb_proj(_active(temb))[:, :, None, None]
     hidden = block.conv2(F.silu(block.norm2(hidden), inplace=True))
     through = x if block.conv_shortcut is None else block.conv_shortcut(x)
     return cast(Tensor, hidden.add_(through))
 
 
-def _temporal(block: nn.Module, clip: Tensor, temb: Tensor | None) -> Tensor:
+def _temporal(block: Any, clip: Tensor, temb: Tensor | None) -> Tensor:
     """The branch of a TemporalResnetBlock, [B, C, T, N]: what it adds to its input."""
     if "forward" in block.__dict__:  # rewritten before: its branch ends in zeros
         return torch.zeros_like(clip)
-    block = cast(Any, block)
     hidden = _over_time(block.conv1, F.silu(block.norm1(clip), inplace=True))
     if block.time_emb_proj is not None:
-        hidden = hidden + block.time_emb_proj(F.silu(temb)).transpose(1, 2)[..., None]
+        hidden = hidden + block.time_emb_proj(_active(temb)).transpose(1, 2)[..., None]
     return _over_time(block.conv2, F.silu(block.norm2(hidden), inplace=True))
+
+
+def _active(temb: Tensor | None) -> Tensor:
+    assert temb is not None  # a block that projects an embedding is given one
+    return F.silu(temb)
 
 
 def _over_time(conv: nn.Conv3d, clip: Tensor) -> Tensor:
@@ -134,11 +137,11 @@ class LeanTransformer(TransformerSpatioTemporalModel):  # type: ignore[misc]
         """Cross-attention to the clip's context [B, K, D], added to x [B, T, N, C]."""
         attn = block.attn2
         if context.shape[1] == 1:
-            return x + attn.to_out[0](attn.to_v(context))[:, None]
+            return x + cast(Tensor, attn.to_out[0](attn.to_v(context)))[:, None]
         query = _heads(attn.to_q(block.norm2(x)).flatten(1, 2)[:, None], attn.heads)
         key, value = (_heads(to(context)[:, None], attn.heads) for to in (attn.to_k, attn.to_v))
         mixed = self.attend(query, key, value).transpose(1, 2).reshape(x.shape)
-        return x + attn.to_out[0](mixed)
+        return x + cast(Tensor, attn.to_out[0](mixed))
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -166,7 +169,7 @@ def fuse(network: nn.Module, attend: Attend = scaled_dot_product) -> int:
             skip_zero_branches(network)
         for layer in list(network.modules()):
             if isinstance(layer, TransformerSpatioTemporalModel):
-                _fuse_transformer(layer, attend, int(network.config["num_frames"]))
+                _fuse_transformer(layer, attend, int(cast(Any, network).config["num_frames"]))
                 count += 1
             elif isinstance(layer, SpatioTemporalResBlock):
                 _keep(layer, "temporal_share", _temporal_share(layer.time_mixer))

@@ -31,7 +31,7 @@ class Ledger(TorchDispatchMode):
     """Bytes alive among the tensors made inside it, now and at most."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
         self._known: set[int] = set()
@@ -130,6 +130,7 @@ def _shadow(network: Any) -> Any:
     """A network of the same configuration and dtypes, without numbers."""
     with torch.device("meta"):
         shadow = type(network).from_config(copy.deepcopy(dict(network.config)))
+    shadow.to("meta")  # AlphaBlender's number is made on the CPU whatever the default
     for mine, theirs in zip(shadow.parameters(), network.parameters(), strict=True):
         mine.data = mine.data.to(theirs.dtype)
     return shadow.eval()

@@ -1,0 +1,1 @@
+"""What benchmarks/svd_xt_gpu.py is made of."""

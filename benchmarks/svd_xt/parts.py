@@ -1,0 +1,280 @@
+"""What is measured, a function each: it takes the Bench and what was found before, and gives figures for the JSON."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.attention import KERNELS, usable
+from model.backends.compiled import compile_blocks
+from model.backends.makers import make_denoiser
+from model.backends.protocol import Cores, Denoiser, Tuning
+from model.checkpoint import Checkpoint
+from model.decode import decode
+from model.fused import fuse
+from model.rewrites import relative_difference
+from model.sampling.noise import draw_noise
+from model.sampling.prepare import begin_row
+from model.sampling.sampler import sample
+from model.unet import build_unet
+from model.vae import decode_clip, upcast_encoder
+from model.video import encode_video
+from serving.engine.memory import most_places
+from svd_xt.bench import TASK, Bench, relieve
+
+Found = dict[str, Any]
+GUIDED = 2
+
+
+def ceiling(bench: Bench, _: Found) -> Found:
+    """TFLOP/s of a large matrix product in the run's dtype: what nothing here can exceed."""
+    side = 8192 if bench.device.type == "cuda" else 512
+    a, b = (torch.randn(side, side, device=bench.device, dtype=bench.dtype) for _ in range(2))
+    taken = bench.timed(lambda: a @ b, repeats=20, warm_ups=5)
+    return taken.as_dict() | {"tflops": 2 * side**3 / taken.median / 1e12}
+
+
+def flops(bench: Bench, _: Found) -> Found:
+    """TFLOP of one evaluation of the UNMODIFIED network (one place), counted on tensors without numbers."""
+    unet = build_unet(bench.preset, TASK, device="meta").to("meta")
+    told = tuple(part.to("meta") for part in bench.inputs(1))
+    latents, timestep, context, concat, vector = told
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet(torch.cat([latents, concat], 2), timestep, context, added_time_ids=vector)
+    return {"tflop": counter.get_total_flops() / 1e12}
+
+
+def diffusers_eager(bench: Bench, _: Found) -> Found:
+    """The pipeline as its users run it: half precision, decode_chunk_size 8."""
+    return _diffusers(bench, bench.plain)
+
+
+def diffusers_compiled(bench: Bench, _: Found) -> Found:
+    """The same with `pipe.unet = torch.compile(pipe.unet, fullgraph=True)`."""
+    unet = torch.compile(bench.plain.unet, fullgraph=True)
+    return _diffusers(bench, replace(bench.plain, unet=unet))
+
+
+def _diffusers(bench: Bench, checkpoint: Checkpoint) -> Found:
+    latents, timestep, context, concat, vector = bench.inputs(GUIDED)
+    sample_ = torch.cat([latents, concat], 2).to(bench.dtype)
+    cast_context, unet = context.to(bench.dtype), checkpoint.unet
+
+    def step() -> None:
+        with torch.no_grad():
+            unet(sample_, timestep[0], cast_context, added_time_ids=vector.to(bench.dtype), return_dict=False)
+
+    ready = time.perf_counter()
+    step()
+    found: Found = {"first_call_s": time.perf_counter() - ready, "step": bench.timed(step).as_dict()}
+    plain = decode_clip
+
+    def decoded() -> None:
+        with torch.no_grad():
+            plain(checkpoint.vae, latents[0].to(bench.dtype), 8)
+
+    found["decode"] = bench.timed(decoded, repeats=3, warm_ups=1).as_dict()
+    pipeline = bench.pipeline(checkpoint)
+
+    def whole(**other: Any) -> None:
+        pipeline(bench.still, generator=torch.Generator().manual_seed(7), **pipeline_settings(bench, **other))
+
+    whole(num_inference_steps=2)
+    found["end_to_end"] = bench.timed(whole, repeats=2, warm_ups=0).as_dict()
+    return found
+
+
+def pipeline_settings(bench: Bench, **other: Any) -> dict[str, Any]:
+    """The pipeline's arguments for the generation that all systems make."""
+    size = bench.preset
+    settings: dict[str, Any] = {
+        "height": size.height,
+        "width": size.width,
+        "num_frames": size.num_frames,
+        "num_inference_steps": bench.steps,
+        "min_guidance_scale": 1.0,
+        "max_guidance_scale": 3.0,
+        "decode_chunk_size": 8,
+    }
+    return settings | other
+
+
+def ours(bench: Bench, _: Found) -> Found:
+    """Lean blocks in eager torch."""
+    return _ours(bench, "torch")
+
+
+def ours_compiled(bench: Bench, _: Found) -> Found:
+    """Lean blocks, compiled one by one; the decoder's too."""
+    return _ours(bench, "torch-compiled")
+
+
+def ours_graphed(bench: Bench, _: Found) -> Found:
+    """Compiled, and replayed as CUDA graphs."""
+    return _ours(bench, "torch-graphed")
+
+
+def ready(bench: Bench, backend: str, tuning: Tuning | None = None) -> tuple[Checkpoint, Denoiser]:
+    """A copy of the networks, as our engine would run them."""
+    checkpoint = bench.ours()
+    if bench.dtype == torch.float16:
+        upcast_encoder(checkpoint.vae)  # as diffusers' pipeline does
+    fuse(checkpoint.vae)
+    if backend != "torch":
+        compile_blocks(checkpoint.vae)
+    return checkpoint, make_denoiser(backend, checkpoint, Cores(torch.get_num_threads()), tuning)
+
+
+def generation(bench: Bench, checkpoint: Checkpoint, denoiser: Denoiser, **asked: object) -> Callable[[], object]:
+    """A whole generation, from a picture to the bytes of an mp4."""
+    params = bench.params(**asked)
+
+    def whole() -> bytes:
+        with torch.inference_mode():
+            row = sample(denoiser, begin_row(checkpoint, params, [bench.still]))
+            return encode_video(decode(checkpoint.vae, row.latents, params.decode_chunk_size), params.fps, "mp4")
+
+    return whole
+
+
+def _ours(bench: Bench, backend: str) -> Found:
+    checkpoint, denoiser = ready(bench, backend)
+    inputs = bench.inputs(GUIDED)
+    started = time.perf_counter()
+    denoiser(*inputs)
+    found: Found = {"first_call_s": time.perf_counter() - started}
+    found["step"] = bench.timed(lambda: denoiser(*inputs)).as_dict()
+    latents = inputs[0][0]
+    found["decode"] = bench.timed(lambda: decode(checkpoint.vae, latents, 8), repeats=3, warm_ups=1).as_dict()
+    frames = decode(checkpoint.vae, latents, 8)
+    found["encode"] = bench.timed(lambda: encode_video(frames, 7, "mp4"), repeats=3, warm_ups=0).as_dict()
+    generation(bench, checkpoint, denoiser, num_inference_steps=1)()
+    whole = generation(bench, checkpoint, denoiser)
+    found["end_to_end"] = bench.timed(whole, repeats=2, warm_ups=0).as_dict()
+    return found
+
+
+def ays(bench: Bench, found: Found) -> Found:
+    """Ten Align-Your-Steps steps, on the fastest of ours."""
+    checkpoint, denoiser = ready(bench, fastest(found))
+    whole = generation(bench, checkpoint, denoiser, num_inference_steps=10, schedule="align-your-steps")
+    return {"end_to_end": bench.timed(whole, repeats=2, warm_ups=1).as_dict(), "steps": 10}
+
+
+def reuse(bench: Bench, found: Found) -> Found:
+    """Deep features reused by every second evaluation, on the fastest of ours that can."""
+    backend = "torch" if fastest(found) == "torch" else "torch-compiled"
+    checkpoint, denoiser = ready(bench, backend, Tuning(reuse_every=2))
+    whole = generation(bench, checkpoint, denoiser)
+    return {"end_to_end": bench.timed(whole, repeats=2, warm_ups=1).as_dict(), "every": 2}
+
+
+def fastest(found: Found) -> str:
+    """The backend of ours whose step took least, of those that were measured; the eager one where none was."""
+    names = {"ours": "torch", "ours-compiled": "torch-compiled", "ours-graphed": "torch-graphed"}
+    known = {names[part]: found[part]["step"]["median_s"] for part in names if "step" in found.get(part, {})}
+    return min(known, key=lambda name: known[name], default="torch")
+
+
+def attention(bench: Bench, _: Found) -> Found:
+    """Every kernel that runs here, at the two shapes where attention is dearest."""
+    shape, size = bench.latent, bench.preset.unet
+    heads, width = size.heads[0], size.channels[0] // size.heads[0]
+    tokens = shape.height * shape.width
+    shapes = {
+        "space": (GUIDED * shape.num_frames, heads, tokens, width),
+        "time": (GUIDED * tokens, heads, shape.num_frames, width),
+    }
+    found: Found = {}
+    for name, dims in shapes.items():
+        parts = [torch.randn(dims, device=bench.device, dtype=bench.dtype) for _ in range(3)]
+        for kernel in usable(dims, bench.device, bench.dtype):
+            if kernel == "math" and bench.device.type == "cuda":
+                continue  # the matrix of scores would not fit
+            run = KERNELS[kernel]
+            found[f"{name} {kernel}"] = bench.timed(lambda run=run, parts=parts: run(*parts)).as_dict()  # type: ignore[misc]
+    return found
+
+
+def curve(bench: Bench, found: Found) -> Found:
+    """A call by number of places, and a guided call by number of frames."""
+    _, denoiser = ready(bench, fastest(found))
+    most = min(8, most_places(bench.plain.unet, bench.latent))
+    answers: Found = {"places": {}, "frames": {}}
+    for places in (count for count in (1, 2, 3, 4, 8) if count <= most):
+        inputs = bench.inputs(places)
+        answers["places"][str(places)] = bench.timed(lambda inputs=inputs: denoiser(*inputs)).as_dict()  # type: ignore[misc]
+    total = bench.latent.num_frames
+    for frames in sorted({max(1, total // 4), max(1, total // 2), 14 if total > 14 else total, total}):
+        inputs = bench.inputs(GUIDED, frames)
+        answers["frames"][str(frames)] = bench.timed(lambda inputs=inputs: denoiser(*inputs)).as_dict()  # type: ignore[misc]
+    return answers
+
+
+def equality(bench: Bench, found: Found) -> Found:
+    """Latents of diffusers and of ours after a few steps: in float32, and in the run's dtype against that.
+
+    Tolerance, of the largest magnitude: 1e-3 between the two in float32 (a trained network enlarges rounding; a random
+    one hardly). In half precision ours may be at most 1.5 times as far from diffusers' float32 as diffusers' own half
+    precision is, plus 1e-3.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    steps = min(3, bench.steps)
+    half = _latents(bench, bench.plain, steps, fastest(found))
+    relieve()
+    single = Bench(bench.preset.name, bench.device, torch.float32, bench.steps, bench.repeats)
+    networks = copy.deepcopy(bench.plain)
+    for part in (networks.unet, networks.vae, networks.conditioners.encoder):  # type: ignore[union-attr]
+        part.float()
+    single.__dict__["plain"] = networks
+    theirs, mine = _latents(single, networks, steps, "torch")
+    torch.backends.cudnn.allow_tf32 = True
+    apart = {
+        "float32": relative_difference(mine, theirs),
+        "diffusers_half": relative_difference(half[0], theirs),
+        "ours_half": relative_difference(half[1], theirs),
+    }
+    equal = apart["float32"] < 1e-3 and apart["ours_half"] < 1.5 * apart["diffusers_half"] + 1e-3
+    return apart | {"steps": steps, "equal": equal}
+
+
+def _latents(bench: Bench, plain: Checkpoint, steps: int, backend: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """diffusers' and ours, float32 on the CPU, from one picture, seed and settings."""
+    # diffusers would draw half-precision noise in half precision, which is other noise.
+    noise = draw_noise(7, TASK, bench.params().shape, bench.latent).latents[None].to(bench.device, bench.dtype)
+    settings = pipeline_settings(bench, num_inference_steps=steps, output_type="latent", latents=noise)
+    still, generator = bench.still, torch.Generator().manual_seed(7)
+    theirs = bench.pipeline(plain)(still, generator=generator, **settings).frames[0]
+    checkpoint, denoiser = ready(bench, backend)
+    with torch.inference_mode():
+        row = begin_row(checkpoint, bench.params(num_inference_steps=steps), [still])
+        mine = sample(denoiser, row).latents
+    return theirs.float().cpu(), mine.float().cpu()
+
+
+Part = Callable[[Bench, Found], Found]
+PARTS: dict[str, Part] = {
+    "ceiling": ceiling,
+    "flops": flops,
+    "diffusers-eager": diffusers_eager,
+    "ours": ours,
+    "ours-compiled": ours_compiled,
+    "ours-graphed": ours_graphed,
+    "equality": equality,
+    "ays": ays,
+    "diffusers-compiled": diffusers_compiled,
+    "attention": attention,
+    "curve": curve,
+    "reuse": reuse,
+}
+"""In the order in which they run: what everything is measured against first."""
+ON_GPU = frozenset({"ours-graphed"})
+"""Parts that need CUDA."""
+COMPILING = frozenset({"ours-compiled", "ours-graphed", "diffusers-compiled"})
+"""Parts that wait for a compiler; on a CPU they are run where asked for by name."""
