@@ -140,9 +140,12 @@ class Dispatcher:
         while True:
             await asyncio.sleep(min(_LOOK_AGAIN_S, self._leases.lease_s / 3))
             try:
-                pulse = await in_thread(self._leases.pulse, [run.job for run in self._runs.values()])
-                for job_id in pulse.to_stop | pulse.lost:
-                    self.cancel(job_id)
+                runs = list(self._runs.values())
+                pulse = await in_thread(self._leases.pulse, [run.job for run in runs])
+                for run in runs:
+                    # Given back and leased again meanwhile, it is another run, of which the pulse says nothing.
+                    if run.job.id in pulse.to_stop | pulse.lost and self._runs.get(run.job.id) is run:
+                        self.cancel(run.job.id)
                 if time.monotonic() - reclaimed_at >= self._leases.lease_s / 3:
                     reclaimed_at = time.monotonic()
                     await self._reclaim()

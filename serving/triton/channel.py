@@ -119,7 +119,8 @@ class Channel:
         self, name: str, version: int, frame: RequestFrame, request_id: str
     ) -> AsyncGenerator[EngineEvent | Status, None]:
         """One request, and every answer to it."""
-        call = self._stub.ModelStreamInfer()
+        with self._told():
+            call = self._stub.ModelStreamInfer()
         try:
             with self._told():
                 await call.write(_message(name, version, frame, request_id))
