@@ -40,7 +40,7 @@ def _one_kernel(backend: SDPBackend, query: Tensor, key: Tensor, value: Tensor) 
 
 def _xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     try:
-        from xformers.ops import memory_efficient_attention
+        from xformers.ops import memory_efficient_attention  # type: ignore[import-not-found]
     except ImportError as error:
         raise MissingExtra("--attention xformers", "xformers") from error
     parts = (part.transpose(1, 2) for part in (query, key, value))  # its layout is [B, L, H, d]

@@ -146,7 +146,7 @@ class LeanTransformer(TransformerSpatioTemporalModel):  # type: ignore[misc]
 
 def _heads(x: Tensor, heads: int) -> Tensor:
     """[B, M, L, C] to [B*M, heads, L, C / heads]."""
-    return x.unflatten(-1, (heads, -1)).flatten(0, 1).transpose(1, 2)
+    return cast(Tensor, x.unflatten(-1, (heads, -1)).flatten(0, 1).transpose(1, 2))
 
 
 def _feed_forward(layer: Any, x: Tensor) -> Tensor:
