@@ -23,8 +23,11 @@ from model.sampling.sampler import sample
 from model.video import encode_video
 from training.card import write_card
 from training.cli_entry import run
+from training.config import DenoiserConfig, with_overrides
 from training.data.orbits import prepare
 from training.data.starter import Item
+from training.recipes.multi_view import mini_multi_view
+from training.starts import build_network
 
 SMALL = ["preset=tiny", "optim.iterations=3", "optim.log_every=1", "optim.checkpoint_every=2"]
 VAE = [*SMALL, "optim.batch=4", "phase_batch=4", "skeleton_until=1", "spatial_until=2", "frames=2", "crop=32"]
@@ -126,12 +129,12 @@ def test_multi_view_learns_from_rendered_orbits(road: tuple[Path, Path], tmp_pat
 
 
 def test_a_start_of_another_size_or_from_another_kind_of_run_is_refused(road: tuple[Path, Path]) -> None:
-    with pytest.raises(DataError, match="cannot start from it"):
-        run("mini-multi-view", *road, [*ORBITS, "preset=mini"], False, quiet)
-    with pytest.raises(DataError, match="cannot start from it"):
-        run("mini-multi-view", *road, [*ORBITS, "init=mini-vae"], False, quiet)
-    with pytest.raises(DataError, match="holds no orbits"):
-        run("mini-multi-view", *road, [*ORBITS, "optim.seed=7"], True, quiet)
+    other_size = with_overrides(mini_multi_view(), [*ORBITS, "preset=mini"])
+    other_kind = with_overrides(mini_multi_view(), [*ORBITS, "init=mini-vae"])
+    for config in (other_size, other_kind):
+        assert isinstance(config, DenoiserConfig)
+        with pytest.raises(DataError, match="cannot start from it"):
+            build_network(config, road[1])
 
 
 def test_the_card_holds_the_figures_the_licences_and_the_curves(road: tuple[Path, Path]) -> None:

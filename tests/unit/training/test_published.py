@@ -1,0 +1,105 @@
+"""The paper's recipes at real network size on the meta device, and the values of FACTS that they must have."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from typing import cast
+
+import pytest
+from diffusers import UNetSpatioTemporalConditionModel
+from torch import nn
+
+from model.tasks import task
+from training.config import Runtime
+from training.objectives.batch import Examples
+from training.objectives.denoise import DenoiseObjective
+from training.plan import inputs_of, meta_network
+from training.recipes import PUBLISHED
+from training.recipes.published import frame_interpolation, image_to_video_14
+
+SVD = 1_524_623_082
+# What a task's inputs change: conv_in has 320 x 9 weights a channel, the vector's first layer 1280 a number of it.
+CHANNEL, NUMBER = 320 * 9, 1280
+COUNTS = {
+    "text-to-video": SVD - 4 * CHANNEL - 256 * NUMBER,
+    "image-to-video": SVD,
+    "frame-interpolation": SVD + CHANNEL,
+    "multi-view": SVD + 256 * NUMBER,
+}
+# name: (start, frames, height, width, iterations, batch, lr, P_mean, P_std), as in the paper's appendix.
+VALUES = {
+    "image-pretraining": ("stable-diffusion-2-1", 14, 256, 384, 31_000, 1536, 1e-4, -1.2, 1.0),
+    "video-pretraining-low": ("image-pretraining", 14, 256, 384, 150_000, 1536, 1e-4, -1.2, 1.2),
+    "video-pretraining-base": ("video-pretraining-low", 14, 320, 576, 100_000, 768, 1e-4, 0.0, 1.0),
+    "text-to-video": ("video-pretraining-base", 14, 576, 1024, 50_000, 768, 3e-5, 0.5, 1.4),
+    "image-to-video-low": ("video-pretraining-base", 14, 320, 576, 50_000, 768, 3e-5, 0.7, 1.6),
+    "image-to-video-14": ("image-to-video-low", 14, 576, 1024, 50_000, 768, 3e-5, 1.0, 1.6),
+    "image-to-video-25": ("image-to-video-14", 25, 576, 1024, 50_000, 768, 3e-5, 1.0, 1.6),
+    "frame-interpolation": ("text-to-video", 5, 576, 1024, 10_000, 256, 1e-4, 1.0, 1.2),
+    "multi-view": ("image-to-video-25", 21, 576, 576, 12_000, 16, 1e-5, 1.0, 1.6),
+}
+
+
+@cache
+def network(task_name: str) -> UNetSpatioTemporalConditionModel:
+    """One meta network a task; building it takes seconds, and the frame count changes nothing in it."""
+    return meta_network(next(recipe() for recipe in PUBLISHED.values() if recipe().task == task_name))
+
+
+def test_every_published_stage_has_its_values() -> None:
+    told = {
+        name: (
+            c.init,
+            c.num_frames,
+            c.height,
+            c.width,
+            c.optim.iterations,
+            c.optim.batch,
+            c.optim.lr,
+            c.p_mean,
+            c.p_std,
+        )
+        for name, c in ((name, recipe()) for name, recipe in PUBLISHED.items())
+    }
+    assert told == VALUES
+    assert {recipe().optim.ema_decay for recipe in PUBLISHED.values()} == {0.9999}
+
+
+@pytest.mark.parametrize("name", sorted(VALUES))
+def test_the_network_of_a_published_stage(name: str) -> None:
+    config = PUBLISHED[name]()
+    unet = network(config.task)
+    assert sum(p.numel() for p in unet.parameters()) == COUNTS[config.task]
+    spec = task(config.task)
+    shapes = inputs_of(config, 2)
+    latent = (config.height // 8, config.width // 8)
+    channels = {"text-to-video": 0, "image-to-video": 4, "frame-interpolation": 5, "multi-view": 4}[config.task]
+    assert shapes == {
+        "noisy": (2, config.num_frames, 4, *latent),
+        "concat": (2, config.num_frames, channels, *latent),
+        "sigma": (2,),
+        "context": (2, spec.context_tokens, 1024),
+        "vector": (2, len(spec.vector)),
+    }
+    assert unet.conv_in.in_channels == 4 + channels
+    assert unet.add_embedding.linear_1.in_features == 256 * len(spec.vector)
+
+
+def test_the_first_iterations_of_image_pretraining_train_the_time_embedding_alone() -> None:
+    class Nothing:
+        """No examples are drawn."""
+
+    config = PUBLISHED["image-pretraining"]()
+    plain = dataclasses.replace(config, runtime=Runtime())
+    objective = DenoiseObjective(plain, cast(nn.Module, network(config.task)), cast(Examples, Nothing()))
+    objective.enter(999)
+    assert sum(p.numel() for p in objective.module.parameters() if p.requires_grad) == 320 * 1280 + 1280 * 1281 + 1280
+    objective.enter(1000)
+    assert all(p.requires_grad for p in objective.module.parameters())
+
+
+def test_contradictions_of_the_paper_are_arguments() -> None:
+    assert frame_interpolation(latent_height=52).height == 416
+    assert frame_interpolation(init="video-pretraining-base").init == "video-pretraining-base"
+    assert image_to_video_14().preset == "svd"

@@ -1,0 +1,92 @@
+"""A run that is killed, or shared out among processes, has the loss curve of one that is not."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.unit.training import toy_run
+
+pytestmark = pytest.mark.timeout(1200)  # seconds on a quiet machine: 30
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.unit.training.toy_run"])  # so that torch is imported once for all the runs
+
+
+def work(folder: Path, overrides: tuple[str, ...], rank: int, size: int, port: int) -> None:
+    """In another process: one of a run's processes."""
+    own = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(own)
+    toy_run.main(folder, list(overrides))
+
+
+def start(folder: Path, *overrides: str, rank: int = 0, size: int = 1, port: int = 0) -> BaseProcess:
+    process = SERVER.Process(target=work, args=(folder, overrides, rank, size, port))
+    process.start()
+    return process
+
+
+def finish(*processes: BaseProcess) -> None:
+    for process in processes:
+        process.join(900)
+        assert process.exitcode == 0
+
+
+def curve(folder: Path) -> dict[int, float]:
+    """Loss by iteration; of one that was done twice, the later."""
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    whole = [json.loads(line) for line in lines if line.endswith("}")]
+    return {line["step"]: line["loss"] for line in whole}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    finish(start(folder))
+    return folder
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(uninterrupted: Path, tmp_path: Path) -> None:
+    folder, stop = tmp_path / "run", random.SystemRandom().randint(4, 16)
+    process = start(folder)
+    while process.is_alive() and len(curve(folder) if (folder / "log.jsonl").exists() else {}) < stop:
+        time.sleep(0.05)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "the run ended before it was killed"
+    finish(start(folder))
+    whole, parts = curve(uninterrupted), curve(folder)
+    assert parts.keys() == whole.keys() == set(range(1, 21))
+    assert max(abs(parts[step] - whole[step]) / whole[step] for step in whole) < 1e-6, f"killed at {stop}"
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_two_processes_have_the_loss_curve_of_one(uninterrupted: Path, tmp_path: Path, sharding: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    two = [start(tmp_path, f"runtime.sharding={sharding}", rank=rank, size=2, port=port) for rank in range(2)]
+    finish(*two)
+    whole, shared = curve(uninterrupted), curve(tmp_path)
+    assert shared.keys() == whole.keys()
+    assert max(abs(shared[step] - whole[step]) for step in whole) < 1e-5
+    ours, theirs = (torch.load(folder / "state.pt", weights_only=True)["ema"] for folder in (tmp_path, uninterrupted))
+    assert ours.keys() == theirs.keys()
+    # Adam divides by the root of a gradient's square: where that is about zero, rounding decides the sign of a step.
+    far = sum(int(((ours[name] - theirs[name]).abs() > 1e-4).sum()) for name in ours)
+    assert far < 1e-3 * sum(one.numel() for one in ours.values())
+
+
+def test_accumulated_and_recomputed_gradients_are_the_same_run(uninterrupted: Path, tmp_path: Path) -> None:
+    finish(start(tmp_path, "runtime.accumulate=2", "runtime.checkpointing=true", "optim.iterations=20"))
+    whole, parts = curve(uninterrupted), curve(tmp_path)
+    assert max(abs(parts[step] - whole[step]) for step in whole) < 1e-5
