@@ -13,6 +13,9 @@ CURVE = "training-curve.png"
 
 _TITLE = {
     "mini-image-to-video": "A still becomes 14 frames at 128 x 224. Small on purpose: it runs on a laptop, offline.",
+    "mini-text-to-video": "A sentence becomes a clip. Small on purpose: it knows camera motions and a few attributes.",
+    "mini-frame-interpolation": "Two stills become a clip that leads from one to the other. Small on purpose.",
+    "mini-multi-view": "A still of an object becomes an orbit around it. Small on purpose: it knows rendered objects.",
 }
 _HISTORY = {
     "mini-image-to-video": """Seed, learning rates and all else are in the recipes. As run, on two CPU cores shared with
@@ -68,8 +71,8 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
         _TITLE.get(entry.name, entry.task.name),
         "Weights: Apache-2.0 code, trained on the openly licensed works below; keep their attribution.",
         "## Figures",
-        f"From `stillmotion eval {entry.name} --data data/starter --limit {_limit(figures)} --card`,\n"
-        "on held-out shots and photographs.",
+        f"From `stillmotion eval {entry.name}{_limit(figures)} --card`, on held-out data only.\n"
+        f"Protocol {figures['protocol_hash']}: figures with another one do not compare.",
         f"Settings: {json.dumps(figures['settings'])}. How each is taken: `protocol` in {FIGURES}.",
         _figure_table(figures["figures"]),
         "## Limits",
@@ -92,8 +95,9 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
     return path
 
 
-def _limit(figures: dict[str, Any]) -> Any:
-    return figures["settings"].get("paired_clips", "N")
+def _limit(figures: dict[str, Any]) -> str:
+    limit = figures["settings"]["limit"]
+    return "" if limit is None else f" --limit {limit}"
 
 
 def _commands(runs: dict[str, Any]) -> str:

@@ -1,15 +1,15 @@
 """`stillmotion eval`: a checkpoint's figures on held-out footage, each beside its baselines.
 
-Nothing here has been seen in training: the held-out shots and photographs of a dataset folder (training.data.split).
-The generated clips are paired with real ones: same first frame, same frame rate, and the motion bucket measured from
-the real clip. How each figure is taken is in
-training.metrics.figures.PROTOCOL, which travels with the figures.
+Nothing here has been seen in training: the held-out shots and photographs of a dataset folder (training.data.split), or
+held-out objects. Each task has its own figures, a file each in training.metrics; how each is taken is in that file's
+PROTOCOL, which travels with the figures, and its hash says which figures may be compared.
 
 Legend: T frames, H, W pixels, N clips.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,16 +18,18 @@ from typing import Any
 
 from model.catalog import SIDECAR, ModelEntry
 from model.errors import InvalidRequest
-from training.metrics import figures
+from model.tasks import TASKS
+from training.metrics import figures, interpolation, losses, multi_view, prompted
 from training.metrics.generate import ClipMaker, Wanted
 from training.metrics.inputs import RealClip, real_clips, stills
+from training.metrics.losses import loss_figure
 from training.metrics.transnet import clip_features
 from training.motion import MotionMap
 
 Report = Callable[[str, int, int], None]
 
 CLIPS = 64
-DEFAULT_DATA = Path("data/starter")
+DEFAULT_DATA = {name: Path("data/multi-view" if name == "multi-view" else "data/starter") for name in TASKS}
 DEFAULT_WORK = Path("runs/eval")
 
 
@@ -60,7 +62,7 @@ def evaluate(
     """Measure a checkpoint; the answer is ready for JSON.
 
     Args:
-        data: a prepared dataset folder; None for data/starter.
+        data: a prepared dataset folder; None for data/starter, or data/multi-view for that task.
         limit: paired clips, and inputs of the motion figure, at most: for a quick look.
         report: told (what, done, total) as it goes on.
 
@@ -70,39 +72,93 @@ def evaluate(
     """
     if limit is not None and limit < 2:
         raise InvalidRequest(f"figures need at least 2 inputs, not {limit}", param="limit")
-    settings, data = settings or EvalSettings(), data or DEFAULT_DATA
+    settings, data = settings or EvalSettings(), data or DEFAULT_DATA[entry.task.name]
     steps = settings.steps or int(entry.defaults["num_inference_steps"])
-    scale, fps = motion_map(entry), int(entry.defaults["fps"])
+    scale = motion_map(entry)
     maker = ClipMaker(entry, settings.work, steps=steps, batch=settings.batch, device=settings.device)
-    real = real_clips(data, entry.num_frames[0], entry.height, entry.width, limit or CLIPS, scale)
-    pictures = dict(list(stills(data, entry.height, entry.width).items())[:limit])
-    photos = {name: one.picture[None] for name, one in pictures.items() if one.kind == "photo"}
-    made = maker.generated([_paired(clip) for clip in real], "sampling paired clips", report)
-    rebuilt = maker.reconstructed({clip.name: clip.frames for clip in real}, "reconstructing clips", report)
-    again = maker.reconstructed(photos, "reconstructing photographs", report)
-    moving = maker.generated(
-        [
-            Wanted(f"motion/{name}/{bucket}", one.picture, fps, bucket, name)
-            for name, one in pictures.items()
-            for bucket in figures.BUCKETS
-        ],
-        "sampling at four buckets",
-        report,
-    )
+    measured, protocol = _MEASURES[entry.task.name](_Run(entry, data, limit, report, settings, maker, scale))
     return {
         "model": entry.name,
         "version": entry.version,
-        "settings": {"steps": steps, "fps": fps, "paired_clips": len(real), "pictures": len(pictures)},
+        "task": entry.task.name,
+        "settings": {"steps": steps, "fps": int(entry.defaults["fps"]), "limit": limit},
         "motion_map": asdict(scale),
-        "figures": {
-            "reconstruction_psnr_db": figures.reconstruction(real, rebuilt, list(photos.values()), again),
-            "first_frame_psnr_db": figures.first_frame(real, made, rebuilt),
-            "frechet": figures.frechet(real, made, rebuilt, settings.features, report),
-            "motion": figures.motion(moving, fps, scale),
-            "sharpness_kept": figures.sharpness(real, made),
-        },
-        "protocol": figures.PROTOCOL,
+        "figures": measured,
+        "protocol": protocol,
+        "protocol_hash": protocol_hash(protocol),
     }
+
+
+def protocol_hash(protocol: dict[str, str]) -> str:
+    """First 12 hex digits of a hash over what was measured and how: figures compare where it is the same."""
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One evaluation: what is measured, on what, and where clips come from."""
+
+    entry: ModelEntry
+    data: Path
+    limit: int | None
+    report: Report
+    settings: EvalSettings
+    maker: ClipMaker
+    scale: MotionMap
+
+
+Measured = tuple[dict[str, Any], dict[str, str]]
+
+
+def _image_to_video(run: _Run) -> Measured:
+    entry, limit, report = run.entry, run.limit, run.report
+    fps = int(entry.defaults["fps"])
+    real = real_clips(run.data, entry.num_frames[0], entry.height, entry.width, limit or CLIPS, run.scale)
+    pictures = dict(list(stills(run.data, entry.height, entry.width).items())[:limit])
+    photos = {name: one.picture[None] for name, one in pictures.items() if one.kind == "photo"}
+    wanted = [_paired(clip) for clip in real]
+    made = run.maker.generated(wanted, "sampling paired clips", report)
+    rebuilt = run.maker.reconstructed({clip.name: clip.frames for clip in real}, "reconstructing clips", report)
+    again = run.maker.reconstructed(photos, "reconstructing photographs", report)
+    buckets = [
+        Wanted(f"motion/{name}/{bucket}", one.picture, fps, bucket, name)
+        for name, one in pictures.items()
+        for bucket in figures.BUCKETS
+    ]
+    moving = run.maker.generated(buckets, "sampling at four buckets", report)
+    measured = {
+        "reconstruction_psnr_db": figures.reconstruction(real, rebuilt, list(photos.values()), again),
+        "first_frame_psnr_db": figures.first_frame(real, made, rebuilt),
+        "frechet": figures.frechet(real, made, rebuilt, run.settings.features, report),
+        "motion": figures.motion(moving, fps, run.scale),
+        "sharpness_kept": figures.sharpness(real, made),
+        "steadiness": figures.steadiness(real, made),
+        "validation_loss": loss_figure(run.maker, wanted, [clip.frames for clip in real], report),
+    }
+    return measured, figures.PROTOCOL | {"validation_loss": losses.PROTOCOL}
+
+
+def _interpolation(run: _Run) -> Measured:
+    measured = interpolation.interpolation_figures(run.entry, run.maker, run.data, run.limit, run.scale, run.report)
+    return measured, interpolation.PROTOCOL | {"validation_loss": losses.PROTOCOL}
+
+
+def _text_to_video(run: _Run) -> Measured:
+    measured = prompted.prompted_figures(run.entry, run.maker, run.data, run.limit, run.scale, run.report)
+    return measured, prompted.PROTOCOL | {"validation_loss": losses.PROTOCOL}
+
+
+def _multi_view(run: _Run) -> Measured:
+    measured = multi_view.multi_view_figures(run.entry, run.maker, run.data, run.limit, run.report)
+    return measured, multi_view.PROTOCOL | {"validation_loss": losses.PROTOCOL}
+
+
+_MEASURES: dict[str, Callable[[_Run], Measured]] = {
+    "image-to-video": _image_to_video,
+    "text-to-video": _text_to_video,
+    "frame-interpolation": _interpolation,
+    "multi-view": _multi_view,
+}
 
 
 def motion_map(entry: ModelEntry) -> MotionMap:

@@ -35,3 +35,11 @@ def slow_zoom(picture: Frames, num_frames: int, zoom: float = ZOOM) -> Frames:
         box = (margin_x, margin_y, width - margin_x, height - margin_y)
         frames.append(np.asarray(source.resize((width, height), Image.Resampling.BICUBIC, box=box)))
     return np.stack(frames)
+
+
+def blend(clip: Frames) -> Frames:
+    """A clip of the same length that fades from its first frame to its last: [T, H, W, 3]."""
+    first, last = clip[0].astype(np.float64), clip[-1].astype(np.float64)
+    shares = np.linspace(0, 1, len(clip))[:, None, None, None]
+    mixed: Frames = np.round((1 - shares) * first + shares * last).astype(np.uint8)
+    return mixed

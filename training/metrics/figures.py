@@ -15,6 +15,7 @@ from training.metrics.frechet import Projection, frechet_distance, interval, res
 from training.metrics.image import psnr, sharpness_kept, shrunk_and_back
 from training.metrics.inputs import RealClip
 from training.metrics.ranks import spearman
+from training.metrics.steady import flicker, warp_error
 from training.motion import MotionMap, measure_flow
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
@@ -53,6 +54,11 @@ PROTOCOL = {
     "sharpness_kept": (
         "Variance of the Laplacian of the last frame over that of the first, median over the paired clips; `real` is "
         "the real held-out clips."
+    ),
+    "steadiness": (
+        "Medians over the paired clips, in grey levels of 255, beside the real clips'. `warp_error`: mean difference "
+        "of a frame and the one before, moved along the measured flow. `flicker`: mean jump of the whole frame's "
+        "brightness between neighbours."
     ),
 }
 
@@ -151,6 +157,16 @@ def sharpness(real: list[RealClip], made: list[Frames]) -> Figure:
         "slow_zoom": float(np.median([sharpness_kept(clip) for clip in zooms])),
         "clips": len(real),
     }
+
+
+def steadiness(real: list[RealClip], made: list[Frames]) -> Figure:
+    """What changes between neighbours that motion does not explain; less is steadier, and no motion at all is 0."""
+    sides = {"model": made, "real": [clip.frames for clip in real]}
+    return {
+        f"{what}_{side}": float(np.median([measure(clip) for clip in clips]))
+        for what, measure in (("warp_error", warp_error), ("flicker", flicker))
+        for side, clips in sides.items()
+    } | {"clips": len(real)}
 
 
 def _small(clip: Frames) -> Frames:

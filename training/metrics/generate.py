@@ -8,8 +8,8 @@ Legend: T frames, H, W pixels.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,20 +40,29 @@ class Wanted:
 
     Args:
         name: what it is kept under; letters, digits, `-` and `/`.
-        picture: [H, W, 3], of the checkpoint's size.
+        picture: [H, W, 3], of the checkpoint's size; None where the task takes none.
         seed_from: clips of one `seed_from` start from the same noise.
+        last: the second picture, where the task takes two.
+        asked: settings of the task besides, such as `prompt` and `elevation`.
     """
 
     name: str
-    picture: Frames
+    picture: Frames | None
     fps: int
     bucket: int
     seed_from: str
+    last: Frames | None = None
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
         """The seed its noise comes from."""
         return zlib.crc32(self.seed_from.encode())
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """What the request brings."""
+        return [Image.fromarray(one) for one in (self.picture, self.last) if one is not None]
 
 
 class ClipMaker:
@@ -91,37 +100,43 @@ class ClipMaker:
         return [np.load(self._place(f"autoencoder/{name}")) for name in clips]
 
     @cached_property
-    def _checkpoint(self) -> Checkpoint:
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint, loaded when first asked for."""
         checkpoint = load(self._entry, device=self._device)
         rewrite_exactly(checkpoint.vae)
         return checkpoint
 
     @cached_property
-    def _denoiser(self) -> Denoiser:
-        return make_denoiser("torch", self._checkpoint)
+    def denoiser(self) -> Denoiser:
+        """Its network."""
+        return make_denoiser("torch", self.checkpoint)
 
     def _sample(self, group: Sequence[Wanted]) -> list[Frames]:
-        asked = [self._params(one) for one in group]
-        rows = [
-            begin_row(self._checkpoint, params, [Image.fromarray(one.picture)])
-            for params, one in zip(asked, group, strict=True)
-        ]
+        asked = [self.params_of(one) for one in group]
+        rows = [begin_row(self.checkpoint, params, one.pictures) for params, one in zip(asked, group, strict=True)]
         while not rows[0].done:
-            rows = advance(self._denoiser, rows)
-        vae = self._checkpoint.vae
+            rows = advance(self.denoiser, rows)
+        vae = self.checkpoint.vae
         return [decode(vae, row.latents, params.decode_chunk_size) for row, params in zip(rows, asked, strict=True)]
 
-    def _params(self, one: Wanted) -> Params:
-        asked = {"fps": one.fps, "motion_bucket_id": one.bucket, "num_inference_steps": self._steps}
+    def params_of(self, one: Wanted) -> Params:
+        """Its complete settings."""
+        asked = {"fps": one.fps, "motion_bucket_id": one.bucket, "num_inference_steps": self._steps, **one.asked}
         return self._entry.resolve(asked, one.seed)
 
     def _through_autoencoder(self, frames: Frames) -> Frames:
-        vae = self._checkpoint.vae
+        vae = self.checkpoint.vae
         pixels = torch.stack([picture_to_pixels(Image.fromarray(frame)) for frame in frames])
         with torch.inference_mode():
             latents = encode_mode(vae, pixels.to(vae.device, vae.dtype))
             chunk = int(self._entry.defaults["decode_chunk_size"])
             return to_uint8(decode_clip(vae, latents, chunk).float())
+
+    def place(self, name: str) -> Path:
+        """A folder of its own for what else an evaluation keeps."""
+        folder = self._folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def _place(self, name: str) -> Path:
         return self._folder / f"{name}.npy"
