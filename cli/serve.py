@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import Denoiser, DenoiserChoice, Deterministic, Device, Dtype, DtypeChoice, Threads
+from cli.options import (
+    Attention,
+    Denoiser,
+    DenoiserChoice,
+    Deterministic,
+    Device,
+    Dtype,
+    DtypeChoice,
+    GuidanceInterval,
+    ReuseEvery,
+    Threads,
+    VramBudget,
+)
 from model.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -66,6 +78,10 @@ def serve(
     device: Device = "auto",
     dtype: Dtype = DtypeChoice.float32,
     threads: Threads = None,
+    attention: Attention = "auto",
+    reuse_every: ReuseEvery = 1,
+    guidance_interval: GuidanceInterval = None,
+    vram_budget: VramBudget = None,
     max_batch: Annotated[
         int | None,
         typer.Option(min=1, help="Clips in one denoiser call, at most; a guided request is two. [what pays, measured]"),
@@ -110,6 +126,10 @@ def serve(
         "threads": threads,
         "max_batch": max_batch,
         "deterministic": deterministic,
+        "attention": attention,
+        "reuse_every": reuse_every,
+        "guidance_interval": guidance_interval,
+        "vram_budget_gib": vram_budget,
         "checkpoint_every_s": settings.checkpoint_every_s,
     }
     if (engine is EngineChoice.triton) != bool(triton_url):

@@ -14,9 +14,9 @@ import typer
 from typer.testing import CliRunner
 
 from cli.main import app
-from cli.options import DenoiserChoice, DtypeChoice, FormatChoice, ResizeChoice, SolverChoice
+from cli.options import DenoiserChoice, DtypeChoice, FormatChoice, ResizeChoice, ScheduleChoice, SolverChoice
 from model.backends.makers import AUTO, MAKERS
-from model.params import SOLVERS, OutputFormat, ResizeMode
+from model.params import SCHEDULES, SOLVERS, OutputFormat, ResizeMode
 from serving.engine.settings import DtypeName
 
 GOLDEN = Path("tests") / "golden" / "cli.txt"
@@ -50,6 +50,7 @@ def test_the_surface_is_the_golden_one(root: Path) -> None:
 
 def test_choices_are_those_of_the_model() -> None:
     assert tuple(SolverChoice) == SOLVERS
+    assert tuple(ScheduleChoice) == SCHEDULES
     assert set(ResizeChoice) == set(ResizeMode.__args__)  # type: ignore[attr-defined]
     assert set(DenoiserChoice) == {AUTO, *MAKERS}
     assert set(DtypeChoice) == set(DtypeName.__args__)  # type: ignore[attr-defined]
