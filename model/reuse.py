@@ -9,7 +9,8 @@ What is kept, and how old it is, belongs to the row (model.sampling.row.Row.kept
 ages, and each place of a call is either whole or outer. A row that goes on from a stored state begins with a whole
 evaluation, so its video is not quite that of an uninterrupted run.
 
-Legend: B places, T frames, C channels; h, w latent.
+Legend: B places, T frames, C latent channels, E of the kept features, K of the input; N context tokens, D their width,
+V vector scalars; h, w latent.
 """
 
 from __future__ import annotations
@@ -133,9 +134,9 @@ def run_unet(
     timestep: Float[Tensor, " B"],
     context: Float[Tensor, "B N D"],
     vector: Float[Tensor, "B V"],
-    deep: Float[Tensor, "B T C h w"] | None,
+    deep: Float[Tensor, "B T E h w"] | None,
     depth: int,
-) -> tuple[Float[Tensor, "B T C h w"], Float[Tensor, "B T C h w"]]:
+) -> tuple[Float[Tensor, "B T C h w"], Float[Tensor, "B T E h w"]]:
     """The network's output, and what lay before its last `depth` layers; given that, only they run.
 
     With `deep` None this is diffusers' own forward function, layer for layer.
