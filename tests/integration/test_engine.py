@@ -205,7 +205,7 @@ def test_a_waiting_job_is_cancelled_without_computing(desk: Desk) -> None:
     desk.settings = replace(ON_CPU, max_rows=1)
 
     def cancel_waiting(loop: StepLoop, job_id: str, event: EngineEvent) -> None:
-        if job_id == "a" and isinstance(event, Stepped):
+        if job_id == "a" and isinstance(event, PhaseStarted):
             loop.cancel("b")
 
     desk.on_event = cancel_waiting

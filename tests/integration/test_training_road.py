@@ -139,8 +139,15 @@ def test_a_start_of_another_size_or_from_another_kind_of_run_is_refused(road: tu
 
 def test_the_card_holds_the_figures_the_licences_and_the_curves(road: tuple[Path, Path]) -> None:
     entry = describe(road[1] / "mini-image-to-video" / "checkpoint", "mini-image-to-video")
-    figures = {"settings": {"steps": 3}, "figures": {"frechet": {"model": 1.25, "still": 2.5}}, "protocol": {}}
+    figures = {
+        "settings": {"steps": 3, "limit": 7},
+        "figures": {"frechet": {"model": 1.25, "still": 2.5}},
+        "protocol": {},
+        "protocol_hash": "abc123",
+    }
     text = write_card(entry, figures).read_text()
+    assert "stillmotion eval mini-image-to-video --limit 7 --card" in text
+    assert "abc123" in text
     assert "| frechet / model | 1.25 |" in text
     assert "Blender Foundation" in text and "CC-BY-3.0" in text
     assert (entry.path / "training-curve.png").stat().st_size > 1000

@@ -162,7 +162,7 @@ def test_cuda_without_its_provider_is_told(exported: Path) -> None:
 
 
 def test_an_unknown_backend_is_told_with_the_known(checkpoint: Checkpoint) -> None:
-    with pytest.raises(InvalidRequest, match="torch, torch-compiled, onnxruntime"):
+    with pytest.raises(InvalidRequest, match="torch, torch-compiled, torch-graphed, onnxruntime"):
         make_denoiser("abacus", checkpoint)
 
 
