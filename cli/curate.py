@@ -39,7 +39,7 @@ def _curate() -> None:
 def run(
     source: Annotated[list[Path], typer.Argument(help="Videos, or folders that hold some.")],
     out: Annotated[Path, typer.Option(help="The dataset's folder; run again, it goes on where it stopped.")],
-    runner: Annotated[str, typer.Option(help="ray (this machine or a cluster) or local (one process).")] = "ray",
+    runner: Annotated[str, typer.Option(help="ray (this machine or a cluster) or local (one process).")] = "local",
     cuts: Annotated[str, typer.Option(help="Cut detector: cascade or transnet.")] = "cascade",
     score: Annotated[
         list[str] | None, typer.Option(help="Run this scorer only; several times for several. none: as few as can be.")

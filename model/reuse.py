@@ -2,8 +2,8 @@
 
 The deep features of a denoiser change slowly from step to step. So a row keeps them from one evaluation, and the next
 `every` - 1 run only the first convolution and the last `depth` layers at full size, with the kept features in place of
-everything between (DeepCache: Ma et al. 2024, arXiv 2312.00858, section 3.2). It costs quality: docs/speed.md has what
-was measured.
+everything between (DeepCache: Ma et al. 2024, arXiv 2312.00858, section 3.2). It costs quality, which is not
+measured yet (docs/speed.md).
 
 What is kept, and how old it is, belongs to the row (model.sampling.row.Row.kept): rows of one call are at different
 ages, and each place of a call is either whole or outer. A row that goes on from a stored state begins with a whole
