@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, Final
 
 from model.errors import InvalidRequest, MissingExtra, StillmotionError
@@ -21,6 +21,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("serving through Triton", "triton") from error
 
+LAST: Final = (*TERMINAL, Status)
 MAX_MESSAGE: Final = 2**31 - 1
 _OPTIONS: Final = (
     ("grpc.max_send_message_length", MAX_MESSAGE),
@@ -129,9 +130,13 @@ class Channel:
                     if answer.error_message:
                         raise ServerLost(self.url, answer.error_message)
                     if answer.infer_response.outputs:
-                        yield self._event(answer.infer_response)
+                        event = self._event(answer.infer_response)
+                        if isinstance(event, LAST):
+                            await _read_out(call)
+                        yield event
         finally:
-            call.cancel()
+            if not call.done():
+                call.cancel()
 
     def _event(self, answer: Any) -> EngineEvent | Status:
         found = dict(zip((one.name for one in answer.outputs), answer.raw_output_contents, strict=True))
@@ -154,6 +159,17 @@ class Channel:
             if task is not None and task.cancelling():
                 raise
             raise ServerLost(self.url, "the call was cancelled") from None
+
+
+async def _read_out(call: Any) -> None:
+    """Wait for the end of a stream that has said its last word.
+
+    A cancel that crosses the end of a stream can crash a Triton before 24.12 (its issue 7368), so none is sent there.
+    """
+    with suppress(TimeoutError, grpc.aio.AioRpcError):
+        async with asyncio.timeout(5.0):
+            async for _ in call:
+                pass
 
 
 def _message(name: str, version: int, frame: RequestFrame, request_id: str) -> Any:

@@ -23,8 +23,10 @@ import pytest
 from model.catalog import ModelEntry
 from model.tasks import TASKS
 from serving.triton import control
+from serving.triton.channel import Channel
 from serving.triton.server import TritonServer
 from serving.triton.wheel import NoTritonServer, lay_out
+from serving.triton.wire import pack_control
 from tests.conftest import ROOT
 from tests.e2e.crash_support import check_histories
 from tests.integration.triton_support import (
@@ -124,6 +126,16 @@ async def denoiser_calls(url: str) -> int:
     return int(status.stats["denoiser_calls"])
 
 
+async def test_a_thousand_questions_leave_the_server_up(hosted: Hosted) -> None:
+    """Cancels that crossed a stream's end crashed this server after some four hundred (its issue 7368)."""
+    channel = Channel(hosted.url)
+    try:
+        for _ in range(1000):
+            await channel.ask(STILL, 1, pack_control("status", "test"))
+    finally:
+        await channel.close()
+
+
 async def test_a_caller_that_goes_away_frees_the_compute(hosted: Hosted, tmp_path: Path) -> None:
     async with gateway(tmp_path, hosted.url) as service:
         job = await service.submit(hosted.entries[STILL], 3, num_inference_steps=200)
@@ -140,7 +152,7 @@ async def test_a_caller_that_goes_away_frees_the_compute(hosted: Hosted, tmp_pat
 
 def test_the_documented_load_through_tritonclient_alone(hosted: Hosted, tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "triton.md").read_text(), re.DOTALL)
-    assert len(example.strip().splitlines()) <= 24
+    assert len(example.strip().splitlines()) <= 20
     (tmp_path / "load.py").write_text(example)
     (tmp_path / "still.png").write_bytes(picture())
     command = [sys.executable, "load.py", hosted.url, STILL, "still.png", "3", "2"]
