@@ -36,4 +36,4 @@ def keep_freed_memory() -> bool:
     if told or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return sum(mallopt(option, value) for option, value in _SETTINGS) == len(_SETTINGS)
+    return all(bool(mallopt(option, value)) for option, value in _SETTINGS)
