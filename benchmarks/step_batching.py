@@ -1,9 +1,11 @@
 """Concurrent callers of mixed step counts: our step batching, request batching, and diffusers in order of arrival.
 
-    python -m benchmarks.step_batching [--model mini-image-to-video] [--callers 1 2 4 8] [--videos 2] [--json FILE]
+    python -m benchmarks.step_batching [--model mini-image-to-video] [--callers 1 2 4 8] [--videos 2] [--think 0]
 
 Every caller asks for `--videos` videos one after another, alternating short ones (4 steps) and long ones (12), each an
-mp4 in the end. The three systems run in turn in this one process, on the same checkpoint, picture, seeds and settings:
+mp4 in the end. With `--think` each waits before it asks, so many seconds on average (exponential, the same for every
+system); without, all ask at the same moment, and request batching answers all at the same moment, again and again. The
+three systems run in turn in this one process, on the same checkpoint, picture, seeds and settings:
 
     step        our engine as `stillmotion serve` runs it
     request     our rows and denoiser, but batched by request: whoever waits is taken as one batch, which is run to its
@@ -20,6 +22,7 @@ import argparse
 import asyncio
 import json
 import math
+import random
 import statistics
 import threading
 import time
@@ -61,13 +64,16 @@ class Taken:
 Serve = Callable[[Params], Awaitable[Taken]]
 
 
-async def load_of(serve: Serve, entry: ModelEntry, callers: int, videos: int) -> tuple[list[Taken], float]:
+async def load_of(
+    serve: Serve, entry: ModelEntry, callers: int, videos: int, think_s: float
+) -> tuple[list[Taken], float]:
     """All videos of all callers, and the seconds they took together."""
 
     async def caller(number: int) -> list[Taken]:
-        taken = []
+        taken, chance = [], random.Random(number)
         for turn in range(videos):
             steps = SHORT if (number + turn) % 2 == 0 else LONG
+            await asyncio.sleep(think_s * chance.expovariate(1.0))
             taken.append(await serve(entry.resolve({"num_inference_steps": steps}, seed=100 * number + turn)))
         return taken
 
@@ -189,12 +195,13 @@ async def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         "request": RequestBatching(model, still),
         "diffusers": Diffusers(pipeline),
     }
+    systems = {name: serve for name, serve in systems.items() if name in options.systems}
     for serve in systems.values():
         await serve(entry.resolve({"num_inference_steps": 1}, seed=0))
     rows = []
     for callers in options.callers:
         for name, serve in systems.items():
-            taken, seconds = await load_of(serve, entry, callers, options.videos)
+            taken, seconds = await load_of(serve, entry, callers, options.videos, options.think)
             rows.append(row_of_table(name, callers, taken, seconds))
             print(json.dumps(rows[-1]), flush=True)
     stats = engine.stats()
@@ -220,6 +227,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--videos", type=int, default=2, help="that each caller asks for, one after another")
+    parser.add_argument("--think", type=float, default=0.0, help="seconds, on average, before a caller asks")
+    parser.add_argument("--systems", nargs="+", default=["step", "request", "diffusers"])
     parser.add_argument("--check", action="store_true", help="compare the latents with diffusers' at one caller")
     parser.add_argument("--json", help="write the figures to this file")
     options = parser.parse_args()
