@@ -19,7 +19,7 @@ from model.catalog import PROFILE
 from model.params import Params
 from model.shapes import LatentShape, even_chunks
 
-WORTHWHILE = 0.95
+WORTHWHILE = 0.9
 """A batch pays off when each doubling of its places leaves at most this share of a place's time.
 
 A larger call lets those who come meanwhile wait longer, so a gain within the noise of the measurement is none."""
