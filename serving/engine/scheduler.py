@@ -78,6 +78,7 @@ class Scheduler:
             deadline_s=None if share.deadline_s is None else job.submitted + share.deadline_s,
             resident=job.resident,
             begun=job.step > 0,
+            opened=job.decoding is not None and job.decoding.done > 0,
         )
 
 
