@@ -13,8 +13,6 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from model.seats import Seats, seats
-
 
 @dataclass(frozen=True, slots=True)
 class Cores:
@@ -32,11 +30,6 @@ class Cores:
     def half(self) -> int:
         """Half of the threads, at least one: what each of two places has that run side by side."""
         return max(1, self.count // 2)
-
-    @property
-    def seats(self) -> Seats:
-        """What places and chunks of frames take turns on; two at least, so that neither stops the other."""
-        return seats(max(2, self.count // self.half))
 
 
 @dataclass(frozen=True, slots=True)

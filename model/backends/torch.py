@@ -4,8 +4,7 @@ On a CPU the places of a call run side by side, each on half of the cores: so th
 another with every operation split over all of them (measured on two cores with the mini checkpoint: 0.46 s against
 0.60 s for two places). And the number of threads of a place never changes, so that its bits do not know its company:
 with another number a sum is taken in another order, and a few steps of a trained network made 1e-6 of that into 5e-3.
-The price is a lone place, which has half of the cores only (0.41 s instead of 0.27 s). Where a decoder is at work, it
-has one of the seats, and places take turns on the other.
+The price is a lone place, which has half of the cores only (0.41 s instead of 0.27 s).
 """
 
 from __future__ import annotations
@@ -46,8 +45,7 @@ class TorchDenoiser:
 
     def _alone(self, *place: Tensor) -> Tensor:
         torch.set_num_threads(self._cores.half)  # torch keeps the number of threads of an operation per calling thread
-        with self._cores.seats.one():
-            return self._run(*place)
+        return self._run(*place)
 
     def _run(self, latents: Tensor, timestep: Tensor, context: Tensor, concat: Tensor, vector: Tensor) -> Tensor:
         dtype = self._unet.dtype

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 
-from model.backends.protocol import Cores
 from serving.engine.decoding import Decoding
 from serving.engine.job import Job, row_of
 from serving.engine.protocol import Decoded
@@ -34,8 +33,7 @@ class DecodeLane:
         torch.set_num_threads(settings.cores if alone and not settings.deterministic else settings.fixed_threads)
         params, vae = job.request.params, job.model.checkpoint.vae
         started = time.perf_counter()
-        device = job.model.checkpoint.unet.device
-        with self._seat(device), self._stream(device), job.model.decoding():
+        with self._stream(job.model.checkpoint.unet.device), job.model.decoding():
             size = job.decoding.next(vae, row_of(job).latents)
         seconds = time.perf_counter() - started
         job.compute_s += seconds
@@ -44,10 +42,6 @@ class DecodeLane:
             job.model.profile.observe_decode(size * params.height * params.width, seconds)
         job.deliver(Decoded(job.decoding.done, params.num_frames))
         return job.decoding.complete
-
-    def _seat(self, device: torch.device) -> AbstractContextManager[None]:
-        """The lane's share of a CPU."""
-        return Cores(self._settings.cores).seats.one() if device.type == "cpu" else nullcontext()
 
     def _stream(self, device: torch.device) -> torch.cuda.StreamContext | nullcontext[None]:
         """The lane's own stream. What it reads is ready: the step lane looked at the finished latents' values."""
