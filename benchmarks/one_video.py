@@ -17,12 +17,10 @@ import argparse
 import json
 import statistics
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from PIL import Image
 
 from benchmarks.pipeline import Pipeline
@@ -31,26 +29,20 @@ from model.image import fit_picture, open_picture, to_png
 from serving.engine.loaded import LoadedModel, load_model
 from serving.engine.local import Generated, generate
 from serving.engine.settings import EngineSettings
+from training.metrics.image import psnr
 
 FULL: Final = 25
-INTERVAL: Final = (0.3, 5.0)
-COSTLY: Final[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
-    "reuse every 2nd": ({"reuse_every": 2}, {}),
-    "guided at 0.3 < sigma <= 5 only": ({"guidance_interval": INTERVAL}, {}),
+COSTLY: Final[dict[str, dict[str, Any]]] = {
+    "reuse every 2nd": {"reuse_every": 2},
+    "guided at 0.3 < sigma <= 5 only": {"guidance_interval": (0.3, 5.0)},
 }
-"""Options by name: what they change of the engine's settings, and of the request."""
+"""Options of the engine by name: what they change of its settings."""
 
 
 def stills(folder: Path, entry: ModelEntry, count: int) -> list[Image.Image]:
     """The pictures of a folder in order of name, fitted to the clip."""
     found = sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png"))[:count]
     return [fit_picture(open_picture(path.read_bytes()), entry.height, entry.width, "crop") for path in found]
-
-
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """In dB, of 8-bit frames; 99 where they are equal."""
-    error = float(np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2))
-    return 99.0 if error == 0 else min(99.0, 10 * float(np.log10(255**2 / error)))
 
 
 def ours(model: LoadedModel, still: bytes, **asked: Any) -> tuple[Generated, float]:
@@ -88,31 +80,28 @@ def costly(entry: ModelEntry, pictures: list[Image.Image], repeats: int) -> list
     """Each option beside the exact engine, at the default steps."""
     exact = load_model(entry, EngineSettings())
     rows = []
-    for name, (changes, asked) in COSTLY.items():
+    for name, changes in COSTLY.items():
         other = load_model(entry, replace(EngineSettings(), **changes))
-        rows.append(_compared(name, (exact, {}), (other, asked), (exact, {}), pictures, repeats))
+        rows.append(_compared(name, (exact, {}), (other, {}), pictures, repeats))
     ten, steps = {"num_inference_steps": 10}, {"num_inference_steps": FULL}
     ays = {**ten, "schedule": "align-your-steps"}
-    rows.append(_compared("10 Karras steps", (exact, steps), (exact, ten), (exact, steps), pictures, repeats))
-    rows.append(_compared("10 Align-Your-Steps", (exact, steps), (exact, ays), (exact, steps), pictures, repeats))
+    rows.append(_compared("10 Karras steps", (exact, steps), (exact, ten), pictures, repeats))
+    rows.append(_compared("10 Align-Your-Steps", (exact, steps), (exact, ays), pictures, repeats))
     return rows
 
 
 Side = tuple[LoadedModel, dict[str, Any]]
 
 
-def _compared(
-    name: str, before: Side, after: Side, truth: Side, pictures: list[Image.Image], repeats: int
-) -> dict[str, Any]:
+def _compared(name: str, before: Side, after: Side, pictures: list[Image.Image], repeats: int) -> dict[str, Any]:
     ratios, decibels, seconds = [], [], []
     for still in map(to_png, pictures):
-        reference = ours(truth[0], still, **truth[1])[0].frames
         for _ in range(repeats):
-            _, slow = ours(before[0], still, **before[1])
+            exact, slow = ours(before[0], still, **before[1])
             made, fast = ours(after[0], still, **after[1])
             ratios.append(slow / fast)
             seconds.append(fast)
-        decibels.append(psnr(made.frames, reference))
+        decibels.append(psnr(made.frames, exact.frames))
     return {
         "option": name,
         "against": f"{FULL} Karras steps" if before[1] else "default",
@@ -133,7 +122,6 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=["exact", "costly"], default=["exact", "costly"])
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
     entry = find(options.model)
     pictures = stills(options.stills, entry, options.pictures)
     found: dict[str, Any] = {"model": f"{entry.name}@{entry.version}", "pictures": len(pictures)}

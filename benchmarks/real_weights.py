@@ -19,7 +19,6 @@ import json
 import resource
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +27,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.one_video import psnr
 from benchmarks.pipeline import Pipeline
 from model.adapters.sgm import adapt
 from model.catalog import ModelEntry, describe
@@ -37,6 +35,7 @@ from model.presets import preset
 from serving.engine.loaded import load_model
 from serving.engine.local import generate
 from serving.engine.settings import EngineSettings
+from training.metrics.image import psnr
 
 PARITY_STEPS: Final = 2
 SEED: Final = 7
@@ -125,7 +124,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("out/real-weights"), help="for the video and the figures")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
     options.out.mkdir(parents=True, exist_ok=True)
     entry = entry_of(options.weights, options.size, options.out)
     picture = open_picture(options.still.read_bytes())

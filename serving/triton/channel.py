@@ -21,8 +21,8 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("serving through Triton", "triton") from error
 
-LAST: Final = (*TERMINAL, Status)
 MAX_MESSAGE: Final = 2**31 - 1
+_LAST: Final = (*TERMINAL, Status)
 _OPTIONS: Final = (
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -131,7 +131,7 @@ class Channel:
                         raise ServerLost(self.url, answer.error_message)
                     if answer.infer_response.outputs:
                         event = self._event(answer.infer_response)
-                        if isinstance(event, LAST):
+                        if isinstance(event, _LAST):
                             await _read_out(call)
                         yield event
         finally:

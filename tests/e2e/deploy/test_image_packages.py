@@ -131,7 +131,10 @@ def process(words: list[str | Path], folder: Path, environment: dict[str, str]) 
             raise
         finally:
             running.terminate()
-            running.wait(90)
+            try:
+                running.wait(90)
+            finally:
+                running.kill()
 
 
 def until(ready: Callable[[], bool], seconds: float) -> None:
