@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from model.errors import DataError, InvalidRequest
+from model.heap import keep_freed_memory
 from training.config import Config, DenoiserConfig, VAEConfig, with_overrides
 from training.data.frames import load_clips
 from training.data.shards import dataset_identity
@@ -40,6 +41,7 @@ def run(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool, 
     folder = out / recipe
     if not resume and (folder / "state.pt").exists():
         raise DataError(f"{folder} already holds a run: add --resume to go on with it, or name another folder")
+    keep_freed_memory()
     objective = build_objective(config, data, folder, report)
     trainer = Trainer(objective, config, folder)
     (folder / "data.json").write_text(json.dumps(dataset_identity(data)) + "\n")
