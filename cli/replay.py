@@ -34,6 +34,7 @@ def replay(
     """Make a video again from its manifest, and say whether it is identical. Exit code 1: it is not."""
     from cli.progress import reporting
     from model.catalog import find
+    from model.errors import InvalidRequest
     from model.lora.entry import describe_lora
     from model.lora.offer import adding
     from serving.provenance.finish import finish
@@ -44,8 +45,9 @@ def replay(
     recipe = read_recipe(manifest)
     entry = find(model or recipe.model)
     if lora is not None:
-        name = None if recipe.params.adapter is None else recipe.params.adapter.name
-        entry = adding(entry, describe_lora(lora, name))
+        if recipe.params.adapter is None:
+            raise InvalidRequest("the video was made without a LoRA; leave --lora out", param="lora")
+        entry = adding(entry, describe_lora(lora, recipe.params.adapter.name))
     with reporting() as report:
 
         def progress(event: EngineEvent) -> None:

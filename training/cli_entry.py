@@ -13,7 +13,7 @@ from pathlib import Path
 
 from model.errors import DataError, InvalidRequest
 from model.heap import keep_freed_memory
-from training.config import Config, DenoiserConfig, VAEConfig, with_overrides
+from training.config import Config, DenoiserConfig, LoraConfig, VAEConfig, with_overrides
 from training.data.frames import load_clips
 from training.data.shards import dataset_identity
 from training.footage import examples_of, training_items
@@ -29,7 +29,8 @@ Report = Callable[[str, int, int], None]
 def run(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool, report: Report) -> Path:
     """Train one recipe on a dataset folder; returns the run folder, OUT/RECIPE.
 
-    A denoiser's run ends with a checkpoint folder, OUT/RECIPE/checkpoint, that the service and diffusers load.
+    A denoiser's run ends with a checkpoint folder, OUT/RECIPE/checkpoint, that the service and diffusers load; a LoRA's
+    with a file, OUT/RECIPE/lora.safetensors.
 
     Raises:
         InvalidRequest: no such recipe or setting.
@@ -48,6 +49,12 @@ def run(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool, 
     if resume:
         trainer.resume()
     trainer.run(report)
+    if isinstance(config, LoraConfig) and world()[0] == 0:
+        from training.lora import LoraObjective, base_entry, release_lora
+
+        assert isinstance(objective, LoraObjective)
+        with trainer.ema.swapped(objective.module):
+            release_lora(objective, config, base_entry(config, out), folder)
     if isinstance(config, DenoiserConfig) and world()[0] == 0:
         from training.latent_colours import fit_latent_colours
         from training.objectives.denoise import DenoiseObjective
@@ -64,6 +71,8 @@ def build_objective(config: Config, data: Path, folder: Path, report: Report) ->
     """The objective a config names, on its data, for the run in `folder`."""
     out = folder.parent
     cache = out / "cache"
+    if isinstance(config, LoraConfig):
+        return _lora_objective(config, data, folder, report)
     if isinstance(config, DenoiserConfig):
         from model.decode import decode
         from training.objectives.denoise import DenoiseObjective
@@ -90,3 +99,20 @@ def build_objective(config: Config, data: Path, folder: Path, report: Report) ->
     towers = ContrastiveObjective(config, clips)
     towers.tokenizer.save_pretrained(folder / "tokenizer")
     return towers
+
+
+def _lora_objective(config: LoraConfig, data: Path, folder: Path, report: Report) -> Objective:
+    """The objective of a LoRA's run, on its base."""
+    from model.decode import decode
+    from training.footage import camera_examples
+    from training.lora import LoraObjective, base_entry, hold_to_base, load_base
+
+    device, out = join(), folder.parent
+    entry = base_entry(config, out)
+    folder.mkdir(parents=True, exist_ok=True)
+    hold_to_base(folder, entry)
+    base = load_base(config, entry)
+    with first_alone():
+        examples = camera_examples(config, base, data, out, report)
+    base.unet.to(device)
+    return LoraObjective(config, base.unet, examples, lambda latents: decode(base.vae, latents, 7))

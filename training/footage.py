@@ -10,8 +10,10 @@ from pathlib import Path
 
 from torch import nn
 
+from model.checkpoint import Checkpoint
+from model.conditioners import VisionTower
 from model.errors import DataError
-from training.config import DenoiserConfig, EndsData, FilmData, OrbitData, PromptedData
+from training.config import DenoiserConfig, EndsData, FilmData, LoraConfig, OrbitData, PromptedData
 from training.data.camera import camera_clips
 from training.data.frames import Clip, load_clips, thinned
 from training.data.latents import LatentClip, encode_clips
@@ -21,6 +23,7 @@ from training.data.split import refuse_held_out
 from training.data.starter import Item, load_items
 from training.motion import MotionMap
 from training.objectives.batch import Examples
+from training.objectives.examples.camera import CameraExamples
 from training.objectives.examples.ends import EndsExamples
 from training.objectives.examples.film import FilmExamples
 from training.objectives.examples.orbits import OrbitExamples
@@ -67,6 +70,40 @@ def examples_of(config: DenoiserConfig, network: nn.Module, data: Path, out: Pat
     return footage.ends(wanted, network)
 
 
+def camera_examples(config: LoraConfig, base: Checkpoint, data: Path, out: Path, report: Report) -> Examples:
+    """Clips of the camera motions that a LoRA is to learn, as its base's frozen networks see them.
+
+    Args:
+        data: the dataset folder, whose photographs and film frames the camera moves over.
+        out: the folder of runs.
+
+    Raises:
+        DataError: the folder holds nothing to train on, or a motion that no clip can have.
+    """
+    wanted, cache = config.data, out / "cache"
+    made = camera_clips(
+        data,
+        camera_sources(training_items(data)),
+        cache,
+        config.height,
+        config.width,
+        count=wanted.clips,
+        frames=config.num_frames,
+        seed=config.optim.seed,
+        motions=wanted.motions,
+    )
+    if not made:
+        raise DataError(f"{data} has no footage to move a camera over")
+    assert isinstance(base.conditioners, VisionTower)
+    clips = encode_clips([clip for clip, _ in made], base.vae, base.conditioners.encoder, cache, (1,), report)
+    return CameraExamples(config, clips, base.vae, MotionMap())
+
+
+def camera_sources(items: list[Item]) -> list[Item]:
+    """What the virtual camera moves over: photographs are few and film frames many, so each stands for several."""
+    return items + [item for item in items if item.kind == "photo"] * 3
+
+
 class _Footage:
     """A dataset folder at one size, with the frozen networks that read it."""
 
@@ -105,8 +142,7 @@ class _Footage:
     def prompted(self, wanted: PromptedData) -> Examples:
         items, config = training_items(self.data), self.config
         film = self.encoded(self.film(items, wanted.keep_every), wanted.strides)
-        # Photographs are few and film frames many; each photograph stands for several shots.
-        sources = items + [item for item in items if item.kind == "photo"] * 3
+        sources = camera_sources(items)
         made = camera_clips(
             self.data, sources, self.cache, *self.size, count=wanted.camera_clips, frames=config.num_frames, seed=0
         )

@@ -69,8 +69,8 @@ def _home(lora: LoraEntry, entries: Sequence[ModelEntry]) -> ModelEntry:
     if len(chosen) != 1:
         which = ", ".join(entry.name for entry in able) or "none that could"
         raise InvalidRequest(
-            f"no one checkpoint can be told to take the LoRA {lora.name!r} (trained on {lora.base or 'an unnamed one'}); "
-            f"served: {which}. Name the one it is for with --model",
+            f"it cannot be told which checkpoint the LoRA {lora.name!r} is for (trained on: {lora.base or 'not said'}); "
+            f"served: {which}. Name its checkpoint alone with --model",
             param="lora",
         )
     return chosen[0]

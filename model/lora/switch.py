@@ -104,7 +104,9 @@ def with_loras(inner: Denoiser, unet: Any, loras: Mapping[str, Lora]) -> Denoise
     """The denoiser, able to apply these; itself where there are none."""
     if not loras:
         return inner
-    return (AdaptedReuse if isinstance(inner, ReusingDenoiser) else AdaptedDenoiser)(inner, unet, loras)
+    if isinstance(inner, ReusingDenoiser):
+        return AdaptedReuse(inner, unet, loras)
+    return AdaptedDenoiser(inner, unet, loras)
 
 
 def switching_bytes(unet: Any, loras: Mapping[str, Lora]) -> int:

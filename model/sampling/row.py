@@ -26,7 +26,7 @@ from model.shapes import LatentShape
 
 @dataclass(frozen=True, slots=True)
 class BatchKey:
-    """What rows must have in common to share a denoiser call: checkpoint, latent shape, dtype, and LoRA with strength."""
+    """What rows must have in common to share a denoiser call: checkpoint, latent shape, dtype, LoRA and strength."""
 
     model: str
     latent: LatentShape
