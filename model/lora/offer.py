@@ -69,7 +69,7 @@ def _home(lora: LoraEntry, entries: Sequence[ModelEntry]) -> ModelEntry:
     if len(chosen) != 1:
         which = ", ".join(entry.name for entry in able) or "none that could"
         raise InvalidRequest(
-            f"it cannot be told which checkpoint the LoRA {lora.name!r} is for (trained on: {lora.base or 'not said'}); "
+            f"it cannot be told which checkpoint the LoRA {lora.name!r} (of {lora.base or 'an unnamed one'}) is for; "
             f"served: {which}. Name its checkpoint alone with --model",
             param="lora",
         )
