@@ -52,12 +52,12 @@ def mini_video() -> DenoiserConfig:
     first = mini_image()
     return dataclasses.replace(
         first,
-        optim=dataclasses.replace(first.optim, iterations=1400, warmup=60, lr=1e-3, ema_decay=0.998, seed=11),
+        optim=dataclasses.replace(first.optim, iterations=800, warmup=60, lr=1e-3, ema_decay=0.997, seed=11),
         init="mini-image",
         p_mean=0.5,
         p_std=1.6,
         time_only_until=0,
-        window_until=1400,
+        window_until=800,
         data=JOINT,
     )
 
