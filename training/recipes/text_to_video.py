@@ -67,7 +67,7 @@ def mini_text_to_video() -> DenoiserConfig:
     second = mini_video()
     return dataclasses.replace(
         second,
-        optim=dataclasses.replace(second.optim, iterations=900, lr=6e-4, ema_decay=0.998, seed=12),
+        optim=dataclasses.replace(second.optim, iterations=700, lr=6e-4, ema_decay=0.998, seed=12),
         init="mini-video",
         p_mean=0.8,
         p_std=1.6,
