@@ -128,5 +128,5 @@ async def test_an_idempotency_key_tells_loras_apart(tmp_path: Path) -> None:
         again = await client.post("/generate/image-to-video", files=files, headers=headers)
         assert first.json()["id"] == again.json()["id"]
         other = await client.post("/generate/image-to-video", files={**files, "lora": (None, "tilt")}, headers=headers)
-        assert (other.status_code, error_of(other).type) == (409, "conflict_error")
+        assert (other.status_code, error_of(other).type) == (409, "conflict")
         assert len(engine.requests) <= 1
