@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from model.backends.makers import check_lora, with_usable_loras
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
-from model.lora.offer import offer
+from model.lora.entry import LoraUse, describe_lora
+from model.lora.offer import adding, offer
 from model.tasks import task
 
 LAYER = "unet.a.temporal_transformer_blocks.0.attn1.to_q"
@@ -68,3 +70,18 @@ def test_a_name_twice_or_a_path_that_is_not_there_is_refused(tmp_path: Path) -> 
     for given in ("nowhere.safetensors", f"a={tmp_path}"):
         with pytest.raises(InvalidRequest, match="is no file"):
             offer([entry("one")], [given])
+
+
+@pytest.mark.parametrize("backend", ["torch-graphed", "onnxruntime", "tensorrt"])
+def test_a_backend_that_cannot_apply_it_refuses_with_the_remedy(tmp_path: Path, backend: str) -> None:
+    one = adding(entry("one"), describe_lora(lora(tmp_path, "pan")))
+    wanted = LoraUse("pan", one.loras[0].version, 1.0)
+    with pytest.raises(InvalidRequest, match=f"one runs on {backend}.* --denoiser torch") as caught:
+        check_lora(one, backend, wanted)
+    assert (caught.value.code, caught.value.param) == ("lora_unsupported", "lora")
+    check_lora(one, backend, None)
+    for able in ("torch", "torch-compiled"):
+        check_lora(one, able, wanted)
+        assert with_usable_loras(one, able) is one
+    served = replace(one, exported=True) if backend == "tensorrt" else one
+    assert with_usable_loras(served, backend).loras == ()
