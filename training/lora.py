@@ -148,7 +148,8 @@ def load_base(config: LoraConfig, entry: ModelEntry) -> Checkpoint:
 def hold_to_base(folder: Path, entry: ModelEntry) -> None:
     """Write down which base a run is for; refuse to go on with another. Raises DataError."""
     path, pinned = folder / _BASE, f"{entry.name}@{entry.version}"
-    if path.exists() and (was := json.loads(path.read_text())["base"]) != pinned:
+    began = (folder / "state.pt").exists() and path.exists()
+    if began and (was := json.loads(path.read_text())["base"]) != pinned:
         raise DataError(f"{folder} is a run on {was}, and {entry.path} is {pinned}: start a new folder")
     if world()[0] == 0:
         path.write_text(json.dumps({"base": pinned}) + "\n")

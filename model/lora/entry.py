@@ -86,7 +86,7 @@ def lora_use(pinned: str | None, scale: float | None) -> LoraUse | None:
     found = _PINNED.fullmatch(pinned)
     if found is None:
         raise InvalidRequest(f"lora must be NAME@VERSION in complete settings, not {pinned!r}", param="lora")
-    return LoraUse(found[1], found[2], scale)
+    return LoraUse(found[1], found[2], float(scale))
 
 
 def choose_lora(asked: str, offered: tuple[LoraEntry, ...], model: str) -> LoraEntry:
