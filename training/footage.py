@@ -81,6 +81,7 @@ def camera_examples(config: LoraConfig, base: Checkpoint, data: Path, out: Path,
         DataError: the folder holds nothing to train on, or a motion that no clip can have.
     """
     wanted, cache = config.data, out / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
     made = camera_clips(
         data,
         camera_sources(training_items(data)),
