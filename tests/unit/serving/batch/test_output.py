@@ -1,0 +1,62 @@
+"""Files that are whole or absent, and records that are made once."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from serving.batch.output import Output
+
+
+@pytest.fixture(params=["local", "memory"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Output:
+    """On a disk, and on a filesystem that only fsspec knows."""
+    if request.param == "memory":
+        fsspec.filesystem("memory").store.clear()
+        return Output("memory://out")
+    return Output(str(tmp_path / "out"))
+
+
+def test_files_are_written_read_replaced_and_removed(output: Output) -> None:
+    assert output.get("videos/a.mp4") is None
+    assert list(output.names("videos")) == []
+    output.put("videos/a.mp4", b"one")
+    output.put("videos/a.mp4", b"two")
+    assert output.get("videos/a.mp4") == b"two"
+    assert list(output.names("videos")) == ["a"]
+    output.remove("videos/a.mp4")
+    output.remove("videos/a.mp4")
+    assert output.get("videos/a.mp4") is None
+
+
+def test_a_record_is_made_once(output: Output) -> None:
+    assert output.put_once("records/a.json", b"first")
+    assert not output.put_once("records/a.json", b"second")
+    assert output.get("records/a.json") == b"first"
+
+
+def test_of_many_at_once_one_makes_the_record(tmp_path: Path) -> None:
+    output = Output(str(tmp_path))
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(20):
+            name = f"records/{number}.json"
+            made = list(pool.map(lambda data, name=name: output.put_once(name, data), [b"%d" % n for n in range(8)]))
+            assert sum(made) == 1
+            assert output.get(name) == b"%d" % made.index(True)
+
+
+def test_nothing_but_whole_files_is_seen_and_old_parts_are_swept(tmp_path: Path) -> None:
+    output = Output(str(tmp_path))
+    output.put("videos/a.mp4", b"one")
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a.mp4"]
+    old, young = tmp_path / ".parts" / "b.mp4.1", tmp_path / ".parts" / "c.mp4.1"
+    for part in (old, young):
+        part.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    output.sweep()
+    assert [path.name for path in (tmp_path / ".parts").iterdir()] == ["c.mp4.1"]
