@@ -24,6 +24,8 @@ PICTURES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", "
 """Files of a folder that are rows."""
 _PARQUET_ROWS: Final = 256
 _SHARD: Final = re.compile(r"(\d+)/(\d+)")
+_PROTOCOLS: Final = {"s3": "s3", "s3a": "s3", "http": "batch", "https": "batch"}
+"""Which extra brings what opens a URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +140,15 @@ def filesystem_of(url: str) -> tuple[Any, str]:
 
     Raises:
         MissingExtra: the protocol's package is not installed.
-        InvalidRequest: no such protocol.
+        InvalidRequest: no such protocol, or one whose package none of our extras brings; the message names it.
     """
+    protocol = url.partition("://")[0]
     try:
         filesystem, path = url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
-        raise MissingExtra(f"{url.partition('://')[0]}://", "s3") from error
+        if protocol in _PROTOCOLS:
+            raise MissingExtra(f"{protocol}://", _PROTOCOLS[protocol]) from error
+        raise InvalidRequest(f"{url}: {error}", code="url_not_allowed") from error
     except ValueError as error:
         raise InvalidRequest(f"{url}: {error}", code="url_not_allowed") from error
     return filesystem, cast(str, path)
@@ -169,7 +174,7 @@ def _json_rows(url: str) -> Iterator[RawRow]:
     for number, line in enumerate(_lines(url), 1):
         try:
             values = json.loads(line)
-        except ValueError as error:  # also what is no UTF-8
+        except (ValueError, RecursionError) as error:  # also what is no UTF-8
             yield _unreadable(number, f"the line is not valid JSON: {error}", line)
             continue
         if isinstance(values, dict):
@@ -182,19 +187,34 @@ def _unreadable(number: int, why: str, line: bytes) -> RawRow:
     return RawRow(number, {}, InvalidRequest(why, code="malformed_row"), line.decode(errors="replace"))
 
 
-def _csv_records(url: str) -> Iterator[list[str]]:
+def _csv_records(url: str) -> Iterator[list[str] | csv.Error]:
     filesystem, path = filesystem_of(url)
     with filesystem.open(path, "rb") as file, io.TextIOWrapper(file, "utf-8-sig", "replace", newline="") as text:
-        yield from (record for record in csv.reader(text) if record)
+        records = csv.reader(text)
+        while True:
+            try:
+                record = next(records)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield error
+                continue
+            if record:
+                yield record
 
 
 def _csv_rows(url: str) -> Iterator[RawRow]:
     records = _csv_records(url)
-    head = [name.strip() for name in next(records, [])]
+    first = next(records, [])
+    if isinstance(first, csv.Error):
+        raise DataError(f"{url} has no head that can be read: {first}", param="manifest")
+    head = [name.strip() for name in first]
     if len(set(head)) < len(head):
         raise DataError(f"{url} has a column twice: {', '.join(head)}", param="manifest")
     for number, record in enumerate(records, 1):
-        if len(record) > len(head):
+        if isinstance(record, csv.Error):
+            yield RawRow(number, {}, InvalidRequest(f"the row cannot be read: {record}", code="malformed_row"))
+        elif len(record) > len(head):
             why = f"the row has {len(record)} cells, its head names {len(head)}"
             yield RawRow(number, {}, InvalidRequest(why, code="malformed_row"), ",".join(record))
         else:

@@ -14,12 +14,14 @@ The record is what makes a row complete, and can be made once: two workers at th
 from __future__ import annotations
 
 import errno
+import io
 import os
 import posixpath
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 from uuid import uuid4
 
 from model.errors import StorageFull
@@ -61,7 +63,23 @@ class Output:
         if self._local is None:
             self._fs.pipe_file(self._path(name), data)
             return
-        part = self._part(name, data)
+        part = self._part(name, io.BytesIO(data))
+        try:
+            part.replace(self._local / name)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def put_file(self, name: str, source: Path) -> None:
+        """Write a file that lies on this machine's disk; as `put`, but it is never in memory as a whole.
+
+        Raises:
+            StorageFull: no room; nothing of the file is left.
+        """
+        if self._local is None:
+            self._fs.put_file(str(source), self._path(name))
+            return
+        with source.open("rb") as data:
+            part = self._part(name, data)
         try:
             part.replace(self._local / name)
         finally:
@@ -75,7 +93,7 @@ class Output:
         """
         if self._local is None:
             return self._create(name, data)
-        part = self._part(name, data)
+        part = self._part(name, io.BytesIO(data))
         try:
             os.link(part, self._local / name)
         except FileExistsError:
@@ -127,22 +145,20 @@ class Output:
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
 
-    def _part(self, name: str, data: bytes) -> Path:
+    def _part(self, name: str, data: BinaryIO) -> Path:
         """The data under a name of its own, on the same disk and synced to it."""
         assert self._local is not None
         (self._local / name).parent.mkdir(parents=True, exist_ok=True)
         part = self._local / _PARTS / f"{posixpath.basename(name)}.{uuid4().hex}"
         try:
             with part.open("wb") as file:
-                file.write(data)
+                shutil.copyfileobj(data, file)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             part.unlink(missing_ok=True)
             if error.errno in _FULL:
-                raise StorageFull(
-                    f"no space left in {self.url} for {name} ({len(data)} bytes); free some and run again"
-                ) from error
+                raise StorageFull(f"no space left in {self.url} for {name}; free some and run again") from error
             raise
         return part
 

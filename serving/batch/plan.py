@@ -25,7 +25,13 @@ class Plan:
 
 
 def plan(
-    nodes: Sequence[Mapping[str, float]], *, cores: int, device: str, workers: int | None, threads: int | None
+    nodes: Sequence[Mapping[str, float]],
+    *,
+    cores: int,
+    device: str,
+    workers: int | None,
+    threads: int | None,
+    deterministic: bool = False,
 ) -> Plan:
     """Lay out the workers.
 
@@ -37,6 +43,7 @@ def plan(
         device: of the engines; `auto` takes GPUs where there are any.
         workers: asked for; None for one a GPU, or one a machine.
         threads: asked for, of each engine.
+        deterministic: engines take the threads that one alone would, since their number changes the last bits.
 
     Raises:
         InvalidRequest: GPUs are asked for and there are none, or more workers than GPUs.
@@ -58,5 +65,5 @@ def plan(
         count,
         int(spare) if spare >= 2 else min(max(spare, 0.01), 0.99),
         0,
-        threads or max(1, min(cores, smallest) // each),
+        threads or max(1, min(cores, smallest) // (1 if deterministic else each)),
     )

@@ -87,24 +87,20 @@ class RowRenderer:
 
     async def render(self, line: Line) -> Result:
         """Bring one row to its end; an error of the row is its result, not raised."""
+        ask: Ask | None = None
         try:
             if line.fault is not None:
-                raise line.fault
+                return await self._failed(failure(line.row, line.id, line.fault))
             ask = read_row(json.loads(line.text), self._work.reading, strict=line.strict)
-        except StillmotionError as error:
-            return await self._failed(failure(line.row, line.id, error))
-        known = await self._known(line.row, ask)
-        if known is not None:
-            return known
-        async with self._room:
-            try:
+            known = await self._known(line.row, ask)
+            if known is not None:
+                return known
+            async with self._room:
                 return await self._try(line.row, ask)
-            except StillmotionError as error:
-                return failure(line.row, ask.id, error, ask)
-            except Exception as error:  # noqa: BLE001 - the boundary: one row's surprise must not stop the others
-                _log.exception("row %d met an unexpected error", line.row)
-                told = GenerationFailed(f"{type(error).__name__}: {error}", code="internal_error")
-                return failure(line.row, ask.id, told, ask)
+        except InvalidRequest as error:
+            return await self._failed(failure(line.row, line.id, error))
+        except Exception as error:  # noqa: BLE001 - the boundary: one row's surprise must not stop the others
+            return failure(line.row, line.id if ask is None else ask.id, _expected(error), ask)
 
     async def _known(self, row: int, ask: Ask) -> Result | None:
         """The result of a row that is complete."""
@@ -126,15 +122,16 @@ class RowRenderer:
             return await self._failed(failure(row, ask.id, _lost_with(lost), ask, lost))
         while True:
             attempt += 1
-            mark = json.dumps({"run": self._work.run, "count": attempt}).encode()
+            mark = json.dumps({"run": self._work.run, "lost": lost + 1}).encode()  # if nobody comes to remove it
             await asyncio.to_thread(self._output.put, marker, mark)
             try:
                 result = await self._once(row, ask, attempt)
-            except (GenerationFailed, InvalidRequest) as error:
-                if not _may_pass(error) or attempt > lost + self._work.retries:
-                    result = await self._failed(failure(row, ask.id, error, ask, attempt))
+            except Exception as error:  # noqa: BLE001 - a store that does not answer has errors of its own, and may again
+                problem = _expected(error)
+                if not _may_pass(problem) or attempt > lost + self._work.retries:
+                    result = await self._failed(failure(row, ask.id, problem, ask, attempt))
                 else:
-                    _log.warning("row %d (%s) is tried again: %s", row, ask.id, error.message)
+                    _log.warning("row %d (%s) is tried again: %s", row, ask.id, problem.message)
                     await asyncio.sleep(pause)
                     pause *= 2
                     continue
@@ -147,7 +144,7 @@ class RowRenderer:
         if mark is None:
             return 0
         values = json.loads(mark)
-        return int(values["count"]) if values["run"] == self._work.run else 0
+        return int(values["lost"]) if values["run"] == self._work.run else 0
 
     async def _once(self, row: int, ask: Ask, attempt: int) -> Result:
         began = time.perf_counter()
@@ -211,6 +208,14 @@ class RowRenderer:
                 _log.warning("the engine broke; another is started")
                 await broken.stop()
                 await self.start()
+
+
+def _expected(error: Exception) -> StillmotionError:
+    """One of ours; others are told by their type."""
+    if isinstance(error, StillmotionError):
+        return error
+    _log.error("an unexpected error", exc_info=error)
+    return GenerationFailed(f"{type(error).__name__}: {error}", code="internal_error")
 
 
 def _may_pass(error: StillmotionError) -> bool:

@@ -121,7 +121,7 @@ def entry_for(name: str | None, task_name: str, entries: tuple[ModelEntry, ...])
 
 def as_json(values: Mapping[str, Any]) -> str:
     """A row as text, on its way to a worker; pictures given as bytes become base64."""
-    return json.dumps(values, default=_plain, ensure_ascii=False)
+    return json.dumps(values, default=_plain)
 
 
 def name_of(given: Any) -> str | None:
@@ -206,7 +206,10 @@ def _picture(name: str, given: Any, base: str) -> bytes | str:
     if isinstance(given, bytes):
         return given
     if isinstance(given, dict) and isinstance(given.get("data"), str):
-        return base64.b64decode(given["data"])
+        try:
+            return base64.b64decode(given["data"], validate=True)
+        except ValueError as error:
+            raise InvalidRequest(f"{name} is not base64: {error}", param=name) from error
     raise InvalidRequest(f"{name} must be a path, a URL or a picture's bytes", param=name)
 
 

@@ -16,8 +16,9 @@ from model.catalog import ModelEntry, zoo
 from model.errors import GenerationFailed, InvalidRequest, StorageFull
 from serving.batch.cluster import cluster, load_ray
 from serving.batch.ledger import Ledger
+from serving.batch.lines import Names
 from serving.batch.manifest import Manifest, Portion, open_manifest
-from serving.batch.output import FAILURES, Output
+from serving.batch.output import FAILURES, RECORDS, Output
 from serving.batch.plan import Plan, plan
 from serving.batch.renderer import Work
 from serving.batch.result import Result
@@ -154,6 +155,7 @@ def run(batch: Batch, report: Report) -> Summary:
     manifest = open_manifest(batch.manifest)
     output = Output(batch.out)
     output.sweep()
+    next(manifest.rows(Portion(limit=1)), None)  # what is wrong with the file as a whole is told before Ray is started
     total = batch.portion.count(manifest.count())
     with Ledger() as ledger:
         try:
@@ -177,7 +179,8 @@ def _consume(
     laid_out = _laid_out(ray, batch)
     gate = ray.remote(num_cpus=0, max_restarts=-1)(Gate).remote()
     ahead = max(_AHEAD, 4 * batch.in_flight * laid_out.workers)
-    feed = Feed(manifest, batch.portion, batch.reading(manifest), batch.out, gate, ahead)
+    done = ray.put(Names(output.names(RECORDS)))
+    feed = Feed(manifest, batch.portion, batch.reading(manifest), done, gate, ahead)
     results = _rendered(read_manifest(feed), batch, batch.reading(manifest), laid_out)
     failed_before = set(output.names(FAILURES))
     for result in _each(results):
@@ -234,7 +237,14 @@ def _rendered(dataset: Dataset, batch: Batch, reading: Reading, laid_out: Plan) 
 def _laid_out(ray: Any, batch: Batch) -> Plan:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     settings = batch.settings
-    return plan(nodes, cores=usable_cores(), device=settings.device, workers=batch.workers, threads=settings.threads)
+    return plan(
+        nodes,
+        cores=usable_cores(),
+        device=settings.device,
+        workers=batch.workers,
+        threads=settings.threads,
+        deterministic=settings.deterministic,
+    )
 
 
 @contextmanager
@@ -274,6 +284,6 @@ def write_all(ledger: Ledger, output: Output, portion: Portion) -> tuple[str, ..
     names = []
     for path in (jsonl, parquet):
         name = f"results{mark}{path.suffix}"
-        output.put(name, path.read_bytes())
+        output.put_file(name, path)
         names.append(name)
     return (*names, *write_pages(ledger, output, mark))

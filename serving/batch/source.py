@@ -19,7 +19,6 @@ from ray.data.datasource import Datasource
 
 from serving.batch.lines import Line, Names, in_blocks, read_lines
 from serving.batch.manifest import Manifest, Portion
-from serving.batch.output import RECORDS, Output
 from serving.batch.rows import Reading
 
 _COMPLETE_TOGETHER = 256
@@ -56,8 +55,11 @@ class Gate:
 class Feed:
     """What the reading task does; the same whenever it is done again.
 
+    Were it to ask for itself which rows are complete, a second go would make other blocks of the same rows, and Ray,
+    which passes over as many blocks as it had, would lose or repeat some.
+
     Args:
-        out: where complete rows have their records.
+        done: Ray's reference to the Names of rows that were complete when the run began.
         gate: a handle of Gate.
         ahead: rows that may be read and not have ended.
     """
@@ -65,13 +67,13 @@ class Feed:
     manifest: Manifest
     portion: Portion
     reading: Reading
-    out: str
+    done: Any
     gate: Any
     ahead: int
 
     def __call__(self) -> Iterator[pa.Table]:
         """Blocks of rows."""
-        done = Names(Output(self.out).names(RECORDS))
+        done: Names = ray.get(self.done)
         read, room = 0, self.ahead
         for block in in_blocks(read_lines(self.manifest, self.portion, self.reading), done, _COMPLETE_TOGETHER):
             while read >= room:

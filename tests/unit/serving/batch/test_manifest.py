@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 import tracemalloc
 from itertools import islice
 from pathlib import Path
@@ -12,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.errors import DataError, InvalidRequest, MissingExtra
+from model.errors import DataError, InvalidRequest
 from serving.batch.lines import Names, Seen, in_blocks, read_lines
 from serving.batch.manifest import Portion, open_manifest
+from tests.conftest import ROOT
 from tests.unit.serving.batch.support import BAD_ROWS, GOOD, reading, stills, write_bad_manifest
 
 pa = pytest.importorskip("pyarrow")
@@ -90,8 +93,23 @@ def test_what_is_no_manifest_is_told(tmp_path: Path) -> None:
     for name in ("broken.parquet", "twice.csv"):
         with pytest.raises(DataError):
             list(open_manifest(str(tmp_path / name)).rows())
-    with pytest.raises((MissingExtra, InvalidRequest)):
+    with pytest.raises(InvalidRequest, match="nosuch"):
         open_manifest("nosuch://bucket/manifest.jsonl")
+
+
+def test_a_protocol_without_its_package_is_told_with_what_brings_it(tmp_path: Path) -> None:
+    """Asked of an interpreter in which s3fs and dropbox's package cannot be imported."""
+    code = (
+        "import sys; sys.modules['s3fs'] = sys.modules['dropboxdrivefs'] = None\n"
+        "from serving.batch.manifest import filesystem_of\n"
+        "for url in ('s3://bucket/m.jsonl', 'dropbox://m.jsonl'):\n"
+        "    try:\n        filesystem_of(url)\n"
+        "    except Exception as error:\n        print(type(error).__name__, error)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    first, second = told.splitlines()
+    assert first == "MissingExtra s3:// needs the [s3] extra: pip install 'stillmotion-server[s3]'"
+    assert second.startswith("InvalidRequest dropbox://m.jsonl")
 
 
 def test_every_bad_row_is_told_with_its_column(tmp_path: Path) -> None:
@@ -122,6 +140,21 @@ def test_a_csv_row_with_too_many_cells_is_a_fault_of_that_row(tmp_path: Path) ->
     assert [line.code for line in lines] == ["", "malformed_row", ""]
 
 
+def test_rows_that_no_reader_expects_are_faults_and_the_others_go_on(tmp_path: Path) -> None:
+    deep, half = "[" * 100_000, r'{"image": "a.jpg", "\ud800": 1}'
+    (tmp_path / "m.jsonl").write_text("\n".join([deep, half, r'{"image": "\ud800.jpg", "seed": 1}', json.dumps(GOOD)]))
+    lines = list(read_lines(open_manifest(str(tmp_path / "m.jsonl")), Portion(), reading()))
+    assert [bool(line.code) for line in lines] == [True, True, True, False]
+    assert all(part.encode() is not None for line in lines for part in (line.text, line.message, line.column))
+    (tmp_path / "m.csv").write_text(f"image,seed\na.jpg,1\n{'x' * 200_000},2\nb.jpg,3\n")
+    lines = list(read_lines(open_manifest(str(tmp_path / "m.csv")), Portion(), reading()))
+    assert [(line.row, line.code) for line in lines] == [(1, ""), (2, "malformed_row"), (3, "")]
+    rows = [{"image": {"data": "no base64!"}, "seed": 1}, {"image": {"data": "aGVsbG8="}, "seed": 2}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
+    lines = list(read_lines(open_manifest(str(tmp_path / "m.parquet")), Portion(), reading()))
+    assert [(line.code, line.column) for line in lines] == [("invalid_value", "image"), ("", "")]
+
+
 @given(st.sets(st.text(max_size=8), max_size=60), st.sets(st.text(max_size=8), max_size=60))
 def test_names_is_a_set(there: set[str], asked: set[str]) -> None:
     names = Names(there)
@@ -139,16 +172,18 @@ def test_complete_rows_come_many_to_a_block_and_the_others_alone(tmp_path: Path)
 def test_reading_holds_no_more_of_a_long_manifest_than_of_a_short_one(tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     with path.open("w") as file:
-        file.writelines(f'{{"image": "{number}.jpg", "seed": {number}}}\n' for number in range(20_000))
+        long = {"image": "a.jpg", "metadata": {"note": "x" * 400}}
+        file.writelines(json.dumps({**long, "seed": number}) + "\n" for number in range(1_200))
     manifest = open_manifest(str(path))
     tracemalloc.start()
     try:
         peaks = []
         lines = read_lines(manifest, Portion(), reading())
+        assert sum(1 for _ in islice(lines, 400)) == 400  # what is loaded once
         for _ in range(2):
             tracemalloc.reset_peak()
-            assert sum(1 for _ in islice(lines, 10_000)) == 10_000
+            assert sum(1 for _ in islice(lines, 400)) == 400
             peaks.append(tracemalloc.get_traced_memory()[1])
     finally:
         tracemalloc.stop()
-    assert peaks[1] < peaks[0] + 1_000_000
+    assert peaks[1] < peaks[0] + 100_000  # 400 rows kept would be more

@@ -34,6 +34,14 @@ def test_files_are_written_read_replaced_and_removed(output: Output) -> None:
     assert output.get("videos/a.mp4") is None
 
 
+def test_a_file_from_the_disk_is_put_in_place(output: Output, tmp_path: Path) -> None:
+    source = tmp_path / "table"
+    for data in (b"one" * 1_000_000, b"two"):
+        source.write_bytes(data)
+        output.put_file("results.jsonl", source)
+        assert output.get("results.jsonl") == data
+
+
 def test_a_record_is_made_once(output: Output) -> None:
     assert output.put_once("records/a.json", b"first")
     assert not output.put_once("records/a.json", b"second")

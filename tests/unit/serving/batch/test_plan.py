@@ -13,6 +13,7 @@ LAPTOP = [{"CPU": 2.0}]
 def test_this_machine_has_one_engine_on_all_its_cores() -> None:
     assert plan(LAPTOP, cores=2, device="auto", workers=None, threads=None) == Plan(1, 0.99, 0, 2)
     assert plan(LAPTOP, cores=2, device="cpu", workers=2, threads=None) == Plan(2, 0.5, 0, 1)
+    assert plan(LAPTOP, cores=2, device="cpu", workers=2, threads=None, deterministic=True).threads == 2
     assert plan([{"CPU": 1.0}], cores=1, device="cpu", workers=1, threads=None) == Plan(1, 0.01, 0, 1)
     assert plan(LAPTOP, cores=2, device="cpu", workers=None, threads=5).threads == 5
 

@@ -96,7 +96,10 @@ def named(name: str, **changes: Any) -> dict[str, Any]:
 
 
 async def test_a_row_leaves_a_video_a_thumbnail_and_then_its_record(setup: Setup) -> None:
-    setup.engine.at_submit = lambda _: setup.files("attempts") == ["a.json"] or pytest.fail("no attempt is marked")
+    def marked(_: EngineRequest) -> None:
+        assert json.loads((setup.folder / "out/attempts/a.json").read_bytes()) == {"run": setup.work.run, "lost": 1}
+
+    setup.engine.at_submit = marked
     (result,) = await setup.render(named("a", seed=5))
     assert (result.status, result.seed, result.attempts, result.video) == ("completed", 5, 1, "videos/a.mp4")
     assert [setup.files(name) for name in ("videos", "thumbnails", "records", "failures", "attempts")] == [
@@ -191,14 +194,14 @@ async def test_a_row_that_takes_its_workers_down_is_given_up(setup: Setup) -> No
     """A worker that is lost leaves the mark of the attempt it was at, and comes back to the same row."""
     output = Output(setup.work.out)
     for count in range(1, LOSSES + 1):
-        output.put("attempts/a.json", json.dumps({"run": setup.work.run, "count": count}).encode())
+        output.put("attempts/a.json", json.dumps({"run": setup.work.run, "lost": count}).encode())
         (result,) = await setup.render(named("a"))
         if count < LOSSES:
             assert (result.status, result.attempts) == ("completed", count + 1)
             (setup.folder / "out/records/a.json").unlink()
         else:
             assert (result.status, result.error_code) == ("failed", "worker_lost")
-    output.put("attempts/a.json", json.dumps({"run": "an earlier run", "count": 9}).encode())
+    output.put("attempts/a.json", json.dumps({"run": "an earlier run", "lost": 9}).encode())
     (result,) = await setup.render(named("a"))
     assert (result.status, result.attempts) == ("completed", 1)
 
@@ -225,6 +228,9 @@ async def test_a_surprise_ends_one_row_only(setup: Setup) -> None:
     setup.engine.at_submit = surprise
     bad, good = await setup.render(named("a", seed=1), named("b", seed=2))
     assert (bad.status, bad.error_code, good.status) == ("failed", "internal_error", "completed")
+    assert bad.attempts == 3
+    assert setup.files("failures") == ["a.json"]
+    assert setup.files("attempts") == []
 
 
 async def test_a_fault_found_in_reading_is_recorded(setup: Setup) -> None:
