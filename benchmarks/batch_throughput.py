@@ -4,8 +4,8 @@
 
 The same still, seeds and settings; each video ends as an mp4 on the disk. Loading a checkpoint is left out everywhere:
 for the batch, time runs from its first row's fetch to its last row's record. The batch is run once for each number of
-CPU workers, which share the same cores. Then the plan of a thousand workers (benchmarks/batch_plan.py) is printed from
-the step and I/O times of the one-worker run.
+CPU workers, which share the same cores. Then `--rows` tiny rows of a tiny checkpoint tell what a row costs the driver,
+and the plan of a thousand workers (benchmarks/batch_plan.py) is printed from that and from the first run's I/O times.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from batch_plan import Measured, plan_table
+from batch_plan import Costs, plan_table
 
 from model.catalog import ModelEntry, find
+from model.checkpoint import build_random
 from model.image import fit_picture, open_picture
 from model.params import Params
+from model.presets import preset
+from model.tasks import task
 from model.video import encode_video
 from serving.batch import Batch, run
 from serving.batch.result import Result, parse
@@ -107,18 +111,29 @@ def diffusers_s(entry: ModelEntry, still: Path, asked: list[Params], folder: Pat
     return timed(lambda: [video(params) for params in asked])
 
 
-def measured(results: list[Result]) -> Measured:
+def driver_s(rows: int, still: Path, folder: Path) -> float:
+    """Seconds of the driver's processor time for a row: this process's own while tiny rows come in."""
+    sized = replace(preset("tiny"), height=32, width=32)
+    tiny = build_random(folder / "tiny", sized, task("image-to-video"), seed=0, num_frames=4)
+    manifest = folder / "tiny.jsonl"
+    row = {"image": str(still), "num_inference_steps": 1, "max_guidance_scale": 1.0}
+    manifest.write_text("".join(f"{json.dumps({**row, 'seed': seed})}\n" for seed in range(rows)))
+    seen: list[tuple[int, float]] = []
+    run(
+        Batch(manifest=str(manifest), out=str(folder / "tiny-out"), entries=(tiny,)),
+        lambda _, done, total: seen.append((done, time.process_time())) if total else None,
+    )
+    first, last = seen[rows // 4], seen[-1]
+    return (last[1] - first[1]) / (last[0] - first[0])
+
+
+def measured(results: list[Result], driver_s: float) -> Costs:
     """What the plan is made from: medians over the rows."""
 
     def median(*phases: str) -> float:
         return statistics.median(sum(float(getattr(one, f"{phase}_s")) for phase in phases) for one in results)
 
-    return Measured(
-        fetch_s=median("fetch"),
-        mux_s=median("mux"),
-        write_s=median("write"),
-        video_bytes=statistics.median(one.bytes for one in results),
-    )
+    return Costs(driver_s=driver_s, fetch_s=median("fetch"), mux_s=median("mux"), write_s=median("write"))
 
 
 def main() -> None:
@@ -128,6 +143,7 @@ def main() -> None:
     parser.add_argument("--still", type=Path, default=Path("docs/assets/still.jpg"))
     parser.add_argument("--videos", type=int, default=6)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
     entry, still = find(options.model), options.still.absolute()
@@ -145,7 +161,8 @@ def main() -> None:
             tell(f"stillmotion batch, {workers} worker{'s' if workers > 1 else ''}", seconds)
         tell("loop over our engine", loop_s(entry, still, asked, Path(scratch)))
         tell("loop over diffusers", diffusers_s(entry, still, asked, Path(scratch)))
-    print(f"\n{plan_table(measured(results))}")
+        costs = measured(results, driver_s(options.rows, still, Path(scratch)))
+    print(f"\n{costs}\n\n{plan_table(costs)}")
 
 
 if __name__ == "__main__":

@@ -152,6 +152,7 @@ def run(batch: Batch, report: Report) -> Summary:
         GenerationFailed: the cluster does not answer, or rows were lost; run it again.
         StorageFull: no room is left in the output folder.
     """
+    load_ray()
     manifest = open_manifest(batch.manifest)
     output = Output(batch.out)
     output.sweep()
@@ -163,7 +164,8 @@ def run(batch: Batch, report: Report) -> Summary:
                 report("starting the engines", 0, 0)
                 _consume(ray, batch, manifest, total, ledger, output, report)
         finally:
-            written = write_all(ledger, output, batch.portion)
+            if len(ledger) or not total:  # a run that came to nothing leaves the tables of the one before
+                written = write_all(ledger, output, batch.portion)
         lost = total - len(ledger)
         if lost:
             raise GenerationFailed(f"{lost} rows came to no end; run the same command again", code="rows_lost")
