@@ -111,7 +111,7 @@ class Command:
         assert self.process is not None
         while not condition():
             assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def kill(self) -> None:
         """SIGKILL of the driver alone; Ray's processes end by themselves."""
@@ -150,6 +150,12 @@ def records(out: Path) -> dict[str, tuple[int, bytes]]:
     folder = out / "records"
     found = list(folder.glob("*.json")) if folder.exists() else []
     return {path.stem: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
+
+
+def complete(out: Path) -> int:
+    """How many records there are."""
+    folder = out / "records"
+    return sum(1 for _ in folder.iterdir()) if folder.exists() else 0
 
 
 async def _ask(client: httpx.AsyncClient, row: Mapping[str, Any], stills: Path, seed: int) -> str:

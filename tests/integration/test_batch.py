@@ -26,6 +26,7 @@ from tests.integration.batch_support import (
     QUIET,
     Command,
     build_models,
+    complete,
     draw_stills,
     mixed_rows,
     over_the_api,
@@ -58,14 +59,14 @@ async def survive(entries: list[ModelEntry], folder: Path, *, rows: int, steps: 
     before = records(out)
     for kill in range(1, driver_kills + 1):
         batch.start()
-        batch.until(lambda wanted=kill * rows // (driver_kills + 2): len(records(out)) >= wanted)
+        batch.until(lambda wanted=kill * rows // (driver_kills + 2): complete(out) >= wanted)
         batch.kill()
         now = records(out)
         assert before.items() <= now.items(), "a row was done again"
         assert 0 < len(now) < rows
         before = now
     batch.start()
-    batch.until(lambda: len(records(out)) > len(before))
+    batch.until(lambda: complete(out) > len(before))
     batch.kill_worker()
     assert batch.wait() == 0, batch.log.read_text()
 
@@ -256,7 +257,7 @@ def test_a_million_rows_begin_within_a_minute_and_hold_no_more_memory(
     batch = command(entries[:1], manifest, out, tmp_path)
     began = time.monotonic()
     batch.start()
-    batch.until(lambda: len(records(out)) > 0)
+    batch.until(lambda: complete(out) > 0)
     first_s = time.monotonic() - began
     assert batch.process is not None
     family = psutil.Process(batch.process.pid)
@@ -264,10 +265,10 @@ def test_a_million_rows_begin_within_a_minute_and_hold_no_more_memory(
     def megabytes() -> float:
         return sum(one.memory_full_info().uss for one in (family, *family.children(recursive=True))) / 1e6
 
-    batch.until(lambda: len(records(out)) > 100)
-    before, rows_before = megabytes(), len(records(out))
-    batch.until(lambda: len(records(out)) > rows_before + 400)
-    after, rows_after = megabytes(), len(records(out))
+    batch.until(lambda: complete(out) > 100)
+    before, rows_before = megabytes(), complete(out)
+    batch.until(lambda: complete(out) > rows_before + 400)
+    after, rows_after = megabytes(), complete(out)
     batch.kill()
     print(
         f"first video after {first_s:.1f} s; {before:.0f} MB after {rows_before} rows, {after:.0f} after {rows_after}"
