@@ -20,8 +20,6 @@ from model.errors import InvalidRequest, StillmotionError
 from serving.batch.manifest import Manifest, Portion, RawRow
 from serving.batch.rows import Reading, as_json, name_of, read_row
 
-COLUMNS = ("row", "id", "strict", "text", "code", "message", "column")
-
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -140,8 +138,8 @@ def _digest(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
-def in_blocks(lines: Iterable[Line], done: Names, most: int) -> Iterator[list[Line]]:
-    """One row a block, so that a lost worker costs least; rows that are complete come many to a block."""
+def in_packets(lines: Iterable[Line], done: Names, most: int) -> Iterator[list[Line]]:
+    """One row a packet, so that a lost worker costs least; rows that are complete come many to a packet."""
     complete: list[Line] = []
     for line in lines:
         if line.id not in done or line.code:

@@ -28,6 +28,8 @@ from serving.engine.settings import EngineSettings, usable_cores
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+    from serving.batch.worker import Worker
+
 Report = Callable[[str, int, int], None]
 """Told of progress: what, how many rows are done, of how many."""
 
@@ -136,7 +138,9 @@ def render(
         in_flight=in_flight,
         retries=retries,
     )
-    return _rendered(dataset, batch, Reading(batch.entries, batch.defaults), _laid_out(ray, batch))
+    from serving.batch.worker import Worker
+
+    return _rendered(dataset, batch, Reading(batch.entries, batch.defaults), _laid_out(ray, batch), Worker)
 
 
 def run(batch: Batch, report: Report) -> Summary:
@@ -177,13 +181,14 @@ def _consume(
 ) -> None:
     """Run the dataset; note each result as it comes."""
     from serving.batch.source import Feed, Gate, read_manifest
+    from serving.batch.worker import PacketWorker
 
     laid_out = _laid_out(ray, batch)
     gate = ray.remote(num_cpus=0, max_restarts=-1)(Gate).remote()
     ahead = max(_AHEAD, 4 * batch.in_flight * laid_out.workers)
     done = ray.put(Names(output.names(RECORDS)))
     feed = Feed(manifest, batch.portion, batch.reading(manifest), done, gate, ahead)
-    results = _rendered(read_manifest(feed), batch, batch.reading(manifest), laid_out)
+    results = _rendered(read_manifest(feed), batch, feed.reading, laid_out, PacketWorker)
     failed_before = set(output.names(FAILURES))
     for result in _each(results):
         if result.error_code == StorageFull.code:
@@ -201,14 +206,14 @@ def _told(ledger: Ledger) -> str:
 
 
 def _each(results: Dataset) -> Iterator[Result]:
+    from serving.batch.tables import unpacked
+
     for table in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from (Result(**values) for values in table.to_pylist())
+        yield from unpacked(table)
 
 
-def _rendered(dataset: Dataset, batch: Batch, reading: Reading, laid_out: Plan) -> Dataset:
+def _rendered(dataset: Dataset, batch: Batch, reading: Reading, laid_out: Plan, worker: type[Worker]) -> Dataset:
     from ray.data import ActorPoolStrategy
-
-    from serving.batch.worker import Worker
 
     settings = replace(
         batch.settings,
@@ -221,7 +226,7 @@ def _rendered(dataset: Dataset, batch: Batch, reading: Reading, laid_out: Plan) 
     # Twice as many calls as rows in work: the pictures of those that come next are fetched meanwhile.
     calls = 2 * batch.in_flight
     return dataset.map_batches(
-        Worker,
+        worker,
         fn_constructor_args=(work,),
         batch_size=None,
         batch_format="pyarrow",
@@ -251,12 +256,15 @@ def _laid_out(ray: Any, batch: Batch) -> Plan:
 
 @contextmanager
 def _quiet(ray: Any) -> Iterator[None]:
-    """Ray Data's own bars and lines off, and blocks as they are: a row a block is what retries and progress go by."""
+    """Ray Data's own bars and lines off, and a block of every row: retries and progress go by packets.
+
+    Without a size to cut blocks by, Ray Data holds them back until all rows are read.
+    """
     context = ray.data.DataContext.get_current()
     changed = {
         "enable_progress_bars": False,
         "print_on_execution_start": False,
-        "target_max_block_size": None,
+        "target_max_block_size": 1,
         "target_min_block_size": 0,
     }
     before = {name: getattr(context, name) for name in changed}

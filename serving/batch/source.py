@@ -17,13 +17,13 @@ from ray.data import Dataset, ReadTask
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource
 
-from serving.batch.lines import Line, Names, in_blocks, read_lines
+from serving.batch.lines import Names, in_packets, read_lines
 from serving.batch.manifest import Manifest, Portion
 from serving.batch.rows import Reading
 
 _COMPLETE_TOGETHER = 256
 _LOOK_AGAIN_S = 0.2
-_SCHEMA = pa.schema(
+_LINE = pa.struct(
     [
         ("row", pa.int64()),
         ("id", pa.string()),
@@ -34,6 +34,8 @@ _SCHEMA = pa.schema(
         ("column", pa.string()),
     ]
 )
+_SCHEMA = pa.schema([("lines", pa.list_(_LINE))])
+"""One row of it is a packet; run._quiet has Ray Data make a block of each row."""
 
 
 class Gate:
@@ -55,8 +57,8 @@ class Gate:
 class Feed:
     """What the reading task does; the same whenever it is done again.
 
-    Were it to ask for itself which rows are complete, a second go would make other blocks of the same rows, and Ray,
-    which passes over as many blocks as it had, would lose or repeat some.
+    Were it to ask for itself which rows are complete, a second go would make other packets of the same rows, and Ray,
+    which passes over as many as it had, would lose or repeat some.
 
     Args:
         done: Ray's reference to the Names of rows that were complete when the run began.
@@ -72,16 +74,16 @@ class Feed:
     ahead: int
 
     def __call__(self) -> Iterator[pa.Table]:
-        """Blocks of rows."""
+        """Packets of rows."""
         done: Names = ray.get(self.done)
         read, room = 0, self.ahead
-        for block in in_blocks(read_lines(self.manifest, self.portion, self.reading), done, _COMPLETE_TOGETHER):
+        for packet in in_packets(read_lines(self.manifest, self.portion, self.reading), done, _COMPLETE_TOGETHER):
             while read >= room:
                 room = int(ray.get(self.gate.ended.remote())) + self.ahead
                 if read >= room:
                     time.sleep(_LOOK_AGAIN_S)
-            read += len(block)
-            yield _table(block)
+            read += len(packet)
+            yield pa.Table.from_pylist([{"lines": [asdict(line) for line in packet]}], _SCHEMA)
 
 
 class ManifestSource(Datasource):  # type: ignore[misc]
@@ -111,7 +113,3 @@ def read_manifest(feed: Feed) -> Dataset:
     the first worker would then be handed the whole manifest.
     """
     return ray.data.read_datasource(ManifestSource(feed), override_num_blocks=1, num_cpus=0)
-
-
-def _table(block: list[Line]) -> pa.Table:
-    return pa.Table.from_pylist([asdict(line) for line in block], _SCHEMA)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +20,22 @@ _TYPES: Final[dict[str, Any]] = {
     "Status": pa.string(),
 }
 SCHEMA: Final = pa.schema([(name, _TYPES[kind]) for name, kind in COLUMNS.items()])
+_PACKET: Final = pa.schema([("results", pa.list_(pa.struct(list(SCHEMA))))])
 
 
 def results_table(results: Iterable[Result]) -> pa.Table:
     """One row a result."""
     return pa.Table.from_pylist([asdict(result) for result in results], SCHEMA)
+
+
+def packed(results: Iterable[Result]) -> pa.Table:
+    """All in one row, which Ray Data does not take apart."""
+    return pa.Table.from_pylist([{"results": [asdict(result) for result in results]}], _PACKET)
+
+
+def unpacked(table: pa.Table) -> Iterator[Result]:
+    """The results of rows made by `packed`."""
+    return (Result(**values) for packet in table.column("results").to_pylist() for values in packet)
 
 
 def write_tables(pages: Iterable[list[Result]], jsonl: Path, parquet: Path) -> None:

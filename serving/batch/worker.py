@@ -15,11 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from serving.batch.lines import COLUMNS, Line
+from serving.batch.lines import Line
 from serving.batch.renderer import RowRenderer, Work
 from serving.batch.result import Result
 from serving.batch.rows import as_json
-from serving.batch.tables import results_table
+from serving.batch.tables import packed, results_table
 from serving.engine.inprocess import InProcessEngine
 from serving.engine.protocol import Engine
 
@@ -42,9 +42,11 @@ class Worker:
         self._renderer = asyncio.run_coroutine_threadsafe(self._begin(), self._loop).result()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Render the rows. Columns are those of `Line`, or a request's fields."""
-        lines = [as_line(values) for values in rows.to_pylist()]
-        return results_table(asyncio.run_coroutine_threadsafe(self._all(lines), self._loop).result())
+        """Render the rows; their columns are a request's fields."""
+        return results_table(self._render([as_line(values) for values in rows.to_pylist()]))
+
+    def _render(self, lines: list[Line]) -> list[Result]:
+        return asyncio.run_coroutine_threadsafe(self._all(lines), self._loop).result()
 
     async def _begin(self) -> RowRenderer:
         renderer = RowRenderer(self._work, self._engine)
@@ -58,9 +60,16 @@ class Worker:
         return await asyncio.gather(*(self._renderer.render(line) for line in lines))
 
 
+class PacketWorker(Worker):
+    """Called with packets of a manifest's rows (serving.batch.source), answers with packets of results."""
+
+    def __call__(self, packets: pa.Table) -> pa.Table:
+        """Render the rows."""
+        lines = [Line(**values) for packet in packets.column("lines").to_pylist() for values in packet]
+        return packed(self._render(lines))
+
+
 def as_line(values: dict[str, Any]) -> Line:
-    """A row of a Ray Dataset: one of ours, or a request's fields, which have no number."""
-    if values.keys() == set(COLUMNS):
-        return Line(**values)
+    """A row of a Ray Dataset, which has no number."""
     text = as_json(values)
     return Line(0, f"row-{hashlib.sha256(text.encode()).hexdigest()[:16]}", False, text)

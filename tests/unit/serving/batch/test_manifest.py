@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import DataError, InvalidRequest
-from serving.batch.lines import Names, Seen, in_blocks, read_lines
+from serving.batch.lines import Names, Seen, in_packets, read_lines
 from serving.batch.manifest import Portion, open_manifest
 from tests.conftest import ROOT
 from tests.unit.serving.batch.support import BAD_ROWS, GOOD, reading, stills, write_bad_manifest
@@ -162,10 +162,10 @@ def test_names_is_a_set(there: set[str], asked: set[str]) -> None:
     assert {name for name in asked | there if name in names} == there
 
 
-def test_complete_rows_come_many_to_a_block_and_the_others_alone(tmp_path: Path) -> None:
+def test_complete_rows_come_many_to_a_packet_and_the_others_alone(tmp_path: Path) -> None:
     lines = list(read_lines(open_manifest(str(write(tmp_path, "jsonl"))), Portion(), reading()))
     done = Names([line.id for line in lines[:3] + lines[5:]])
-    blocks = [[line.row for line in block] for block in in_blocks(lines, done, 2)]
+    blocks = [[line.row for line in block] for block in in_packets(lines, done, 2)]
     assert sorted(map(sorted, blocks)) == [[1, 2], [3, 6], [4], [5], [7]]
 
 

@@ -16,7 +16,7 @@ from serving.batch.sheet import write_pages
 
 pq = pytest.importorskip("pyarrow.parquet")
 
-from serving.batch.tables import SCHEMA, write_tables  # noqa: E402 - it needs pyarrow
+from serving.batch.tables import SCHEMA, packed, unpacked, write_tables  # noqa: E402 - it needs pyarrow
 
 
 def completed(row: int, **changes: object) -> Result:
@@ -62,6 +62,8 @@ def test_both_tables_hold_every_result(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "r.parquet")
     assert table.schema.equals(SCHEMA)
     assert [Result(**row) for row in table.to_pylist()] == results
+    assert packed(results).num_rows == 1
+    assert list(unpacked(packed(results))) == results
 
 
 def test_pages_show_every_row_and_run_no_text_of_a_row(tmp_path: Path) -> None:
