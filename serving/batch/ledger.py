@@ -5,8 +5,6 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
 
@@ -19,8 +17,7 @@ class Ledger:
     """Holds results by row, on disk; of a million rows no more is in memory than of a page."""
 
     def __init__(self) -> None:
-        self._folder = TemporaryDirectory(prefix="stillmotion-batch-")
-        self._database = sqlite3.connect(f"{self._folder.name}/results.db", isolation_level=None)
+        self._database = sqlite3.connect("", isolation_level=None)  # a nameless file, gone even if this is killed
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute("PRAGMA synchronous = OFF")
         self._database.execute("CREATE TABLE results (row INTEGER PRIMARY KEY, record BLOB)")
@@ -34,12 +31,6 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._database.close()
-        self._folder.cleanup()
-
-    @property
-    def scratch(self) -> Path:
-        """A folder that goes with it."""
-        return Path(self._folder.name)
 
     def __len__(self) -> int:
         return self.counts.total()

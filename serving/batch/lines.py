@@ -10,7 +10,6 @@ import hashlib
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
 
@@ -84,8 +83,7 @@ class Seen:
     CODE = "duplicate_row"
 
     def __init__(self) -> None:
-        self._folder = TemporaryDirectory(prefix="stillmotion-batch-")
-        self._database = sqlite3.connect(f"{self._folder.name}/seen.db", isolation_level=None)
+        self._database = sqlite3.connect("", isolation_level=None)  # a nameless file, gone even if this is killed
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute("PRAGMA synchronous = OFF")
         self._database.execute("CREATE TABLE seen (id TEXT PRIMARY KEY, content TEXT, row INTEGER) WITHOUT ROWID")
@@ -98,7 +96,6 @@ class Seen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._database.close()
-        self._folder.cleanup()
 
     def check(self, row_id: str, content: str, row: int) -> None:
         """Note a row.

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from model.catalog import ModelEntry, zoo
@@ -289,11 +291,10 @@ def write_all(ledger: Ledger, output: Output, portion: Portion) -> tuple[str, ..
     from serving.batch.tables import write_tables
 
     mark = "" if portion.shards == 1 else f"-{portion.shard}-of-{portion.shards}"
-    jsonl, parquet = ledger.scratch / "results.jsonl", ledger.scratch / "results.parquet"
-    write_tables(ledger.pages(), jsonl, parquet)
-    names = []
-    for path in (jsonl, parquet):
-        name = f"results{mark}{path.suffix}"
-        output.put_file(name, path)
-        names.append(name)
+    names = (f"results{mark}.jsonl", f"results{mark}.parquet")
+    with TemporaryDirectory(prefix="stillmotion-batch-") as scratch:
+        jsonl, parquet = (Path(scratch) / name for name in names)
+        write_tables(ledger.pages(), jsonl, parquet)
+        for path in (jsonl, parquet):
+            output.put_file(path.name, path)
     return (*names, *write_pages(ledger, output, mark))
