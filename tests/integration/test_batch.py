@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from tests.integration.batch_support import (
     results,
     write_jsonl,
 )
+from tests.unit.serving.batch.s3_support import environment, s3_server
 from tests.unit.serving.batch.support import BAD_ROWS, stills, write_bad_manifest
 
 pytest.importorskip("ray", reason="needs the [batch] extra")
@@ -140,28 +140,8 @@ def test_bad_rows_are_named_in_a_dry_run_and_recorded_in_a_real_one(entries: lis
 
 @pytest.fixture
 def s3(tmp_path: Path) -> Iterator[str]:
-    """A real S3 endpoint, over HTTP, with an empty bucket called `films`."""
-    pytest.importorskip("moto")
-    with socket.socket() as probe_socket:
-        probe_socket.bind(("127.0.0.1", 0))
-        port = probe_socket.getsockname()[1]
-    with (tmp_path / "s3.txt").open("wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        while True:
-            assert server.poll() is None, (tmp_path / "s3.txt").read_text()
-            try:
-                httpx.put(f"{url}/films", timeout=60)
-                break
-            except httpx.TransportError:
-                time.sleep(0.1)
+    with s3_server(tmp_path) as url:
         yield url
-    finally:
-        server.kill()
-        server.wait()
 
 
 def test_input_and_output_on_s3(entries: list[ModelEntry], s3: str, tmp_path: Path) -> None:
@@ -175,12 +155,7 @@ def test_input_and_output_on_s3(entries: list[ModelEntry], s3: str, tmp_path: Pa
     for name, path in [("manifest.jsonl", manifest), *((f"stills/{n}.jpg", tmp_path / f"{n}.jpg") for n in (0, 1))]:
         httpx.put(f"{s3}/films/in/{name}", content=path.read_bytes()).raise_for_status()
     batch = command(entries[:1], "s3://films/in/manifest.jsonl", "s3://films/out", tmp_path)
-    batch.environment = {
-        "AWS_ENDPOINT_URL": s3,
-        "AWS_ACCESS_KEY_ID": "any",
-        "AWS_SECRET_ACCESS_KEY": "any",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
+    batch.environment = environment(s3)
     batch.run(expected=1)
 
     def read(name: str) -> httpx.Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,11 +12,22 @@ import fsspec
 import pytest
 
 from serving.batch.output import Output
+from tests.unit.serving.batch.s3_support import environment, s3_server
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as url, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(url).items():
+            patch.setenv(name, value)
+        yield "s3://films"
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
 def output(request: pytest.FixtureRequest, tmp_path: Path) -> Output:
-    """On a disk, and on a filesystem that only fsspec knows."""
+    """On a disk, on a filesystem that only fsspec knows, and on S3."""
+    if request.param == "s3":
+        return Output(f"{request.getfixturevalue('s3')}/{request.node.name}")
     if request.param == "memory":
         fsspec.filesystem("memory").store.clear()
         return Output("memory://out")
