@@ -22,6 +22,7 @@ from model.backends.makers import make_denoiser
 from model.backends.protocol import Cores
 from model.catalog import ModelEntry, find
 from model.checkpoint import build_random, load
+from model.heap import keep_freed_memory
 from model.presets import preset
 from model.rewrites import relative_difference
 from model.shapes import VideoShape
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", default=["torch", "onnxruntime"])
     parser.add_argument("--calls", type=int, default=5)
     wanted = parser.parse_args()
+    keep_freed_memory()  # as the engine does
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print("| model | backend | seconds a call | difference | seconds until ready |")
     print("| --- | --- | ---: | ---: | ---: |")

@@ -1,9 +1,11 @@
 """Concurrent callers of mixed step counts: our step batching, request batching, and diffusers in order of arrival.
 
-    python benchmarks/step_batching.py [--model mini-image-to-video] [--callers 1 2 4 8] [--videos 2] [--json FILE]
+    python -m benchmarks.step_batching [--model mini-image-to-video] [--callers 1 2 4 8] [--videos 2] [--think 0]
 
 Every caller asks for `--videos` videos one after another, alternating short ones (4 steps) and long ones (12), each an
-mp4 in the end. The three systems run in turn in this one process, on the same checkpoint, picture, seeds and settings:
+mp4 in the end. With `--think` each waits before it asks, so many seconds on average (exponential, the same for every
+system); without, all ask at the same moment, and request batching answers all at the same moment, again and again. The
+three systems run in turn in this one process, on the same checkpoint, picture, seeds and settings:
 
     step        our engine as `stillmotion serve` runs it
     request     our rows and denoiser, but batched by request: whoever waits is taken as one batch, which is run to its
@@ -20,6 +22,7 @@ import argparse
 import asyncio
 import json
 import math
+import random
 import statistics
 import threading
 import time
@@ -30,10 +33,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.pipeline import Pipeline
 from model.catalog import ModelEntry, find
 from model.decode import decode
 from model.image import fit_picture, open_picture, to_png
@@ -61,13 +64,16 @@ class Taken:
 Serve = Callable[[Params], Awaitable[Taken]]
 
 
-async def load_of(serve: Serve, entry: ModelEntry, callers: int, videos: int) -> tuple[list[Taken], float]:
+async def load_of(
+    serve: Serve, entry: ModelEntry, callers: int, videos: int, think_s: float
+) -> tuple[list[Taken], float]:
     """All videos of all callers, and the seconds they took together."""
 
     async def caller(number: int) -> list[Taken]:
-        taken = []
+        taken, chance = [], random.Random(number)
         for turn in range(videos):
             steps = SHORT if (number + turn) % 2 == 0 else LONG
+            await asyncio.sleep(think_s * chance.expovariate(1.0))
             taken.append(await serve(entry.resolve({"num_inference_steps": steps}, seed=100 * number + turn)))
         return taken
 
@@ -143,53 +149,15 @@ class RequestBatching:
 class Diffusers:
     """The pipeline, behind a queue of one."""
 
-    def __init__(self, entry: ModelEntry, still: Image.Image, device: str) -> None:
-        from diffusers import StableVideoDiffusionPipeline
-
-        self._pipeline = StableVideoDiffusionPipeline.from_pretrained(entry.path, torch_dtype=torch.float32).to(device)
-        self._pipeline.set_progress_bar_config(disable=True)
-        self._still = still
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
         self._queue = ThreadPoolExecutor(1)
 
     async def __call__(self, params: Params) -> Taken:
         """Serve one request."""
         began = time.perf_counter()
-        first = await asyncio.get_running_loop().run_in_executor(self._queue, self._video, params)
+        _, first = await asyncio.get_running_loop().run_in_executor(self._queue, self._pipeline.video, params)
         return Taken(params.num_inference_steps, first - began, time.perf_counter() - began)
-
-    def _video(self, params: Any) -> float:
-        first: list[float] = []
-
-        def stepped(_pipeline: object, _step: int, _moment: object, kwargs: dict[str, Any]) -> dict[str, Any]:
-            first.append(time.perf_counter())
-            return kwargs
-
-        frames = self._call(params, "np", callback_on_step_end=stepped).frames[0]
-        encode_video(np.ascontiguousarray((frames * 255).round().astype(np.uint8)), params.fps, "mp4")
-        return first[0]
-
-    def latents(self, params: Params) -> torch.Tensor:
-        """The final latents."""
-        latents: torch.Tensor = self._call(params, "latent").frames[0]
-        return latents
-
-    def _call(self, params: Any, output: str, **more: Any) -> Any:
-        return self._pipeline(
-            self._still,
-            height=params.height,
-            width=params.width,
-            num_frames=params.num_frames,
-            num_inference_steps=params.num_inference_steps,
-            min_guidance_scale=params.min_guidance_scale,
-            max_guidance_scale=params.max_guidance_scale,
-            fps=params.fps,
-            motion_bucket_id=params.motion_bucket_id,
-            noise_aug_strength=params.noise_aug_strength,
-            decode_chunk_size=params.decode_chunk_size,
-            generator=torch.Generator().manual_seed(params.seed),
-            output_type=output,
-            **more,
-        )
 
 
 def row_of_table(name: str, callers: int, taken: list[Taken], seconds: float) -> dict[str, Any]:
@@ -221,18 +189,19 @@ async def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     engine = InProcessEngine([entry], settings)
     await engine.start()
     model = load_model(entry, settings)
-    pipeline = Diffusers(entry, still, str(model.checkpoint.unet.device))
+    pipeline = Pipeline(entry.path, still, str(model.checkpoint.unet.device))
     systems: dict[str, Serve] = {
         "step": StepBatching(engine, entry, to_png(still)),
         "request": RequestBatching(model, still),
-        "diffusers": pipeline,
+        "diffusers": Diffusers(pipeline),
     }
+    systems = {name: serve for name, serve in systems.items() if name in options.systems}
     for serve in systems.values():
         await serve(entry.resolve({"num_inference_steps": 1}, seed=0))
     rows = []
     for callers in options.callers:
         for name, serve in systems.items():
-            taken, seconds = await load_of(serve, entry, callers, options.videos)
+            taken, seconds = await load_of(serve, entry, callers, options.videos, options.think)
             rows.append(row_of_table(name, callers, taken, seconds))
             print(json.dumps(rows[-1]), flush=True)
     stats = engine.stats()
@@ -258,6 +227,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--videos", type=int, default=2, help="that each caller asks for, one after another")
+    parser.add_argument("--think", type=float, default=0.0, help="seconds, on average, before a caller asks")
+    parser.add_argument("--systems", nargs="+", default=["step", "request", "diffusers"])
     parser.add_argument("--check", action="store_true", help="compare the latents with diffusers' at one caller")
     parser.add_argument("--json", help="write the figures to this file")
     options = parser.parse_args()

@@ -15,6 +15,7 @@ from model.checkpoint import Checkpoint, load
 from model.conditioners import ImagePair
 from model.errors import InvalidRequest
 from model.fused import fuse
+from model.heap import keep_freed_memory
 from model.params import Params
 from model.preview import LatentColours, latent_colours
 from model.sampling.guidance import guidance_scale, needs_unconditional
@@ -108,6 +109,8 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     settings = replace(settings, backend=backend_for(entry, settings.backend))
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     device = automatic if settings.device == "auto" else settings.device
+    if device == "cpu":
+        keep_freed_memory()
     checkpoint = load(entry, device=device, dtype=getattr(torch, settings.dtype))
     # An export keeps its own dtype, whatever is asked for.
     settings = replace(settings, dtype=cast(DtypeName, str(checkpoint.unet.dtype).removeprefix("torch.")))

@@ -10,6 +10,7 @@ Legend: a place is one clip in a denoiser call; a guided row takes two.
 from __future__ import annotations
 
 import json
+import math
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ from model.params import Params
 from model.shapes import LatentShape, even_chunks
 
 WORTHWHILE = 0.95
-"""A larger batch pays off when a place in it takes at most this share of its time in the best smaller one."""
+"""A batch pays off when each doubling of its places leaves at most this share of a place's time.
+
+A larger call lets those who come meanwhile wait longer, so a gain within the noise of the measurement is none."""
 _NEWEST = 0.2
 
 
@@ -100,10 +103,10 @@ class Profile:
         """Places of the largest batch that pays off, up to `most`; `most` while no larger one was seen not to."""
         with self._lock:
             known = self._calls.get(numel) or next(iter(self._calls.values()), {})
-        best, chosen = None, 0
+        best, chosen = math.inf, 0
         for places in sorted(size for size in known if size <= most):
             each = known[places] / places
-            if best is None or each <= WORTHWHILE * best:
+            if not chosen or each <= best * WORTHWHILE ** math.log2(places / chosen):
                 best, chosen = each, places
         return chosen if chosen < max(known, default=0) else most
 

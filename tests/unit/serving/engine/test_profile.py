@@ -48,6 +48,7 @@ def test_operation_moves_the_figures_slowly() -> None:
         ({1: 1.0, 2: 2.0, 4: 4.1}, 1),  # batching gains nothing
         ({1: 0.27, 2: 0.46, 4: 0.92}, 2),  # two cores, one place each
         ({1: 1.0, 2: 1.05, 4: 1.3, 8: 2.7}, 4),
+        ({1: 0.636, 2: 0.648, 4: 1.266, 8: 2.419}, 2),  # 7 % for four times the wait: noise
         ({1: 1.0, 2: 1.2, 4: 1.5}, 8),  # still gaining at the largest tried: try more
         ({}, 8),
     ],

@@ -1,0 +1,152 @@
+"""One video on this machine: ours beside diffusers' pipeline, then each option that costs quality beside the exact one.
+
+    python -m benchmarks.one_video [--model mini-image-to-video] [--repeats 3] [--pictures 4] [--json FILE]
+
+Each side gets the same decoded still, checkpoint, seed and settings, float32 and every core, and goes as far as the
+mp4. The sides take turns, so that a machine that slows down slows all; seconds are medians, and each ratio is the
+median of the turns' ratios. PSNR is over all pixels of all frames, the worst and the median of the pictures.
+
+    exact       our engine's own phases, rows and denoiser, as `stillmotion generate` runs them, against diffusers'
+    costly      reuse of deep features, a guidance interval, and Align-Your-Steps 10 (its PSNR is against 25 Karras
+                steps, beside what 10 Karras steps reach)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.pipeline import Pipeline
+from model.catalog import ModelEntry, find
+from model.image import fit_picture, open_picture, to_png
+from serving.engine.loaded import LoadedModel, load_model
+from serving.engine.local import Generated, generate
+from serving.engine.settings import EngineSettings
+
+FULL: Final = 25
+INTERVAL: Final = (0.3, 5.0)
+COSTLY: Final[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
+    "reuse every 2nd": ({"reuse_every": 2}, {}),
+    "guided at 0.3 < sigma <= 5 only": ({"guidance_interval": INTERVAL}, {}),
+}
+"""Options by name: what they change of the engine's settings, and of the request."""
+
+
+def stills(folder: Path, entry: ModelEntry, count: int) -> list[Image.Image]:
+    """The pictures of a folder in order of name, fitted to the clip."""
+    found = sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png"))[:count]
+    return [fit_picture(open_picture(path.read_bytes()), entry.height, entry.width, "crop") for path in found]
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    """In dB, of 8-bit frames; 99 where they are equal."""
+    error = float(np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2))
+    return 99.0 if error == 0 else min(99.0, 10 * float(np.log10(255**2 / error)))
+
+
+def ours(model: LoadedModel, still: bytes, **asked: Any) -> tuple[Generated, float]:
+    """One video, and its seconds."""
+    began = time.perf_counter()
+    made = generate(model, model.entry.resolve(asked, seed=7), (still,))
+    return made, time.perf_counter() - began
+
+
+def beside_diffusers(model: LoadedModel, pictures: list[Image.Image], repeats: int) -> dict[str, Any]:
+    """The exact engine and the pipeline, in turn."""
+    took: dict[str, list[float]] = {"ours": [], "diffusers": []}
+    decibels, apart = [], []
+    params = model.entry.resolve({}, seed=7)
+    for still in pictures:
+        pipeline = Pipeline(model.entry.path, still, "cpu")
+        ours(model, to_png(still)), pipeline.video(params)  # warm
+        for _ in range(repeats):
+            made, seconds = ours(model, to_png(still))
+            took["ours"].append(seconds)
+            began = time.perf_counter()
+            frames, _ = pipeline.video(params)
+            took["diffusers"].append(time.perf_counter() - began)
+        decibels.append(psnr(made.frames, frames))
+        apart.append(float((made.latents - pipeline.latents(params)).abs().max()))
+    return {
+        "seconds": {name: statistics.median(seconds) for name, seconds in took.items()},
+        "times_faster": statistics.median(b / a for a, b in zip(took["ours"], took["diffusers"], strict=True)),
+        "worst_psnr_db": min(decibels),
+        "latents_apart": max(apart),
+    }
+
+
+def costly(entry: ModelEntry, pictures: list[Image.Image], repeats: int) -> list[dict[str, Any]]:
+    """Each option beside the exact engine, at the default steps."""
+    exact = load_model(entry, EngineSettings())
+    rows = []
+    for name, (changes, asked) in COSTLY.items():
+        other = load_model(entry, replace(EngineSettings(), **changes))
+        rows.append(_compared(name, (exact, {}), (other, asked), (exact, {}), pictures, repeats))
+    ten, steps = {"num_inference_steps": 10}, {"num_inference_steps": FULL}
+    ays = {**ten, "schedule": "align-your-steps"}
+    rows.append(_compared("10 Karras steps", (exact, steps), (exact, ten), (exact, steps), pictures, repeats))
+    rows.append(_compared("10 Align-Your-Steps", (exact, steps), (exact, ays), (exact, steps), pictures, repeats))
+    return rows
+
+
+Side = tuple[LoadedModel, dict[str, Any]]
+
+
+def _compared(
+    name: str, before: Side, after: Side, truth: Side, pictures: list[Image.Image], repeats: int
+) -> dict[str, Any]:
+    ratios, decibels, seconds = [], [], []
+    for still in map(to_png, pictures):
+        reference = ours(truth[0], still, **truth[1])[0].frames
+        for _ in range(repeats):
+            _, slow = ours(before[0], still, **before[1])
+            made, fast = ours(after[0], still, **after[1])
+            ratios.append(slow / fast)
+            seconds.append(fast)
+        decibels.append(psnr(made.frames, reference))
+    return {
+        "option": name,
+        "against": f"{FULL} Karras steps" if before[1] else "default",
+        "seconds": statistics.median(seconds),
+        "times_faster": statistics.median(ratios),
+        "worst_psnr_db": min(decibels),
+        "median_psnr_db": statistics.median(decibels),
+    }
+
+
+def main() -> None:
+    """Read the arguments."""
+    parser = argparse.ArgumentParser(description="One video: ours, diffusers', and what quality buys.")
+    parser.add_argument("--model", default="mini-image-to-video")
+    parser.add_argument("--stills", type=Path, default=Path("data/starter/photos"), help="folder of pictures")
+    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3, help="of each side, for each picture")
+    parser.add_argument("--parts", nargs="+", choices=["exact", "costly"], default=["exact", "costly"])
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    entry = find(options.model)
+    pictures = stills(options.stills, entry, options.pictures)
+    found: dict[str, Any] = {"model": f"{entry.name}@{entry.version}", "pictures": len(pictures)}
+    if "exact" in options.parts:
+        found["exact"] = beside_diffusers(load_model(entry, EngineSettings()), pictures, options.repeats)
+        print(json.dumps(found["exact"]), flush=True)
+    if "costly" in options.parts:
+        found["costly"] = costly(entry, pictures, max(1, options.repeats // 2))
+        for row in found["costly"]:
+            print(json.dumps(row), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

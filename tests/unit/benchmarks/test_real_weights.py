@@ -1,0 +1,35 @@
+"""The program for published weights works end to end on a random folder in diffusers' format."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from model.checkpoint import build_random
+from model.presets import NoiseRange, preset
+from model.tasks import TASKS
+
+
+@pytest.mark.timeout(600)
+def test_parity_memory_speed_and_a_video(root: Path, tmp_path: Path) -> None:
+    tiny = replace(preset("tiny"), noise=NoiseRange(0.02, 20.0))
+    entry = build_random(tmp_path / "weights", tiny, TASKS["image-to-video"], seed=3)
+    options = ["--steps", "2", "--repeats", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks.real_weights", str(entry.path), *options],
+        cwd=root,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=True,
+    )
+    found = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert found["parity"]["latents_apart"] < 1e-4 < found["parity"]["latents_largest"]
+    assert found["video"]["frames_psnr_db"] > 60
+    assert found["video"]["ours"]["seconds"] > 0 and found["video"]["diffusers"]["peak_gib"] > 0
+    assert (tmp_path / "out" / "video.mp4").stat().st_size > 0
