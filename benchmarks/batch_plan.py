@@ -1,6 +1,6 @@
 """Where the bottleneck of offline rendering moves as workers are added: a simulation made of measured times.
 
-    python benchmarks/batch_plan.py --driver-s 0.004 --fetch-s 0.01 --mux-s 0.1 --write-s 0.01
+    python -m benchmarks.batch_plan --driver-s 0.004 --fetch-s 0.01 --mux-s 0.1 --write-s 0.01
 
 Rows go through a network of queues, first come, first served: one reader, the driver's one core, then at a worker its
 I/O threads (fetch), its sampler (one video at a time: a batch gains nothing at full size), its mux threads, and

@@ -1,6 +1,6 @@
 """Videos a minute, offline: `stillmotion batch`, a plain loop over our engine, a plain loop over diffusers' pipeline.
 
-    python benchmarks/batch_throughput.py [--model mini-image-to-video] [--videos 6] [--steps 4] [--workers 1 2]
+    python -m benchmarks.batch_throughput [--model mini-image-to-video] [--videos 6] [--steps 4] [--workers 1 2]
 
 The same still, seeds and settings; each video ends as an mp4. Loading a checkpoint is left out everywhere:
 for the batch, time runs from its first row's fetch to its last row's record. The batch is run once for each number of
@@ -19,9 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from batch_plan import Costs, plan_table
-from pipeline import Pipeline
-
+from benchmarks.batch_plan import Costs, plan_table
+from benchmarks.pipeline import Pipeline
 from model.catalog import ModelEntry, find
 from model.checkpoint import build_random
 from model.image import fit_picture, open_picture

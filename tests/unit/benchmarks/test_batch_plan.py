@@ -11,9 +11,9 @@ import pytest
 
 @pytest.fixture
 def plan(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The program as a module; its folder is not a package of ours."""
-    monkeypatch.syspath_prepend(str(root / "benchmarks"))
-    return import_module("batch_plan")
+    """The program as a module; its folder is no package of ours."""
+    monkeypatch.syspath_prepend(str(root))
+    return import_module("benchmarks.batch_plan")
 
 
 @pytest.mark.parametrize(
