@@ -35,10 +35,10 @@ FRAMES = {"image-to-video": 4, "text-to-video": 4, "frame-interpolation": 5, "mu
 QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
-def build_models(folder: Path) -> list[ModelEntry]:
-    """A tiny checkpoint with random weights for every task."""
+def build_models(folder: Path, *tasks: str) -> list[ModelEntry]:
+    """A tiny checkpoint with random weights for each of these tasks, or for every one."""
     sized = replace(preset("tiny"), noise=NoiseRange(0.02, 20.0), height=32, width=48)
-    return [build_random(folder / name, sized, spec, seed=5, num_frames=FRAMES[name]) for name, spec in TASKS.items()]
+    return [build_random(folder / name, sized, TASKS[name], seed=5, num_frames=FRAMES[name]) for name in tasks or TASKS]
 
 
 def draw_stills(folder: Path, count: int = 3) -> None:
@@ -175,9 +175,9 @@ async def _ask(client: httpx.AsyncClient, row: Mapping[str, Any], stills: Path, 
 
 
 async def over_the_api(
-    entries: list[ModelEntry], rows: Sequence[tuple[Mapping[str, Any], int]], stills: Path, folder: Path
+    entries: list[ModelEntry], rows: Sequence[tuple[Mapping[str, Any], int]], folder: Path
 ) -> list[str]:
-    """The frames of each (row, seed), by the gateway over a deterministic engine in this process."""
+    """The frames of each (row, seed), by the gateway over a deterministic engine here; `folder` has the stills."""
     engine = InProcessEngine(entries, EngineSettings(device="cpu", deterministic=True, checkpoint_every_s=None))
     app = create_app(engine, entries, settings(folder, queue_limit=1000))
     transport = httpx.ASGITransport(app)
@@ -185,4 +185,4 @@ async def over_the_api(
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://test", timeout=600) as client,
     ):
-        return list(await asyncio.gather(*(_ask(client, row, stills, seed) for row, seed in rows)))
+        return list(await asyncio.gather(*(_ask(client, row, folder, seed) for row, seed in rows)))

@@ -76,9 +76,7 @@ async def survive(entries: list[ModelEntry], folder: Path, *, rows: int, steps: 
     assert [(one.row, one.id, one.status) for one in made] == [
         (n, f"shot-{n}", "completed") for n in range(1, rows + 1)
     ]
-    expected = await over_the_api(
-        entries, [(row, one.seed) for row, one in zip(asked, made, strict=True)], folder, folder
-    )
+    expected = await over_the_api(entries, [(row, one.seed) for row, one in zip(asked, made, strict=True)], folder)
     assert [one.frames_sha256 for one in made] == expected
     assert len({*expected}) == rows
     for one in made:
@@ -91,6 +89,26 @@ async def survive(entries: list[ModelEntry], folder: Path, *, rows: int, steps: 
     assert records(out) == after
 
 
+async def test_rows_become_the_videos_of_the_api(tmp_path: Path) -> None:
+    entries = build_models(tmp_path / "models", "image-to-video", "text-to-video")
+    draw_stills(tmp_path)
+    asked = mixed_rows(3, 2)
+    out, manifest = tmp_path / "out", write_jsonl(tmp_path / "manifest.jsonl", [*asked, {**asked[0], "fps": 1000}])
+    command(entries, manifest, out, tmp_path).run(expected=1)
+    made = results(out)
+    assert [(one.row, one.status, one.error_column) for one in made] == [
+        *((number, "completed", "") for number in (1, 2, 3)),
+        (4, "failed", "fps"),
+    ]
+    expected = await over_the_api(
+        entries, [(row, one.seed) for row, one in zip(asked, made[:3], strict=True)], tmp_path
+    )
+    assert [one.frames_sha256 for one in made[:3]] == expected
+    assert [probe(out / one.video).frames for one in made[:3]] == [one.num_frames for one in made[:3]]
+    assert "3 videos, 1 failed" in (out / "index.html").read_text()
+
+
+@pytest.mark.full
 async def test_killed_and_resumed_it_makes_the_frames_of_the_api(entries: list[ModelEntry], tmp_path: Path) -> None:
     await survive(entries, tmp_path, rows=10, steps=8, driver_kills=1)
 
@@ -103,6 +121,7 @@ async def test_sixty_rows_survive_two_kills_of_the_driver_and_one_of_a_worker(
     await survive(entries, tmp_path, rows=60, steps=8, driver_kills=2)
 
 
+@pytest.mark.full
 def test_bad_rows_are_named_in_a_dry_run_and_recorded_in_a_real_one(entries: list[ModelEntry], tmp_path: Path) -> None:
     stills(tmp_path)
     manifest, out = tmp_path / "manifest.jsonl", tmp_path / "out"
@@ -144,6 +163,7 @@ def s3(tmp_path: Path) -> Iterator[str]:
         yield url
 
 
+@pytest.mark.full
 def test_input_and_output_on_s3(entries: list[ModelEntry], s3: str, tmp_path: Path) -> None:
     draw_stills(tmp_path)
     rows = [
@@ -199,6 +219,7 @@ ray.shutdown()
 """
 
 
+@pytest.mark.full
 def test_a_ray_dataset_of_rows_becomes_one_of_results(entries: list[ModelEntry], tmp_path: Path) -> None:
     draw_stills(tmp_path)
     done = subprocess.run(
