@@ -13,7 +13,8 @@ import pytest
 
 from model.errors import GenerationFailed
 from model.params import Params
-from serving.batch.lines import Line
+from serving.batch.lines import Line, read_lines
+from serving.batch.manifest import Portion, open_manifest
 from serving.batch.output import Output
 from serving.batch.pictures import PictureReader, Unreachable
 from serving.batch.renderer import LOSSES, RowRenderer, Work
@@ -21,7 +22,7 @@ from serving.batch.result import Result, parse
 from serving.engine.protocol import EngineEvent, EngineRequest, Failed
 from serving.engine.settings import EngineSettings
 from tests.contract.support import ScriptedEngine
-from tests.unit.serving.batch.support import GOOD, reading, stills
+from tests.unit.serving.batch.support import BAD_ROWS, GOOD, reading, stills, write_bad_manifest
 
 
 @dataclass
@@ -238,6 +239,20 @@ async def test_a_fault_found_in_reading_is_recorded(setup: Setup) -> None:
     result = await renderer.render(Line(4, "row-1", True, "{not json", "malformed_row", "no JSON"))
     assert (result.row, result.status, result.error_code) == (4, "failed", "malformed_row")
     assert setup.files("failures") == ["row-1.json"]
+
+
+async def test_every_kind_of_bad_row_is_recorded_and_the_rest_is_rendered(setup: Setup) -> None:
+    manifest = setup.folder / "manifest.jsonl"
+    rows = write_bad_manifest(manifest)
+    renderer = RowRenderer(replace(setup.work, retries=0), lambda: setup.engine)
+    await renderer.start()
+    lines = read_lines(open_manifest(str(manifest)), Portion(), setup.work.reading)
+    results = await asyncio.gather(*(renderer.render(line) for line in lines))
+    assert [result.row for result in results if result.status == "completed"] == [1, rows]
+    assert [result.error_column for result in results[1:-1]] == [column for _, column in BAD_ROWS]
+    assert all(result.error_code and result.error_message for result in results[1:-1])
+    assert len(setup.files("failures")) == len(BAD_ROWS)
+    assert setup.files("videos") == ["last.mp4", "twice.mp4"]
 
 
 def test_unreachable_is_no_fault_of_the_row() -> None:
