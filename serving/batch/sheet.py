@@ -20,7 +20,7 @@ header{position:sticky;top:0;background:#16181cee;padding:10px 16px;display:flex
 z-index:1;flex-wrap:wrap}h1{font-size:16px;margin:0;color:#fff}a{color:#8ab4f8}.bad{color:#f28b82}
 main{display:grid;grid-template-columns:repeat(auto-fill,minmax(220px,1fr));gap:12px;padding:0 16px 24px}
 figure{margin:0;background:#1f2228;border-radius:6px;overflow:hidden}
-video,img{display:block;width:100%;background:#000}
+video,img{display:block;width:100%;height:auto;background:#000}
 figcaption{padding:6px 8px;overflow-wrap:anywhere;font-size:12px}figcaption b{color:#fff;font-weight:600}
 .failed{border:1px solid #f28b82}.failed figcaption{padding:12px}
 """
