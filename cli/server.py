@@ -55,7 +55,8 @@ def run(
     server = _Server(config, drain)
     cause: SystemExit | None = None
     try:
-        asyncio.run(_serve(server, listener, ready, on_ready))
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(_serve(server, listener, ready, on_ready))
     except SystemExit as error:  # uvicorn's way to say that the app did not start
         cause = error
     if not server.started:

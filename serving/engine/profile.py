@@ -19,7 +19,7 @@ from model.catalog import PROFILE
 from model.params import Params
 from model.shapes import LatentShape, even_chunks
 
-WORTHWHILE = 0.95
+WORTHWHILE = 0.9
 """A batch pays off when each doubling of its places leaves at most this share of a place's time.
 
 A larger call lets those who come meanwhile wait longer, so a gain within the noise of the measurement is none."""
@@ -53,6 +53,8 @@ class Profile:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._calls: dict[int, dict[int, float]] = {}
+        self._careful: dict[int, dict[int, float]] = {}
+        """What of them was measured with nothing beside it; only such figures say what a larger batch gains."""
         self._decoded: dict[int, float] = {}
         self._encode_s: float | None = None
 
@@ -60,11 +62,13 @@ class Profile:
         """What `observe_call` is told, measured with care: replaces what was known."""
         with self._lock:
             self._calls.setdefault(numel, {})[places] = seconds
+            self._careful.setdefault(numel, {})[places] = seconds
 
     def take(self, other: Profile) -> None:
         """Know what another profile knows."""
         with self._lock:
             self._calls = {numel: dict(sizes) for numel, sizes in other._calls.items()}
+            self._careful = {numel: dict(sizes) for numel, sizes in other._careful.items()}
             self._decoded, self._encode_s = dict(other._decoded), other._encode_s
 
     def observe_call(self, numel: int, places: int, seconds: float) -> None:
@@ -100,15 +104,28 @@ class Profile:
             return self._decoded[near] * pixels / near
 
     def worth(self, numel: int, most: int) -> int:
-        """Places of the largest batch that pays off, up to `most`; `most` while no larger one was seen not to."""
-        with self._lock:
-            known = self._calls.get(numel) or next(iter(self._calls.values()), {})
+        """Places of the largest batch that pays off, up to `most`; `most` while no larger one was seen not to.
+
+        Not by what was seen in operation, where decoding slows down the very batches that are in use.
+        """
+        known = self._undisturbed(numel)
         best, chosen = math.inf, 0
         for places in sorted(size for size in known if size <= most):
             each = known[places] / places
             if not chosen or each <= best * WORTHWHILE ** math.log2(places / chosen):
                 best, chosen = each, places
         return chosen if chosen < max(known, default=0) else most
+
+    def marginal(self, numel: int) -> float:
+        """What a second guided row adds to a call, as a part of the first one's time: 1 where nothing is gained."""
+        known = self._undisturbed(numel)
+        return min(1.0, max(0.05, _at(known, 4) / _at(known, 2) - 1)) if known else 1.0
+
+    def _undisturbed(self, numel: int) -> dict[int, float]:
+        """Calls of one size by places, those measured with nothing beside them where there are any."""
+        with self._lock:
+            sizes = self._careful or self._calls
+            return dict(sizes.get(numel) or next(iter(sizes.values()), {}))
 
     def generation_s(self, params: Params, latent: LatentShape, places: int, evaluations: int) -> float | None:
         """Seconds of a whole request alone: encoding, `evaluations` calls of `places` clips, decoding."""
@@ -137,6 +154,7 @@ class Profile:
         calls, decoded, encode = values["calls"], values["decoded"], values["encode_s"]
         for numel, sizes in calls.items():  # type: ignore[attr-defined]
             profile._calls[int(numel)] = {int(places): float(seconds) for places, seconds in sizes.items()}
+            profile._careful[int(numel)] = dict(profile._calls[int(numel)])
         profile._decoded = {int(pixels): float(seconds) for pixels, seconds in decoded.items()}  # type: ignore[attr-defined]
         profile._encode_s = None if encode is None else float(encode)  # type: ignore[arg-type]
         return profile

@@ -78,6 +78,7 @@ class Scheduler:
             deadline_s=None if share.deadline_s is None else job.submitted + share.deadline_s,
             resident=job.resident,
             begun=job.step > 0,
+            opened=job.decoding is not None and job.decoding.done > 0,
         )
 
 
@@ -87,9 +88,7 @@ def job_batching(job: Job, settings: EngineSettings, ceiling: Ceiling) -> Batchi
     most = min(settings.max_batch or LARGEST, most_places(job.model.checkpoint.unet, job.key.latent))
     most = ceiling.of(job.key, most)
     largest = most if settings.max_batch is not None else profile.worth(numel, most)
-    two, four = profile.call_s(numel, 2), profile.call_s(numel, 4)
-    marginal = 1.0 if two is None or four is None else min(1.0, max(0.05, four / two - 1))
-    return Batching(max(1, largest), marginal)
+    return Batching(max(1, largest), profile.marginal(numel))
 
 
 def _work(job: Job) -> tuple[Kind, float, float]:

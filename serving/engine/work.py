@@ -38,6 +38,7 @@ class WorkItem:
         deadline_s: when the job should be finished, on the same clock; None for whenever.
         resident: whether the job's row is in the active set; one that waits for its encoding is not.
         begun: whether its first step is done. Until then it is a small job of its own: see `urgency`.
+        opened: whether some of its chunks are decoded.
 
     Raises:
         InvalidRequest: a weight or a cost that is not positive, or fewer than 1 place.
@@ -58,6 +59,7 @@ class WorkItem:
     deadline_s: float | None = None
     resident: bool = True
     begun: bool = True
+    opened: bool = False
 
     def __post_init__(self) -> None:
         if not (self.weight > 0 and self.cost_s > 0 and self.places > 0):
@@ -145,11 +147,13 @@ def urgency(item: WorkItem, limits: Limits) -> Urgency:
     Jackson 1955). One that cannot be met any more asks for nothing, so that it does not take others down with it.
     Work without a deadline to meet ages: every `ageing_s` of waiting lifts it by one class, past the highest too, so
     only finitely many jobs can ever come before it. In its class, whoever has not made a first step makes one, so that
-    every caller soon sees a beginning and an estimate; then remaining work counts less what was waited.
+    every caller soon sees a beginning and an estimate; then remaining work counts less what was waited. Of chunks,
+    those of a video that is half decoded come first: to take turns there would only make both late.
     """
     level = _LEVELS[item.priority]
     if item.deadline_s is not None and limits.now_s + item.work_left_s <= item.deadline_s:
         return level, item.deadline_s, False, item.work_left_s, item.arrival
     waited = max(limits.now_s - item.submitted_s - item.served_s, 0.0)
     aged = level - int(waited // limits.ageing_s)
-    return aged, float("inf"), item.begun, item.work_left_s - limits.patience * waited, item.arrival
+    later = not item.opened if item.kind == "decode" else item.begun
+    return aged, float("inf"), later, item.work_left_s - limits.patience * waited, item.arrival

@@ -69,7 +69,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(uninterrupted: Path, tmp_pat
     assert max(abs(parts[step] - whole[step]) / whole[step] for step in whole) < 1e-6, f"killed at {stop}"
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+@pytest.mark.parametrize("sharding", ["none", pytest.param("fsdp2", marks=pytest.mark.full)])
 def test_two_processes_have_the_loss_curve_of_one(uninterrupted: Path, tmp_path: Path, sharding: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -33,6 +33,7 @@ class Task:
     arrival: int = 0
     resident: bool = True
     begun: bool = True
+    opened: bool = False
     served_s: float = 0.0
     finished_s: float | None = None
 
@@ -53,6 +54,7 @@ class Task:
             deadline_s=self.deadline_s,
             resident=self.resident,
             begun=self.begun,
+            opened=self.opened,
         )
 
     def do(self) -> None:
@@ -63,6 +65,7 @@ class Task:
             self.begun = True
         else:
             self.chunks -= 1
+            self.opened = True
 
     @property
     def over(self) -> bool:

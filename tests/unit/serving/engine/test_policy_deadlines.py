@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given
@@ -94,6 +95,14 @@ def test_patience_bounds_how_often_one_is_overtaken() -> None:
     assert stream_behind(patience=4.0) <= 30
     assert stream_behind(patience=0.5) <= 40
     assert stream_behind(patience=0.0) >= 400
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 4)), min_size=2, max_size=6))
+def test_a_half_decoded_video_is_decoded_to_its_end(jobs: list[tuple[int, int]]) -> None:
+    tasks = [Task(f"job-{n}", 0, release, chunks=chunks) for n, (release, chunks) in enumerate(jobs)]
+    names = [served.decision.job_ids[0] for served in Engine(tasks, patience=4.0).run().record]
+    changes = sum(one != other for one, other in pairwise(names))
+    assert changes == len(tasks) - 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(2, 9)), min_size=2, max_size=8))

@@ -58,6 +58,9 @@ def test_the_batch_that_pays(measured: dict[int, float], worth: int) -> None:
     for places, seconds in measured.items():
         profile.set_call(100, places, seconds)
     assert profile.worth(100, 8) == worth
+    for _ in range(9):
+        profile.observe_call(100, 2, 10.0)  # with a decoder beside it
+    assert profile.worth(100, 8) == worth or not measured
 
 
 def test_is_kept_beside_the_checkpoint_for_each_machine(tmp_path: Path) -> None:
