@@ -20,7 +20,6 @@ from serving.batch.renderer import RowRenderer, Work
 from serving.batch.result import Result
 from serving.batch.rows import as_json
 from serving.batch.tables import packed, results_table
-from serving.engine.inprocess import InProcessEngine
 from serving.engine.protocol import Engine
 
 
@@ -54,6 +53,8 @@ class Worker:
         return renderer
 
     def _engine(self) -> Engine:
+        from serving.engine.inprocess import InProcessEngine  # here: the driver has no use for torch
+
         return InProcessEngine(self._work.reading.entries, self._work.settings)
 
     async def _all(self, lines: list[Line]) -> list[Result]:
