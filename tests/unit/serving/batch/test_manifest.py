@@ -172,18 +172,18 @@ def test_complete_rows_come_many_to_a_packet_and_the_others_alone(tmp_path: Path
 def test_reading_holds_no_more_of_a_long_manifest_than_of_a_short_one(tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     with path.open("w") as file:
-        long = {"image": "a.jpg", "metadata": {"note": "x" * 500}}
-        file.writelines(json.dumps({**long, "seed": number}) + "\n" for number in range(450))
+        long = {"image": "a.jpg", "metadata": {"note": "x" * 400}}
+        file.writelines(json.dumps({**long, "seed": number}) + "\n" for number in range(1_200))
     manifest = open_manifest(str(path))
     tracemalloc.start()
     try:
         peaks = []
         lines = read_lines(manifest, Portion(), reading())
-        assert sum(1 for _ in islice(lines, 150)) == 150  # what is loaded once
+        assert sum(1 for _ in islice(lines, 400)) == 400  # what is loaded once
         for _ in range(2):
             tracemalloc.reset_peak()
-            assert sum(1 for _ in islice(lines, 150)) == 150
+            assert sum(1 for _ in islice(lines, 400)) == 400
             peaks.append(tracemalloc.get_traced_memory()[1])
     finally:
         tracemalloc.stop()
-    assert peaks[1] < peaks[0] + 60_000  # 150 rows kept would be more
+    assert peaks[1] < peaks[0] + 100_000  # 400 rows kept would be more
