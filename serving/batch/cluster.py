@@ -21,7 +21,6 @@ _STARTS = 3
 """Ray gives a machine 30 s to start in, whatever else it is doing."""
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # or each start warns of what Ray Data itself does
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TQDM_PATCH_PRINT": "0",
     "RAY_worker_niceness": "0",  # of workers against their driver; by default 15
