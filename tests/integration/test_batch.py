@@ -89,6 +89,7 @@ async def survive(entries: list[ModelEntry], folder: Path, *, rows: int, steps: 
     assert records(out) == after
 
 
+@pytest.mark.full
 async def test_rows_become_the_videos_of_the_api(tmp_path: Path) -> None:
     entries = build_models(tmp_path / "models", "image-to-video")
     draw_stills(tmp_path)
