@@ -9,7 +9,7 @@ from typing import Protocol
 from policysim.costs import LARGE, SMALL
 from policysim.trace import Request
 from serving.engine.fairness import Ledger
-from serving.engine.policy import Candidate, choose, decide
+from serving.engine.policy import decide
 from serving.engine.work import Batching, Kind, Limits, WorkItem
 
 MAX_RESIDENT = 8
@@ -114,11 +114,11 @@ class RequestLevel:
 
 
 def _fill(jobs: list[Running]) -> list[Running]:
-    """The first and those after it that fit into its call, in order."""
-    largest = jobs[0].request.shape.largest
-    ids = choose([Candidate(str(n), job.request.shape.name, n) for n, job in enumerate(jobs)], len(jobs))
+    """The first and those of its shape after it that fit into its call, in order."""
+    shape = jobs[0].request.shape
+    largest = shape.largest
     group: list[Running] = []
-    for job in (jobs[int(job_id)] for job_id in ids):
+    for job in (job for job in jobs if job.request.shape is shape):
         if sum(other.request.places for other in group) + job.request.places <= largest or not group:
             group.append(job)
     return group

@@ -4,14 +4,11 @@ Who leads: the tenant that is owed most (fairness.py), with its most urgent item
 work, arrival). Offline work is looked at only when there is no other. If the leader is a step, its call is filled with
 rows of the same key, again the tenant owed most first, up to the profile's largest batch; places that no encoded row
 wants go to rows that wait for their encoding, which is then done first. Everyone is charged what it adds to the call.
-
-`choose` is the rule before this one, first come first served; benchmarks compare with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from serving.engine.fairness import Accounts, Ledger, charged, standings
 from serving.engine.work import Decision, Kind, Limits, Urgency, WorkItem, urgency
@@ -182,28 +179,3 @@ def _riders(queues: Queues, leader: WorkItem, kind: Kind) -> dict[str, list[Rank
             if item.kind == kind and item.key == leader.key and item is not leader:
                 riders.setdefault(tenant, []).append(ranked)
     return riders
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A row that could be stepped now, for `choose`.
-
-    Args:
-        job_id: whose row it is.
-        key: its BatchKey; only equal keys share a call.
-        arrival: counts requests as they came; unique.
-    """
-
-    job_id: str
-    key: Hashable
-    arrival: int
-
-
-def choose(candidates: Sequence[Candidate], largest: int) -> tuple[str, ...]:
-    """First come, first served: the earliest arrival, and those after it with the same key, up to `largest`.
-
-    Returns:
-        The job ids of the next call.
-    """
-    in_order = sorted(candidates, key=lambda candidate: candidate.arrival)
-    return tuple(candidate.job_id for candidate in in_order if candidate.key == in_order[0].key)[:largest]

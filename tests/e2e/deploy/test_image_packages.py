@@ -10,11 +10,17 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import pytest
 
+from model.video import decode_video
+from tests.integration.triton_support import checkpoint, free_port, host, picture
 from tests.unit.deploy.support import Stage, stages
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
@@ -110,6 +116,62 @@ def test_the_gateway_looks_for_servers_from_them(gateway: Rehearsal, tmp_path: P
     )
     assert done.returncode == 1
     assert "no Triton server at 127.0.0.1:9 serves a model" in done.stderr
+
+
+@contextmanager
+def process(words: list[str | Path], folder: Path, environment: dict[str, str]) -> Iterator[None]:
+    """A program in the background, told to end at the end; what it said is added to an error."""
+    with (folder / f"{Path(words[1]).name}.log").open("w+") as log:
+        running = subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=log)
+        try:
+            yield
+        except Exception as error:
+            log.seek(0)
+            error.add_note(log.read()[-3000:])
+            raise
+        finally:
+            running.terminate()
+            running.wait(90)
+
+
+def until(ready: Callable[[], bool], seconds: float) -> None:
+    """Wait for it, or fail."""
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_a_video_comes_through_the_gateways_packages(gateway: Rehearsal, tmp_path: Path) -> None:
+    """`stillmotion triton` with torch on one side, `stillmotion serve` of the image's packages on the other."""
+    entry = checkpoint(tmp_path / "checkpoints", "image-to-video")
+    host(entry, tmp_path / "repository")
+    grpc, http, port = free_port(), free_port(), free_port()
+    ours = Path(sys.executable).parent / "stillmotion"
+    ports = ["--grpc-port", str(grpc), "--http-port", str(http), "--metrics-port", "0"]
+    triton = [ours, "triton", "--model-repository", tmp_path / "repository", "--yes", *ports]
+    serve = [gateway.prefix / "bin" / "stillmotion", "serve", "--engine", "triton", "--triton-url", f"127.0.0.1:{grpc}"]
+    with (
+        process(triton, tmp_path, os.environ | {"OMP_NUM_THREADS": "1"}),
+        process([*serve, "--port", str(port)], tmp_path, gateway.environment),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
+
+        def answers() -> bool:
+            try:
+                return client.get("/health/ready").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        until(answers, 300)
+        picture_of = {"image": ("still.png", picture(), "image/png")}
+        sent = client.post("/generate/image-to-video", files=picture_of, data={"seed": "4", "num_inference_steps": "2"})
+        assert sent.status_code == 202, sent.text
+        job = sent.json()["urls"]["self"]
+        until(lambda: client.get(job).json()["status"] in ("completed", "failed"), 120)
+        assert client.get(job).json()["status"] == "completed", client.get(job).text
+        video = client.get(f"{job}/content").content
+    assert decode_video(video)[0].shape[0] == entry.num_frames[0]
 
 
 def test_the_engines_packages_install_and_import(root: Path, tmp_path: Path) -> None:

@@ -34,13 +34,18 @@ from model.unet import build_unet
 LATENT = LatentShape(preset("tiny").num_frames, 4, 8, 8)
 
 
+COPIES = frozenset({"copy_", "clone", "_to_copy", "cat", "stack", "repeat", "index_select"})
+"""Operations that move numbers and change none."""
+
+
 class Operations(TorchDispatchMode):
-    """Counts operations, and bytes of what they make."""
+    """Counts operations, bytes of what they make, and bytes that they only copy."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: Counter[str] = Counter()
         self.made = 0
+        self.copied = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -50,6 +55,8 @@ class Operations(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         self.names[name] += 1
         for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and name in COPIES:
+                self.copied += leaf.nbytes
             if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given:
                 self.made += leaf.untyped_storage().nbytes()
         return result
@@ -121,6 +128,7 @@ def test_a_step_s_own_work_is_a_few_operations() -> None:
     assert sum(seen.names.values()) < 110
     clip = LATENT.numel * 4
     assert seen.made < 32 * len(rows) * clip
+    assert seen.copied < 10 * len(rows) * clip
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +154,7 @@ def test_a_call_takes_fewer_operations_and_less_memory_than_diffusers(networks: 
     theirs, ours = (called(unet, places) for unet in networks)
     assert sum(ours.names.values()) < 0.75 * sum(theirs.names.values())
     assert ours.made < 0.75 * theirs.made
+    assert ours.copied <= theirs.copied
     assert ours.names["_to_copy"] <= theirs.names["_to_copy"]
 
 
