@@ -25,7 +25,7 @@ from training.objectives.protocol import Objective
 from training.plan import plan
 from training.processes import first_alone, join
 from training.recipes import PUBLISHED, RECIPES
-from training.sharding import world
+from training.sharding import distributed, world
 from training.trainer import Trainer
 
 Report = Callable[[str, int, int], None]
@@ -76,6 +76,9 @@ def build_objective(config: Config, data: Path, folder: Path, report: Report, le
 
     Args:
         left_out: told of the clips that the run goes without.
+
+    Raises:
+        InvalidRequest: the config wants several processes, and there is one; or one, and there are several.
     """
     out = folder.parent
     cache = out / "cache"
@@ -86,6 +89,12 @@ def build_objective(config: Config, data: Path, folder: Path, report: Report, le
         from training.starts import build_network
 
         device = join()
+        if config.runtime.sharding != "none" and not distributed():
+            raise InvalidRequest(
+                f"runtime.sharding={config.runtime.sharding} takes several processes: start them with torchrun or "
+                "accelerate launch, or use --set runtime.sharding=none",
+                param="set",
+            )
         network = build_network(config, out).to(device)
         vae = frozen_vae(find(config.vae, out, "vae"), preset(config.preset))
         with first_alone():

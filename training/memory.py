@@ -1,6 +1,6 @@
 """Memory that training really takes, to be held against what its plan (training.plan) predicts.
 
-On a GPU: the most that was ever allocated. On a CPU: how far the resident memory grew at its peak, and what the network,
+On a GPU: the most that was allocated. On a CPU: how far the resident memory grew at its peak, and what the network,
 its average and the optimizer held already when counting began. Frozen networks and cached latents are in neither.
 """
 
@@ -61,9 +61,7 @@ def compared(predicted: int | None, measured: int | None) -> str:
 
 def logged(predicted: int | None, measured: int | None) -> dict[str, float]:
     """Both, for the log."""
-    return {
-        f"{name}_gib": round(size / GIB, 4) for name, size in _both(predicted, measured) if size is not None
-    }
+    return {f"{name}_gib": round(size / GIB, 4) for name, size in _both(predicted, measured) if size is not None}
 
 
 def _both(predicted: int | None, measured: int | None) -> tuple[tuple[str, int | None], ...]:

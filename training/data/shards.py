@@ -91,6 +91,8 @@ def members(folder: Path, left_out: LeftOut | None = None) -> Iterator[Member]:
                     raise DataError(f"{file} is told of by no valid JSON; run `stillmotion curate` again")
                 else:
                     left_out.cannot_read(file, "its JSON is broken", unseen=True)
+            if count < shard["clips"]:  # tarfile takes a tar that is cut short for one that ends there
+                raise DataError(f"{folder / shard['file']} ends after {count} of its {shard['clips']} clips")
         except (DataError, OSError, tarfile.TarError) as error:
             if left_out is None:
                 raise DataError(f"{error}; run `stillmotion curate` again") from error

@@ -31,7 +31,7 @@ from training.objectives.batch import Batch, Examples, by_kind, calls, cut
 from training.objectives.buckets import Bucketed
 from training.objectives.protocol import Pixels, backward_in_parallel, generator
 from training.objectives.sampling import sampled
-from training.sharding import distributed, shard, total, world
+from training.sharding import shard, total, world
 from training.starts import unet_of
 
 _WINDOW, _NOISE, _BUCKET = 1, 2, 3
@@ -48,7 +48,7 @@ class DenoiseObjective:
         decode: scaled latents to frames, for the clips that a run shows of itself; None: it shows none.
 
     Raises:
-        InvalidRequest: the rows of an iteration do not divide among the processes, or there is nothing to shard over.
+        InvalidRequest: the rows of an iteration do not divide among the processes.
     """
 
     def __init__(
@@ -61,12 +61,6 @@ class DenoiseObjective:
         if config.runtime.checkpointing:
             self.unet.enable_gradient_checkpointing()
         if config.runtime.sharding == "fsdp2":
-            if not distributed():
-                raise InvalidRequest(
-                    "runtime.sharding=fsdp2 takes several processes: start them with torchrun or accelerate launch, or "
-                    "use --set runtime.sharding=none",
-                    param="set",
-                )
             shard(self.unet)
 
     @property
