@@ -38,20 +38,8 @@ SETTINGS = [
 
 def begin(root: Path, data: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
-    command = [
-        sys.executable,
-        "-m",
-        "cli",
-        "train",
-        RECIPE,
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        *settings,
-        *options,
-    ]
-    return subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL)
+    command = ["train", RECIPE, "--data", str(data), "--out", str(out), *settings, *options]
+    return subprocess.Popen([sys.executable, "-m", "cli", *command], cwd=root, stderr=subprocess.DEVNULL)
 
 
 def curve(out: Path) -> dict[int, float]:

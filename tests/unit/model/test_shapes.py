@@ -96,6 +96,9 @@ def test_the_shapes_of_256_by_384() -> None:
         VideoShape(14, 256, 384, 64),
         VideoShape(8, 256, 384, 64),
     )
-    for wrong in (lambda: VideoShape(14, 256, 384, 64).variants(0.5), lambda: VideoShape(4, 64, 64).variants(1.0, (8,))):
+    for wrong in (
+        lambda: VideoShape(14, 256, 384, 64).variants(0.5),
+        lambda: VideoShape(4, 64, 64).variants(1.0, (8,)),
+    ):
         with pytest.raises(InvalidRequest):
             wrong()
