@@ -52,6 +52,10 @@ def generate(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Text-to-video: what is to be seen.")] = None,
     elevation: Annotated[float | None, typer.Option(help="Multi-view: degrees above the object's equator.")] = None,
+    lora: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="An adapter: one the checkpoint offers, or a file.")
+    ] = None,
+    lora_scale: Annotated[float | None, typer.Option(help="Of --lora: 1 as trained, below 0 the opposite. [1]")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same video. [random]")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [the checkpoint's]")] = None,
     fps: Annotated[int | None, typer.Option(help="Conditioned on, and played at.")] = None,
@@ -87,7 +91,7 @@ def generate(
     video, sheet, container = outputs(list(stills.values()), out, format)
     for path in stills.values():
         open_picture(path.read_bytes())  # a bad one is told before a model is looked for
-    entry = find(model or default_model(stills, prompt, elevation))
+    entry, adapter = adapted(find(model or default_model(stills, prompt, elevation)), lora)
     pictures = _pictures(entry.task, stills)
     asked = {
         "num_inference_steps": steps,
@@ -104,6 +108,8 @@ def generate(
         "decode_chunk_size": decode_chunk_size,
         "prompt": prompt,
         "elevation": elevation,
+        "lora": adapter,
+        "lora_scale": lora_scale,
     }
     params = entry.resolve(asked, secrets.randbelow(2**31) if seed is None else seed)
     with reporting() as report:
@@ -133,6 +139,17 @@ def default_model(stills: Collection[str], prompt: str | None, elevation: float 
     if elevation is not None:
         return "mini-multi-view"
     return "mini-image-to-video" if stills or prompt is None else "mini-text-to-video"
+
+
+def adapted(entry: ModelEntry, lora: str | None) -> tuple[ModelEntry, str | None]:
+    """The checkpoint, and the name by which it offers the LoRA: one of its own, or a file's."""
+    from model.lora.entry import describe_lora
+    from model.lora.offer import adding
+
+    if lora is None or not Path(lora).is_file():
+        return entry, lora
+    one = describe_lora(Path(lora))
+    return adding(entry, one), one.pinned
 
 
 def _pictures(task: TaskSpec, stills: dict[str, Path]) -> tuple[bytes, ...]:

@@ -25,6 +25,7 @@ def models(as_json: Json = False) -> None:
                 "version": entry.version,
                 "path": str(entry.path),
                 "defaults": entry.defaults,
+                "loras": [one.pinned for one in entry.loras],
             }
             for entry in entries
         ]

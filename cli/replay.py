@@ -25,11 +25,18 @@ def replay(
     model: Annotated[
         str | None, typer.Option(help="A checkpoint's name or folder. [the one the manifest names]")
     ] = None,
+    lora: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="The LoRA's file, where the checkpoint does not offer it."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a video again from its manifest, and say whether it is identical. Exit code 1: it is not."""
     from cli.progress import reporting
     from model.catalog import find
+    from model.errors import InvalidRequest
+    from model.lora.entry import describe_lora
+    from model.lora.offer import adding
     from serving.provenance.finish import finish
     from serving.provenance.replay import read_recipe
     from serving.provenance.replay import replay as again
@@ -37,6 +44,10 @@ def replay(
     manifest, video = _read(source)
     recipe = read_recipe(manifest)
     entry = find(model or recipe.model)
+    if lora is not None:
+        if recipe.params.adapter is None:
+            raise InvalidRequest("the video was made without a LoRA; leave --lora out", param="lora")
+        entry = adding(entry, describe_lora(lora, recipe.params.adapter.name))
     with reporting() as report:
 
         def progress(event: EngineEvent) -> None:

@@ -86,6 +86,13 @@ def serve(
         int | None,
         typer.Option(min=1, help="Clips in one denoiser call, at most; a guided request is two. [what pays, measured]"),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FILE|FOLDER",
+            help="LoRAs to offer, besides those in a checkpoint's folder loras/; may be repeated.",
+        ),
+    ] = None,
     allow_unkeyed: Annotated[
         bool, typer.Option("--allow-unkeyed", help="Serve a public address although no API key was made.")
     ] = False,
@@ -134,7 +141,11 @@ def serve(
     }
     if (engine is EngineChoice.triton) != bool(triton_url):
         raise InvalidRequest("--engine triton and --triton-url HOST:PORT go together", param="triton_url")
-    served, entries = _triton(triton_url, model or [], how) if triton_url else _in_process(model or [], how)
+    if triton_url and lora:
+        raise InvalidRequest(
+            "LoRAs are the Triton servers': put the files into the folder loras of the model's checkpoint", param="lora"
+        )
+    served, entries = _triton(triton_url, model or [], how) if triton_url else _in_process(model or [], lora or [], how)
     listener = server.listen(settings.host, settings.port)
     names = ", ".join(entry.name for entry in entries)
 
@@ -149,14 +160,23 @@ def serve(
     server.run(app, listener, lambda: served.ready, on_ready, drain)
 
 
-def _in_process(names: Sequence[str], how: dict[str, Any]) -> tuple[Engine, Sequence[ModelEntry]]:
+def _in_process(names: Sequence[str], loras: Sequence[str], how: dict[str, Any]) -> tuple[Engine, Sequence[ModelEntry]]:
+    from model.backends.makers import LORA_BACKENDS, with_usable_loras
     from model.catalog import find, zoo
+    from model.lora.offer import offer
     from serving.engine.inprocess import InProcessEngine
     from serving.engine.settings import EngineSettings
 
     entries = [find(name) for name in names] if names else zoo()
     if not entries:
         raise InvalidRequest("no checkpoint is shipped here; name a diffusers folder with --model DIR", param="model")
+    if loras and how["backend"] not in ("auto", *LORA_BACKENDS):
+        raise InvalidRequest(
+            f"--denoiser {how['backend']} cannot apply a LoRA; choose torch or torch-compiled, or leave --lora out",
+            code="lora_unsupported",
+            param="lora",
+        )
+    entries = [with_usable_loras(entry, how["backend"]) for entry in offer(entries, loras)]
     return InProcessEngine(entries, EngineSettings(**how)), entries
 
 

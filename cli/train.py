@@ -54,7 +54,7 @@ def train(
 
 def _plan(recipe: str | None, overrides: list[str], processes: int) -> list[str]:
     """What a denoiser's run needs; the published recipes can be planned too."""
-    from training.config import DenoiserConfig, with_overrides
+    from training.config import DenoiserConfig, LoraConfig, with_overrides
     from training.plan import plan
     from training.recipes import PUBLISHED, RECIPES
 
@@ -62,6 +62,6 @@ def _plan(recipe: str | None, overrides: list[str], processes: int) -> list[str]
     if recipe not in known:
         raise typer.BadParameter(f"name a recipe to plan; there are: {', '.join(known)}", param_hint="RECIPE")
     config = with_overrides(known[recipe](), overrides)
-    if not isinstance(config, DenoiserConfig):
+    if not isinstance(config, DenoiserConfig | LoraConfig):
         raise typer.BadParameter(f"{recipe} trains no denoiser; only denoisers are planned", param_hint="RECIPE")
     return plan(config, processes).lines()

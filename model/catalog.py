@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from model.errors import CheckpointError, InvalidRequest
+from model.lora.entry import FOLDER, LoraEntry, choose_lora, offered_in
 from model.manifest import MANIFEST, file_hash, read_manifest, served_version
 from model.params import PARAMS, Params, settings_of
 from model.shapes import VAE_STRIDE
@@ -22,6 +23,9 @@ ZOO = Path(__file__).parent / "zoo"
 SIDECAR = "stillmotion.json"
 FIGURES = "metrics.json"
 PROFILE = "profile.json"
+
+_OPTIONAL = frozenset({"lora", "lora_scale"})
+"""Settings that a request may have none of."""
 
 PUBLISHED: dict[str, Any] = {
     "task": "image-to-video",
@@ -59,6 +63,7 @@ class ModelEntry:
         exported: a folder that `stillmotion export` wrote: graphs in place of weights (model.manifest).
         fixed_size: it makes its own size only.
         previews: it brings a map from latents to colours (model.preview); published weights do not.
+        loras: what can be asked for by `lora`: those in its folder's `loras`, and those the operator adds.
     """
 
     name: str
@@ -73,13 +78,14 @@ class ModelEntry:
     exported: bool = False
     fixed_size: bool = False
     previews: bool = False
+    loras: tuple[LoraEntry, ...] = ()
 
     def resolve(self, asked: dict[str, Any], seed: int) -> Params:
         """Complete settings from those a request names (None or absent: the default) and a seed.
 
         Raises:
-            InvalidRequest: a field the task does not have or that is missing, a value out of range, or a frame count or
-                size this checkpoint cannot make.
+            InvalidRequest: a field the task does not have or that is missing, a value out of range, a frame count or
+                size this checkpoint cannot make, or a LoRA that it does not offer.
         """
         task, has = self.task.name, settings_of(self.task.name)
         asked = {name: value for name, value in asked.items() if value is not None}
@@ -93,8 +99,8 @@ class ModelEntry:
             "seed": seed,
         }
         values |= {name: value for name, value in self.defaults.items() if name in has}
-        values |= asked
-        for name in sorted(has - values.keys()):
+        values |= asked | self._lora(asked)
+        for name in sorted(has - values.keys() - _OPTIONAL):
             raise InvalidRequest(f"{name} is required for {task}", param=name, code="missing_field")
         if values["num_frames"] not in self.num_frames:
             can = " or ".join(map(str, self.num_frames))
@@ -113,6 +119,13 @@ class ModelEntry:
                 )
         return PARAMS[task](**values)
 
+    def _lora(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """The LoRA as complete settings have it: with its version, and with a strength."""
+        if "lora" not in asked:
+            return {}
+        chosen = choose_lora(asked["lora"], self.loras, self.name)
+        return {"lora": chosen.pinned, "lora_scale": asked.get("lora_scale", 1.0)}
+
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
@@ -124,9 +137,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def folder_version(path: Path) -> str:
-    """First 12 hex digits of a SHA-256 over every config and weight file, by name; measured figures do not count."""
+    """First 12 hex digits of a SHA-256 over every config and weight file, by name.
+
+    Measured figures do not count, nor do LoRAs, which have versions of their own.
+    """
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
+        if file.relative_to(path).parts[0] == FOLDER:
+            continue
         if file.suffix in {".json", ".safetensors"} and file.name not in {FIGURES, PROFILE} and file.is_file():
             digest.update(str(file.relative_to(path)).encode())
             with file.open("rb") as stream:
@@ -163,6 +181,7 @@ def describe(path: Path, name: str | None = None) -> ModelEntry:
         exported=exported,
         fixed_size=exported and not read_manifest(path).free_size,
         previews=bool(sidecar.get("latent_colours")),
+        loras=() if exported else offered_in(path / FOLDER),
     )
 
 

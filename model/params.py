@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from model.errors import InvalidRequest
+from model.lora.entry import LoraUse, lora_use
 from model.shapes import VideoShape
 
 SolverName = Literal["euler", "heun", "dpmpp-2m"]
@@ -34,12 +35,13 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, MAX_SEED),
     "decode_chunk_size": (1, 14),
     "elevation": (-90.0, 90.0),
+    "lora_scale": (-2.0, 2.0),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommonParams:
-    """What every task's settings have; none is optional, none is ignored.
+    """What every task's settings have; none is optional but a LoRA, none is ignored.
 
     `fps` is what the clip is conditioned on and played at. `motion_bucket_id` says how much moves (1-255; the map from
     measured flow is documented in docs/motion.md). `max_guidance_scale` is the scale of every frame where the task's
@@ -64,10 +66,12 @@ class CommonParams:
     def __post_init__(self) -> None:
         _ = self.shape
         for field in fields(self):
-            if field.name in _LIMITS:
-                check_range(field.name, getattr(self, field.name))
+            value = getattr(self, field.name)
+            if field.name in _LIMITS and value is not None:
+                check_range(field.name, value)
             elif field.name == "prompt":
-                check_prompt(getattr(self, field.name))
+                check_prompt(value)
+        _ = self.adapter
         if self.solver not in SOLVERS:
             raise InvalidRequest(f"solver must be one of {', '.join(SOLVERS)}", param="solver")
         if self.schedule not in SCHEDULES:
@@ -83,12 +87,24 @@ class CommonParams:
         """The two ends of the guidance scale, as `model.sampling.guidance.guidance_scale` takes them."""
         return (self.max_guidance_scale, self.max_guidance_scale)
 
+    @property
+    def adapter(self) -> LoraUse | None:
+        """The LoRA to apply; only some tasks have any."""
+        return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextToVideoParams(CommonParams):
-    """Text-to-video: `prompt` says what is to be seen, in words."""
+    """Text-to-video: `prompt` says what is to be seen, in words; `lora` and `lora_scale` as in ImageToVideoParams."""
 
     prompt: str
+    lora: str | None = None
+    lora_scale: float | None = None
+
+    @property
+    def adapter(self) -> LoraUse | None:
+        """The LoRA to apply."""
+        return lora_use(self.lora, self.lora_scale)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,14 +121,25 @@ class _PictureParams(CommonParams):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageToVideoParams(_PictureParams):
-    """Image-to-video: the guidance scale runs linearly over the frames from min to max."""
+    """Image-to-video: the guidance scale runs linearly over the frames from min to max.
+
+    `lora` is NAME@VERSION of an adapter (model.lora), `lora_scale` its strength: 1 as trained, 0 none of it, below 0
+    the opposite. Both or neither.
+    """
 
     min_guidance_scale: float
+    lora: str | None = None
+    lora_scale: float | None = None
 
     @property
     def guidance_range(self) -> tuple[float, float]:
         """The scale at the first frame and at the last."""
         return (self.min_guidance_scale, self.max_guidance_scale)
+
+    @property
+    def adapter(self) -> LoraUse | None:
+        """The LoRA to apply."""
+        return lora_use(self.lora, self.lora_scale)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

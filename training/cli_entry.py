@@ -10,15 +10,19 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
+
+from torch import nn
 
 from model.errors import DataError, InvalidRequest
 from model.heap import keep_freed_memory
 from model.presets import preset
-from training.config import Config, DenoiserConfig, VAEConfig, with_overrides
+from training.config import Config, DenoiserConfig, LoraConfig, VAEConfig, with_overrides
 from training.data.frames import load_clips
 from training.data.left_out import LeftOut
 from training.data.shards import dataset_identity
 from training.footage import examples_of, training_items
+from training.lora import LoraObjective, base_entry, hold_to_base, load_base, release_lora
 from training.memory import compared
 from training.named import find
 from training.objectives.protocol import Objective
@@ -34,7 +38,8 @@ Report = Callable[[str, int, int], None]
 def run(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool, report: Report) -> Path:
     """Train one recipe on a dataset folder; returns the run folder, OUT/RECIPE.
 
-    A denoiser's run ends with a checkpoint folder, OUT/RECIPE/checkpoint, that the service and diffusers load.
+    A denoiser's run ends with a checkpoint folder, OUT/RECIPE/checkpoint, that the service and diffusers load; a LoRA's
+    with a file, OUT/RECIPE/lora.safetensors.
 
     Raises:
         InvalidRequest: no such recipe or setting.
@@ -50,15 +55,34 @@ def run(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool, 
     keep_freed_memory()
     left_out = LeftOut(report, config.most_unreadable)
     objective = build_objective(config, data, folder, report, left_out)
-    predicted = plan(config, world()[1]).bytes if isinstance(config, DenoiserConfig) and world()[0] == 0 else None
-    if predicted is not None:
-        report(compared(predicted, None), 0, 0)
-    trainer = Trainer(objective, config, folder, predicted)
+    trainer = _trainer(objective, config, folder, report)
     (folder / "data.json").write_text(json.dumps({**dataset_identity(data), "left_out": left_out.record()}) + "\n")
     if resume:
         trainer.resume()
     trainer.run(report)
-    if isinstance(config, DenoiserConfig) and world()[0] == 0:
+    if world()[0] == 0:
+        _release(trainer, out)
+    return folder
+
+
+def _trainer(objective: Objective, config: Config, folder: Path, report: Report) -> Trainer:
+    """The trainer of a run, told what the run's plan predicts."""
+    if not isinstance(config, DenoiserConfig | LoraConfig) or world()[0]:
+        return Trainer(objective, config, folder)
+    predicted = plan(config, world()[1]).bytes
+    report(compared(predicted, None), 0, 0)
+    beside = cast(nn.Module, objective.unet) if isinstance(objective, LoraObjective) else None
+    return Trainer(objective, config, folder, predicted, beside)
+
+
+def _release(trainer: Trainer, out: Path) -> None:
+    """Write what a finished run is served from."""
+    config, objective, folder = trainer.config, trainer.objective, trainer.folder
+    if isinstance(config, LoraConfig):
+        assert isinstance(objective, LoraObjective)
+        with trainer.ema.swapped(objective.module):
+            release_lora(objective, config, base_entry(config, out), folder)
+    if isinstance(config, DenoiserConfig):
         from training.frozen import frozen_vae
         from training.latent_colours import fit_latent_colours
         from training.objectives.denoise import DenoiseObjective
@@ -68,7 +92,6 @@ def run(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool, 
         vae = frozen_vae(find(config.vae, out, "vae"), preset(config.preset))
         colours = fit_latent_colours(objective.examples.clips, float(vae.config["scaling_factor"]))
         release(folder, folder / "checkpoint", colours)
-    return folder
 
 
 def build_objective(config: Config, data: Path, folder: Path, report: Report, left_out: LeftOut) -> Objective:
@@ -82,6 +105,8 @@ def build_objective(config: Config, data: Path, folder: Path, report: Report, le
     """
     out = folder.parent
     cache = out / "cache"
+    if isinstance(config, LoraConfig):
+        return _lora_objective(config, data, folder, report, left_out)
     if isinstance(config, DenoiserConfig):
         from model.decode import decode
         from training.frozen import frozen_vae
@@ -114,3 +139,19 @@ def build_objective(config: Config, data: Path, folder: Path, report: Report, le
     towers = ContrastiveObjective(config, clips)
     towers.tokenizer.save_pretrained(folder / "tokenizer")
     return towers
+
+
+def _lora_objective(config: LoraConfig, data: Path, folder: Path, report: Report, left_out: LeftOut) -> Objective:
+    """The objective of a LoRA's run, on its base."""
+    from model.decode import decode
+    from training.footage import camera_examples
+
+    device, out = join(), folder.parent
+    entry = base_entry(config, out)
+    folder.mkdir(parents=True, exist_ok=True)
+    hold_to_base(folder, entry)
+    base = load_base(config, entry)
+    with first_alone():
+        examples = camera_examples(config, base, data, out, report, left_out)
+    base.unet.to(device)
+    return LoraObjective(config, base.unet, examples, lambda latents: decode(base.vae, latents, 7))

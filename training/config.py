@@ -199,6 +199,25 @@ class OrbitData:
 
 
 @dataclass(frozen=True, slots=True)
+class CameraData:
+    """Clips of a virtual camera over film frames and photographs: a camera LoRA's data.
+
+    Args:
+        motions: those of training.data.camera that it is to learn; they take turns.
+        clips: how many there are.
+        bucket_drawn: share of clips that are told a motion bucket drawn from the whole scale in place of the measured
+            one, so that the LoRA rules whatever the bucket; 0 leaves the amount of motion to the bucket.
+        noise_aug_log_mean, noise_aug_log_std: of ln(sigma) of the noise on the conditioning picture.
+    """
+
+    motions: tuple[str, ...]
+    clips: int
+    bucket_drawn: float
+    noise_aug_log_mean: float
+    noise_aug_log_std: float
+
+
+@dataclass(frozen=True, slots=True)
 class DenoiserConfig:
     """Denoiser training for one task (paper, section 4 and appendix D).
 
@@ -239,7 +258,61 @@ class DenoiserConfig:
     most_unreadable: float = MOST_UNREADABLE
 
 
-Config = VAEConfig | ImageEncoderConfig | DenoiserConfig
+@dataclass(frozen=True, slots=True)
+class LoraConfig:
+    """Training of a camera-motion LoRA: adapters of the temporal attention of image-to-video (paper, section 4.3).
+
+    The base's weights, autoencoder and image encoder are frozen; only the adapters train (training.lora).
+
+    Args:
+        name: how requests will name it.
+        preset: size that the base has to have.
+        base: checkpoint it is for: a run beside this run's own folder, a shipped one's name, or a folder.
+        rank: r of every pair.
+        alpha: the product is multiplied by alpha / rank.
+        p_mean, p_std: of ln(sigma), drawn once a clip.
+        condition_dropout: share of clips whose condition is zeroed, for guidance.
+        window_until: iterations that train on random windows of window_height x window_width pixels, for speed.
+        most_unreadable: as in VAEConfig.
+
+    Raises:
+        InvalidRequest: a rank below 1, or sharding: every process keeps the whole network.
+    """
+
+    name: str
+    preset: str
+    base: str
+    rank: int
+    alpha: float
+    optim: Optim
+    runtime: Runtime
+    height: int
+    width: int
+    num_frames: int
+    p_mean: float
+    p_std: float
+    condition_dropout: float
+    window_until: int
+    window_height: int
+    window_width: int
+    data: CameraData
+    most_unreadable: float = MOST_UNREADABLE
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise InvalidRequest(f"rank must be at least 1, not {self.rank}", param="set")
+        if self.runtime.sharding != "none":
+            raise InvalidRequest("a LoRA's run is not sharded: leave runtime.sharding at none", param="set")
+
+    @property
+    def task(self) -> str:
+        """What its base does."""
+        return "image-to-video"
+
+
+Denoising = DenoiserConfig | LoraConfig
+"""What trains on the denoising objective."""
+Config = VAEConfig | ImageEncoderConfig | Denoising
 
 
 def defaults_of(config: Config) -> dict[str, Any]:
@@ -273,6 +346,7 @@ _PARSERS: dict[Any, Callable[[str], Any]] = {
     str: str,
     bool: lambda text: _TRUTH[text.lower()],
     tuple[int, ...]: lambda text: tuple(int(one) for one in text.split(",")),
+    tuple[str, ...]: lambda text: tuple(one.strip() for one in text.split(",")),
 }
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from torch import nn
 
+from model.checkpoint import Checkpoint
+from model.conditioners import VisionTower
 from model.errors import DataError, InvalidRequest
 from model.presets import preset
 from model.shapes import VAE_STRIDE, VideoShape, nearest
 from model.tasks import task
-from training.config import DenoiserConfig, EndsData, FilmData, OrbitData, PromptedData
+from training.config import DenoiserConfig, EndsData, FilmData, LoraConfig, OrbitData, PromptedData
 from training.data.camera import camera_clips
 from training.data.frames import Clip, load_sized, readable_photos, shown_size, thinned
 from training.data.latents import LatentClip, encode_clips
@@ -29,6 +31,7 @@ from training.motion import MotionMap
 from training.named import find
 from training.objectives.batch import Examples
 from training.objectives.buckets import WeightedExamples, bucketed, sort_clips
+from training.objectives.examples.camera import CameraExamples
 from training.objectives.examples.ends import EndsExamples
 from training.objectives.examples.film import FilmExamples
 from training.objectives.examples.orbits import OrbitExamples
@@ -97,6 +100,47 @@ def examples_of(
     if not isinstance(network, Denoiser):
         raise DataError(f"{config.task} has no mask to learn; data with given ends trains frame-interpolation")
     return footage.ends(wanted, network)
+
+
+def camera_examples(
+    config: LoraConfig, base: Checkpoint, data: Path, out: Path, report: Report, left_out: LeftOut
+) -> Examples:
+    """Clips of the camera motions that a LoRA is to learn, as its base's frozen networks see them.
+
+    Args:
+        data: the dataset folder, whose photographs and film frames the camera moves over.
+        out: the folder of runs.
+        left_out: told of the clips that the run goes without.
+
+    Raises:
+        DataError: the folder holds nothing to train on, too much of it cannot be read, or a motion that no clip can
+            have.
+    """
+    wanted, cache = config.data, out / "cache"
+    items = training_items(data, left_out)
+    readable_photos(data, items, left_out)
+    made = camera_clips(
+        data,
+        camera_sources(items, left_out),
+        cache,
+        config.height,
+        config.width,
+        count=wanted.clips,
+        frames=config.num_frames,
+        seed=config.optim.seed,
+        motions=wanted.motions,
+    )
+    if not made:
+        raise DataError(f"{data} has no footage to move a camera over")
+    assert isinstance(base.conditioners, VisionTower)
+    clips = encode_clips([clip for clip, _ in made], base.vae, base.conditioners, cache, (1,), report)
+    return CameraExamples(config, clips, base.vae, MotionMap())
+
+
+def camera_sources(items: list[Item], left_out: LeftOut) -> list[Item]:
+    """What the virtual camera moves over: photographs are few and film frames many, so each stands for several."""
+    readable = [item for item in items if item.id not in left_out.unreadable]
+    return readable + [item for item in readable if item.kind == "photo"] * 3
 
 
 class _Footage:
@@ -203,12 +247,10 @@ class _Footage:
         film = self.encoded(self.film(items, wanted.keep_every), wanted.strides)
         camera: list[tuple[LatentClip, str]] = []
         if wanted.camera_clips:
-            photos = readable_photos(self.data, items, self.left_out)
-            # Photographs are few and film frames many; each photograph stands for several shots.
-            sources = [item for item in items if item.id not in self.left_out.unreadable] + photos * 3
+            readable_photos(self.data, items, self.left_out)
             made = camera_clips(
                 self.data,
-                sources,
+                camera_sources(items, self.left_out),
                 self.cache,
                 config.height,
                 config.width,

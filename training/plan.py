@@ -3,7 +3,8 @@
 The network is built on the meta device, where it takes no memory, and run there once: what autograd would keep of that
 run is counted, tensor by tensor. So the figures are of the real network at its real size, on any machine.
 
-    weights, gradients, AdamW's two moments and the average, in float32, over the processes if sharded
+    weights, and of what trains gradients, AdamW's two moments and the average, in float32; over the processes if
+    sharded
     + the largest block once more, whole, if sharded
     + what autograd keeps of one call; with checkpointing the blocks' inputs, and the insides of the largest one
 
@@ -31,7 +32,8 @@ from model.rewrites import rewrite_exactly
 from model.shapes import VAE_STRIDE
 from model.tasks import task
 from model.unet import build_unet, count_parameters
-from training.config import DenoiserConfig
+from training.config import Denoising, LoraConfig
+from training.lora import adapt
 
 GIB = 2**30
 FLOAT32 = 4
@@ -72,13 +74,13 @@ class Plan:
         ]
 
 
-def rows_a_call(config: DenoiserConfig, processes: int) -> int:
+def rows_a_call(config: Denoising, processes: int) -> int:
     """Rows of one call of the network in one process."""
     rows = -(-config.optim.batch // processes)
     return 1 if config.runtime.sharding != "none" else -(-rows // config.runtime.accumulate)
 
 
-def inputs_of(config: DenoiserConfig, rows: int) -> dict[str, tuple[int, ...]]:
+def inputs_of(config: Denoising, rows: int) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor that a call on `rows` clips is given, from the task's spec."""
     spec, size = task(config.task), preset(config.preset)
     channels = size.vae.latent_channels
@@ -92,7 +94,7 @@ def inputs_of(config: DenoiserConfig, rows: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def meta_network(config: DenoiserConfig) -> UNetSpatioTemporalConditionModel:
+def meta_network(config: Denoising) -> UNetSpatioTemporalConditionModel:
     """The recipe's network on the meta device, rewritten as it would train."""
     spec = task(config.task)
     unet = build_unet(preset(config.preset), spec, device="meta", num_frames=config.num_frames)
@@ -100,7 +102,10 @@ def meta_network(config: DenoiserConfig) -> UNetSpatioTemporalConditionModel:
     for layer in unet.modules():
         if isinstance(layer, AlphaBlender):
             layer.__dict__["forward"] = _blend(layer)
-    return unet.train()
+    unet.train()
+    if isinstance(config, LoraConfig):
+        adapt(unet, config.rank, config.alpha, config.optim.seed)
+    return unet
 
 
 def _blend(blender: AlphaBlender) -> Callable[..., Tensor]:
@@ -114,26 +119,27 @@ def _blend(blender: AlphaBlender) -> Callable[..., Tensor]:
     return forward
 
 
-def plan(config: DenoiserConfig, processes: int = 1) -> Plan:
+def plan(config: Denoising, processes: int = 1) -> Plan:
     """What the run of a config needs on one of `processes` processes."""
     unet = meta_network(config)
     rows = rows_a_call(config, processes)
     inputs = inputs_of(config, rows)
     parameters = count_parameters(cast(nn.Module, unet))
+    trainable = count_parameters(cast(nn.Module, unet), trainable=True)
     sharded = config.runtime.sharding != "none" and processes > 1
     blocks = [count_parameters(block) for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks)]
-    copies = 5  # weights, gradients, two moments, the average
+    numbers = parameters + 4 * trainable  # weights; of what trains gradients, two moments, the average
     return Plan(
         parameters=parameters,
-        trainable=count_parameters(cast(nn.Module, unet), trainable=True),
+        trainable=trainable,
         inputs=inputs,
-        states=copies * FLOAT32 * (-(-parameters // processes) if sharded else parameters),
+        states=FLOAT32 * (-(-numbers // processes) if sharded else numbers),
         whole_block=FLOAT32 * max(blocks) * 2 if sharded else 0,
         activations=_kept(unet, config, inputs),
     )
 
 
-def _kept(unet: UNetSpatioTemporalConditionModel, config: DenoiserConfig, inputs: dict[str, tuple[int, ...]]) -> int:
+def _kept(unet: UNetSpatioTemporalConditionModel, config: Denoising, inputs: dict[str, tuple[int, ...]]) -> int:
     """Bytes that autograd keeps of one call."""
     counter = _Counter(unet)
     largest_inside = [0]

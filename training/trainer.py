@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from model.errors import DataError
 from training.config import Config, Optim, defaults_of
@@ -48,10 +49,19 @@ class Trainer:
         folder: the run folder.
         config: written beside the run; a resumed run must have the same.
         predicted: bytes that its plan says one process takes; logged beside what it takes.
+        beside: what the plan counts besides the objective's module: a frozen network that adapters train in.
     """
 
-    def __init__(self, objective: Objective, config: Config, folder: Path, predicted: int | None = None) -> None:
-        self.objective, self.config, self.folder, self.predicted = objective, config, folder, predicted
+    def __init__(
+        self,
+        objective: Objective,
+        config: Config,
+        folder: Path,
+        predicted: int | None = None,
+        beside: nn.Module | None = None,
+    ) -> None:
+        self.objective, self.config, self.folder = objective, config, folder
+        self.predicted, self.beside = predicted, beside
         optim = config.optim
         self.ema = EMA(objective.module, optim.ema_decay)
         self.optimizer = torch.optim.AdamW(
@@ -164,7 +174,7 @@ class Trainer:
 
     def _memory(self) -> PeakMemory:
         """Counts from now on, the network, its average and the optimizer's states included."""
-        parameters = list(self.objective.module.parameters())
+        parameters = [*self.objective.module.parameters(), *(self.beside.parameters() if self.beside else ())]
         states = [value for one in self.optimizer.state.values() for value in one.values() if torch.is_tensor(value)]
         held = [local(tensor) for tensor in (*parameters, *self.ema.average.values(), *states)]
         return PeakMemory(parameters[0].device, held)

@@ -11,6 +11,7 @@ from model.backends.protocol import Cores, Denoiser, Tuning
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint
 from model.errors import InvalidRequest
+from model.lora.entry import LoraUse, choose_lora
 from model.shapes import VideoShape
 
 
@@ -89,6 +90,10 @@ MAKERS: dict[str, Callable[[Checkpoint, Cores, Tuning], Denoiser]] = {
 AUTO = "auto"
 IN_TORCH = frozenset({"torch", "torch-compiled", "torch-graphed"})
 """Backends that run the checkpoint's weights in torch."""
+LORA_BACKENDS = frozenset({"torch", "torch-compiled"})
+"""Backends that read the weights anew at every call, so that a LoRA may be switched in between (model.lora.switch).
+
+A recorded CUDA graph reads them from where they lie too, but that was not run."""
 
 
 def backend_for(entry: ModelEntry, asked: str) -> str:
@@ -114,6 +119,33 @@ def backend_for(entry: ModelEntry, asked: str) -> str:
             param="backend",
         )
     return asked
+
+
+def with_usable_loras(entry: ModelEntry, asked: str) -> ModelEntry:
+    """The checkpoint as it can be served on the backend asked for: without LoRAs that this could not apply.
+
+    Raises:
+        InvalidRequest: the backend does not fit (`backend_for`).
+    """
+    return entry if backend_for(entry, asked) in LORA_BACKENDS else replace(entry, loras=())
+
+
+def check_lora(entry: ModelEntry, backend: str, wanted: LoraUse | None) -> None:
+    """Refuse a LoRA that the checkpoint does not offer, or that its backend cannot apply.
+
+    Raises:
+        InvalidRequest: so it is.
+    """
+    if wanted is None:
+        return
+    if backend not in LORA_BACKENDS:
+        raise InvalidRequest(
+            f"{entry.name} runs on {backend}, which cannot apply the LoRA {wanted.name!r}: serve the checkpoint with "
+            "--denoiser torch or torch-compiled, or ask for no LoRA",
+            code="lora_unsupported",
+            param="lora",
+        )
+    choose_lora(f"{wanted.name}@{wanted.version}", entry.loras, entry.name)
 
 
 def tuned(backend: str, checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Tuning:

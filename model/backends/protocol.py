@@ -13,6 +13,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from model.lora.entry import LoraUse
+
 
 @dataclass(frozen=True, slots=True)
 class Cores:
@@ -67,6 +69,15 @@ class Denoiser(Protocol):
             concat: what is concatenated to the latents' channels.
             vector: scalars embedded beside the timestep, such as fps - 1, motion bucket, noise augmentation.
         """
+        ...
+
+
+@runtime_checkable
+class AdaptableDenoiser(Denoiser, Protocol):
+    """A Denoiser that can apply LoRAs, one to a whole call."""
+
+    def adapt(self, wanted: LoraUse | None) -> None:
+        """Apply this one from the next call on; None: none. Raises InvalidRequest for one that it does not have."""
         ...
 
 

@@ -16,7 +16,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from model.backends.protocol import Denoiser, ReusingDenoiser
+from model.backends.protocol import AdaptableDenoiser, Denoiser, ReusingDenoiser
+from model.errors import InvalidRequest
 from model.sampling.guidance import guide
 from model.sampling.precondition import over, precondition, slope
 from model.sampling.row import Row
@@ -39,6 +40,7 @@ def evaluate(denoiser: Denoiser, rows: Sequence[Row]) -> list[Latents]:
 
 def _evaluate(denoiser: Denoiser, rows: Sequence[Row]) -> tuple[list[Latents], list[Row]]:
     """The slopes, and the rows with the features that each keeps for its next evaluation."""
+    _adapt(denoiser, rows)
     wanted = [row.request() for row in rows]
     x = torch.stack([evaluation.x for evaluation in wanted])
     sigma = torch.cat([torch.full((1,), evaluation.sigma, device=x.device) for evaluation in wanted])
@@ -59,6 +61,21 @@ def _evaluate(denoiser: Denoiser, rows: Sequence[Row]) -> tuple[list[Latents], l
     else:
         output = denoiser(*inputs)
     return list(slope(scaled, torch.stack(_guided(output, rows)), sigma)), list(rows)
+
+
+def _adapt(denoiser: Denoiser, rows: Sequence[Row]) -> None:
+    """Let the denoiser have the rows' LoRA in its weights, or none."""
+    lora = rows[0].key.lora
+    if any(row.key.lora != lora for row in rows):
+        raise InvalidRequest("rows of different LoRAs cannot share a call", param="lora")
+    if isinstance(denoiser, AdaptableDenoiser):
+        denoiser.adapt(lora)
+    elif lora is not None:
+        raise InvalidRequest(
+            f"this denoiser cannot apply the LoRA {lora.name!r}; serve the checkpoint with --denoiser torch",
+            code="lora_unsupported",
+            param="lora",
+        )
 
 
 def advance(denoiser: Denoiser, rows: Sequence[Row]) -> list[Row]:

@@ -30,7 +30,7 @@ def begin_row(checkpoint: Checkpoint, params: Params, pictures: Sequence[Image])
     noise = draw_noise(params.seed, entry.task, params.shape, latent)
     with torch.inference_mode():
         return Row.begin(
-            BatchKey(f"{entry.name}@{entry.version}", latent, str(unet.dtype).removeprefix("torch.")),
+            BatchKey(f"{entry.name}@{entry.version}", latent, str(unet.dtype).removeprefix("torch."), params.adapter),
             solver=params.solver,
             sigmas=make_schedule(
                 params.schedule,

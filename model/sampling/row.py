@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.backends.protocol import Kept
+from model.lora.entry import LoraUse
 from model.params import SolverName
 from model.sampling.guidance import needs_unconditional
 from model.sampling.schedule import Sigmas
@@ -25,11 +26,12 @@ from model.shapes import LatentShape
 
 @dataclass(frozen=True, slots=True)
 class BatchKey:
-    """What rows must have in common to share a denoiser call: checkpoint, latent shape and dtype."""
+    """What rows must have in common to share a denoiser call: checkpoint, latent shape, dtype, LoRA and strength."""
 
     model: str
     latent: LatentShape
     dtype: str
+    lora: LoraUse | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,4 +62,5 @@ def fingerprint(row: Row) -> bytes:
     """A SHA-256 over what the row's steps depend on, besides its pictures and its text."""
     told = [row.key.model, astuple(row.key.latent), row.key.dtype, row.solver, row.sigmas, row.seed]
     told += [row.scale.tolist(), *([row.interval] if row.interval is not None else [])]
+    told += [astuple(row.key.lora)] if row.key.lora is not None else []
     return hashlib.sha256(json.dumps(told).encode()).digest()

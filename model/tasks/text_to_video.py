@@ -15,5 +15,5 @@ TEXT_TO_VIDEO = TaskSpec(
     guidance_range=(7.5, 7.5),
     condition_dropout=0.15,
     pictures=(),
-    fields=frozenset({"prompt"}),
+    fields=frozenset({"prompt", "lora", "lora_scale"}),
 )

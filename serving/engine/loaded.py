@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
 
-from model.backends.makers import backend_for, make_denoiser, tuned
+from model.backends.makers import LORA_BACKENDS, backend_for, check_lora, make_denoiser, tuned
 from model.backends.protocol import Cores, Denoiser, Tuning
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, load
 from model.conditioners import ImagePair
-from model.errors import InvalidRequest
+from model.errors import CheckpointError, InvalidRequest
 from model.fused import fuse
 from model.heap import keep_freed_memory
+from model.lora.file import Lora, read_lora
+from model.lora.switch import switching_bytes, with_loras
 from model.params import Params
 from model.preview import LatentColours, latent_colours
 from model.sampling.guidance import guidance_scale, needs_unconditional
@@ -26,6 +30,8 @@ from model.visiting import Visits
 from model.vram import VramPlan
 from serving.engine.profile import Machine, Profile
 from serving.engine.settings import DtypeName, EngineSettings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,11 @@ class LoadedModel:
         """The BatchKey of a request's row, before there is one."""
         latent = params.shape.latent(self.checkpoint.latent_channels)
         dtype = str(self.checkpoint.unet.dtype).removeprefix("torch.")
-        return BatchKey(f"{self.entry.name}@{self.entry.version}", latent, dtype)
+        return BatchKey(f"{self.entry.name}@{self.entry.version}", latent, dtype, params.adapter)
+
+    def check_lora(self, params: Params) -> None:
+        """Refuse a request for a LoRA that is not here, or not that version of it. Raises InvalidRequest."""
+        check_lora(self.entry, self.settings.backend, params.adapter)
 
     def places(self, params: Params) -> int:
         """Places a request's row takes in a denoiser call: 2 with guidance, 1 without."""
@@ -102,7 +112,7 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     Where an autoencoder overflows in half precision (`force_upcast` in its config), its encoder stays in float32.
 
     Raises:
-        CheckpointError: the folder is incomplete or does not fit.
+        CheckpointError: the folder is incomplete or does not fit, or a LoRA that it offers does not.
         InvalidRequest: an unknown backend, or one that the folder has nothing for; a kernel that does not run here; a
             budget of GPU memory that is too small.
     """
@@ -121,7 +131,8 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     cores = Cores(settings.cores, settings.deterministic)
     tuning = tuned(settings.backend, checkpoint, cores, Tuning(settings.attention, settings.reuse_every))
     settings = replace(settings, attention=tuning.attention)
-    vram = plan_for(checkpoint, settings)
+    loras = _loras(checkpoint, settings.backend)
+    vram = plan_for(checkpoint, settings, loras)
     denoiser = make_denoiser(settings.backend, checkpoint, cores, tuning)
     if vram is not None and vram.places < 2:
         denoiser = split(denoiser, vram.places)
@@ -131,6 +142,7 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
         from model.backends.padded import PaddedDenoiser
 
         denoiser = PaddedDenoiser(denoiser, settings.max_batch or PADDED_PLACES)
+    denoiser = with_loras(denoiser, checkpoint.unet, loras)
     visits = Visits(checkpoint.unet.device) if vram is not None and vram.offload else None
     if visits is not None:
         with LoadedModel(checkpoint, denoiser, settings, visits=visits).encoding():
@@ -142,7 +154,31 @@ PADDED_PLACES = 2
 """Places of every call in deterministic mode on a GPU: one guided request, the most that pays at full size."""
 
 
-def plan_for(checkpoint: Checkpoint, settings: EngineSettings) -> VramPlan | None:
+def _loras(checkpoint: Checkpoint, backend: str) -> dict[str, Lora]:
+    """The LoRAs that the checkpoint offers, where its backend can apply them; elsewhere requests for them are refused.
+
+    Raises:
+        CheckpointError: one does not fit the network.
+    """
+    entry = checkpoint.entry
+    if backend not in LORA_BACKENDS:
+        return {}
+    here = f"{entry.name}@{entry.version}"
+    for one in entry.loras:
+        if one.task not in ("", entry.task.name):
+            raise CheckpointError(
+                f"the LoRA {one.name!r} ({one.path}) is for {one.task}, and {entry.name} is for {entry.task.name}",
+                code="bad_lora",
+                param="lora",
+            )
+        if one.base not in ("", here):
+            logger.warning("the LoRA %s was trained on %s, and is served with %s", one.name, one.base, here)
+    return {one.name: read_lora(one, checkpoint.unet) for one in entry.loras}
+
+
+def plan_for(
+    checkpoint: Checkpoint, settings: EngineSettings, loras: Mapping[str, Lora] | None = None
+) -> VramPlan | None:
     """The plan for the settings' budget of GPU memory, at the checkpoint's own size; None where there is no budget.
 
     Raises:
@@ -159,7 +195,10 @@ def plan_for(checkpoint: Checkpoint, settings: EngineSettings) -> VramPlan | Non
     latent = VideoShape(entry.num_frames[0], entry.height, entry.width).latent(checkpoint.latent_channels)
     asked = int(entry.defaults.get("decode_chunk_size", 8))
     budget = int(settings.vram_budget_gib * GIB)
-    return plan(needs_of(checkpoint, latent), budget, latent.num_frames, asked_chunk=asked, overlap=True)
+    needs = needs_of(checkpoint, latent)
+    if loras:
+        needs = replace(needs, unet=needs.unet + switching_bytes(checkpoint.unet, loras))
+    return plan(needs, budget, latent.num_frames, asked_chunk=asked, overlap=True)
 
 
 def split(denoiser: Denoiser, places: int) -> Denoiser:

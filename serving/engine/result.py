@@ -43,6 +43,16 @@ def build_result(
     )
 
 
+def _lora(model: LoadedModel, params: Params) -> dict[str, object] | None:
+    """The adapter that a video was made with: beside its name and version, what it is."""
+    use = params.adapter
+    if use is None:
+        return None
+    entry = next(one for one in model.entry.loras if one.name == use.name)
+    told = {"name": use.name, "version": use.version, "scale": use.scale}
+    return told | {"rank": entry.rank, "alpha": entry.alpha, "base": entry.base}
+
+
 def build_manifest(
     model: LoadedModel, params: Params, output_format: OutputFormat, decoding: Decoding
 ) -> dict[str, object]:
@@ -66,6 +76,7 @@ def build_manifest(
         "reuse_every": settings.reuse_every,
         "guidance_interval": None if settings.guidance_interval is None else list(settings.guidance_interval),
         "vram_budget_gib": settings.vram_budget_gib,
+        "lora": _lora(model, params),
         "software": {
             "python": platform.python_version(),
             "torch": torch.__version__,

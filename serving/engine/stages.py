@@ -18,9 +18,10 @@ def encode_request(model: LoadedModel, request: EngineRequest) -> Row:
 
     Raises:
         UnreadableImage, ImageTooLarge: a picture.
-        InvalidRequest: a setting the checkpoint cannot serve.
+        InvalidRequest: a setting the checkpoint cannot serve, or a LoRA that is not here.
     """
     params = request.params
+    model.check_lora(params)
     opened = [open_picture(image) for image in request.images]
     if not isinstance(params, TextToVideoParams):
         opened = [fit_picture(picture, params.height, params.width, params.resize_mode) for picture in opened]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from model import provenance
+from model.backends.makers import backend_for, check_lora
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
 from model.params import PARAMS, OutputFormat, Params
@@ -108,7 +109,7 @@ def replay(
         video: the old mp4, to say how near the new one is where they are not identical.
 
     Raises:
-        InvalidRequest: another version of the checkpoint, which makes another video.
+        InvalidRequest: another version of the checkpoint or of the LoRA, which makes another video.
     """
     if entry.version != recipe.model_version:
         raise InvalidRequest(
@@ -118,6 +119,7 @@ def replay(
             param="model",
         )
     settings = engine_settings(recipe)
+    check_lora(entry, backend_for(entry, settings.backend), recipe.params.adapter)
     made = generate(
         entry,
         recipe.params,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from model.catalog import ModelEntry
 from model.errors import CheckpointError
+from model.lora.entry import LoraEntry
 from model.params import Params
 from model.tasks import TASKS
 
@@ -26,6 +28,7 @@ def entry_told(entry: ModelEntry) -> dict[str, Any]:
         "exported": entry.exported,
         "fixed_size": entry.fixed_size,
         "previews": entry.previews,
+        "loras": [asdict(one) | {"path": one.path.name} for one in entry.loras],
     }
 
 
@@ -37,10 +40,10 @@ def entry_of(told: Mapping[str, Any], place: str) -> ModelEntry:
     """
     try:
         values = dict(told)
-        name = str(values["task"])
-        return ModelEntry(
-            **values | {"task": TASKS[name], "num_frames": tuple(values["num_frames"]), "path": Path(place)}
-        )
+        values["task"] = TASKS[str(values["task"])]
+        values["num_frames"] = tuple(values["num_frames"])
+        values["loras"] = tuple(LoraEntry(**one | {"path": Path(place)}) for one in values.get("loras", ()))
+        return ModelEntry(**values | {"path": Path(place)})
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{place} serves a model that this version does not know: {error}") from error
 

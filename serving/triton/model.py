@@ -18,6 +18,7 @@ import torch
 import triton_python_backend_utils as backend  # there only inside Triton
 from torch.utils.dlpack import from_dlpack
 
+from model.backends.makers import with_usable_loras
 from model.catalog import describe
 from serving.engine.inprocess import InProcessEngine
 from serving.triton.hosting import Host
@@ -45,6 +46,7 @@ class TritonPythonModel:
         told = {name: value["string_value"] for name, value in parameters.items()}
         entry = describe(Path(args["model_repository"]) / args["model_version"], args["model_name"])
         settings = settings_from(told, args["model_instance_kind"], int(args["model_instance_device_id"]))
+        entry = with_usable_loras(entry, settings.backend)
         self._engine = InProcessEngine((entry,), settings)
         asyncio.run(self._engine.start())
         self._host = Host(entry, self._engine, int(args["model_version"]), self._engine.stats)

@@ -49,7 +49,9 @@ def test_the_sdk_offers_what_it_lists() -> None:
 def test_both_clients_have_these_methods() -> None:
     for client in (stillmotion.Client, stillmotion.AsyncClient):
         assert {name for name in vars(client) if not name.startswith("_")} == CLIENT_METHODS
-    assert {"Batch", "BatchLine", "BatchResult", "BatchTimeout", "Preview", "batch_line"} <= set(stillmotion.__all__)
+    assert {"Batch", "BatchLine", "BatchResult", "BatchTimeout", "LoraInfo", "Preview", "batch_line"} <= set(
+        stillmotion.__all__
+    )
 
 
 def test_a_job_tells_of_itself_by_these_events_and_files() -> None:

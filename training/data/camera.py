@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from model.errors import DataError
 from training.data.frames import Clip
 from training.data.shards import INSIDE, open_member
 from training.data.starter import Item
@@ -63,20 +64,36 @@ def render_camera(
 
 
 def camera_clips(
-    folder: Path, items: list[Item], cache: Path, height: int, width: int, *, count: int, frames: int, seed: int
+    folder: Path,
+    items: list[Item],
+    cache: Path,
+    height: int,
+    width: int,
+    *,
+    count: int,
+    frames: int,
+    seed: int,
+    motions: tuple[str, ...] = MOTIONS,
 ) -> list[tuple[Clip, str]]:
     """`count` clips with their motions' names, rendered into the cache; items and motions take turns.
 
     Args:
         items: of one split; a shot gives one of its frames, drawn.
+        motions: which of `MOTIONS`.
+
+    Raises:
+        DataError: a motion that no clip can have.
     """
+    if not motions or not set(motions) <= set(MOTIONS):
+        raise DataError(f"camera clips have some of the motions {', '.join(MOTIONS)}; not {', '.join(motions)!r}")
+    these = "camera" if motions == MOTIONS else "camera-" + "-".join(one.replace(" ", "_") for one in motions)
     made: list[tuple[Clip, str]] = []
     for index in range(count if items else 0):
-        motion = MOTIONS[index % len(MOTIONS)]
+        motion = motions[index % len(motions)]
         draw = generator(seed, index, _KEY)
         item = items[int(torch.randint(0, len(items), (), generator=draw))]
         fps = float(FPS_CHOICES[int(torch.randint(0, len(FPS_CHOICES), (), generator=draw))])
-        name = f"camera-{seed}-{index:04d}-{item.split}"
+        name = f"{these}-{seed}-{index:04d}-{item.split}"
         kept = cache / f"{name}-{frames}x{height}x{width}.npy"
         if not kept.exists():
             array = render_camera(_picture(folder, item, draw), motion, frames, height, width, draw)

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from model.errors import InvalidRequest
 from model.presets import preset
 from model.sampling.precondition import over, precondition
-from training.config import DenoiserConfig
+from training.config import DenoiserConfig, Denoising
 from training.joint import pictures_marked
 from training.objectives.batch import Batch, Examples, by_kind, calls, cut
 from training.objectives.buckets import Bucketed
@@ -51,9 +51,7 @@ class DenoiseObjective:
         InvalidRequest: the rows of an iteration do not divide among the processes.
     """
 
-    def __init__(
-        self, config: DenoiserConfig, network: nn.Module, examples: Examples, decode: Decode | None = None
-    ) -> None:
+    def __init__(self, config: Denoising, network: nn.Module, examples: Examples, decode: Decode | None = None) -> None:
         self.config, self.network, self.examples, self.decode = config, network, examples, decode
         self.rank, self.processes = world()
         if config.optim.batch % self.processes:
@@ -75,7 +73,7 @@ class DenoiseObjective:
 
     def enter(self, step: int) -> None:
         """Train the time embedding alone at first, where the recipe says so."""
-        alone = step < self.config.time_only_until
+        alone = isinstance(self.config, DenoiserConfig) and step < self.config.time_only_until
         for name, p in self.network.named_parameters():
             p.requires_grad_(not alone or "time_embedding." in name)
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from training.config import Config, DenoiserConfig
+from training.config import Config, Denoising
 from training.recipes import published
+from training.recipes.camera_lora import (
+    mini_camera_lora_horizontal,
+    mini_camera_lora_static,
+    mini_camera_lora_zoom,
+)
 from training.recipes.frame_interpolation import mini_frame_interpolation
 from training.recipes.image_encoder import mini_image_encoder
 from training.recipes.image_to_video import (
@@ -28,9 +33,12 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "mini-image-to-video-chained": mini_image_to_video_chained,
     "mini-frame-interpolation": mini_frame_interpolation,
     "mini-multi-view": mini_multi_view,
+    "mini-camera-lora-horizontal": mini_camera_lora_horizontal,
+    "mini-camera-lora-zoom": mini_camera_lora_zoom,
+    "mini-camera-lora-static": mini_camera_lora_static,
 }
 
-PUBLISHED: dict[str, Callable[[], DenoiserConfig]] = {
+PUBLISHED: dict[str, Callable[[], Denoising]] = {
     "image-pretraining": published.image_pretraining,
     "video-pretraining-low": published.video_pretraining_low,
     "video-pretraining-base": published.video_pretraining_base,
@@ -40,5 +48,8 @@ PUBLISHED: dict[str, Callable[[], DenoiserConfig]] = {
     "image-to-video-25": published.image_to_video_25,
     "frame-interpolation": published.frame_interpolation,
     "multi-view": published.multi_view,
+    "camera-lora-horizontal": published.camera_lora_horizontal,
+    "camera-lora-zoom": published.camera_lora_zoom,
+    "camera-lora-static": published.camera_lora_static,
 }
 """The paper's own stages, at their size; checked on the meta device and planned, not run here."""

@@ -9,13 +9,26 @@ What the paper does not give is said here and chosen; where it contradicts itsel
 - Interpolation's latent height is given as 52 and as 72, its start as the base model and as text-to-video.
 - Multi-view's noise distribution is not given: image-to-video's.
 - The datasets are not public: `--data` names yours; the frame counts and motion buckets come from it.
+- Of the camera LoRAs only the rank, the layers and the iterations are given. Batch, learning rate and alpha are chosen,
+  the noise is image-to-video's, and the clips of each motion are rendered over the footage of `--data`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from training.config import Buckets, DenoiserConfig, EndsData, FilmData, Optim, OrbitData, PromptedData, Runtime
+from training.config import (
+    Buckets,
+    CameraData,
+    DenoiserConfig,
+    EndsData,
+    FilmData,
+    LoraConfig,
+    Optim,
+    OrbitData,
+    PromptedData,
+    Runtime,
+)
 
 CAPTIONED = PromptedData(
     keep_every=1,
@@ -140,3 +153,41 @@ def multi_view() -> DenoiserConfig:
     config = _stage("multi-view", "image-to-video-25", (21, 576, 576), (1.0, 1.6), _optim(12_000, 16, 1e-5), 0.1)
     data = OrbitData(fps=7, motion_bucket_id=127, noise_aug_log_mean=-3.0, noise_aug_log_std=0.5)
     return dataclasses.replace(config, preset="svd-xt", data=data)
+
+
+def _camera_lora(motion: str, motions: tuple[str, ...], bucket_drawn: float) -> LoraConfig:
+    """A LoRA of rank 16 on the temporal attention of the 14-frame image-to-video model."""
+    return LoraConfig(
+        name=f"camera-{motion}",
+        preset="svd",
+        base="image-to-video-14",
+        rank=16,
+        alpha=16.0,
+        optim=_optim(5000, 16, 1e-4),
+        runtime=Runtime(precision="bfloat16", accumulate=16, checkpointing=True),
+        height=576,
+        width=1024,
+        num_frames=14,
+        p_mean=1.0,
+        p_std=1.6,
+        condition_dropout=0.1,
+        window_until=0,
+        window_height=576,
+        window_width=1024,
+        data=CameraData(motions, 2000, bucket_drawn, noise_aug_log_mean=-3.0, noise_aug_log_std=0.5),
+    )
+
+
+def camera_lora_horizontal() -> LoraConfig:
+    """Camera LoRA of horizontal motion."""
+    return _camera_lora("horizontal", ("pan left", "pan right"), 0.0)
+
+
+def camera_lora_zoom() -> LoraConfig:
+    """Camera LoRA of zooming."""
+    return _camera_lora("zoom", ("zoom in", "zoom out"), 0.0)
+
+
+def camera_lora_static() -> LoraConfig:
+    """Camera LoRA of a static camera, whatever the motion bucket."""
+    return _camera_lora("static", ("still",), 1.0)

@@ -43,7 +43,7 @@ from stillmotion.errors import (
     Unprocessable,
     UnsupportedMediaType,
 )
-from stillmotion.types import Batch, BatchLine, BatchResult, Job, JobEvent, JobOutput, ModelInfo, Preview
+from stillmotion.types import Batch, BatchLine, BatchResult, Job, JobEvent, JobOutput, LoraInfo, ModelInfo, Preview
 
 __all__ = [
     "APIConnectionError",
@@ -70,6 +70,7 @@ __all__ = [
     "JobNotCompleted",
     "JobOutput",
     "JobTimeout",
+    "LoraInfo",
     "ModelInfo",
     "MultiViewSettings",
     "NotFound",

@@ -45,6 +45,9 @@ class CommonSettings(TypedDict, total=False):
 class TextToVideoSettings(CommonSettings, total=False):
     """Settings of text-to-video, besides the prompt."""
 
+    lora: str | None
+    lora_scale: float | None
+
 
 class FrameInterpolationSettings(CommonSettings, total=False):
     """Settings of frame interpolation, besides the two pictures."""
@@ -57,11 +60,14 @@ class ImageToVideoSettings(FrameInterpolationSettings, total=False):
     """Settings of image-to-video, besides the picture."""
 
     min_guidance_scale: float | None
+    lora: str | None
+    lora_scale: float | None
 
 
-class MultiViewSettings(ImageToVideoSettings, total=False):
+class MultiViewSettings(FrameInterpolationSettings, total=False):
     """Settings of multi-view, besides the picture."""
 
+    min_guidance_scale: float | None
     elevation: float | None
 
 

@@ -26,7 +26,13 @@ Strength = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Label = Annotated[str, Field(max_length=512)]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400, allow_inf_nan=False)]
 Scale = Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)]
+LoraName = Annotated[str, Field(max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[0-9a-f]{12})?$")]
+LoraScale = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Elevation = Annotated[float, Field(ge=-90, le=90, allow_inf_nan=False)]
+
+
+_LORA = "an adapter, such as of a camera motion: NAME, or NAME@VERSION to have that one or none; GET /models lists them"
+_LORA_SCALE = "strength of `lora`: 1 as trained, the default; 0 none of it, below 0 the opposite"
 
 
 class _Request(BaseModel):
@@ -93,6 +99,8 @@ class TextToVideoRequest(GenerationRequest):
     """The body of POST /generate/text-to-video, as a form or as JSON."""
 
     prompt: str = Field(min_length=1, max_length=2000, description="what is to be seen")
+    lora: LoraName | None = Field(None, description=_LORA)
+    lora_scale: LoraScale | None = Field(None, description=_LORA_SCALE)
 
 
 class _FromPictures(GenerationRequest):
@@ -104,6 +112,8 @@ class ImageToVideoRequest(_FromPictures):
     """Settings of POST /generate/image-to-video, besides the picture. None: the checkpoint's own default."""
 
     min_guidance_scale: Scale | None = Field(None, description="guidance at the first frame")
+    lora: LoraName | None = Field(None, description=_LORA)
+    lora_scale: LoraScale | None = Field(None, description=_LORA_SCALE)
 
 
 class FrameInterpolationRequest(_FromPictures):
@@ -321,6 +331,20 @@ class JobEvent(_Answer):
     preview: Preview | None = Field(None, description="in `preview` events")
 
 
+class LoraInfo(_Answer):
+    """An adapter that a checkpoint can be asked to work with.
+
+    Args:
+        base: NAME@VERSION of the checkpoint it was trained on; empty where its file does not say.
+    """
+
+    id: str
+    object: Literal["lora"] = "lora"
+    version: str
+    rank: int
+    base: str = ""
+
+
 class ModelInfo(_Answer):
     """A checkpoint that can be served."""
 
@@ -333,6 +357,7 @@ class ModelInfo(_Answer):
     height: int
     defaults: dict[str, Any]
     previews: bool = Field(False, description="whether it can be asked for previews")
+    loras: list[LoraInfo] = Field(default_factory=list[LoraInfo], description="what `lora` can name")
 
 
 class ModelList(_Answer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from stillmotion.types import ModelInfo, ModelList
+from stillmotion.types import LoraInfo, ModelInfo, ModelList
 
 from serving.gateway.documented import errors
 from serving.gateway.services import Parts
@@ -25,6 +25,7 @@ async def list_models(parts: Parts) -> ModelList:
                 height=entry.height,
                 defaults=entry.defaults,
                 previews=entry.name in parts.previewable,
+                loras=[LoraInfo(id=one.name, version=one.version, rank=one.rank, base=one.base) for one in entry.loras],
             )
             for entry in parts.models
         ]

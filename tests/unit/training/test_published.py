@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from functools import cache
 from typing import cast
 
@@ -13,11 +14,11 @@ from torch import nn
 
 from model.tasks import task
 from model.unet import count_parameters
-from training.config import Runtime
+from training.config import LoraConfig, Runtime
 from training.objectives.batch import Examples
 from training.objectives.denoise import DenoiseObjective
 from training.plan import inputs_of, meta_network
-from training.recipes import PUBLISHED
+from training.recipes import PUBLISHED, RECIPES
 from training.recipes.published import frame_interpolation, image_to_video_14
 from training.starts import Denoiser
 
@@ -41,6 +42,11 @@ VALUES = {
     "image-to-video-25": ("image-to-video-14", 25, 576, 1024, 50_000, 768, 3e-5, 1.0, 1.6),
     "frame-interpolation": ("text-to-video", 5, 576, 1024, 10_000, 256, 1e-4, 1.0, 1.2),
     "multi-view": ("image-to-video-25", 21, 576, 576, 12_000, 16, 1e-5, 1.0, 1.6),
+    # Of these three the paper gives the base's task, the iterations, the rank and the layers.
+    **{
+        f"camera-lora-{motion}": ("image-to-video-14", 14, 576, 1024, 5_000, 16, 1e-4, 1.0, 1.6)
+        for motion in ("horizontal", "zoom", "static")
+    },
 }
 
 
@@ -53,7 +59,7 @@ def network(task_name: str) -> UNetSpatioTemporalConditionModel:
 def test_every_published_stage_has_its_values() -> None:
     told = {
         name: (
-            c.init,
+            c.base if isinstance(c, LoraConfig) else c.init,
             c.num_frames,
             c.height,
             c.width,
@@ -111,3 +117,27 @@ def test_contradictions_of_the_paper_are_arguments() -> None:
     assert frame_interpolation(latent_height=52).height == 416
     assert frame_interpolation(init="video-pretraining-base").init == "video-pretraining-base"
     assert image_to_video_14().preset == "svd"
+
+
+@pytest.mark.parametrize(
+    ("motion", "motions"),
+    [("horizontal", {"pan left", "pan right"}), ("zoom", {"zoom in", "zoom out"}), ("static", {"still"})],
+)
+def test_a_camera_lora_has_the_paper_s_rank_and_the_motions_of_its_name(motion: str, motions: set[str]) -> None:
+    config = PUBLISHED[f"camera-lora-{motion}"]()
+    assert isinstance(config, LoraConfig)
+    assert (config.rank, config.name, set(config.data.motions)) == (16, f"camera-{motion}", motions)
+    mini = RECIPES[f"mini-camera-lora-{motion}"]()
+    assert isinstance(mini, LoraConfig)
+    assert (mini.rank, mini.name, mini.data.motions) == (16, config.name, config.data.motions)
+
+
+def test_a_camera_lora_s_network_at_its_real_size() -> None:
+    unet = meta_network(PUBLISHED["camera-lora-zoom"]())
+    trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    # Self-attention along time: 5 blocks of width 320, 5 of 640, 6 of 1280, each with four projections.
+    assert sum(p.numel() for p in trained.values()) == 4 * 2 * 16 * (5 * 320 + 5 * 640 + 6 * 1280)
+    assert sum(p.numel() for p in unet.parameters()) == SVD + sum(p.numel() for p in trained.values())
+    shape = r"temporal_transformer_blocks\.0\.attn1\.to_(q|k|v|out\.0)\.lora_(A|B)\.weight$"
+    assert all(re.search(shape, name) for name in trained)
+    assert len(trained) == 2 * 4 * 16

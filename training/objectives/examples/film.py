@@ -11,11 +11,37 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
 
-from training.config import DenoiserConfig, FilmData
+from training.config import CameraData, DenoiserConfig, FilmData
 from training.data.latents import LatentClip
 from training.motion import MotionMap
 from training.objectives.batch import Batch
-from training.objectives.examples.drawing import chance, noisy_latent, one_of, strength, stretch, strides_of
+from training.objectives.examples.drawing import Stretch, chance, noisy_latent, one_of, strength, stretch, strides_of
+
+
+def pictured(
+    seen: Stretch,
+    data: FilmData | CameraData,
+    vae: AutoencoderKLTemporalDecoder,
+    told: tuple[float, float],
+    dropout: float,
+    draw: torch.Generator,
+) -> Batch:
+    """A stretch of a clip, conditioned on its first frame.
+
+    Args:
+        told: fps - 1, and the motion bucket.
+        dropout: share of conditions that are zeroed.
+    """
+    noise = strength(data.noise_aug_log_mean, data.noise_aug_log_std, draw)
+    first = seen.index[0]
+    concat = noisy_latent(vae, seen.clip, first, noise, draw)
+    context = torch.from_numpy(seen.clip.embeds[first])[None]
+    if chance(draw) < dropout:
+        concat, context = torch.zeros_like(concat), torch.zeros_like(context)
+    vector: Tensor = torch.tensor([*told, noise])
+    clean = seen.latents * float(vae.config["scaling_factor"])
+    name = f"{seen.clip.clip.item.id}/{seen.index}"
+    return Batch(clean[None], concat.expand(1, len(clean), -1, -1, -1), context[None], vector[None], (name,))
 
 
 class FilmExamples:
@@ -33,22 +59,11 @@ class FilmExamples:
         self.clips = [c for c in clips if c.clip.item.kind == "shot" and strides_of(c, config.num_frames)]
         self.moves = [c for c in clips if c.clip.item.kind == "move"]
         self.weights = torch.tensor([float(len(c.latents)) for c in self.clips]).sqrt()
-        self.scaling = float(vae.config["scaling_factor"])
 
     def example(self, draw: torch.Generator) -> Batch:
         """One clip."""
-        data, frames = self.data, self.config.num_frames
-        seen = stretch(self._choose(draw), frames, draw)
-        noise = strength(data.noise_aug_log_mean, data.noise_aug_log_std, draw)
-        first = seen.index[0]
-        concat = noisy_latent(self.vae, seen.clip, first, noise, draw)
-        context = torch.from_numpy(seen.clip.embeds[first])[None]
-        if chance(draw) < self.config.condition_dropout:
-            concat, context = torch.zeros_like(concat), torch.zeros_like(context)
-        vector: Tensor = torch.tensor([*seen.vector(self.motion), noise])
-        clean = seen.latents * self.scaling
-        name = f"{seen.clip.clip.item.id}/{seen.index}"
-        return Batch(clean[None], concat.expand(1, frames, -1, -1, -1), context[None], vector[None], (name,))
+        seen = stretch(self._choose(draw), self.config.num_frames, draw)
+        return pictured(seen, self.data, self.vae, seen.vector(self.motion), self.config.condition_dropout, draw)
 
     def _choose(self, draw: torch.Generator) -> LatentClip:
         if self.moves and chance(draw) < self.data.still_share:

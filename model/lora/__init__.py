@@ -1,0 +1,1 @@
+"""Low-rank adapters (LoRA) of the temporal attention: files, networks, and switching between them while serving."""
