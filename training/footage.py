@@ -180,7 +180,7 @@ class _Footage:
         clips = load_sized(self.data, shots, self.cache, size_of, self.report, self.left_out)
         return [thinned(clip, keep_every) if keep_every > 1 else clip for clip in clips]
 
-    def sorted(
+    def by_size(
         self,
         film: list[LatentClip],
         made: int,
@@ -195,11 +195,11 @@ class _Footage:
             make: examples from a config of one size, its clips, whether the made ones are among them, and their share.
         """
         groups, short = sort_clips(film, self.shapes)
-        self.left_out.too_short([c.clip.item.id for c in short], len(film), self.shapes_shortest)
+        self.left_out.too_short([c.clip.item.id for c in short], len(film), self.shortest)
         if not groups and not made:
-            raise DataError(f"{self.data} has no clip of {self.shapes_shortest} frames or more to train on")
+            raise DataError(f"{self.data} has no clip of {self.shortest} frames or more to train on")
         if len(self.shapes) == 1:
-            return make(self.config, groups.get(self.own, []), True, made_share)
+            return make(self.config, groups.get(self.own, []), True, made_share if groups else 1.0)
 
         def of_shape(shape: VideoShape, clips: list[LatentClip], share: float) -> WeightedExamples:
             config = dataclasses.replace(
@@ -215,7 +215,7 @@ class _Footage:
         return found
 
     @property
-    def shapes_shortest(self) -> int:
+    def shortest(self) -> int:
         """The smallest frame count that a clip may have."""
         return min(shape.num_frames for shape in self.shapes)
 
@@ -240,7 +240,7 @@ class _Footage:
             data = dataclasses.replace(wanted, still_share=share)
             return FilmExamples(config, data, clips + (own_moves if with_moves else []), self.vae, self.motion)
 
-        return self.sorted(latents[: len(film)], len(own_moves), wanted.still_share, make)
+        return self.by_size(latents[: len(film)], len(own_moves), wanted.still_share, make)
 
     def prompted(self, wanted: PromptedData) -> Examples:
         items, config = training_items(self.data, self.left_out), self.config
@@ -267,7 +267,7 @@ class _Footage:
             own = camera if with_made else []
             return PromptedExamples(config, data, clips, own, text, self.scaling, self.motion)
 
-        return self.sorted(film, len(camera), made_share, make)
+        return self.by_size(film, len(camera), made_share, make)
 
     def ends(self, wanted: EndsData, network: Denoiser) -> Examples:
         film = self.encoded(self.film(training_items(self.data, self.left_out), 1), wanted.strides)
@@ -275,7 +275,7 @@ class _Footage:
         def make(config: DenoiserConfig, clips: list[LatentClip], _with: bool, _share: float) -> EndsExamples:
             return EndsExamples(config, wanted, clips, network.mask, self.scaling, self.motion)
 
-        return self.sorted(film, 0, 0.0, make)
+        return self.by_size(film, 0, 0.0, make)
 
     def orbits(self, wanted: OrbitData) -> Examples:
         orbits = load_orbits(self.data, "train", self.left_out)

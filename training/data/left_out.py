@@ -25,7 +25,7 @@ class LeftOut:
         self.unreadable: dict[str, str] = {}
         self.short: tuple[str, ...] = ()
         self.lost = 0
-        self._unseen = 0
+        self._items = self._unseen = 0
 
     def cannot_read(self, name: str, why: object, clips: int = 1, *, unseen: bool = False) -> None:
         """A clip, or a shard of so many, that cannot be read.
@@ -52,12 +52,13 @@ class LeftOut:
         """Stop where too much was lost.
 
         Args:
-            items: how many there are in the list of items.
+            items: how many there are in the list of items, or in the part of it that was read now.
 
         Raises:
             DataError: the message counts and names what was lost.
         """
-        total = items + self._unseen
+        self._items = max(self._items, items)
+        total = self._items + self._unseen
         if self.lost > self._most * total:
             named = ", ".join(list(self.unreadable)[:_NAMED])
             raise DataError(
