@@ -29,6 +29,11 @@ PUBLISHED_NAMES = {
 """What the published recipes (training.recipes.published) name and no run of ours makes."""
 
 
+def place(name: str, out: Path) -> Path | None:
+    """Where a name's run or weights lie, `out` first; None: nowhere."""
+    return next((path for path in (out / name, Path(name)) if path.exists()), None)
+
+
 def find(name: str, out: Path, setting: str) -> Path:
     """Where a name's run or weights lie.
 
@@ -39,9 +44,8 @@ def find(name: str, out: Path, setting: str) -> Path:
     Raises:
         DataError: nowhere; the message says what to put where.
     """
-    for path in (out / name, Path(name)):
-        if path.exists():
-            return path
+    if (path := place(name, out)) is not None:
+        return path
     meant = PUBLISHED_NAMES.get(name)
     remedy = f"put or link {meant} there" if meant else f"train it first (stillmotion train {name} --out {out})"
     raise DataError(f"{out / name} does not exist: {remedy}, or name another with --set {setting}=PATH")

@@ -17,7 +17,7 @@ from model.tasks import TaskSpec, task
 from training.card import CURVE, plot_curves
 from training.frozen import frozen_text, frozen_vae, frozen_vision, trained_towers
 from training.motion import MotionMap
-from training.named import find, is_run, version_of
+from training.named import find, is_run, place, version_of
 from training.runs import averaged, run_config
 from training.starts import Denoiser, empty_network, unet_of
 
@@ -63,9 +63,11 @@ def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: d
     """
     values = run_config(run)
     spec, size = task(values["task"]), preset(values["preset"])
-    named = ("vae", "image_encoder", "init")
-    stands_on = {name: find(values[name], run.parent, name) for name in named if values.get(name)}
-    folders = {path.name: path for path in (*stands_on.values(), run) if is_run(path)}
+    stands_on = {name: find(values[name], run.parent, name) for name in ("vae", "image_encoder")}
+    starts = _starts(run.parent, values)
+    folders = {path.name: path for path in (*stands_on.values(), *starts, run) if is_run(path)}
+    published = {"init": path for path in starts if not is_run(path)}
+    published |= {name: path for name, path in stands_on.items() if not is_run(path)}
     network = averaged(empty_network(values), run)
     sidecar = {
         "task": spec.name,
@@ -76,9 +78,7 @@ def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: d
         "motion_map": dataclasses.asdict(MotionMap()),
         "runs": runs_summary(folders),
         "published_weights": {
-            name: {"name": path.name, "version": version_of(path)}
-            for name, path in stands_on.items()
-            if not is_run(path)
+            name: {"name": path.name, "version": version_of(path)} for name, path in published.items()
         },
     }
     save(
@@ -90,6 +90,15 @@ def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: d
         sidecar=sidecar,
     )
     plot_curves(folders, folder / CURVE)
+
+
+def _starts(out: Path, values: dict[str, Any]) -> list[Path]:
+    """What a run's weights went through before it, the earliest first, as far as it is still there."""
+    found: list[Path] = []
+    while values.get("init") and (path := place(values["init"], out)) is not None:
+        found.insert(0, path)
+        values = run_config(path) if is_run(path) else {}
+    return found
 
 
 def _conditioners(spec: TaskSpec, network: nn.Module, towers: Path, size: Preset) -> Conditioners:
