@@ -66,8 +66,8 @@ def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: d
     stands_on = {name: find(values[name], run.parent, name) for name in ("vae", "image_encoder")}
     starts = _starts(run.parent, values)
     folders = {path.name: path for path in (*stands_on.values(), *starts, run) if is_run(path)}
-    published = {"init": path for path in starts if not is_run(path)}
-    published |= {name: path for name, path in stands_on.items() if not is_run(path)}
+    sources = stands_on | ({"init": starts[0]} if starts else {})
+    published = {name: path for name, path in sources.items() if not is_run(path)}
     network = averaged(empty_network(values), run)
     sidecar = {
         "task": spec.name,
@@ -95,7 +95,7 @@ def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: d
 def _starts(out: Path, values: dict[str, Any]) -> list[Path]:
     """What a run's weights went through before it, the earliest first, as far as it is still there."""
     found: list[Path] = []
-    while values.get("init") and (path := place(values["init"], out)) is not None:
+    while values.get("init") and (path := place(values["init"], out)) is not None and path not in found:
         found.insert(0, path)
         values = run_config(path) if is_run(path) else {}
     return found
