@@ -117,6 +117,7 @@ def camera_examples(
             have.
     """
     wanted, cache = config.data, out / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
     items = training_items(data, left_out)
     readable_photos(data, items, left_out)
     made = camera_clips(
@@ -149,6 +150,7 @@ class _Footage:
     def __init__(self, config: DenoiserConfig, data: Path, out: Path, report: Report, left_out: LeftOut) -> None:
         self.config, self.data, self.report, self.left_out = config, data, report, left_out
         self.cache, self.size = out / "cache", preset(config.preset)
+        self.cache.mkdir(parents=True, exist_ok=True)
         self.shapes = shapes_of(config)
         self.own = next(shape for shape in self.shapes if self._is_own(shape))
         self.vae = frozen_vae(find(config.vae, out, "vae"), self.size)

@@ -27,7 +27,7 @@ from tests.lora_support import drawn_lora
 
 pytestmark = pytest.mark.timeout(900)  # seconds; ten on a quiet machine
 PINNED = replace(KEEP_ALL, deterministic=True)
-STEPS = 4
+STEPS = 3
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +61,14 @@ KINDS: dict[str, dict[str, object]] = {
     "zoom": {"lora": "zoom"},
     "half": {"lora": "pan", "lora_scale": 0.5},
 }
-"""What some requests ask for; two of each are sent, and each has a motion bucket that tells it in a call."""
+"""What some requests ask for, and each has a motion bucket that tells it in a call."""
+TWICE = ("none", "pan")
 
 
 def requests(model: LoadedModel, picture: bytes) -> dict[str, EngineRequest]:
     made = {}
     for number, (kind, asked) in enumerate(KINDS.items()):
-        for which in (0, 1):
+        for which in range(2 if kind in TWICE else 1):
             job, told = f"{kind}-{which}", {"motion_bucket_id": 10 * (number + 1) + which, **asked}
             made[job] = ask(model, job, picture, num_inference_steps=STEPS, **told)
     return made
@@ -93,7 +94,7 @@ def test_no_call_mixes_loras_or_strengths(together: tuple[Script, Watched]) -> N
     assert {next(iter(kind)) for kind in kinds} == {1, 2, 3, 4}
     assert sum(len(call) == 2 for call in watched.calls) > 0, "rows of one LoRA do share calls"
     switches = sum(before != after for before, after in pairwise(kinds))
-    assert switches > 8, "they took turns"
+    assert switches > 6, "they took turns"
 
 
 def test_each_row_is_as_if_it_were_alone(
@@ -169,12 +170,6 @@ def test_a_checkpoint_s_own_folder_offers_loras_and_keeps_its_version(plain: Mod
         folder.rmdir()
 
 
-def test_one_for_another_task_or_size_does_not_load(
-    plain: ModelEntry, loras: tuple[LoraEntry, ...], tmp_path: Path
-) -> None:
+def test_one_for_another_task_does_not_load(plain: ModelEntry, loras: tuple[LoraEntry, ...]) -> None:
     with pytest.raises(CheckpointError, match="is for text-to-video, and tiny is for image-to-video"):
         load_model(adding(plain, replace(loras[0], task="text-to-video")), PINNED)
-    wider = replace(preset("tiny"), unet=replace(preset("tiny").unet, channels=(32, 96), heads=(2, 6)))
-    larger = build_random(tmp_path / "larger", wider, task("image-to-video"))
-    with pytest.raises(CheckpointError, match="another size"):
-        load_model(adding(larger, loras[0]), PINNED)

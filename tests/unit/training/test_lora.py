@@ -38,7 +38,7 @@ CONFIG = dataclasses.replace(
     preset="tiny",
     rank=3,
     alpha=6.0,
-    optim=dataclasses.replace(RECIPE.optim, iterations=6, batch=2, warmup=2, log_every=1, checkpoint_every=2, seed=4),
+    optim=dataclasses.replace(RECIPE.optim, iterations=4, batch=2, warmup=2, log_every=1, checkpoint_every=2, seed=4),
     num_frames=3,
 )
 
@@ -61,7 +61,8 @@ class Waves:
 @pytest.fixture(scope="module")
 def base() -> UNetSpatioTemporalConditionModel:
     torch.manual_seed(1)
-    unet = build_unet(preset("tiny"), task("image-to-video"), num_frames=3).eval()
+    # Frozen, as a checkpoint is loaded: torch multiplies by a weight that is to have a gradient in another order.
+    unet = build_unet(preset("tiny"), task("image-to-video"), num_frames=3).eval().requires_grad_(False)
     rewrite_exactly(unet, context_tokens=1)
     return unet
 
@@ -113,17 +114,17 @@ def test_only_the_adapters_train_and_each_of_them_does(base: UNetSpatioTemporalC
 def test_a_resumed_run_is_the_uninterrupted_run(base: UNetSpatioTemporalConditionModel, tmp_path: Path) -> None:
     whole = Trainer(objective(base), CONFIG, tmp_path / "whole")
     whole.run()
-    Trainer(objective(base), CONFIG, tmp_path / "parts").run(until=4)
+    Trainer(objective(base), CONFIG, tmp_path / "parts").run(until=2)
     second = Trainer(objective(base), CONFIG, tmp_path / "parts")
     second.resume()
-    assert second.step == 4
+    assert second.step == 2
     second.run()
     curves = [
         [json.loads(line)["loss"] for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
         for run in ("whole", "parts")
     ]
     assert curves[0] == pytest.approx(curves[1], rel=1e-6)
-    assert len(curves[0]) == 6
+    assert len(curves[0]) == 4
     for name, p in whole.objective.module.named_parameters():
         assert torch.allclose(p, dict(second.objective.module.named_parameters())[name], atol=1e-7), name
         assert torch.allclose(whole.ema.average[name], second.ema.average[name], atol=1e-7), name
@@ -132,6 +133,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(base: UNetSpatioTemporalConditio
         Trainer(objective(base, other), other, tmp_path / "parts").resume()
 
 
+@pytest.mark.full
 def test_recomputed_gradients_are_the_same(base: UNetSpatioTemporalConditionModel) -> None:
     grads = []
     for checkpointing in (False, True):
@@ -153,7 +155,7 @@ def test_adapters_on_the_meta_device_take_no_memory_and_count(base: UNetSpatioTe
     assert count_parameters(adapters) == sum(16 * (layer.in_features + layer.out_features) for layer in layers)
     assert count_parameters(cast(nn.Module, unet), trainable=True) == count_parameters(adapters)
     assert count_parameters(cast(nn.Module, unet)) == frozen + count_parameters(adapters)
-    assert all(p.is_meta for p in unet.parameters())
+    assert all(p.is_meta for p in adapters.parameters())
 
 
 def drawn(data_bucket: float) -> set[float]:
