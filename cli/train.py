@@ -21,10 +21,11 @@ def train(
     list_: Annotated[bool, typer.Option("--list", help="List the recipes and stop.")] = False,
 ) -> None:
     """Train a checkpoint by a recipe."""
-    from training.recipes import RECIPES
+    from training.recipes import PUBLISHED, RECIPES
 
+    known = {**RECIPES, **PUBLISHED}
     if list_:
-        for name, function in RECIPES.items():
+        for name, function in known.items():
             typer.echo(f"{name}  {(function.__doc__ or '').strip().partition(chr(10))[0]}")
         return
     overrides = set_ or []
@@ -35,9 +36,9 @@ def train(
         for line in _plan(recipe, overrides, processes):
             typer.echo(line)
         return
-    if recipe not in RECIPES:
+    if recipe not in known:
         asked = "name a recipe" if recipe is None else f"no recipe is called {recipe!r}"
-        raise typer.BadParameter(f"{asked}; there are: {', '.join(RECIPES)}", param_hint="RECIPE")
+        raise typer.BadParameter(f"{asked}; there are: {', '.join(known)}", param_hint="RECIPE")
     if data is None or out is None:
         raise typer.BadParameter(
             "--data and --out are needed: the dataset, and the folder of runs", param_hint="RECIPE"

@@ -83,7 +83,7 @@ def load(
         raise CheckpointError(
             f"{path} predicts {scheduler.get('prediction_type')!r}; only v_prediction is served", param="model"
         )
-    network = _exported(path, device) if entry.exported else _pretrained(device, dtype)
+    network = _exported(path, device) if entry.exported else pretrained(device, dtype)
     unet = network(UNetSpatioTemporalConditionModel, path / "unet")
     _check_inputs(entry, unet)
     return Checkpoint(
@@ -95,8 +95,8 @@ def load(
     )
 
 
-def _pretrained(device: torch.device | str, dtype: torch.dtype) -> NetworkLoader:
-    """Loads weights, by diffusers or transformers."""
+def pretrained(device: torch.device | str, dtype: torch.dtype) -> NetworkLoader:
+    """Loads a network's weights from its folder, by diffusers or transformers."""
 
     def load_network(kind: type[Any], path: Path) -> Any:
         keyword = "torch_dtype" if issubclass(kind, ModelMixin) else "dtype"

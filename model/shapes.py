@@ -5,7 +5,9 @@ Legend: T frames, C channels, H, W pixels; h, w latent cells.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from model.errors import InvalidRequest
 
@@ -66,6 +68,51 @@ class VideoShape:
     def pixels(self) -> int:
         """Pixels in the whole clip."""
         return self.num_frames * self.height * self.width
+
+    def variants(self, largest_aspect: float, lengths: Sequence[int] = ()) -> tuple[VideoShape, ...]:
+        """Other shapes of at most these pixels, and this one: the buckets that clips of any shape are sorted into.
+
+        For each height the widest, and for each width the tallest, that hold no more pixels than a frame of this one.
+
+        Args:
+            largest_aspect: of the longer side to the shorter; this shape's own is in whatever it is. 0: no other.
+            lengths: frame counts besides this one's, each smaller.
+
+        Raises:
+            InvalidRequest: an aspect between 0 and 1, or a length that is not smaller.
+        """
+        if largest_aspect != 0 and largest_aspect < 1:
+            raise InvalidRequest(f"a largest aspect is at least 1, not {largest_aspect}", param="largest_aspect")
+        area, unit = self.height * self.width, self.unit
+        sides = {(self.height, self.width)}
+        for cells in range(1, area // unit**2 + 1):
+            side, other = cells * unit, area // (cells * unit) // unit * unit
+            if max(side, other) <= largest_aspect * min(side, other):
+                sides |= {(side, other), (other, side)}
+        counts = sorted({self.num_frames, *lengths}, reverse=True)
+        if counts[0] > self.num_frames or counts[-1] < 1:
+            raise InvalidRequest(f"lengths are from 1 to {self.num_frames} frames, not {counts}", param="lengths")
+        return tuple(
+            replace(self, num_frames=count, height=height, width=width)
+            for count in counts
+            for height, width in sorted(sides)
+        )
+
+
+def nearest(shapes: Sequence[VideoShape], frames: int, height: int, width: int) -> VideoShape | None:
+    """The shape for a clip of so many frames of height x width: the longest it fills, of these the nearest in aspect.
+
+    Aspects are compared as ratios; of two equally near shapes the larger one is taken, then the taller one. None where
+    the clip is shorter than all.
+    """
+    longest = max((shape.num_frames for shape in shapes if shape.num_frames <= frames), default=None)
+    there = [shape for shape in shapes if shape.num_frames == longest]
+    aspect = math.log(width / height)
+
+    def order(shape: VideoShape) -> tuple[float, int, int]:
+        return (round(abs(math.log(shape.width / shape.height) - aspect), 9), -shape.pixels, -shape.height)
+
+    return min(there, key=order, default=None)
 
 
 def even_chunks(total: int, largest: int) -> tuple[int, ...]:

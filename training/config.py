@@ -54,6 +54,29 @@ class Runtime:
 
 
 @dataclass(frozen=True, slots=True)
+class Buckets:
+    """Sizes that clips are sorted into by aspect and length; the rows of an iteration are of one (model.shapes).
+
+    Args:
+        largest_aspect: of the longer side to the shorter, in the shapes that are made of the recipe's pixels a frame;
+            0: every clip is cropped to the recipe's own size.
+        lengths: frame counts besides the recipe's own, for clips that are too short for it.
+    """
+
+    largest_aspect: float = 0.0
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def on(self) -> bool:
+        """Whether there are sizes besides the recipe's own."""
+        return self.largest_aspect > 0 or bool(self.lengths)
+
+
+MOST_UNREADABLE = 0.1
+"""Share of a dataset's clips that may be unreadable before training stops."""
+
+
+@dataclass(frozen=True, slots=True)
 class VAEConfig:
     """Autoencoder training in three phases (see training.objectives.vae).
 
@@ -68,6 +91,7 @@ class VAEConfig:
         target_weight: how strongly latents are held to the whitened PCA of 8x8 patches.
         whitening: latent k has standard deviation ~ eigenvalue^((1 - whitening) / 2); 1 is fully white.
         gradient_weight: weight of the L1 of spatial differences beside the L1 of pixels.
+        most_unreadable: share of the dataset's clips that may be unreadable; more stop the run.
     """
 
     preset: str
@@ -82,16 +106,22 @@ class VAEConfig:
     target_weight: float
     whitening: float
     gradient_weight: float
+    most_unreadable: float = MOST_UNREADABLE
 
 
 @dataclass(frozen=True, slots=True)
 class ImageEncoderConfig:
-    """Contrastive training of the image and text towers (see training.objectives.contrastive)."""
+    """Contrastive training of the image and text towers (see training.objectives.contrastive).
+
+    Args:
+        most_unreadable: as in VAEConfig.
+    """
 
     preset: str
     optim: Optim
     temperature: float
     text_weight: float
+    most_unreadable: float = MOST_UNREADABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,14 +222,17 @@ class DenoiserConfig:
     """Denoiser training for one task (paper, section 4 and appendix D).
 
     Args:
-        init: run folder whose averaged weights it starts from, beside this run's own folder; empty: untrained. A run of
-            another task is given the inputs it lacks, or loses those that this task has not (training.starts).
-        vae, image_encoder: run folders the frozen networks come from, likewise; the second holds the text tower too.
+        init: what it starts from (training.named): a run beside this one, whose averaged weights are taken, or
+            published weights; empty: untrained. A start of another task is given the inputs it lacks, or loses those
+            that this task has not (training.starts).
+        vae, image_encoder: where the frozen networks come from, likewise; the second holds the text tower too.
         p_mean, p_std: of ln(sigma), drawn once a clip.
         condition_dropout: share of clips whose condition is zeroed, for guidance.
         copying_start: whether an untrained denoiser starts as a copy of its condition (see training.initialise).
         time_only_until: iterations that train the time embedding alone (paper, appendix D: stage I).
         window_until: iterations that train on random windows of window_height x window_width pixels, for speed.
+        buckets: sizes besides height x width and num_frames.
+        most_unreadable: as in VAEConfig.
     """
 
     preset: str
@@ -221,6 +254,8 @@ class DenoiserConfig:
     window_height: int
     window_width: int
     data: FilmData | PromptedData | EndsData | OrbitData
+    buckets: Buckets = Buckets()
+    most_unreadable: float = MOST_UNREADABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +273,7 @@ class LoraConfig:
         p_mean, p_std: of ln(sigma), drawn once a clip.
         condition_dropout: share of clips whose condition is zeroed, for guidance.
         window_until: iterations that train on random windows of window_height x window_width pixels, for speed.
+        most_unreadable: as in VAEConfig.
 
     Raises:
         InvalidRequest: a rank below 1, or sharding: every process keeps the whole network.
@@ -260,6 +296,7 @@ class LoraConfig:
     window_height: int
     window_width: int
     data: CameraData
+    most_unreadable: float = MOST_UNREADABLE
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -276,6 +313,16 @@ class LoraConfig:
 Denoising = DenoiserConfig | LoraConfig
 """What trains on the denoising objective."""
 Config = VAEConfig | ImageEncoderConfig | Denoising
+
+
+def defaults_of(config: Config) -> dict[str, Any]:
+    """The values, in the form of a saved config, of those settings that have a default."""
+    own = {field.name: field.default for field in dataclasses.fields(config)}
+    return {
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in own.items()
+        if value is not dataclasses.MISSING
+    }
 
 
 def with_overrides(config: Config, overrides: list[str]) -> Config:

@@ -5,56 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from diffusers import AutoencoderKLTemporalDecoder
 from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import CLIPTextModelWithProjection
 
 from model.checkpoint import save
-from model.conditioners import Conditioners, ImagePair, TextTower, VisionTower
-from model.presets import preset
-from model.rewrites import skip_zero_branches, temporal_convolutions
+from model.conditioners import Conditioners, ImagePair
+from model.presets import Preset, preset
 from model.tasks import TaskSpec, task
-from model.vae import build_vae
 from training.card import CURVE, plot_curves
-from training.config import ImageEncoderConfig
+from training.frozen import frozen_text, frozen_vae, frozen_vision, trained_towers
 from training.motion import MotionMap
-from training.objectives.contrastive import CLIP_MEAN, CLIP_STD, Towers
-from training.recipes import RECIPES
+from training.named import find, is_run, place, version_of
 from training.runs import averaged, run_config
 from training.starts import Denoiser, empty_network, unet_of
-
-
-def trained_vae(folder: Path) -> AutoencoderKLTemporalDecoder:
-    """The autoencoder of a run."""
-    vae = build_vae(preset(run_config(folder)["preset"]))
-    temporal_convolutions(cast(nn.Module, vae))
-    averaged(cast(nn.Module, vae), folder)
-    skip_zero_branches(cast(nn.Module, vae))
-    return vae
-
-
-def trained_towers(folder: Path) -> tuple[Towers, CLIPTokenizer]:
-    """Both contrastive towers of a run, and the tokenizer that lies beside them."""
-    values = run_config(folder)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    config = dataclasses.replace(cast(ImageEncoderConfig, RECIPES["mini-image-encoder"]()), preset=values["preset"])
-    return cast(Towers, averaged(Towers(config, tokenizer), folder)), tokenizer
-
-
-def trained_image_encoder(folder: Path) -> CLIPVisionModelWithProjection:
-    """The image tower of a contrastive run."""
-    return trained_towers(folder)[0].image
-
-
-def trained_text_tower(folder: Path) -> TextTower:
-    """The text tower of a contrastive run, without its projection."""
-    towers, tokenizer = trained_towers(folder)
-    encoder = CLIPTextModel(towers.text.config)
-    weights = towers.text.text_model.state_dict()
-    encoder.load_state_dict({name.removeprefix("text_model."): value for name, value in weights.items()})
-    return TextTower(encoder.eval().requires_grad_(False), tokenizer)
 
 
 def runs_summary(folders: dict[str, Path]) -> dict[str, Any]:
@@ -97,9 +62,12 @@ def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: d
         defaults: request settings that the checkpoint prefers, over `PREFERRED`.
     """
     values = run_config(run)
-    out, spec = run.parent, task(values["task"])
-    names = (values["vae"], values["image_encoder"], *_starts(out, values), run.name)
-    folders = {name: out / name for name in names}
+    spec, size = task(values["task"]), preset(values["preset"])
+    stands_on = {name: find(values[name], run.parent, name) for name in ("vae", "image_encoder")}
+    starts = _starts(run.parent, values)
+    folders = {path.name: path for path in (*stands_on.values(), *starts, run) if is_run(path)}
+    sources = stands_on | ({"init": starts[0]} if starts else {})
+    published = {name: path for name, path in sources.items() if not is_run(path)}
     network = averaged(empty_network(values), run)
     sidecar = {
         "task": spec.name,
@@ -109,32 +77,35 @@ def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: d
         "latent_colours": latent_colours,
         "motion_map": dataclasses.asdict(MotionMap()),
         "runs": runs_summary(folders),
+        "published_weights": {
+            name: {"name": path.name, "version": version_of(path)} for name, path in published.items()
+        },
     }
     save(
         folder,
         unet=unet_of(network),
-        vae=trained_vae(out / values["vae"]),
-        conditioners=_conditioners(spec, network, out / values["image_encoder"]),
-        noise=preset(values["preset"]).noise,
+        vae=frozen_vae(stands_on["vae"], size),
+        conditioners=_conditioners(spec, network, stands_on["image_encoder"], size),
+        noise=size.noise,
         sidecar=sidecar,
     )
     plot_curves(folders, folder / CURVE)
 
 
-def _starts(out: Path, values: dict[str, Any]) -> list[str]:
-    """The runs that a run's weights went through before it, the earliest first."""
-    found: list[str] = []
-    while values.get("init") and (out / values["init"] / "config.json").exists():
-        found.insert(0, values["init"])
-        values = run_config(out / values["init"])
+def _starts(out: Path, values: dict[str, Any]) -> list[Path]:
+    """What a run's weights went through before it, the earliest first, as far as it is still there."""
+    found: list[Path] = []
+    while values.get("init") and (path := place(values["init"], out)) is not None and path not in found:
+        found.insert(0, path)
+        values = run_config(path) if is_run(path) else {}
     return found
 
 
-def _conditioners(spec: TaskSpec, network: nn.Module, towers: Path) -> Conditioners:
+def _conditioners(spec: TaskSpec, network: nn.Module, towers: Path, size: Preset) -> Conditioners:
     """What reads the task's requests."""
     if spec.context == "text":
-        return trained_text_tower(towers)
-    vision = VisionTower(trained_image_encoder(towers), CLIP_MEAN, CLIP_STD)
+        return frozen_text(towers, size)
+    vision = frozen_vision(towers, size)
     return ImagePair(vision, network.mask.detach()) if isinstance(network, Denoiser) else vision
 
 

@@ -17,9 +17,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
+def distributed() -> bool:
+    """Whether this process has joined others (training.processes)."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def world() -> tuple[int, int]:
     """This process's rank, and how many there are."""
-    if dist.is_available() and dist.is_initialized():
+    if distributed():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
@@ -71,6 +76,11 @@ def like(whole: Tensor, placed: Tensor) -> Tensor:
     if isinstance(placed, DTensor) and whole.shape == placed.shape:
         return distribute_tensor(whole.to(placed.device), placed.device_mesh, placed.placements)
     return whole
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that lies in this process; all of a plain one."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def total(value: float) -> float:

@@ -1,4 +1,4 @@
-"""What network a run trains, and what weights it starts from: nothing, or the averaged weights of another run.
+"""What network a run trains, and what weights it starts from: nothing, another run's averaged ones, or published ones.
 
 A run of another task is given the inputs it lacks, with weights of zero (model.surgery.grow), or loses those its new
 task has not, so that it computes what it did with them dropped (`narrow`). Another size is refused by name.
@@ -20,8 +20,10 @@ from model.surgery import SCALAR_WIDTH, grow
 from model.tasks import TaskSpec, task
 from model.unet import build_unet
 from training.config import DenoiserConfig
+from training.foundations import Start, published_start
 from training.initialise import start_denoiser
 from training.joint import take_pictures
+from training.named import find, is_run
 from training.runs import run_config, start_from
 
 NEUTRAL: dict[str, float] = {"noise_aug_strength": 0.02, "elevation": 0.0}
@@ -62,12 +64,16 @@ def build_network(config: DenoiserConfig, out: Path) -> nn.Module:
         out: the folder of runs that `config.init` lies in.
 
     Raises:
-        DataError: the run it starts from is not there, or of another size.
+        DataError: what it starts from is not there, or of another size.
+        CheckpointError: published weights that are incomplete, or of a task that cannot become this one.
     """
     torch.manual_seed(config.optim.seed)
     spec = task(config.task)
+    mask: Tensor | None = None
     if config.init:
-        unet = _from_run(config, spec, out / config.init)
+        path = find(config.init, out, "init")
+        start = _from_run(config, path) if is_run(path) else published_start(path, preset(config.preset))
+        unet, mask = become(start.unet, start.task, spec, config.num_frames), start.mask
     else:
         unet = build_unet(preset(config.preset), spec, num_frames=config.num_frames)
         if config.copying_start:
@@ -76,10 +82,10 @@ def build_network(config: DenoiserConfig, out: Path) -> nn.Module:
     take_pictures(unet)
     if not spec.concat_masks:
         return cast(nn.Module, unet)
-    return Denoiser(unet, torch.zeros(int(unet.config["out_channels"])))
+    return Denoiser(unet, torch.zeros(int(unet.config["out_channels"])) if mask is None else mask)
 
 
-def _from_run(config: DenoiserConfig, spec: TaskSpec, run: Path) -> UNetSpatioTemporalConditionModel:
+def _from_run(config: DenoiserConfig, run: Path) -> Start:
     values = run_config(run)
     if "task" not in values or values["preset"] != config.preset:
         raise DataError(
@@ -88,9 +94,8 @@ def _from_run(config: DenoiserConfig, spec: TaskSpec, run: Path) -> UNetSpatioTe
         )
     network = empty_network(values)
     start_from(network, run)
-    unet = unet_of(network)
-    was = task(values["task"])
-    return become(unet, was, spec, config.num_frames)
+    mask = network.mask.detach().clone() if isinstance(network, Denoiser) else None
+    return Start(unet_of(network), task(values["task"]), mask)
 
 
 def become(

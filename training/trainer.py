@@ -18,15 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from model.errors import DataError
-from training.config import Config, Optim
+from training.config import Config, Optim, defaults_of
 from training.ema import EMA
+from training.memory import PeakMemory, compared, logged
 from training.monitor import Monitor
 from training.objectives.protocol import Objective
-from training.sharding import average_plain_gradients, clip_gradients, gathered, like, world
+from training.sharding import average_plain_gradients, clip_gradients, gathered, like, local, world
 
 Report = Callable[[str, int, int], None]
+_MAY_CHANGE = ("runtime", "most_unreadable")
+"""Between two runs: how the work is laid out, and when to stop; not what is computed."""
 
 
 def learning_rate(optim: Optim, step: int) -> float:
@@ -44,10 +48,20 @@ class Trainer:
     Args:
         folder: the run folder.
         config: written beside the run; a resumed run must have the same.
+        predicted: bytes that its plan says one process takes; logged beside what it takes.
+        beside: what the plan counts besides the objective's module: a frozen network that adapters train in.
     """
 
-    def __init__(self, objective: Objective, config: Config, folder: Path) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        config: Config,
+        folder: Path,
+        predicted: int | None = None,
+        beside: nn.Module | None = None,
+    ) -> None:
         self.objective, self.config, self.folder = objective, config, folder
+        self.predicted, self.beside = predicted, beside
         optim = config.optim
         self.ema = EMA(objective.module, optim.ema_decay)
         self.optimizer = torch.optim.AdamW(
@@ -111,9 +125,9 @@ class Trainer:
     def _check(self, path: Path, saved: dict[str, Any]) -> None:
         """Refuse a state of another run, by what differs."""
         ours = json.loads(json.dumps(dataclasses.asdict(self.config)))
-        saved = json.loads(json.dumps(saved))
-        # How the work is laid out may change between two runs; what is computed may not.
-        other = sorted(k for k in ours.keys() | saved.keys() if k != "runtime" and ours.get(k) != saved.get(k))
+        # A setting that came later had its default in an older run.
+        saved = json.loads(json.dumps(defaults_of(self.config) | saved))
+        other = sorted(k for k in ours.keys() | saved.keys() if k not in _MAY_CHANGE and ours.get(k) != saved.get(k))
         if other:
             told = ", ".join(f"{name} {saved.get(name)!r}, not {ours.get(name)!r}" for name in other)
             raise DataError(
@@ -140,7 +154,7 @@ class Trainer:
         first = world()[0] == 0
         if first:
             (self.folder / "config.json").write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
-        began, began_at = time.monotonic(), self.step
+        began, began_at, memory = time.monotonic(), self.step, self._memory()
         sums: dict[str, float] = {}
         with Monitor(self.folder if first else None) as monitor:
             while self.step < last:
@@ -148,13 +162,22 @@ class Trainer:
                     sums[name] = sums.get(name, 0.0) + value / optim.log_every
                 if self.step % optim.log_every == 0:
                     rate = (time.monotonic() - began) / (self.step - began_at)
-                    monitor.log(self.step, {"s_per_iteration": round(rate, 4), **sums})
+                    taken = logged(self.predicted, memory.bytes)
+                    monitor.log(self.step, {"s_per_iteration": round(rate, 4), **taken, **sums})
                     report(" ".join(f"{k} {v:.4f}" for k, v in sums.items()), self.step, last)
                     sums = {}
                 if self.step % optim.checkpoint_every == 0 or self.step == last:
                     self.save()
                     with self.ema.swapped(self.objective.module):
                         monitor.samples(self.step, self.objective)
+        report(compared(self.predicted, memory.bytes), 0, 0)
+
+    def _memory(self) -> PeakMemory:
+        """Counts from now on, the network, its average and the optimizer's states included."""
+        parameters = [*self.objective.module.parameters(), *(self.beside.parameters() if self.beside else ())]
+        states = [value for one in self.optimizer.state.values() for value in one.values() if torch.is_tensor(value)]
+        held = [local(tensor) for tensor in (*parameters, *self.ema.average.values(), *states)]
+        return PeakMemory(parameters[0].device, held)
 
     def _iterate(self) -> dict[str, float]:
         optim, module = self.config.optim, self.objective.module

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from model.adapters.sgm_keys import SET_ASIDE, Source, unet_sources, vae_sources, vision_sources
+from model.adapters.whole import some
 from model.catalog import PUBLISHED, ModelEntry, describe
 from model.checkpoint import save
 from model.conditioners import VisionTower, build_image_encoder
@@ -27,7 +28,7 @@ from model.tasks import TASKS
 from model.unet import build_unet
 from model.vae import build_vae
 
-_SHOWN = 5
+Part = Literal["unet", "vae", "encoder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +73,18 @@ def account(keys: Iterable[str], networks: Networks) -> dict[str, str]:
     }
     unknown = sorted(key for key, why in aside.items() if not why)
     if missing := sorted(wanted - there):
-        raise CheckpointError(f"the file lacks {_some(missing)}: it is another model's, or of another size")
+        raise CheckpointError(f"the file lacks {some(missing)}: it is another model's, or of another size")
     if unknown:
-        raise CheckpointError(f"the file has weights that no rule knows: {_some(unknown)}; nothing was written")
+        raise CheckpointError(f"the file has weights that no rule knows: {some(unknown)}; nothing was written")
     return aside
 
 
-def adapt(
-    file: Path, out: Path, preset: Preset, dtype: torch.dtype = torch.float16
-) -> tuple[ModelEntry, dict[str, str]]:
-    """Write the checkpoint folder `out` from a single file; the checkpoint, and what was set aside with the reasons.
+def read(file: Path, preset: Preset, only: Part | None = None) -> tuple[Networks, dict[str, str]]:
+    """The networks of a single file, in its dtype, and what was set aside with the reasons.
 
     Args:
         preset: its sizes; svd and svd-xt differ in their frame count only, which no weight tells.
+        only: the one network whose weights are wanted; the others stay on the meta device. All names are checked.
 
     Raises:
         CheckpointError: no such file, not safetensors, or its weights are not exactly those wanted.
@@ -94,18 +94,37 @@ def adapt(
         with safe_open(file, framework="pt") as opened:
             aside = account(opened.keys(), networks)
             for network, sources in networks.parts():
-                weights = {name: _read(opened, source, name) for name, source in sources.items()}
-                _give(network, weights)
+                if only is None or network is getattr(networks, only):
+                    _give(network, {name: _read(opened, source, name) for name, source in sources.items()})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} cannot be read as safetensors: {error}", param="model") from error
+    return networks, aside
+
+
+def vision_tower(networks: Networks) -> VisionTower:
+    """The picture encoder of such a file, with OpenCLIP's normalisation, which no weight tells."""
     processor = CLIPImageProcessor()
-    tower = VisionTower(networks.encoder, tuple(processor.image_mean), tuple(processor.image_std))
+    return VisionTower(networks.encoder, tuple(processor.image_mean), tuple(processor.image_std))
+
+
+def adapt(
+    file: Path, out: Path, preset: Preset, dtype: torch.dtype = torch.float16
+) -> tuple[ModelEntry, dict[str, str]]:
+    """Write the checkpoint folder `out` from a single file; the checkpoint, and what was set aside with the reasons.
+
+    Args:
+        preset: as in `read`.
+
+    Raises:
+        CheckpointError: as `read` does.
+    """
+    networks, aside = read(file, preset)
     sidecar = {**PUBLISHED, "width": preset.width, "height": preset.height, "adapted_from": file.name}
     save(
         out,
         unet=networks.unet,
         vae=networks.vae,
-        conditioners=tower,
+        conditioners=vision_tower(networks),
         noise=preset.noise,
         sidecar=sidecar,
         dtype=dtype,
@@ -134,7 +153,7 @@ def _give(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
         if weights[name].shape != own.shape
     ]
     if wrong:
-        raise CheckpointError(f"weights of another shape: {_some(wrong)}; choose the size that the file is of")
+        raise CheckpointError(f"weights of another shape: {some(wrong)}; choose the size that the file is of")
     network.load_state_dict(dict(weights), strict=True, assign=True)
     _fill_buffers(network)
 
@@ -147,8 +166,3 @@ def _fill_buffers(network: nn.Module) -> None:
                 if name != "position_ids":
                     raise CheckpointError(f"{type(module).__name__} has a buffer {name} that is not known here")
                 module._buffers[name] = torch.arange(buffer.shape[-1]).expand(buffer.shape).clone()
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

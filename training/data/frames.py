@@ -17,19 +17,23 @@ import numpy as np
 from PIL import Image
 
 from model.errors import DataError
+from training.data.left_out import LeftOut
 from training.data.shards import INSIDE, open_member
 from training.data.starter import Item
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Report = Callable[[str, int, int], None]
 
-MOST_UNREADABLE = 0.1
-"""Share of a dataset's items that may be unreadable before training stops."""
+READING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, av.FFmpegError, Image.DecompressionBombError)
+"""What broken files make PyAV, Pillow and numpy raise; a DataError is a ValueError."""
 
 
 def read_shot(source: Path | io.BytesIO, height: int, width: int) -> Pixels:
     """All frames of a video file, scaled to cover height x width and centre-cropped: [T, H, W, 3]."""
     frames: list[Pixels] = []
     with av.open(source if isinstance(source, io.BytesIO) else str(source), "r") as container:
+        if not container.streams.video:
+            raise DataError("it has no pictures")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):
@@ -69,50 +73,101 @@ def load_clips(
     cache: Path,
     height: int,
     width: int,
-    report: Callable[[str, int, int], None] = lambda *_: None,
-    most_unreadable: float = MOST_UNREADABLE,
+    report: Report = lambda *_: None,
+    left_out: LeftOut | None = None,
 ) -> list[Clip]:
-    """The items' frames at height x width, from the cache or decoded into it.
+    """The items' frames at height x width, as `load_sized` gives them."""
+    return load_sized(folder, items, cache, lambda _: (height, width), report, left_out)
 
-    An item that cannot be read is left out, and reported by name.
+
+def load_sized(
+    folder: Path,
+    items: list[Item],
+    cache: Path,
+    size_of: Callable[[Item], tuple[int, int]],
+    report: Report = lambda *_: None,
+    left_out: LeftOut | None = None,
+) -> list[Clip]:
+    """The items' frames, each at its own (height, width), from the cache or decoded into it.
+
+    An item that cannot be read is passed over, counted and named.
 
     Args:
-        most_unreadable: share of the items that may be unreadable.
+        size_of: an item's size; may raise what broken files make one raise.
+        left_out: told of them; one that allows a tenth is made where it is left out.
 
     Raises:
-        DataError: more than that are; the message counts and names them.
+        DataError: more than `left_out` allows are; the message counts and names them.
     """
     cache.mkdir(parents=True, exist_ok=True)
+    left_out = left_out or LeftOut(report)
     clips: list[Clip] = []
-    unreadable: list[str] = []
     for index, item in enumerate(items):
-        kept = cache / f"{item.id}-{height}x{width}.npy"
-        if not kept.exists():
-            try:
-                frames = _read(folder, item, height, width)
-            except (OSError, ValueError, DataError) as error:  # PyAV's errors are ValueErrors or OSErrors
-                unreadable.append(item.id)
-                report(f"left out {item.id}, which cannot be read ({error})", len(unreadable), len(items))
-                continue
+        try:
+            height, width = size_of(item)
+            kept = cache / f"{item.id}-{height}x{width}.npy"
+            frames = None if kept.exists() else _read(folder, item, height, width)
+        except READING_ERRORS as error:
+            left_out.cannot_read(item.id, error)
+            continue
+        if frames is not None:
             partial = kept.with_suffix(".partial")
             with partial.open("wb") as stream:
                 np.save(stream, frames)
             partial.replace(kept)
         clips.append(Clip(item, np.load(kept, mmap_mode="r")))
         report("decoding frames", index + 1, len(items))
-    if len(unreadable) > most_unreadable * len(items):
-        raise DataError(
-            f"{len(unreadable)} of {len(items)} items cannot be read, more than {most_unreadable:.0%}: "
-            f"{', '.join(unreadable[:20])}; prepare the dataset again"
-        )
+    left_out.refuse_too_many(len(items))
     return clips
 
 
 def _read(folder: Path, item: Item, height: int, width: int) -> Pixels:
     if item.kind != "shot":
         return read_photo(folder / item.file, height, width)
-    source = open_member(folder, item.file) if INSIDE in item.file else folder / item.file
-    return read_shot(source, height, width)
+    frames = read_shot(_source(folder, item), height, width)
+    if len(frames) < item.num_frames:
+        raise DataError(f"only {len(frames)} of its {item.num_frames} frames are there")
+    return frames
+
+
+def _source(folder: Path, item: Item) -> Path | io.BytesIO:
+    return open_member(folder, item.file) if INSIDE in item.file else folder / item.file
+
+
+def shown_size(folder: Path, item: Item) -> tuple[int, int]:
+    """(height, width) of an item as it is shown, in pixels: of its first picture.
+
+    Raises:
+        DataError: it has no pictures. And what broken files make one raise: READING_ERRORS.
+    """
+    if item.kind != "shot":
+        with Image.open(folder / item.file) as opened:
+            return opened.height, opened.width
+    source = _source(folder, item)
+    with av.open(source if isinstance(source, io.BytesIO) else str(source), "r") as container:
+        if not container.streams.video:
+            raise DataError("it has no pictures")
+        frame = next(container.decode(container.streams.video[0]), None)
+        if frame is None:
+            raise DataError("it has no pictures")
+        return (frame.height, frame.width) if round(frame.rotation / 90) % 2 == 0 else (frame.width, frame.height)
+
+
+def readable_photos(folder: Path, items: list[Item], left_out: LeftOut) -> list[Item]:
+    """The photographs among the items that decode to their end; the others are counted and named."""
+    readable: list[Item] = []
+    for item in items:
+        if item.kind != "photo":
+            continue
+        try:
+            with Image.open(folder / item.file) as opened:
+                opened.load()
+        except READING_ERRORS as error:
+            left_out.cannot_read(item.id, error)
+            continue
+        readable.append(item)
+    left_out.refuse_too_many(len(items))
+    return readable
 
 
 def thinned(clip: Clip, keep_every: int) -> Clip:

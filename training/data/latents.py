@@ -19,13 +19,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor, nn
-from transformers import CLIPVisionModelWithProjection
 
+from model.conditioners import VisionTower
 from model.conditioning import clip_input
 from model.vae import encode_mode
 from training.data.frames import Clip
 from training.motion import measure_flow
-from training.objectives.contrastive import CLIP_MEAN, CLIP_STD
 
 Half = np.ndarray[Any, np.dtype[np.float16]]
 Single = np.ndarray[Any, np.dtype[np.float32]]
@@ -60,20 +59,25 @@ def weights_digest(*networks: nn.Module) -> str:
 def encode_clips(
     clips: list[Clip],
     vae: AutoencoderKLTemporalDecoder,
-    encoder: CLIPVisionModelWithProjection,
+    vision: VisionTower | None,
     cache: Path,
     strides: tuple[int, ...],
     report: Callable[[str, int, int], None] = lambda *_: None,
 ) -> list[LatentClip]:
-    """Latents, embeddings and flows of the clips, from the cache or computed into it."""
-    folder = cache / f"latents-{weights_hash(vae.encoder, encoder)}"
+    """Latents, embeddings and flows of the clips, from the cache or computed into it.
+
+    Args:
+        vision: reads the pictures; None where no embeddings are wanted, which are then of width 0.
+    """
+    networks = [vae.encoder] if vision is None else [vae.encoder, vision.encoder]
+    folder = cache / f"latents-{weights_hash(*networks)}"
     folder.mkdir(parents=True, exist_ok=True)
     out: list[LatentClip] = []
     for index, clip in enumerate(clips):
         own = (1,) if clip.item.kind == "move" else strides
         kept = folder / f"{clip.item.id}-{clip.frames.shape[1]}x{clip.frames.shape[2]}.npz"
         if not kept.exists():
-            latents, embeds = _encode(clip, vae, encoder)
+            latents, embeds = _encode(clip, vae, vision)
             flows = {f"flow{stride}": _pair_flows(clip, stride) for stride in own}
             partial = kept.with_suffix(".partial")
             with partial.open("wb") as stream:
@@ -91,13 +95,16 @@ def to_pixels(frames: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
     return torch.from_numpy(frames.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _encode(clip: Clip, vae: AutoencoderKLTemporalDecoder, encoder: CLIPVisionModelWithProjection) -> Any:
+def _encode(clip: Clip, vae: AutoencoderKLTemporalDecoder, vision: VisionTower | None) -> tuple[Half, Single]:
     latents: list[Tensor] = []
     embeds: list[Tensor] = []
     for first in range(0, len(clip.frames), 16):
         pixels = to_pixels(clip.frames[first : first + 16])
         latents.append(encode_mode(vae, pixels).half())
-        embeds.append(encoder(clip_input(pixels, CLIP_MEAN, CLIP_STD)).image_embeds)
+        if vision is None:
+            embeds.append(torch.zeros(len(pixels), 0))
+        else:
+            embeds.append(vision.encoder(clip_input(pixels, vision.mean, vision.std)).image_embeds)
     return torch.cat(latents).numpy(), torch.cat(embeds).numpy()
 
 

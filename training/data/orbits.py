@@ -24,7 +24,8 @@ import numpy as np
 from PIL import Image
 
 from model.errors import DataError, MissingExtra
-from training.data.frames import Clip
+from training.data.frames import READING_ERRORS, Clip
+from training.data.left_out import LeftOut
 from training.data.sources import sha256_of
 from training.data.starter import Item
 
@@ -130,11 +131,14 @@ def _write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def load_orbits(folder: Path, split: str) -> list[Orbit]:
+def load_orbits(folder: Path, split: str, left_out: LeftOut | None = None) -> list[Orbit]:
     """The orbits of a split, each checked against its hash.
 
+    Args:
+        left_out: told of orbits that cannot be read, which are then passed over.
+
     Raises:
-        DataError: not a folder of orbits, or a file was changed.
+        DataError: not a folder of orbits, or a file was changed and nobody is to be told; or more are than may be.
     """
     manifest, lines = folder / "manifest.json", folder / "items.jsonl"
     told = json.loads(manifest.read_text()) if manifest.exists() and lines.exists() else {}
@@ -144,7 +148,17 @@ def load_orbits(folder: Path, split: str) -> list[Orbit]:
     if told["items_sha256"] != hashlib.sha256(text.encode()).hexdigest():
         raise DataError(f"{lines} was changed after the dataset was made; prepare it again")
     items = [OrbitItem(**cast(dict[str, Any], json.loads(line))) for line in text.splitlines()]
-    return [Orbit(item, _views(folder, item)) for item in items if item.split == split]
+    wanted = [item for item in items if item.split == split]
+    if left_out is None:
+        return [Orbit(item, _views(folder, item)) for item in wanted]
+    orbits: list[Orbit] = []
+    for item in wanted:
+        try:
+            orbits.append(Orbit(item, _views(folder, item)))
+        except READING_ERRORS as error:
+            left_out.cannot_read(item.id, error)
+    left_out.refuse_too_many(len(wanted))
+    return orbits
 
 
 def _views(folder: Path, item: OrbitItem) -> Pixels:

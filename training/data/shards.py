@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from model.errors import DataError
+from training.data.left_out import LeftOut
 from training.data.split import Span
 
 CURATED = "stillmotion-curated"
@@ -45,7 +46,14 @@ class Member:
 def is_curated(folder: Path) -> bool:
     """Whether a folder holds a finished curated dataset."""
     manifest = folder / "manifest.json"
-    return manifest.exists() and json.loads(manifest.read_text()).get("name") == CURATED
+    return manifest.exists() and _manifest(manifest).get("name") == CURATED
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        return cast(dict[str, Any], json.loads(path.read_text()))
+    except ValueError as error:
+        raise DataError(f"{path} is no valid JSON ({error}); prepare the dataset again") from error
 
 
 def dataset_identity(folder: Path) -> dict[str, str]:
@@ -59,29 +67,56 @@ def dataset_identity(folder: Path) -> dict[str, str]:
     path = folder / "manifest.json"
     if not path.exists():
         raise DataError(f"{folder} is no dataset: it has no manifest.json")
-    manifest = json.loads(path.read_text())
+    manifest = _manifest(path)
     return {"name": manifest.get("name", ""), "sha256": manifest.get("content_sha256") or _sha256(path)}
 
 
-def members(folder: Path) -> Iterator[Member]:
+def members(folder: Path, left_out: LeftOut | None = None) -> Iterator[Member]:
     """The clips of a curated dataset, in the order of their ids.
 
+    Args:
+        left_out: told of shards and clips that cannot be read, which are then passed over.
+
     Raises:
-        DataError: a shard is missing, or not the one that the manifest names.
+        DataError: nobody is to be told, and a shard is missing, not the one that the manifest names, or broken.
     """
-    for shard in json.loads((folder / "manifest.json").read_text())["shards"]:
-        path = folder / shard["file"]
-        if not path.exists() or _sha256(path) != shard["sha256"]:
-            raise DataError(f"{path} is not the shard that its manifest names; run `stillmotion curate` again")
-        with tarfile.open(path) as tar:
-            video = ""
-            for entry in tar:
-                if not entry.name.endswith(".json"):
-                    video = entry.name
-                    continue
-                told = tar.extractfile(entry)
-                assert told is not None
-                yield Member(f"{shard['file']}{INSIDE}{video}", json.load(told))
+    for shard in _manifest(folder / "manifest.json")["shards"]:
+        count = 0
+        try:
+            for file, told in _listed(folder, shard):
+                count += 1
+                if isinstance(told, dict):
+                    yield Member(file, told)
+                elif left_out is None:
+                    raise DataError(f"{file} is told of by no valid JSON; run `stillmotion curate` again")
+                else:
+                    left_out.cannot_read(file, "its JSON is broken", unseen=True)
+            if count < shard["clips"]:  # tarfile takes a tar that is cut short for one that ends there
+                raise DataError(f"{folder / shard['file']} ends after {count} of its {shard['clips']} clips")
+        except (DataError, OSError, tarfile.TarError) as error:
+            if left_out is None:
+                raise DataError(f"{error}; run `stillmotion curate` again") from error
+            left_out.cannot_read(shard["file"], error, max(1, int(shard["clips"]) - count), unseen=True)
+
+
+def _listed(folder: Path, shard: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """Of each clip in a shard, its file and what its JSON says; None where that is broken."""
+    path = folder / shard["file"]
+    if not path.exists() or _sha256(path) != shard["sha256"]:
+        raise DataError(f"{path} is not the shard that its manifest names")
+    with tarfile.open(path) as tar:
+        video = ""
+        for entry in tar:
+            if not entry.name.endswith(".json"):
+                video = entry.name
+                continue
+            stream = tar.extractfile(entry)
+            assert stream is not None
+            file = f"{shard['file']}{INSIDE}{video}"
+            try:
+                yield file, json.load(stream)
+            except ValueError:
+                yield file, None
 
 
 def open_member(folder: Path, file: str) -> io.BytesIO:
@@ -91,7 +126,10 @@ def open_member(folder: Path, file: str) -> io.BytesIO:
         DataError: there is no such clip in the shard.
     """
     shard, _, name = file.partition(INSIDE)
-    offset, size = _places(folder / shard).get(name, (0, -1))
+    try:
+        offset, size = _places(folder / shard).get(name, (0, -1))
+    except tarfile.TarError as error:
+        raise DataError(f"{folder / shard} is no whole shard ({error}); run `stillmotion curate` again") from error
     if size < 0:
         raise DataError(f"{folder / shard} holds no {name}")
     with (folder / shard).open("rb") as stream:

@@ -26,6 +26,7 @@ from PIL import Image, ImageOps
 
 from model.errors import DataError, MissingExtra
 from training.data import sources
+from training.data.left_out import LeftOut
 from training.data.shards import Member, is_curated, members
 from training.data.split import Span, photo_split, shot_split
 
@@ -196,14 +197,18 @@ def prepare(out: Path, report: Report = lambda *_: None) -> list[Item]:
     return items
 
 
-def load_items(folder: Path) -> list[Item]:
+def load_items(folder: Path, left_out: LeftOut | None = None) -> list[Item]:
     """The items of a prepared dataset folder, the starter dataset's or a curated one's.
 
+    Args:
+        left_out: told of a curated dataset's shards and clips that cannot be read, which are then passed over.
+
     Raises:
-        DataError: not a dataset folder, or items.jsonl (or a shard) is not the one its manifest names.
+        DataError: not a dataset folder, or items.jsonl is not the one its manifest names; or a shard is not, or a clip
+            cannot be read, and nobody is to be told.
     """
     if is_curated(folder):
-        return [_clip_item(member) for member in members(folder)]
+        return [item for member in members(folder, left_out) if (item := _clip_item(member, left_out)) is not None]
     manifest, lines = folder / "manifest.json", folder / "items.jsonl"
     if not manifest.exists() or not lines.exists():
         raise DataError(f"{folder} is no dataset: make one with `stillmotion data starter --out {folder}`")
@@ -213,7 +218,13 @@ def load_items(folder: Path) -> list[Item]:
     return [Item(**json.loads(line)) for line in text.splitlines()]
 
 
-def _clip_item(member: Member) -> Item:
-    told, span = member.told, member.span
-    place = (span.source, span.start_s, span.end_s)
-    return Item(told["clip_id"], "shot", member.file, *place, told["frames"], member.fps, told["split"])
+def _clip_item(member: Member, left_out: LeftOut | None) -> Item | None:
+    told = member.told
+    try:
+        place = (told["source"], float(told["start_s"]), float(told["end_s"]))
+        return Item(told["clip_id"], "shot", member.file, *place, int(told["frames"]), member.fps, told["split"])
+    except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
+        if left_out is None:
+            raise DataError(f"{member.file} is told of incompletely ({error!r})") from error
+        left_out.cannot_read(member.file, f"its JSON is incomplete: {error!r}", unseen=True)
+        return None

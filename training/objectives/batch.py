@@ -7,7 +7,7 @@ latent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -28,6 +28,7 @@ class Batch:
         vector: the task's scalars.
         names: which clips they are, for the noise and for the log.
         pictures: whether these are independent pictures (T = 1), which temporal layers leave alone.
+        rows: of an iteration's rows, how many this is: the pictures of one row count as one.
     """
 
     clean: Float[Tensor, "B T C h w"]
@@ -36,13 +37,14 @@ class Batch:
     vector: Float[Tensor, "B V"]
     names: tuple[str, ...]
     pictures: bool = False
+    rows: int = 1
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
         clean, concat, context, vector = (
             part.to(device) for part in (self.clean, self.concat, self.context, self.vector)
         )
-        return Batch(clean, concat, context, vector, self.names, self.pictures)
+        return replace(self, clean=clean, concat=concat, context=context, vector=vector)
 
 
 class Examples(Protocol):
@@ -61,7 +63,7 @@ class Examples(Protocol):
 def cut(batch: Batch, top: int, left: int, height: int, width: int) -> Batch:
     """The same row, of its latents only a window."""
     window = (..., slice(top, top + height), slice(left, left + width))
-    return Batch(batch.clean[window], batch.concat[window], batch.context, batch.vector, batch.names, batch.pictures)
+    return replace(batch, clean=batch.clean[window], concat=batch.concat[window])
 
 
 def joined(rows: Sequence[Batch]) -> Batch:
@@ -73,6 +75,7 @@ def joined(rows: Sequence[Batch]) -> Batch:
         vector=torch.cat([row.vector for row in rows]),
         names=tuple(name for row in rows for name in row.names),
         pictures=rows[0].pictures,
+        rows=sum(row.rows for row in rows),
     )
 
 

@@ -28,12 +28,13 @@ from model.sampling.precondition import over, precondition
 from training.config import DenoiserConfig, Denoising
 from training.joint import pictures_marked
 from training.objectives.batch import Batch, Examples, by_kind, calls, cut
+from training.objectives.buckets import Bucketed
 from training.objectives.protocol import Pixels, backward_in_parallel, generator
 from training.objectives.sampling import sampled
 from training.sharding import shard, total, world
 from training.starts import unet_of
 
-_WINDOW, _NOISE = 1, 2
+_WINDOW, _NOISE, _BUCKET = 1, 2, 3
 _SAMPLE_STEPS = 8
 
 Decode = Callable[[Tensor], Pixels]
@@ -81,12 +82,15 @@ class DenoiseObjective:
         return 1.0
 
     def rows(self, step: int) -> list[Batch]:
-        """The rows of iteration `step` that are this process's."""
+        """The rows of iteration `step` that are this process's; where there are sizes to choose from, all of one."""
         seed, count = self.config.optim.seed, self.config.optim.batch
         windowed = step < self.config.window_until
+        examples = self.examples
+        if isinstance(examples, Bucketed):
+            examples = examples.bucket(generator(seed, step, 0, _BUCKET))
         out: list[Batch] = []
         for row in range(self.rank, count, self.processes):
-            example = self.examples.example(generator(seed, step, row))
+            example = examples.example(generator(seed, step, row))
             out.append(self._window(example, generator(seed, step, row, _WINDOW)) if windowed else example)
         return out
 
@@ -158,8 +162,7 @@ class DenoiseObjective:
         low = self.config.runtime.precision == "bfloat16"
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
             errors = denoising_error(self.unet, batch.to(device), sigma.to(device), noise.to(device))
-        rows = len(errors) / self.config.num_frames if batch.pictures else len(errors)
-        return errors.mean() * rows / self.config.optim.batch
+        return errors.mean() * batch.rows / self.config.optim.batch
 
 
 def denoising_error(unet: UNetSpatioTemporalConditionModel, batch: Batch, sigma: Tensor, noise: Tensor) -> Tensor:

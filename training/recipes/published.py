@@ -1,6 +1,7 @@
 """The paper's own recipes (arXiv 2311.15127, appendix D and table values): every stage at its published size.
 
-They name what they start from and stand on as folders beside the run: `stable-diffusion-2-1`, `svd-vae`, `openclip-h`.
+They name what they start from and stand on as folders beside the run: `stable-diffusion-2-1`, `svd-vae`, `openclip-h`
+(training.named says what to put there).
 What the paper does not give is said here and chosen; where it contradicts itself, the choice is an argument.
 
 - Batch, learning rate and iterations of stage I, and the schedule's form, are not given: AdamW at a constant rate.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 
 from training.config import (
+    Buckets,
     CameraData,
     DenoiserConfig,
     EndsData,
@@ -89,9 +91,14 @@ def image_pretraining() -> DenoiserConfig:
 
 
 def video_pretraining_low() -> DenoiserConfig:
-    """Stage II, first part: temporal layers join, 14 frames at 256 x 384, "standard EDM" noise."""
+    """Stage II, first part: temporal layers join, 14 frames at 256 x 384, "standard EDM" noise.
+
+    Clips are sorted into shapes of those pixels, and short ones into 8 frames: ours, not published. To have all cropped
+    to the one size: `--set buckets.largest_aspect=0 --set buckets.lengths=14`.
+    """
     optim = _optim(150_000, 1536, 1e-4)
-    return _stage("text-to-video", "image-pretraining", (14, 256, 384), (-1.2, 1.2), optim, 0.15)
+    config = _stage("text-to-video", "image-pretraining", (14, 256, 384), (-1.2, 1.2), optim, 0.15)
+    return dataclasses.replace(config, buckets=Buckets(largest_aspect=2.0, lengths=(8,)))
 
 
 def video_pretraining_base() -> DenoiserConfig:

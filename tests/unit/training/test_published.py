@@ -8,16 +8,19 @@ from functools import cache
 from typing import cast
 
 import pytest
+import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import nn
 
 from model.tasks import task
-from training.config import DenoiserConfig, LoraConfig, Runtime
+from model.unet import count_parameters
+from training.config import LoraConfig, Runtime
 from training.objectives.batch import Examples
 from training.objectives.denoise import DenoiseObjective
 from training.plan import inputs_of, meta_network
 from training.recipes import PUBLISHED, RECIPES
 from training.recipes.published import frame_interpolation, image_to_video_14
+from training.starts import Denoiser
 
 SVD = 1_524_623_082
 # What a task's inputs change: conv_in has 320 x 9 weights a channel, the vector's first layer 1280 a number of it.
@@ -92,18 +95,22 @@ def test_the_network_of_a_published_stage(name: str) -> None:
     assert unet.add_embedding.linear_1.in_features == 256 * len(spec.vector)
 
 
-def test_the_first_iterations_of_image_pretraining_train_the_time_embedding_alone() -> None:
-    class Nothing:
-        """No examples are drawn."""
+class Nothing:
+    """No examples are drawn."""
 
-    config = PUBLISHED["image-pretraining"]()
-    assert isinstance(config, DenoiserConfig)
-    plain = dataclasses.replace(config, runtime=Runtime())
-    objective = DenoiseObjective(plain, cast(nn.Module, network(config.task)), cast(Examples, Nothing()))
-    objective.enter(999)
-    assert sum(p.numel() for p in objective.module.parameters() if p.requires_grad) == 320 * 1280 + 1280 * 1281 + 1280
-    objective.enter(1000)
-    assert all(p.requires_grad for p in objective.module.parameters())
+
+@pytest.mark.parametrize("name", sorted(VALUES))
+def test_what_trains_in_a_published_stage(name: str) -> None:
+    config = dataclasses.replace(PUBLISHED[name](), runtime=Runtime())
+    masks = task(config.task).concat_masks
+    unet = network(config.task)
+    trained = Denoiser(unet, torch.zeros(4)) if masks else cast(nn.Module, unet)
+    objective = DenoiseObjective(config, trained, cast(Examples, Nothing()))
+    whole, time_embedding = COUNTS[config.task] + 4 * masks, 320 * 1280 + 1280 * 1281 + 1280
+    for step in (0, 999, 1000, config.optim.iterations - 1):
+        objective.enter(step)
+        alone = name == "image-pretraining" and step < 1000
+        assert count_parameters(objective.module, trainable=True) == (time_embedding if alone else whole)
 
 
 def test_contradictions_of_the_paper_are_arguments() -> None:

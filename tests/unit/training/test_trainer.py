@@ -103,6 +103,24 @@ def test_resuming_nothing_or_another_config_is_refused(tmp_path: Path) -> None:
         Trainer(Line(), other, tmp_path).resume()
 
 
+def test_a_state_from_before_a_setting_existed_is_resumed_with_its_default(tmp_path: Path) -> None:
+    Trainer(Line(), CONFIG, tmp_path).run(until=2)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["config"]["most_unreadable"]
+    torch.save(state, tmp_path / "state.pt")
+    more = Trainer(Line(), dataclasses.replace(CONFIG, most_unreadable=0.5), tmp_path)
+    more.resume()
+    assert more.step == 2
+
+
+def test_memory_is_logged_beside_what_was_predicted(tmp_path: Path) -> None:
+    told: list[str] = []
+    Trainer(Line(), CONFIG, tmp_path, predicted=3 * 2**29).run(lambda what, *_: told.append(what), until=2)
+    assert told[-1].startswith("memory of one process: predicted 1.50 GiB, measured 0.")
+    line = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert line["predicted_gib"] == 1.5 and line["measured_gib"] >= 0
+
+
 def test_an_unfinished_save_leaves_the_previous_state(tmp_path: Path) -> None:
     trainer = Trainer(Line(), CONFIG, tmp_path)
     trainer.run(until=10)

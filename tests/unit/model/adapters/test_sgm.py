@@ -13,9 +13,11 @@ from torch import Tensor
 from model.adapters.sgm import Networks, account, adapt
 from model.adapters.sgm_keys import SET_ASIDE, Source, vision_sources
 from model.checkpoint import build_random, load
-from model.errors import CheckpointError
+from model.errors import CheckpointError, DataError
 from model.presets import PRESETS, preset
 from model.tasks import TASKS
+from training.foundations import published_start
+from training.frozen import frozen_text, frozen_vae, frozen_vision
 
 KNOWN = Path(__file__).parent / "sgm_names.txt"
 
@@ -113,6 +115,27 @@ def test_a_weight_too_few_too_many_or_of_another_shape_is_named(tiny: tuple[Path
     file.write_bytes(b"PK\x03\x04 a pickle")
     with pytest.raises(CheckpointError, match="cannot be read"):
         adapt(file, tmp_path / "out", preset("tiny"))
+
+
+def test_a_single_file_is_a_start_for_training(tiny: tuple[Path, Path]) -> None:
+    ours, file = tiny
+    size = preset("tiny")
+    start = published_start(file, size)
+    assert start.task is TASKS["image-to-video"]
+    state = load_file(ours / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(p, state[name]) for name, p in start.unet.state_dict().items())
+    assert all(p.requires_grad for p in start.unet.parameters())
+    pixels, picture = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 224, 224)
+    checkpoint = load(ours)
+    with torch.no_grad():
+        latents = frozen_vae(file, size).encode(pixels).latent_dist.mode()
+        assert torch.allclose(latents, checkpoint.vae.encode(pixels).latent_dist.mode(), atol=1e-6)
+        embeds = frozen_vision(file, size).encoder(picture).image_embeds
+        assert torch.equal(embeds, checkpoint.conditioners.encoder(picture).image_embeds)  # type: ignore[union-attr]
+    with pytest.raises(DataError, match="holds no text encoder"):
+        frozen_text(file, size)
+    with pytest.raises(CheckpointError, match="of another size"):
+        published_start(file, preset("mini"))
 
 
 def test_query_key_and_value_come_from_one_weight() -> None:

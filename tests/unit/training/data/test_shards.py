@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -12,9 +14,12 @@ from hypothesis import strategies as st
 
 from model.errors import DataError
 from training.data.held_out import BLOCK_S, clip_split, film_spans
-from training.data.shards import dataset_identity, is_curated, open_member
+from training.data.left_out import LeftOut
+from training.data.shards import CURATED, dataset_identity, is_curated, open_member
 from training.data.sources import FILM_SHA256
 from training.data.split import CREDITS_START_S, SHOT_STRIDE, Span
+from training.data.starter import load_items
+from training.footage import training_items
 
 
 def test_a_clip_that_shares_a_moment_with_a_held_out_shot_is_held_out() -> None:
@@ -66,3 +71,60 @@ def test_a_clip_that_is_not_there_is_named(tmp_path: Path) -> None:
         pass
     with pytest.raises(DataError, match=r"holds no x\.mp4"):
         open_member(tmp_path, "0.tar#x.mp4")
+
+
+def curated(folder: Path, shards: dict[str, dict[str, str]], cut: str = "") -> Path:
+    """A curated dataset of shards, each of clips' names and what their JSON says; `cut` is one that is cut short."""
+    listed = []
+    for name, clips in shards.items():
+        path = folder / f"{name}.tar"
+        with tarfile.open(path, "w") as tar:
+            for clip, told in clips.items():
+                for file, data in ((f"{clip}.mp4", b"video"), (f"{clip}.json", told.encode())):
+                    entry = tarfile.TarInfo(file)
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+        if name == cut:
+            path.write_bytes(path.read_bytes()[:1300])
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        listed.append({"file": path.name, "sha256": digest, "clips": len(clips)})
+    (folder / "manifest.json").write_text(json.dumps({"name": CURATED, "shards": listed}))
+    return folder
+
+
+def told_of(name: str) -> str:
+    clip = {"clip_id": name, "source": "s", "start_s": 0, "end_s": 1, "frames": 4, "fps": "24/1", "split": "train"}
+    return json.dumps(clip)
+
+
+def test_broken_shards_and_broken_json_are_counted_named_and_passed_over(tmp_path: Path) -> None:
+    good = {name: told_of(name) for name in "abc"}
+    shards = {"0": {**good, "d": "{", "e": '{"clip_id": "e"}'}, "1": good, "2": {"f": told_of("f")}, "3": good}
+    curated(tmp_path, shards, cut="1")
+    (tmp_path / "2.tar").write_bytes(b"changed since")
+    (tmp_path / "3.tar").unlink()
+    left_out = LeftOut()
+    assert [item.id for item in load_items(tmp_path, left_out)] == ["a", "b", "c"]
+    assert set(left_out.unreadable) == {"0.tar#d.mp4", "0.tar#e.mp4", "1.tar", "2.tar", "3.tar"}
+    assert left_out.lost == 2 + 3 + 1 + 3
+    with pytest.raises(DataError, match=r"9 of 12 items cannot be read, more than 10%: 0\.tar#d\.mp4, "):
+        left_out.refuse_too_many(3)
+    with pytest.raises(DataError, match="9 of 12"):
+        training_items(tmp_path, LeftOut(most=0.7))
+    assert len(training_items(tmp_path, LeftOut(most=0.75))) == 3
+
+
+@pytest.mark.parametrize(
+    ("broken", "cut"), [({"a": "{"}, ""), ({"a": '{"clip_id": "a"}'}, ""), ({"a": "{}", "b": "{}", "c": "{}"}, "0")]
+)
+def test_where_nobody_counts_a_broken_shard_is_an_error(tmp_path: Path, broken: dict[str, str], cut: str) -> None:
+    curated(tmp_path, {"0": broken}, cut)
+    with pytest.raises(DataError):
+        load_items(tmp_path)
+
+
+def test_a_broken_manifest_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{")
+    for read in (is_curated, dataset_identity):
+        with pytest.raises(DataError, match="no valid JSON"):
+            read(tmp_path)

@@ -22,7 +22,7 @@ from training.data.frames import thinned
 from training.data.latents import LatentClip, encode_clips, to_pixels
 from training.motion import MotionMap, measure_flow
 from training.objectives.batch import Batch, calls
-from training.objectives.contrastive import CLIP_MEAN
+from training.objectives.contrastive import CLIP_MEAN, CLIP_STD
 from training.objectives.denoise import DenoiseObjective, denoising_error
 from training.objectives.examples.drawing import noisy_latent
 from training.objectives.examples.film import FilmExamples
@@ -58,14 +58,15 @@ def film(objective: DenoiseObjective) -> FilmExamples:
 
 @pytest.fixture(scope="module")
 def objective(tmp_path_factory: pytest.TempPathFactory) -> DenoiseObjective:
-    from model.conditioners import build_image_encoder
+    from model.conditioners import VisionTower, build_image_encoder
 
     torch.manual_seed(0)
     vae = build_vae(preset("tiny")).eval().requires_grad_(False)
     encoder = build_image_encoder(preset("tiny").image_encoder).eval()
     clips = [thinned(moving_square(f"c{i}", speed=1 + 2 * i, seed=i), 2) for i in range(2)]
     assert isinstance(CONFIG.data, FilmData)
-    latents = encode_clips(clips, vae, encoder, tmp_path_factory.mktemp("cache"), CONFIG.data.strides)
+    tower = VisionTower(encoder, CLIP_MEAN, CLIP_STD)
+    latents = encode_clips(clips, vae, tower, tmp_path_factory.mktemp("cache"), CONFIG.data.strides)
     unet = build_unet(preset("tiny"), task("image-to-video"), num_frames=6)
     rewrite_exactly(unet, context_tokens=1)
     return DenoiseObjective(CONFIG, unet, FilmExamples(CONFIG, CONFIG.data, latents, vae, MotionMap()))
