@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cli.options import Json
-
-if TYPE_CHECKING:
-    from serving.engine.protocol import EngineEvent
 
 NOT_IDENTICAL = 1
 
@@ -25,10 +22,13 @@ def replay(
     model: Annotated[
         str | None, typer.Option(help="A checkpoint's name or folder. [the one the manifest names]")
     ] = None,
+    interpolation_model: Annotated[
+        str | None, typer.Option(help="As --model, for the second stage of an interpolated video.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a video again from its manifest, and say whether it is identical. Exit code 1: it is not."""
-    from cli.progress import reporting
+    from cli.progress import of_events, reporting
     from model.catalog import find
     from serving.provenance.finish import finish
     from serving.provenance.replay import read_recipe
@@ -37,17 +37,12 @@ def replay(
     manifest, video = _read(source)
     recipe = read_recipe(manifest)
     entry = find(model or recipe.model)
+    chain = recipe.interpolate
+    if chain is None and interpolation_model is not None:
+        raise typer.BadParameter("the video was not interpolated; leave it out", param_hint="--interpolation-model")
+    between = None if chain is None else find(interpolation_model or chain.model)
     with reporting() as report:
-
-        def progress(event: EngineEvent) -> None:
-            from serving.engine.protocol import Decoded, Stepped
-
-            if isinstance(event, Stepped):
-                report("denoise", event.step, event.total)
-            elif isinstance(event, Decoded):
-                report("decode", event.frames, event.total)
-
-        done = again(recipe, entry, manifest, video=video, progress=progress)
+        done = again(recipe, entry, manifest, between=between, video=video, progress=of_events(report))
     if out is not None:
         made = finish(done.made.completed, recipe.params, recipe.pictures, recipe.output_format)
         out.parent.mkdir(parents=True, exist_ok=True)

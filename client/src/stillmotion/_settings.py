@@ -45,6 +45,8 @@ class CommonSettings(TypedDict, total=False):
 class TextToVideoSettings(CommonSettings, total=False):
     """Settings of text-to-video, besides the prompt."""
 
+    interpolate: bool | str
+
 
 class FrameInterpolationSettings(CommonSettings, total=False):
     """Settings of frame interpolation, besides the two pictures."""
@@ -57,11 +59,13 @@ class ImageToVideoSettings(FrameInterpolationSettings, total=False):
     """Settings of image-to-video, besides the picture."""
 
     min_guidance_scale: float | None
+    interpolate: bool | str
 
 
-class MultiViewSettings(ImageToVideoSettings, total=False):
+class MultiViewSettings(FrameInterpolationSettings, total=False):
     """Settings of multi-view, besides the picture."""
 
+    min_guidance_scale: float | None
     elevation: float | None
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 JobStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
-JobPhase = Literal["queued", "encode", "denoise", "decode", "mux"]
+JobPhase = Literal["queued", "encode", "denoise", "decode", "interpolate", "mux"]
 Solver = Literal["euler", "heun", "dpmpp-2m"]
 Schedule = Literal["karras", "align-your-steps"]
 ResizeMode = Literal["crop", "fit", "stretch"]
@@ -27,6 +27,24 @@ Label = Annotated[str, Field(max_length=512)]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400, allow_inf_nan=False)]
 Scale = Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)]
 Elevation = Annotated[float, Field(ge=-90, le=90, allow_inf_nan=False)]
+
+
+_WORDS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+
+
+def _said(value: object) -> object:
+    """A form has only text: its words for yes and no are no names."""
+    return _WORDS.get(value.lower(), value) if isinstance(value, str) else value
+
+
+Interpolate = Annotated[
+    bool | Annotated[str, Field(min_length=1, max_length=200)],
+    BeforeValidator(_said),
+    Field(
+        description="make three frames between each two neighbours, at four times the frame rate: true, or the name of "
+        "the frame-interpolation model where several are served"
+    ),
+]
 
 
 class _Request(BaseModel):
@@ -93,6 +111,7 @@ class TextToVideoRequest(GenerationRequest):
     """The body of POST /generate/text-to-video, as a form or as JSON."""
 
     prompt: str = Field(min_length=1, max_length=2000, description="what is to be seen")
+    interpolate: Interpolate = False
 
 
 class _FromPictures(GenerationRequest):
@@ -104,6 +123,7 @@ class ImageToVideoRequest(_FromPictures):
     """Settings of POST /generate/image-to-video, besides the picture. None: the checkpoint's own default."""
 
     min_guidance_scale: Scale | None = Field(None, description="guidance at the first frame")
+    interpolate: Interpolate = False
 
 
 class FrameInterpolationRequest(_FromPictures):
