@@ -24,10 +24,18 @@ from model.presets import NoiseRange, preset
 from model.tasks import task
 from model.video import decode_video, frames_sha256
 from serving.chain.engine import ChainedEngine
-from serving.chain.local import generate_chained
 from serving.engine.inprocess import InProcessEngine
+from serving.engine.loaded import load_model
 from serving.engine.local import generate
-from serving.engine.protocol import CancelledAt, Checkpointed, Completed, EngineRequest, PhaseStarted, Stepped
+from serving.engine.protocol import (
+    CancelledAt,
+    Checkpointed,
+    Completed,
+    EngineEvent,
+    EngineRequest,
+    PhaseStarted,
+    Stepped,
+)
 from serving.engine.settings import EngineSettings
 from serving.gateway import Settings, create_app
 from serving.jobs.artifacts import Artifacts
@@ -35,7 +43,8 @@ from serving.provenance.replay import read_recipe, replay
 
 EXACT = EngineSettings(device="cpu", warm_up=False, deterministic=True, threads=1, max_batch=8, checkpoint_every_s=0.0)
 SEED = 11
-STEPS = 3
+STEPS, PAIR_STEPS, PAIRS = 2, 3, 2
+FRAMES = 4 * PAIRS + 1
 
 pytestmark = pytest.mark.timeout(600)  # seconds on a quiet machine
 
@@ -50,8 +59,13 @@ class Models:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("models")
     sized = replace(preset("tiny"), noise=NoiseRange(0.02, 20.0), height=32, width=48)
-    still = build_random(folder / "still", sized, task("image-to-video"), seed=5, num_frames=4)
-    return Models(still, build_random(folder / "between", sized, task("frame-interpolation"), seed=6, num_frames=5))
+    still = build_random(folder / "still", sized, task("image-to-video"), seed=5, num_frames=PAIRS + 1)
+    between = build_random(folder / "between", sized, task("frame-interpolation"), seed=6, num_frames=5)
+    return Models(still, with_steps(between, PAIR_STEPS))
+
+
+def with_steps(entry: ModelEntry, steps: int) -> ModelEntry:
+    return replace(entry, defaults={**entry.defaults, "num_inference_steps": steps})
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -69,15 +83,16 @@ def picture() -> bytes:
 def by_hand(models: Models, picture: bytes) -> np.ndarray:
     """Image-to-video, then frame interpolation of each pair with the documented seed, put together one by one."""
     first = generate(models.still, still_params(models), (picture,), settings=EXACT).frames
-    whole = np.zeros((13, *first.shape[1:]), np.uint8)
-    for index in range(3):
+    whole = np.zeros((FRAMES, *first.shape[1:]), np.uint8)
+    model = load_model(models.between, EXACT)
+    for index in range(PAIRS):
         seed = int(hashlib.sha256(f"{SEED}/{index}".encode()).hexdigest()[:8], 16)
         params = models.between.resolve({"height": 32, "width": 48, "fps": 28}, seed)
-        made = generate(models.between, params, (png(first[index]), png(first[index + 1])), settings=EXACT).frames
+        made = generate(model, params, (png(first[index]), png(first[index + 1]))).frames
         assert len(made) == 5
         whole[4 * index] = first[index]
         whole[4 * index + 1 : 4 * index + 4] = made[1:4]
-    whole[12] = first[3]
+    whole[-1] = first[-1]
     assert whole.std() > 1, "a constant video would prove nothing"
     return whole
 
@@ -125,7 +140,7 @@ async def test_a_chained_job_is_the_two_steps_made_by_hand(
 ) -> None:
     async with service(models, tmp_path) as running:
         job = await running.submit(picture, seed=SEED, num_inference_steps=STEPS, interpolate="true")
-        assert job.total_steps == STEPS + 3 * 5
+        assert job.total_steps == STEPS + PAIRS * PAIR_STEPS
         told = [event async for event in running.events(job)]
         done = told[-1].job
         content = (await running.client.get(done.urls.content)).content
@@ -134,9 +149,9 @@ async def test_a_chained_job_is_the_two_steps_made_by_hand(
     assert (done.status, done.output is None) == ("completed", False), done.error
     assert done.output is not None
     assert done.output.frames_sha256 == frames_sha256(by_hand)
-    assert (done.output.num_frames, done.output.fps) == (13, 28)
+    assert (done.output.num_frames, done.output.fps) == (FRAMES, 28)
     frames, fps = decode_video(content)
-    assert (len(frames), fps) == (13, 28)
+    assert (len(frames), fps) == (FRAMES, 28)
 
     progress = [event.job.progress for event in told]
     assert progress == sorted(progress)
@@ -148,46 +163,30 @@ async def test_a_chained_job_is_the_two_steps_made_by_hand(
     shares = [event.job.progress for event in told if event.job.phase == "interpolate"]
     assert shares[0] < 50 < shares[-1], "most of the work is the second stage's"
 
-    assert max(together) == 3, "rows of pairs share calls"
+    assert max(together) == PAIRS, "rows of pairs share calls"
     assert done.params["interpolate"]["model"] == manifest["interpolate"]["model"] == "between"
     versions = (done.model_version, manifest["interpolate"]["model_version"])
     assert versions == (models.still.version, models.between.version)
     assert [pair["seed"] for pair in manifest["interpolate"]["pairs"]] == [
-        int(hashlib.sha256(f"{SEED}/{index}".encode()).hexdigest()[:8], 16) for index in range(3)
+        int(hashlib.sha256(f"{SEED}/{index}".encode()).hexdigest()[:8], 16) for index in range(PAIRS)
     ]
     assert {"denoise", "interpolate", "mux"} <= done.timings.keys()
     left = {path.name.partition(".")[0] for path in (tmp_path / "artifacts").rglob("*.*")}
     assert left == {"input", "video", "thumbnail", "frames", "manifest"}
 
     recipe = read_recipe(json.loads(json.dumps(manifest)))
-    again = replay(recipe, models.still, manifest, between=models.between)
+    local: list[EngineEvent] = []
+    again = replay(recipe, models.still, manifest, between=models.between, progress=local.append)
     assert again.identical
+    assert np.array_equal(again.made.frames, by_hand)
+    second = local[local.index(PhaseStarted("interpolate")) :]
+    assert [event.step for event in second if isinstance(event, Stepped)] == list(range(1, PAIRS * PAIR_STEPS + 1))
 
 
-def test_the_same_without_a_server(models: Models, picture: bytes, by_hand: np.ndarray) -> None:
-    params = still_params(models)
-    chain, phases, told = interpolation(models.between, params), list[str](), list[Stepped]()
-
-    def progress(event: object) -> None:
-        if isinstance(event, PhaseStarted):
-            phases.append(event.phase)
-        elif isinstance(event, Stepped):
-            told.append(event)
-
-    made = generate_chained(
-        (models.still, models.between), params, (picture,), chain, progress=progress, settings=(EXACT, EXACT)
-    )
-    assert np.array_equal(made.frames, by_hand)
-    assert made.completed.frames_sha256 == frames_sha256(by_hand)
-    assert [(event.step, event.total) for event in told[STEPS:]] == [(step, 15) for step in range(1, 16)]
-    assert phases[-1] == "interpolate"
-
-
-def chained(models: Models, picture: bytes, steps: int = 5) -> EngineRequest:
+def chained(models: Models, picture: bytes, steps: int = PAIR_STEPS) -> EngineRequest:
     """A chained request, whose pairs take so many steps."""
     params = still_params(models)
-    between = replace(models.between, defaults={**models.between.defaults, "num_inference_steps": steps})
-    chain = interpolation(between, params)
+    chain = interpolation(with_steps(models.between, steps), params)
     return EngineRequest("job", "still", params, (picture,), "mp4", interpolate=chain)
 
 
@@ -212,10 +211,10 @@ async def test_cancel_in_the_second_stage_stops_every_pair(models: Models, pictu
                 engine.cancel("job")
         stats = inner.stats()
         assert isinstance(event, CancelledAt), event
-        assert STEPS < event.step < STEPS + 3 * 200
+        assert STEPS < event.step < STEPS + PAIRS * 200
         assert event.compute_s > 0
         assert (stats.active, stats.waiting) == (0, 0)
-        assert stats.cancelled == 3, "each pair was stopped, none finished"
+        assert stats.cancelled == PAIRS, "each pair was stopped, none finished"
 
 
 async def test_what_is_interrupted_goes_on_from_what_was_kept(
@@ -227,7 +226,7 @@ async def test_what_is_interrupted_goes_on_from_what_was_kept(
         async with aclosing(engine.submit(chained(models, picture))) as events:  # type: ignore[type-var]
             async for event in events:
                 phase = event.phase if isinstance(event, PhaseStarted) else phase
-                if isinstance(event, Stepped) and phase == "interpolate" and event.step == 6:
+                if isinstance(event, Stepped) and phase == "interpolate" and event.step == 3:
                     break
     kept = {path.name for path in (tmp_path / "job").iterdir()}
     assert "stage.kept" in kept
@@ -239,7 +238,7 @@ async def test_what_is_interrupted_goes_on_from_what_was_kept(
     assert not any(isinstance(event, Checkpointed) for event in told)
     first = next(event for event in told if isinstance(event, Stepped))
     assert first.step > 1, "some steps were found, not made"
-    assert sum(rows * calls for rows, calls in stats.rows_per_call.items()) < 3 * 5
+    assert sum(rows * calls for rows, calls in stats.rows_per_call.items()) < PAIRS * PAIR_STEPS
     done = told[-1]
     assert isinstance(done, Completed)
     assert done.frames_sha256 == frames_sha256(by_hand)
