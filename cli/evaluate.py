@@ -19,6 +19,12 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=2, help="Inputs at most, for a quick look. [all]")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps. [the checkpoint's own]")] = None,
     device: Annotated[str, typer.Option(help="Where the checkpoint runs.")] = "cpu",
+    i3d: Annotated[
+        Path | None, typer.Option(help="I3D as a TorchScript file: measures FVD too.", exists=True, dir_okay=False)
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write a page with the clips side by side into this folder.", file_okay=False)
+    ] = None,
     card: Annotated[
         bool, typer.Option("--card", help="Write the figures and the model card into MODEL's folder.")
     ] = False,
@@ -32,7 +38,7 @@ def evaluate(
 
     entry = find(model)
     with reporting() as report:
-        figures = measure(entry, data, limit, report, EvalSettings(steps=steps, device=device))
+        figures = measure(entry, data, limit, report, EvalSettings(steps=steps, device=device, i3d=i3d, page=page))
     if card:
         from training.card import write_card
 

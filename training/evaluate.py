@@ -19,16 +19,21 @@ from typing import Any
 from model.catalog import SIDECAR, ModelEntry
 from model.errors import InvalidRequest
 from model.tasks import TASKS
-from training.metrics import figures, interpolation, losses, multi_view, prompted
+from training.metrics import figures, fvd, interpolation, losses, multi_view, prompted
+from training.metrics.baselines import slow_zoom, still
 from training.metrics.generate import ClipMaker, Wanted
 from training.metrics.inputs import RealClip, real_clips, stills
 from training.metrics.losses import loss_figure
+from training.metrics.rife import rife_between
+from training.metrics.shown import Shown
 from training.metrics.transnet import clip_features
 from training.motion import MotionMap
+from training.page import write_page
 
 Report = Callable[[str, int, int], None]
 
 CLIPS = 64
+WITH_FVD = ("image-to-video", "text-to-video")
 DEFAULT_DATA = {name: Path("data/multi-view" if name == "multi-view" else "data/starter") for name in TASKS}
 DEFAULT_WORK = Path("runs/eval")
 
@@ -42,6 +47,9 @@ class EvalSettings:
         batch: clips a denoiser call; more than one pays off on a GPU only.
         device: where the checkpoint runs.
         features: describes a clip for the Frechet distance.
+        interpolator: what frame interpolation is compared with besides blending.
+        i3d: TorchScript weights for FVD (training.metrics.fvd); None leaves that figure out.
+        page: folder for a page with the clips side by side; None for none.
         work: folder that keeps the clips made, so that an interrupted evaluation goes on.
     """
 
@@ -49,6 +57,9 @@ class EvalSettings:
     batch: int = 1
     device: str = "cpu"
     features: figures.Features = clip_features
+    interpolator: interpolation.Interpolator = rife_between
+    i3d: Path | None = None
+    page: Path | None = None
     work: Path = DEFAULT_WORK
 
 
@@ -68,16 +79,18 @@ def evaluate(
 
     Raises:
         DataError: the folder is no dataset, or holds out no shot long enough.
-        InvalidRequest: a limit below 2.
+        InvalidRequest: a limit below 2, or I3D weights for a task that has no FVD.
     """
     if limit is not None and limit < 2:
         raise InvalidRequest(f"figures need at least 2 inputs, not {limit}", param="limit")
     settings, data = settings or EvalSettings(), data or DEFAULT_DATA[entry.task.name]
+    if settings.i3d and entry.task.name not in WITH_FVD:
+        raise InvalidRequest(f"FVD is a figure of {' and '.join(WITH_FVD)}, not of {entry.task.name}", param="i3d")
     steps = settings.steps or int(entry.defaults["num_inference_steps"])
     scale = motion_map(entry)
     maker = ClipMaker(entry, settings.work, steps=steps, batch=settings.batch, device=settings.device)
-    measured, protocol = _MEASURES[entry.task.name](_Run(entry, data, limit, report, settings, maker, scale))
-    return {
+    measured, protocol, shown = _MEASURES[entry.task.name](_Run(entry, data, limit, report, settings, maker, scale))
+    found = {
         "model": entry.name,
         "version": entry.version,
         "task": entry.task.name,
@@ -87,6 +100,9 @@ def evaluate(
         "protocol": protocol,
         "protocol_hash": protocol_hash(protocol),
     }
+    if settings.page:
+        write_page(settings.page, found, shown)
+    return found
 
 
 def protocol_hash(protocol: dict[str, str]) -> str:
@@ -107,7 +123,8 @@ class _Run:
     scale: MotionMap
 
 
-Measured = tuple[dict[str, Any], dict[str, str]]
+Measured = tuple[dict[str, Any], dict[str, str], list[Shown]]
+"""Figures, how each was taken, and clips to look at."""
 
 
 def _image_to_video(run: _Run) -> Measured:
@@ -135,22 +152,43 @@ def _image_to_video(run: _Run) -> Measured:
         "steadiness": figures.steadiness(real, made),
         "validation_loss": loss_figure(run.maker, wanted, [clip.frames for clip in real], report),
     }
-    return measured, figures.PROTOCOL | {"validation_loss": losses.PROTOCOL}
+    films = [clip.frames for clip in real]
+    sides = {
+        "model": made,
+        "still": [still(clip[0], len(clip)) for clip in films],
+        "slow zoom": [slow_zoom(clip[0], len(clip)) for clip in films],
+        "autoencoder": rebuilt,
+    }
+    protocol = figures.PROTOCOL | {"validation_loss": losses.PROTOCOL}
+    if run.settings.i3d:
+        measured["fvd"] = fvd.video_distance(films, sides, fvd.i3d_features(run.settings.i3d), report)
+        protocol |= fvd.protocol(run.settings.i3d)
+    shown = [
+        Shown(clip.name, clip.frames, {side: clips[k] for side, clips in sides.items()}) for k, clip in enumerate(real)
+    ]
+    return measured, protocol, shown
 
 
 def _interpolation(run: _Run) -> Measured:
-    measured = interpolation.interpolation_figures(run.entry, run.maker, run.data, run.limit, run.scale, run.report)
-    return measured, interpolation.PROTOCOL | {"validation_loss": losses.PROTOCOL}
+    measured, shown = interpolation.interpolation_figures(
+        run.entry, run.maker, run.data, run.limit, run.scale, run.report, run.settings.interpolator
+    )
+    return measured, interpolation.PROTOCOL | {"validation_loss": losses.PROTOCOL}, shown
 
 
 def _text_to_video(run: _Run) -> Measured:
-    measured = prompted.prompted_figures(run.entry, run.maker, run.data, run.limit, run.scale, run.report)
-    return measured, prompted.PROTOCOL | {"validation_loss": losses.PROTOCOL}
+    i3d = run.settings.i3d
+    features = fvd.i3d_features(i3d) if i3d else None
+    measured, shown = prompted.prompted_figures(
+        run.entry, run.maker, run.data, run.limit, run.scale, run.report, features
+    )
+    protocol = prompted.PROTOCOL | {"validation_loss": losses.PROTOCOL}
+    return measured, protocol | (fvd.protocol(i3d) if i3d else {}), shown
 
 
 def _multi_view(run: _Run) -> Measured:
-    measured = multi_view.multi_view_figures(run.entry, run.maker, run.data, run.limit, run.report)
-    return measured, multi_view.PROTOCOL | {"validation_loss": losses.PROTOCOL}
+    measured, shown = multi_view.multi_view_figures(run.entry, run.maker, run.data, run.limit, run.report)
+    return measured, multi_view.PROTOCOL | {"validation_loss": losses.PROTOCOL}, shown
 
 
 _MEASURES: dict[str, Callable[[_Run], Measured]] = {

@@ -1,4 +1,4 @@
-"""Measures of single frames: PSNR, sharpness, and what a frame keeps when it is shrunk by the autoencoder's stride.
+"""Measures of single frames: PSNR, SSIM, sharpness, and what a frame keeps when shrunk by the autoencoder's stride.
 
 Legend: T frames, H, W pixels.
 """
@@ -15,6 +15,7 @@ from model.shapes import VAE_STRIDE
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
+SSIM_WINDOW = 11
 PSNR_CEILING_DB = 100.0
 """What equal pictures count as, where figures are averaged."""
 
@@ -31,6 +32,35 @@ def psnr(one: Frames, other: Frames) -> float:
     if error == 0:
         return PSNR_CEILING_DB
     return min(PSNR_CEILING_DB, float(10 * np.log10(255**2 / error)))
+
+
+def ssim(one: Frames, other: Frames) -> float:
+    """Mean structural similarity of 8-bit clips of one shape, frame by frame; 1 for equal ones (Wang et al. 2004).
+
+    The paper's window: Gaussian, sigma 1.5, 11 pixels; the mean over colour channels.
+
+    Args:
+        one, other: [T, H, W, 3], H and W from 11 on.
+
+    Raises:
+        DataError: the shapes differ, or the frames are smaller than the window.
+        MissingExtra: scikit-image is not installed.
+    """
+    try:
+        from skimage.metrics import structural_similarity
+    except ImportError:
+        raise MissingExtra("measuring SSIM", "train") from None
+    if one.shape != other.shape or min(one.shape[1:3]) < SSIM_WINDOW:
+        raise DataError(f"SSIM compares clips of one shape from 11 pixels on, not {one.shape} with {other.shape}")
+    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "win_size": SSIM_WINDOW}
+    return float(
+        np.mean(
+            [
+                structural_similarity(a, b, data_range=255, channel_axis=-1, **settings)
+                for a, b in zip(one, other, strict=True)
+            ]
+        )
+    )
 
 
 def sharpness(frame: Frames) -> float:

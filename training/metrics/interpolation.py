@@ -1,4 +1,4 @@
-"""Frame interpolation's figures: the frames between, against blending the two ends.
+"""Frame interpolation's figures: the frames between, against blending the two ends and against RIFE.
 
 Held-out film clips of the checkpoint's length; both ends are given, with the clip's own frame rate and measured bucket.
 
@@ -7,6 +7,7 @@ Legend: N clips, T frames, H, W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +17,62 @@ from model.catalog import ModelEntry
 from training.metrics.baselines import blend
 from training.metrics.frechet import interval, resamples
 from training.metrics.generate import ClipMaker, Report, Wanted
-from training.metrics.image import psnr
+from training.metrics.image import psnr, ssim
 from training.metrics.inputs import RealClip, real_clips
 from training.metrics.losses import loss_figure
+from training.metrics.rife import rife_between
+from training.metrics.shown import Shown
 from training.motion import MotionMap
 
 Figure = dict[str, Any]
+Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
 RESAMPLES = 1000
 CLIPS = 64
-PROTOCOL = {
-    "between_psnr_db": (
-        "Mean PSNR of the frames between the given ends, model against linear blending of them; `fast` is the clips "
-        "whose measured flow is above the median. Interval: 95% of 1000 bootstrap resamples over shots of the mean "
-        "difference (model - blending). `autoencoder` is the real frames through the autoencoder: the best to be had."
-    ),
-}
+BETWEEN = (
+    "of the frames between the given ends, model against linear blending of them and against RIFE "
+    "(training.metrics.rife); `fast` is the clips whose measured flow is above the median. Interval: 95% of 1000 "
+    "bootstrap resamples over shots of the mean difference (model - blending). `autoencoder` is the real frames "
+    "through the autoencoder: the best to be had."
+)
+PROTOCOL = {"between_psnr_db": f"Mean PSNR {BETWEEN}", "between_ssim": f"Mean SSIM {BETWEEN}"}
+Interpolator = Callable[[Frames], Frames]
+"""Makes a clip's frames between its first and its last."""
 
 
 def interpolation_figures(
-    entry: ModelEntry, maker: ClipMaker, data: Path, limit: int | None, scale: MotionMap, report: Report
-) -> Figure:
-    """All figures of a frame-interpolation checkpoint."""
+    entry: ModelEntry,
+    maker: ClipMaker,
+    data: Path,
+    limit: int | None,
+    scale: MotionMap,
+    report: Report,
+    interpolator: Interpolator = rife_between,
+) -> tuple[Figure, list[Shown]]:
+    """All figures of a frame-interpolation checkpoint, and its clips beside what they are compared with.
+
+    Args:
+        interpolator: the method besides blending that the model is compared with.
+    """
     real = real_clips(data, entry.num_frames[0], entry.height, entry.width, limit or CLIPS, scale)
     wanted = [_between(clip) for clip in real]
     made = maker.generated(wanted, "sampling between ends", report)
     rebuilt = maker.reconstructed({clip.name: clip.frames for clip in real}, "reconstructing clips", report)
-    return {
-        "between_psnr_db": between(real, made, rebuilt),
+    sides = {
+        "model": made,
+        "blending": [blend(clip.frames) for clip in real],
+        "rife": [interpolator(clip.frames) for clip in real],
+        "autoencoder": rebuilt,
+    }
+    figures = {
+        "between_psnr_db": between(real, sides, psnr),
+        "between_ssim": between(real, sides, ssim),
         "validation_loss": loss_figure(maker, wanted, [clip.frames for clip in real], report),
     }
+    shown = [
+        Shown(clip.name, clip.frames, {side: clips[k] for side, clips in sides.items()}) for k, clip in enumerate(real)
+    ]
+    return figures, shown
 
 
 def _between(clip: RealClip) -> Wanted:
@@ -53,19 +80,24 @@ def _between(clip: RealClip) -> Wanted:
     return Wanted(name, clip.frames[0], round(clip.fps), clip.bucket, clip.name, last=clip.frames[-1])
 
 
-def between(real: list[RealClip], made: list[Any], rebuilt: list[Any]) -> Figure:
-    """PSNR of the frames between, over all clips and over the faster half."""
-    sides = {
-        "model": np.array([psnr(clip.frames[1:-1], one[1:-1]) for clip, one in zip(real, made, strict=True)]),
-        "blending": np.array([psnr(clip.frames[1:-1], blend(clip.frames)[1:-1]) for clip in real]),
-        "autoencoder": np.array([psnr(clip.frames[1:-1], one[1:-1]) for clip, one in zip(real, rebuilt, strict=True)]),
+def between(
+    real: list[RealClip], sides: Mapping[str, Sequence[Frames]], measure: Callable[[Frames, Frames], float]
+) -> Figure:
+    """A measure of the frames between on each side, over all clips and over the faster half; more is better.
+
+    Args:
+        sides: for each of `model`, `blending` and others, a clip for each of `real`.
+    """
+    values = {
+        side: np.array([measure(clip.frames[1:-1], one[1:-1]) for clip, one in zip(real, clips, strict=True)])
+        for side, clips in sides.items()
     }
     flows = np.array([clip.flow for clip in real])
     fast = flows > np.median(flows)
-    figure: Figure = {name: float(values.mean()) for name, values in sides.items()} | {"clips": len(real)}
+    figure: Figure = {side: float(each.mean()) for side, each in values.items()} | {"clips": len(real)}
     if fast.any():
-        figure |= {f"{name}_fast": float(values[fast].mean()) for name, values in sides.items()}
-        apart = (sides["model"] - sides["blending"])[fast]
+        figure |= {f"{side}_fast": float(each[fast].mean()) for side, each in values.items()}
+        apart = (values["model"] - values["blending"])[fast]
         drawn = resamples([clip.shot for clip, chosen in zip(real, fast, strict=True) if chosen], RESAMPLES, seed=0)
         figure["model_minus_blending_fast_interval"] = interval([float(apart[rows].mean()) for rows in drawn])
         figure["beats_blending_fast"] = bool(apart.mean() > 0)

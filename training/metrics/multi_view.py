@@ -18,8 +18,9 @@ from training.data.orbits import Orbit, load_orbits
 from training.metrics.baselines import still
 from training.metrics.frechet import interval, resamples
 from training.metrics.generate import ClipMaker, Report, Wanted
-from training.metrics.image import psnr
+from training.metrics.image import psnr, ssim
 from training.metrics.losses import loss_figure
+from training.metrics.shown import Shown
 from training.metrics.stlpips import stlpips
 
 Figure = dict[str, Any]
@@ -30,6 +31,7 @@ PROTOCOL = {
         "Mean PSNR of the views that were not given, model against repeating the given view; by elevation too. "
         "Interval: 95% of 1000 bootstrap resamples over objects of the mean difference."
     ),
+    "views_ssim": "Mean SSIM of the same views, with the same interval; more is more alike.",
     "views_stlpips": (
         "Mean ST-LPIPS (training.metrics.stlpips; smaller is more alike) of the same views; an interval below 0 means "
         "that the model is nearer."
@@ -37,8 +39,10 @@ PROTOCOL = {
 }
 
 
-def multi_view_figures(entry: ModelEntry, maker: ClipMaker, data: Path, limit: int | None, report: Report) -> Figure:
-    """All figures of a multi-view checkpoint.
+def multi_view_figures(
+    entry: ModelEntry, maker: ClipMaker, data: Path, limit: int | None, report: Report
+) -> tuple[Figure, list[Shown]]:
+    """All figures of a multi-view checkpoint, and its orbits beside the real ones.
 
     Raises:
         DataError: `data` holds no orbits.
@@ -50,14 +54,16 @@ def multi_view_figures(entry: ModelEntry, maker: ClipMaker, data: Path, limit: i
         for one in orbits
     ]
     made = maker.generated(wanted, "sampling orbits", report)
-    return views(orbits, made) | {"validation_loss": loss_figure(maker, wanted, [one.views for one in orbits], report)}
+    loss = loss_figure(maker, wanted, [one.views for one in orbits], report)
+    shown = [Shown(one.item.id, one.views, {"model": clip}) for one, clip in zip(orbits, made, strict=True)]
+    return views(orbits, made) | {"validation_loss": loss}, shown
 
 
 def views(orbits: list[Orbit], made: list[Any]) -> Figure:
-    """Both figures of the views beside the given one."""
+    """The figures of the views beside the given one."""
     repeated = [still(one.views[0], len(one.views)) for one in orbits]
     shown = {"model": made, "repeating": repeated}
-    measures = {"views_psnr_db": psnr, "views_stlpips": stlpips}
+    measures = {"views_psnr_db": psnr, "views_ssim": ssim, "views_stlpips": stlpips}
     return {
         figure: _beside(
             orbits,
@@ -65,7 +71,7 @@ def views(orbits: list[Orbit], made: list[Any]) -> Figure:
                 side: np.array([measure(one.views[1:], clip[1:]) for one, clip in zip(orbits, clips, strict=True)])
                 for side, clips in shown.items()
             },
-            higher_is_better=figure == "views_psnr_db",
+            higher_is_better=figure != "views_stlpips",
         )
         for figure, measure in measures.items()
     }

@@ -17,10 +17,12 @@ from training.data.camera import MOTIONS, camera_clips
 from training.data.starter import load_items
 from training.metrics.camera import camera_motion
 from training.metrics.frechet import interval, resamples
+from training.metrics.fvd import Features, video_distance
 from training.metrics.generate import ClipMaker, Report, Wanted
 from training.metrics.inputs import stills
 from training.metrics.loss import clean_latents, noise_levels, validation_loss
 from training.metrics.losses import loss_figure, told_of
+from training.metrics.shown import Shown
 from training.motion import MotionMap, measure_flow
 
 Figure = dict[str, Any]
@@ -43,9 +45,19 @@ PROTOCOL = {
 
 
 def prompted_figures(
-    entry: ModelEntry, maker: ClipMaker, data: Path, limit: int | None, scale: MotionMap, report: Report
-) -> Figure:
-    """All figures of a text-to-video checkpoint."""
+    entry: ModelEntry,
+    maker: ClipMaker,
+    data: Path,
+    limit: int | None,
+    scale: MotionMap,
+    report: Report,
+    i3d: Features | None = None,
+) -> tuple[Figure, list[Shown]]:
+    """All figures of a text-to-video checkpoint, and its clips with their prompts.
+
+    Args:
+        i3d: features for `fvd`; None leaves that figure out.
+    """
     held_out = [item for item in load_items(data) if item.split == "heldout"]
     rendered = camera_clips(
         data,
@@ -63,11 +75,17 @@ def prompted_figures(
     named = np.array([camera_motion(clip).name for clip in made]).reshape(-1, len(MOTIONS))
     real = [camera_motion(frames).name == motion for frames, motion, _ in moves]
     requests = [one for *_, one in moves]
-    return {
+    films = [np.asarray(frames) for frames, *_ in moves]
+    figures = {
         "camera": obeyed(named) | {"rendered": float(np.mean(real))},
         "caption": _captions(maker, moves, report),
-        "validation_loss": loss_figure(maker, requests, [frames for frames, *_ in moves], report),
+        "validation_loss": loss_figure(maker, requests, films, report),
     }
+    if i3d:
+        figures["fvd"] = video_distance(films, {"model": made}, i3d, report)
+    return figures, [
+        Shown(str(one.asked["prompt"]), None, {"model": clip}) for one, clip in zip(wanted, made, strict=True)
+    ]
 
 
 def _prompts(entry: ModelEntry, data: Path, count: int, scale: MotionMap) -> list[Wanted]:

@@ -52,12 +52,12 @@ def mini_video() -> DenoiserConfig:
     first = mini_image()
     return dataclasses.replace(
         first,
-        optim=dataclasses.replace(first.optim, iterations=1400, warmup=60, lr=1e-3, ema_decay=0.998, seed=11),
+        optim=dataclasses.replace(first.optim, iterations=800, warmup=60, lr=1e-3, ema_decay=0.997, seed=11),
         init="mini-image",
         p_mean=0.5,
         p_std=1.6,
         time_only_until=0,
-        window_until=1400,
+        window_until=800,
         data=JOINT,
     )
 
@@ -67,7 +67,7 @@ def mini_text_to_video() -> DenoiserConfig:
     second = mini_video()
     return dataclasses.replace(
         second,
-        optim=dataclasses.replace(second.optim, iterations=900, lr=6e-4, ema_decay=0.998, seed=12),
+        optim=dataclasses.replace(second.optim, iterations=700, lr=6e-4, ema_decay=0.998, seed=12),
         init="mini-video",
         p_mean=0.8,
         p_std=1.6,

@@ -166,3 +166,9 @@ def test_the_nearer_side_has_the_smaller_distance() -> None:
     assert figure["model_minus_still_interval"][1] < 0
     assert figure["model_minus_slow_zoom_interval"][1] < 0
     assert (figure["clips"], figure["shots"]) == (60, 15)
+
+
+def test_fvd_is_refused_where_it_is_no_figure(tmp_path: Path, dataset: Path) -> None:
+    views = build_random(tmp_path / "c", preset("tiny"), TASKS["multi-view"], num_frames=5)
+    with pytest.raises(InvalidRequest, match="not of multi-view"):
+        evaluate(views, dataset, 2, settings=EvalSettings(i3d=tmp_path / "i3d.pt", work=tmp_path))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,6 +22,7 @@ from training.data.orbits import Orbit, OrbitItem
 from training.evaluate import EvalSettings, evaluate, protocol_hash
 from training.metrics import multi_view
 from training.metrics.baselines import blend
+from training.metrics.image import psnr, ssim
 from training.metrics.inputs import RealClip
 from training.metrics.interpolation import between
 from training.metrics.prompted import obeyed
@@ -33,13 +36,28 @@ def checkpoint(folder: Path, task: str, frames: int) -> ModelEntry:
 
 
 def measured(entry: ModelEntry, data: Path, work: Path, limit: int) -> dict[str, Any]:
-    found = evaluate(entry, data, limit, settings=EvalSettings(steps=1, work=work))
+    found = evaluate(
+        entry, data, limit, settings=EvalSettings(steps=1, work=work, interpolator=blend, page=work / "page")
+    )
+    check_page(work / "page", found)
     assert set(found["figures"]) == set(found["protocol"])
     assert found["protocol_hash"] == protocol_hash(found["protocol"])
     loss = found["figures"]["validation_loss"]["by_sigma"]
     assert len(loss) == 4
     assert all(value > 0 for value in loss.values())
     return dict(json.loads(json.dumps(found, allow_nan=False))["figures"])
+
+
+def check_page(folder: Path, found: dict[str, Any]) -> None:
+    """Every figure is told, and every clip the page names is there and plays."""
+    text = (folder / "index.html").read_text()
+    assert found["protocol_hash"] in text
+    assert all(name in text for name in found["protocol"])
+    named = re.findall(r"src='(clips/[^']+\.mp4)'", text)
+    assert named
+    assert {folder / one for one in named} == set((folder / "clips").iterdir())
+    with av.open(str(folder / named[0])) as container:
+        assert sum(1 for _ in container.decode(video=0)) >= 5
 
 
 @pytest.mark.timeout(400)
@@ -76,7 +94,7 @@ def test_views_are_compared_with_repeating_the_given_one(monkeypatch: pytest.Mon
             orbits.append(Orbit(OrbitItem(name, number, elevation, "", "", "heldout"), drawn((5, 32, 32, 3), number)))
     good = multi_view.views(orbits, [np.clip(one.views.astype(int) + 9, 0, 255).astype(np.uint8) for one in orbits])
     bad = multi_view.views(orbits, [drawn((5, 32, 32, 3), 99) for _ in orbits])
-    assert [good[name]["beats_repeating"] for name in good] == [True, True]
+    assert [good[name]["beats_repeating"] for name in good] == [True] * 3
     assert good["views_psnr_db"]["model_minus_repeating_interval"][0] > 0
     assert good["views_stlpips"]["model_minus_repeating_interval"][1] < 0
     assert {"model_at_5", "model_at_25", "repeating_at_5"} <= set(bad["views_psnr_db"])
@@ -87,10 +105,12 @@ def test_views_are_compared_with_repeating_the_given_one(monkeypatch: pytest.Mon
 def test_frames_between_are_compared_with_blending() -> None:
     clips = [drawn((5, 16, 16, 3), seed) for seed in range(6)]
     real = [RealClip(f"s/{k}", f"s{k}", clip, 12.0, 0.1 * k, 100) for k, clip in enumerate(clips)]
-    perfect = between(real, clips, clips)
+    faded = [blend(clip) for clip in clips]
+    perfect = between(real, {"model": clips, "blending": faded, "autoencoder": clips}, psnr)
     assert perfect["beats_blending_fast"] is True
     assert perfect["model_fast"] == perfect["autoencoder_fast"] == 100.0
-    faded = between(real, [blend(clip) for clip in clips], clips)
+    assert between(real, {"model": clips, "blending": faded}, ssim)["model"] == 1.0
+    faded = between(real, {"model": faded, "blending": faded}, psnr)
     assert faded["model"] == faded["blending"]
     assert faded["model_minus_blending_fast_interval"] == (0.0, 0.0)
 
