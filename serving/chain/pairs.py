@@ -66,7 +66,7 @@ class Pairs:
     ) -> None:
         self._engine, self._job, self._chain, self._frames, self._kept = engine, job, chain, frames, kept
         self._share = share
-        self._mark = f"{chain.model}@{served} of {hashlib.sha256(frames.tobytes()).hexdigest()}"
+        self._mark = f"{chain.model}@{served}"
         self._count = len(frames) - 1
         self._steps = [0] * self._count
         self._found = 0
@@ -113,6 +113,7 @@ class Pairs:
             await asyncio.gather(everything, return_exceptions=True)
 
     async def _all(self) -> None:
+        self._mark += f" of {await in_thread(_digest, self._frames)}"
         async with asyncio.TaskGroup() as group:
             for index in range(self._count):
                 group.create_task(self._pair(index))
@@ -217,6 +218,10 @@ class Pairs:
     def _stop(self, request_id: str) -> None:
         if self._cancelled or (self._failure is not None and self._failure.code != ENGINE_STOPPED):
             self._engine.cancel(request_id)
+
+
+def _digest(frames: Frames) -> str:
+    return hashlib.sha256(frames.tobytes()).hexdigest()
 
 
 def _png(frame: Frames) -> bytes:
