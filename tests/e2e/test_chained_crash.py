@@ -25,6 +25,7 @@ pytestmark = pytest.mark.timeout(900)  # seconds on a busy machine
 SEED, STEPS, PAIRS, PAIR_STEPS = 3, 4, 5, 5
 
 
+@pytest.mark.full
 def test_a_chained_job_survives_a_kill_in_its_second_stage(tmp_path: Path) -> None:
     still, between = build_model(tmp_path), build_interpolator(tmp_path)
     photo = draw_photo(tmp_path / "photo.jpg")
