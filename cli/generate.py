@@ -32,11 +32,13 @@ from cli.options import (
 if TYPE_CHECKING:
     from cli.progress import Report
     from model.catalog import ModelEntry
+    from model.chain import Interpolation
     from model.params import Params
     from model.tasks import TaskSpec
     from serving.engine.local import Generated
-    from serving.engine.protocol import EngineEvent
     from serving.provenance.finish import Finished
+
+SHIPPED_INTERPOLATOR = "mini-frame-interpolation"
 
 
 def generate(
@@ -69,6 +71,13 @@ def generate(
     height: Annotated[int | None, typer.Option(help="Of the video, in pixels.")] = None,
     resize_mode: Annotated[ResizeChoice | None, typer.Option(help="How the still meets the video's aspect.")] = None,
     decode_chunk_size: Annotated[int | None, typer.Option(help="Frames decoded at once, at most.")] = None,
+    interpolate: Annotated[
+        bool, typer.Option("--interpolate", help="Make three frames between each two: four times the frame rate.")
+    ] = False,
+    interpolation_model: Annotated[
+        str | None,
+        typer.Option(help="What interpolates: a shipped checkpoint, or a folder; implies --interpolate. [the shipped]"),
+    ] = None,
     format: Annotated[FormatChoice | None, typer.Option(help="Container. [by the name of --out, else mp4]")] = None,
     deterministic: Deterministic = False,
     denoiser: Denoiser = DenoiserChoice.auto,
@@ -84,6 +93,7 @@ def generate(
     """Turn a still, two stills or a prompt into a short video."""
     from cli.progress import reporting
     from model.catalog import find
+    from model.chain import interpolation
     from model.image import open_picture
     from serving.provenance.finish import finish
 
@@ -112,6 +122,8 @@ def generate(
         "lora_scale": lora_scale,
     }
     params = entry.resolve(asked, secrets.randbelow(2**31) if seed is None else seed)
+    between = find(interpolation_model or SHIPPED_INTERPOLATOR) if interpolate or interpolation_model else None
+    chain = None if between is None else (between, interpolation(between, params))
     with reporting() as report:
         how = {
             "backend": denoiser.value,
@@ -124,7 +136,7 @@ def generate(
             "guidance_interval": guidance_interval,
             "vram_budget_gib": vram_budget,
         }
-        made = _sample(entry, params, pictures, container, how, report)
+        made = _sample(entry, chain, params, pictures, container, how, report)
     finished = finish(made.completed, params, pictures, container.value)
     _write(video, finished.video)
     _write(sheet, made.completed.frames)
@@ -193,24 +205,32 @@ def outputs(stills: Sequence[Path], out: Path | None, format: FormatChoice | Non
 
 def _sample(
     entry: ModelEntry,
+    chain: tuple[ModelEntry, Interpolation] | None,
     params: Params,
     pictures: tuple[bytes, ...],
     container: FormatChoice,
     how: dict[str, Any],
     report: Report,
 ) -> Generated:
-    from serving.engine.local import generate as sample
-    from serving.engine.protocol import Decoded, Stepped
+    from cli.progress import of_events
     from serving.engine.settings import EngineSettings
 
-    def progress(event: EngineEvent) -> None:
-        if isinstance(event, Stepped):
-            report("denoise", event.step, event.total)
-        elif isinstance(event, Decoded):
-            report("decode", event.frames, event.total)
+    settings, progress = EngineSettings(**how), of_events(report)
+    if chain is None:
+        from serving.engine.local import generate as sample
 
-    return sample(
-        entry, params, pictures, output_format=container.value, progress=progress, settings=EngineSettings(**how)
+        return sample(entry, params, pictures, output_format=container.value, progress=progress, settings=settings)
+    from serving.chain.local import generate_chained
+
+    between, second = chain
+    return generate_chained(
+        (entry, between),
+        params,
+        pictures,
+        second,
+        output_format=container.value,
+        progress=progress,
+        settings=(settings, settings),
     )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from serving.engine.protocol import EngineEvent
 
 EVERY_S = 10.0
 """Seconds between two plain lines about the same thing."""
@@ -66,6 +69,24 @@ def seconds(value: float) -> str:
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d} min"
     return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+
+
+def of_events(report: Report) -> Callable[[EngineEvent], None]:
+    """What tells of a generation's events: its steps, of either stage, and its decoded frames."""
+    from serving.engine.protocol import Decoded, PhaseStarted, Stepped
+
+    phase = "denoise"
+
+    def tell(event: EngineEvent) -> None:
+        nonlocal phase
+        if isinstance(event, PhaseStarted):
+            phase = "interpolate" if event.phase == "interpolate" else "denoise"
+        elif isinstance(event, Stepped):
+            report(phase, event.step, event.total)
+        elif isinstance(event, Decoded):
+            report("decode", event.frames, event.total)
+
+    return tell
 
 
 @contextmanager

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cli.options import Json
-
-if TYPE_CHECKING:
-    from serving.engine.protocol import EngineEvent
 
 NOT_IDENTICAL = 1
 
@@ -29,10 +26,13 @@ def replay(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="The LoRA's file, where the checkpoint does not offer it."),
     ] = None,
+    interpolation_model: Annotated[
+        str | None, typer.Option(help="As --model, for the second stage of an interpolated video.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a video again from its manifest, and say whether it is identical. Exit code 1: it is not."""
-    from cli.progress import reporting
+    from cli.progress import of_events, reporting
     from model.catalog import find
     from model.errors import InvalidRequest
     from model.lora.entry import describe_lora
@@ -48,17 +48,12 @@ def replay(
         if recipe.params.adapter is None:
             raise InvalidRequest("the video was made without a LoRA; leave --lora out", param="lora")
         entry = adding(entry, describe_lora(lora, recipe.params.adapter.name))
+    chain = recipe.interpolate
+    if chain is None and interpolation_model is not None:
+        raise typer.BadParameter("the video was not interpolated; leave it out", param_hint="--interpolation-model")
+    between = None if chain is None else find(interpolation_model or chain.model)
     with reporting() as report:
-
-        def progress(event: EngineEvent) -> None:
-            from serving.engine.protocol import Decoded, Stepped
-
-            if isinstance(event, Stepped):
-                report("denoise", event.step, event.total)
-            elif isinstance(event, Decoded):
-                report("decode", event.frames, event.total)
-
-        done = again(recipe, entry, manifest, video=video, progress=progress)
+        done = again(recipe, entry, manifest, between=between, video=video, progress=of_events(report))
     if out is not None:
         made = finish(done.made.completed, recipe.params, recipe.pictures, recipe.output_format)
         out.parent.mkdir(parents=True, exist_ok=True)

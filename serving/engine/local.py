@@ -20,8 +20,9 @@ from model.sampling.sampler import sample
 from serving.engine.decode_lane import begin_decoding
 from serving.engine.job import Job
 from serving.engine.loaded import LoadedModel, load_model
+from serving.engine.packing import build_result
 from serving.engine.protocol import Completed, Decoded, EngineEvent, EngineRequest, Stepped
-from serving.engine.result import build_manifest, build_result
+from serving.engine.result import build_manifest
 from serving.engine.settings import EngineSettings
 from serving.engine.stages import check_finite, encode_request
 
@@ -47,6 +48,7 @@ def generate(
     images: tuple[bytes, ...],
     *,
     output_format: OutputFormat = "mp4",
+    raw: bool = False,
     progress: Callable[[EngineEvent], None] | None = None,
     settings: EngineSettings | None = None,
 ) -> Generated:
@@ -55,6 +57,7 @@ def generate(
     Args:
         model: a checkpoint, loaded here if it is not yet.
         images: the pictures' bytes, in the order of the task's spec and any format `model.image.open_picture` takes.
+        raw: whether the frames go into another stage, so that no container is made (EngineRequest).
         progress: told of phases, steps and decoded frames; an exception from it ends the generation.
         settings: device, dtype, threads, determinism; used only where the model is not yet loaded.
 
@@ -85,8 +88,8 @@ def generate(
     frames = decoding.frames()
     completed = build_result(
         frames,
-        params=params,
-        output_format=output_format,
+        fps=params.fps,
+        output_format=None if raw else output_format,
         degraded=decoding.degraded,
         manifest=build_manifest(model, params, output_format, decoding),
     )

@@ -30,8 +30,18 @@ from serving.engine.job import Job
 from serving.engine.loaded import LoadedModel
 from serving.engine.measure import probe
 from serving.engine.memory import relieve
-from serving.engine.protocol import CancelledAt, Checkpointed, Completed, EngineEvent, EngineRequest, Failed, Queued
-from serving.engine.result import build_manifest, build_result
+from serving.engine.packing import build_result
+from serving.engine.protocol import (
+    CancelledAt,
+    Checkpointed,
+    Completed,
+    EngineEvent,
+    EngineRequest,
+    Failed,
+    Queued,
+    refused,
+)
+from serving.engine.result import build_manifest
 from serving.engine.scheduler import Scheduler
 from serving.engine.settings import EngineSettings
 from serving.engine.stats import EngineStats, Recorder
@@ -75,8 +85,9 @@ class StepLoop:
             if request.job_id in self._jobs:
                 raise InvalidRequest(f"job {request.job_id} is already in flight", param="job_id")
             model = self._models.get(request.model)
-            if self._stopping or model is None:
-                deliver(stopped() if self._stopping else self._unknown(request.model))
+            refusal = refused(request)
+            if self._stopping or model is None or refusal is not None:
+                deliver(stopped() if self._stopping else refusal or self._unknown(request.model))
                 return
             job = Job(request, deliver, self._arrivals, model, model.key(request.params))
             self._arrivals += 1
@@ -236,8 +247,8 @@ class StepLoop:
             assert job.decoding is not None
             result = build_result(
                 job.decoding.frames(),
-                params=request.params,
-                output_format=request.output_format,
+                fps=request.params.fps,
+                output_format=None if request.raw else request.output_format,
                 degraded=job.decoding.degraded,
                 manifest=build_manifest(job.model, request.params, request.output_format, job.decoding),
             )
@@ -245,7 +256,8 @@ class StepLoop:
             if job.cancel_requested:
                 self._end(job, CancelledAt(job.step, job.compute_s))
             else:
-                self._end(job, replace(result, timings=dict(job.timings)))
+                spent = {"compute": job.compute_s} if request.raw else {}
+                self._end(job, replace(result, timings=job.timings | spent))
 
     # From every lane
 

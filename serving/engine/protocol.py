@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from model.chain import Interpolation
 from model.params import OutputFormat, Params
 
 Priority = Literal["high", "normal", "low", "offline"]
@@ -24,12 +25,15 @@ class Share:
         weight: of the tenant's share, against the others'.
         priority: class; `offline` runs in idle capacity only and yields at every step.
         deadline_s: seconds from submission by which the result is wanted; None for whenever.
+        beyond_s: seconds of the caller's job that lie beyond this request: of a chained job's other requests. They
+            count as its remaining work, so that a long job in short pieces is not taken for a short one.
     """
 
     tenant: str = ""
     weight: float = 1.0
     priority: Priority = "normal"
     deadline_s: float | None = None
+    beyond_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,9 @@ class EngineRequest:
         share: whose work it is, and how soon it is wanted.
         resume_from: the `state` of a Checkpointed event of the same job, to go on from there; None to begin.
         previews: whether Previewed events are wanted.
+        interpolate: a second stage (serving.chain); an engine that does not chain refuses it.
+        raw: whether the result is for another stage: its video is then the frames as they are, RGB bytes
+            [T, H, W, 3], without thumbnail and contact sheet, and its timings name its share of `compute`.
     """
 
     job_id: str
@@ -56,6 +63,8 @@ class EngineRequest:
     share: Share = Share()
     resume_from: bytes | None = None
     previews: bool = False
+    interpolate: Interpolation | None = None
+    raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +76,17 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class PhaseStarted:
-    """A phase began: `encode`, `denoise`, `decode` or `mux`."""
+    """A phase began: `encode`, `denoise`, `decode`, `interpolate` (of chained requests) or `mux`."""
 
     phase: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """Solver step `step` of `total` is done; `eta_s` seconds are left, by measured step times (None while unknown)."""
+    """Solver step `step` of `total` is done; `eta_s` seconds are left, by measured step times (None while unknown).
+
+    Of the phase it comes in: `denoise`, or `interpolate`, whose steps are those of all pairs together.
+    """
 
     step: int
     total: int
@@ -154,6 +166,14 @@ class CancelledAt:
 
 EngineEvent = Queued | PhaseStarted | Stepped | Checkpointed | Previewed | Decoded | Completed | Failed | CancelledAt
 TERMINAL = (Completed, Failed, CancelledAt)
+
+
+def refused(request: EngineRequest) -> Failed | None:
+    """What an engine of single stages answers to a chained request; None to any other."""
+    if request.interpolate is None:
+        return None
+    told = "this engine runs single stages; put serving.chain.engine.ChainedEngine around it, or leave interpolate out"
+    return Failed("not_chained", told)
 
 
 class Engine(Protocol):

@@ -1,46 +1,16 @@
-"""Frames become the result of a job: container, hashes, thumbnail, contact sheet, and a manifest to repeat it by."""
+"""What a result says of how it was made: a manifest to repeat it by."""
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
 
 from model.params import OutputFormat, Params
-from model.video import contact_sheet_png, encode_video, frames_sha256, thumbnail_jpeg
 from serving.engine.decoding import Decoding
 from serving.engine.loaded import LoadedModel
-from serving.engine.protocol import Completed
-
-
-def build_result(
-    frames: UInt8[np.ndarray, "T H W 3"],
-    *,
-    params: Params,
-    output_format: OutputFormat,
-    degraded: bool,
-    manifest: dict[str, object],
-) -> Completed:
-    """The result of a job, encoded in the format asked for; the caller, who knows them, adds the timings."""
-    video = encode_video(frames, params.fps, output_format)
-    return Completed(
-        video=video,
-        video_sha256=hashlib.sha256(video).hexdigest(),
-        frames_sha256=frames_sha256(frames),
-        thumbnail=thumbnail_jpeg(frames[0]),
-        frames=contact_sheet_png(frames),
-        width=params.width,
-        height=params.height,
-        num_frames=params.num_frames,
-        fps=params.fps,
-        degraded=degraded,
-        manifest=manifest,
-    )
 
 
 def _lora(model: LoadedModel, params: Params) -> dict[str, object] | None:

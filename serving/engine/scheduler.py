@@ -67,7 +67,7 @@ class Scheduler:
             kind,
             job.key,
             cost_s=cost,
-            work_left_s=left,
+            work_left_s=left + share.beyond_s,
             arrival=job.arrival,
             submitted_s=job.submitted,
             served_s=job.compute_s,

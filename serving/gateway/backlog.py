@@ -15,9 +15,10 @@ from typing import Any, Final
 from sqlalchemy import select
 
 from model.errors import InvalidRequest
-from model.params import PARAMS
+from serving.chain.estimate import estimate
 from serving.engine.protocol import Engine
 from serving.gateway.admission import Backlog, Work
+from serving.jobs.asked import asked
 from serving.jobs.database import Database
 from serving.jobs.tables import JobRow
 from serving.jobs.threads import in_thread
@@ -65,8 +66,7 @@ class BacklogReader:
         return Backlog(running, waiting)
 
     def _seconds(self, task: str, model: str, params: dict[str, Any]) -> float | None:
-        settings = {name: value for name, value in params.items() if name != "output_format"}
         try:
-            return self._engine.estimate(model, PARAMS[task](**settings))
+            return estimate(self._engine, model, *asked(task, params))
         except (InvalidRequest, KeyError, TypeError):  # stored by another version, or for a checkpoint not served here
             return None

@@ -9,24 +9,28 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import uuid4
 
 from stillmotion.types import Job, OutputFormat
 
 from model.catalog import ModelEntry
+from model.chain import Interpolation, interpolation
 from model.errors import InvalidRequest
 from model.image import open_picture
 from model.params import Params
 from model.tasks import TASKS
+from serving.chain.estimate import estimate
 from serving.engine.protocol import Priority
 from serving.gateway import admission
+from serving.gateway.chaining import interpolator
 from serving.gateway.hooks import check_webhook
 from serving.gateway.pictures import kept
 from serving.gateway.previews import check_previews
 from serving.gateway.safety import PictureRefused, Verdict
 from serving.gateway.services import NOTES_NAME, Services
+from serving.jobs.asked import told, total_steps
 from serving.jobs.dispatcher import QUEUE_TOPIC
 from serving.jobs.errors import QueueFull
 from serving.jobs.idempotency import hash_body
@@ -49,6 +53,7 @@ class Order:
         pictures: the files, or URLs of them, in the order of the task's spec.
         body: all that the caller sent besides pictures, to tell a repeat from another request.
         webhook: where the news of its end goes.
+        interpolate: whether the clip is interpolated, or the name of the checkpoint that does it.
     """
 
     task: str
@@ -62,6 +67,7 @@ class Order:
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     webhook: WebhookTarget | None = None
     previews: bool = False
+    interpolate: bool | str = False
 
 
 async def submit(parts: Services, caller: Caller, order: Order, idempotency_key: str | None) -> tuple[Job, bool]:
@@ -78,14 +84,14 @@ async def submit(parts: Services, caller: Caller, order: Order, idempotency_key:
         StorageFull: the disk is full.
     """
     check_webhook(parts.settings, order.webhook)
-    entry, params = _resolve(parts, order)
-    new = _new_job(caller, entry, order, params, idempotency_key)
+    entry, params, chain = _resolve(parts, order)
+    new = _new_job(caller, entry, order, params, chain, idempotency_key)
     try:
         known = await parts.admissions.admit(new, caller.max_jobs)
         if known is not None:
             return known, False
         if order.deadline_s is not None:
-            own_s = parts.engine.estimate(entry.name, params)
+            own_s = estimate(parts.engine, entry.name, params, chain)
             backlog = await parts.backlog.now(fresh=True)
             admission.check_deadline(backlog, own_s, PRIORITIES[order.priority], order.deadline_s)
         job, is_new = await to_its_end(_store(parts, order, new, params, caller.max_jobs))
@@ -99,14 +105,23 @@ async def submit(parts: Services, caller: Caller, order: Order, idempotency_key:
     return job, is_new
 
 
-def _resolve(parts: Services, order: Order) -> tuple[ModelEntry, Params]:
+def _resolve(parts: Services, order: Order) -> tuple[ModelEntry, Params, Interpolation | None]:
     entry = parts.model(order.model, order.task)
     check_previews(entry, order.previews, parts.previewable)
     seed = order.settings.get("seed")
-    return entry, entry.resolve(dict(order.settings), secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed)
+    params = entry.resolve(dict(order.settings), secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed)
+    between = interpolator(parts.models, order.interpolate)
+    return entry, params, None if between is None else interpolation(between, params)
 
 
-def _new_job(caller: Caller, entry: ModelEntry, order: Order, params: Params, idempotency_key: str | None) -> NewJob:
+def _new_job(
+    caller: Caller,
+    entry: ModelEntry,
+    order: Order,
+    params: Params,
+    chain: Interpolation | None,
+    idempotency_key: str | None,
+) -> NewJob:
     images = [picture.encode() if isinstance(picture, str) else picture for picture in order.pictures]
     return NewJob(
         id=f"job_{uuid4().hex}",
@@ -114,8 +129,8 @@ def _new_job(caller: Caller, entry: ModelEntry, order: Order, params: Params, id
         model=entry.name,
         model_version=entry.version,
         seed=params.seed,
-        params={**asdict(params), "output_format": order.output_format},
-        total_steps=params.num_inference_steps,
+        params=told(params, order.output_format, chain),
+        total_steps=total_steps(params, chain),
         output_format=order.output_format,
         priority=order.priority,
         metadata=order.metadata,
@@ -137,8 +152,8 @@ async def prepare(parts: Services, caller: Caller, order: Order) -> NewJob:
         StorageFull: the disk is full; nothing is left of the files.
     """
     check_webhook(parts.settings, order.webhook)
-    entry, params = _resolve(parts, order)
-    new = _new_job(caller, entry, order, params, None)
+    entry, params, chain = _resolve(parts, order)
+    new = _new_job(caller, entry, order, params, chain, None)
     await _keep_files(parts, order, new.id, params)
     return new
 

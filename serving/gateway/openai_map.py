@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Final, Literal
+from collections.abc import Mapping
+from typing import Any, Final, Literal
 
 from stillmotion.types import Job
 
 from model.catalog import ModelEntry
+from model.chain import FACTOR
 from model.errors import InvalidRequest
 from serving.gateway.openai_types import Video, VideoError
 
@@ -87,8 +89,16 @@ def video(job: Job) -> Video:
         completed_at=None if job.completed_at is None else int(job.completed_at),
         expires_at=None if job.expires_at is None else int(job.expires_at),
         size=f"{params['width']}x{params['height']}",
-        seconds=f"{params['num_frames'] / params['fps']:.3f}".rstrip("0").rstrip("."),
+        seconds=_seconds(params),
         prompt=params.get("prompt") or prompt,
         error=error,
         warnings=[] if prompt is None else ["prompt_unused"],
     )
+
+
+def _seconds(params: Mapping[str, Any]) -> str:
+    """How long a job's clip plays; a chained one has more frames at a higher rate."""
+    frames, fps = params["num_frames"], params["fps"]
+    if "interpolate" in params:
+        frames, fps = FACTOR * (frames - 1) + 1, FACTOR * fps
+    return f"{frames / fps:.3f}".rstrip("0").rstrip(".")

@@ -17,6 +17,7 @@ from fastapi import Depends, Request
 
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
+from serving.chain.engine import ChainedEngine
 from serving.engine.protocol import Engine
 from serving.gateway.backlog import BacklogReader
 from serving.gateway.errors import Problem
@@ -122,10 +123,12 @@ async def open_services(
 ) -> Services:
     """Open the database (bringing its tables up to date) and the artifacts, and make the dispatcher.
 
-    The engine is given two wrappers: one finishes its results, one counts and traces what it does.
+    The engine is given three wrappers: one runs chained requests through it, one finishes its results, one counts and
+    traces what it does.
     """
     artifacts = await in_thread(Artifacts.open, settings.artifacts)
     database = await in_thread(Database, settings.database_url)
+    engine = ChainedEngine(engine, artifacts, models)
     engine = FinishingEngine(engine, partial(_notes, artifacts), outside.signer)
     engine = WatchedEngine(engine, metrics, outside.traces)
     metrics.read_at_scrape(QueueCollector(database), EngineCollector(engine))

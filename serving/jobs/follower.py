@@ -17,8 +17,9 @@ from sqlalchemy.exc import OperationalError
 from stillmotion.types import Job
 
 from model.errors import GenerationFailed, InvalidRequest, StorageFull
-from model.params import PARAMS
 from model.tasks import TASKS
+from serving.chain.estimate import first_share
+from serving.chain.kept import kept_names
 from serving.engine.protocol import (
     CancelledAt,
     Checkpointed,
@@ -34,6 +35,7 @@ from serving.engine.protocol import (
     Stepped,
 )
 from serving.jobs.artifacts import Artifacts
+from serving.jobs.asked import asked
 from serving.jobs.bell import Bell
 from serving.jobs.errors import LeaseLost
 from serving.jobs.leases import Leases
@@ -51,11 +53,19 @@ _TRY_AGAIN_S: Final = 1.0
 
 @dataclass(slots=True)
 class Run:
-    """What is remembered of a running job between two events."""
+    """What is remembered of a running job between two events.
+
+    Args:
+        first: the first stage's part of the work, of a chained job.
+        steps_before: of the stages before the present one.
+    """
 
     job: LeasedJob
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     stepped: bool = False
+    phase: str = "queued"
+    first: float = 1.0
+    steps_before: int = 0
     written_at: float = -math.inf
     shown_at: float = -math.inf
 
@@ -109,6 +119,7 @@ class Follower:
         except (FileNotFoundError, InvalidRequest, KeyError, TypeError) as error:
             _log.exception("job %s cannot be read back", run.job.id)
             return Failed("job_unreadable", f"the stored job cannot be read back: {error}")
+        run.first = first_share(self._engine, request.model, request.params, request.interpolate)
         outcome = await self._submit(run, request)
         unusable = isinstance(outcome, Failed) and outcome.code == InvalidRequest.code and not run.stepped
         if unusable and request.resume_from is not None:
@@ -131,14 +142,12 @@ class Follower:
         raise GenerationFailed("the engine ended the job's events without a result")
 
     async def _request(self, job: LeasedJob) -> EngineRequest:
-        settings = {name: value for name, value in job.params.items() if name != "output_format"}
+        params, chain = asked(job.task, job.params)
         names = input_names(len(TASKS[job.task].pictures))
         images = tuple([await in_thread(self._artifacts.read, job.id, name) for name in names])
         checkpoint = await in_thread(self._checkpoint, job.id)
-        params = PARAMS[job.task](**settings)
-        return EngineRequest(
-            job.id, job.model, params, images, job.output_format, job.share, checkpoint, previews=job.previews
-        )
+        shown = (job.id, job.model, params, images, job.output_format, job.share, checkpoint, job.previews)
+        return EngineRequest(*shown, interpolate=chain)
 
     def _checkpoint(self, job_id: str) -> bytes | None:
         try:
@@ -153,10 +162,14 @@ class Follower:
                 name, whole = "queued", True
                 change = Advance("queued", percent("queued"), engine_position=position)
             case PhaseStarted(phase):
-                name, change, whole = "phase", Advance(phase, percent(phase)), True
+                run.phase = phase
+                run.steps_before = int(run.job.params["num_inference_steps"]) if phase == "interpolate" else 0
+                name, change, whole = "phase", Advance(phase, percent(phase, first=run.first)), True
             case Stepped(step, total, eta_s):
                 run.stepped = True
-                name, change = "step", Advance("denoise", percent("denoise", step, total), step, eta_s)
+                phase = "interpolate" if run.phase == "interpolate" else "denoise"
+                done = percent(phase, step, total, run.first)
+                name, change = "step", Advance(phase, done, run.steps_before + step, eta_s)
                 whole = step in (1, total)
             case Checkpointed(_, state):
                 await self._keep(run.job, state)
@@ -165,7 +178,8 @@ class Follower:
                 await self._show(run, step, jpeg)
                 return
             case Decoded(frames, total):
-                name, change, whole = "decode", Advance("decode", percent("decode", frames, total)), frames == total
+                done = percent("decode", frames, total, run.first)
+                name, change, whole = "decode", Advance("decode", done), frames == total
             case _:
                 raise TypeError(f"not a progress event: {event!r}")
         now = time.monotonic()
@@ -225,7 +239,7 @@ class Follower:
             if ended.error is not None and ended.error.code == StorageFull.code:
                 await in_thread(self._artifacts.remove, job.id)
             elif ended.is_terminal:
-                await in_thread(self._artifacts.discard, job.id, CHECKPOINT_NAME)
+                await in_thread(self._artifacts.discard, job.id, CHECKPOINT_NAME, *_kept_of(job))
             self._bell.ring(job.id)
             return
 
@@ -237,3 +251,8 @@ class Follower:
         if isinstance(outcome, CancelledAt):
             return self._leases.stopped(job, outcome.step, outcome.compute_s)
         return self._leases.complete(job, outcome)
+
+
+def _kept_of(job: LeasedJob) -> list[str]:
+    """The files that a chained job keeps until its end; none of any other."""
+    return kept_names(int(job.params["num_frames"]) - 1) if "interpolate" in job.params else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from model.params import Params
 from serving.engine.protocol import Engine, EngineEvent, EngineRequest
@@ -51,12 +51,16 @@ class EngineAround:
         """Ask that a job stop."""
         self._engine.cancel(job_id)
 
-    @asynccontextmanager
-    async def _events(self, request: EngineRequest) -> AsyncIterator[AsyncIterator[EngineEvent]]:
-        """The engine's events, closed at the end, also where somebody stops listening early."""
-        stream = self._engine.submit(request)
-        try:
-            yield stream
-        finally:
-            if isinstance(stream, AsyncGenerator):
-                await stream.aclose()
+    def _events(self, request: EngineRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
+        return events_of(self._engine, request)
+
+
+@asynccontextmanager
+async def events_of(engine: Engine, request: EngineRequest) -> AsyncIterator[AsyncIterator[EngineEvent]]:
+    """The engine's events, closed at the end, also where somebody stops listening early."""
+    stream = engine.submit(request)
+    try:
+        yield stream
+    finally:
+        if isinstance(stream, AsyncGenerator):
+            await stream.aclose()

@@ -84,7 +84,8 @@ class _Watch:
         if isinstance(event, PhaseStarted):
             self._enter(event.phase, now)
         elif isinstance(event, Stepped):
-            if self.step_at is not None:
+            # The steps of a chained job's second stage come from many rows, and are not one after another.
+            if self.step_at is not None and self.phase == "denoise":
                 self.metrics.step_seconds.labels(self.request.model).observe(now - self.step_at)
             self.step_at = now
             if self.estimate is None and event.eta_s is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,11 @@ import numpy as np
 from model import provenance
 from model.backends.makers import backend_for, check_lora
 from model.catalog import ModelEntry
+from model.chain import Interpolation
 from model.errors import InvalidRequest
 from model.params import PARAMS, OutputFormat, Params
 from model.video import Frames, decode_video
+from serving.chain.local import generate_chained
 from serving.engine.local import Generated, generate
 from serving.engine.protocol import EngineEvent
 from serving.engine.settings import EngineSettings
@@ -21,7 +23,12 @@ from serving.engine.settings import EngineSettings
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a manifest asks to be made."""
+    """What a manifest asks to be made.
+
+    Args:
+        pinned: settings of the engine.
+        interpolate, pinned_second: the second stage of a chained job, and the settings of its engine.
+    """
 
     task: str
     model: str
@@ -31,6 +38,8 @@ class Recipe:
     output_format: OutputFormat
     frames_sha256: str
     pinned: Mapping[str, Any]
+    interpolate: Interpolation | None = None
+    pinned_second: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,13 @@ def read_recipe(manifest: Mapping[str, Any]) -> Recipe:
     """
     try:
         task = str(manifest["task"])
+        second = manifest.get("interpolate")
+        if second is not None and len({pair["model_version"] for pair in second["pairs"]}) > 1:
+            raise InvalidRequest(
+                "the frames between were made by several versions of one checkpoint, while it was replaced; "
+                "such a video cannot be made again",
+                code="other_version",
+            )
         return Recipe(
             task=task,
             model=str(manifest["model"]),
@@ -65,7 +81,9 @@ def read_recipe(manifest: Mapping[str, Any]) -> Recipe:
             pictures=provenance.pictures(manifest),
             output_format=manifest["output_format"],
             frames_sha256=str(manifest["output"]["frames_sha256"]),
-            pinned={name: manifest[name] for name in _PINNED} | _pinned_since(manifest),
+            pinned=_pinned(manifest),
+            interpolate=None if second is None else Interpolation.from_dict(second, int(manifest["params"]["seed"])),
+            pinned_second={} if second is None else _pinned(second),
         )
     except (KeyError, TypeError) as error:
         raise InvalidRequest(
@@ -76,6 +94,11 @@ def read_recipe(manifest: Mapping[str, Any]) -> Recipe:
 
 _PINNED = ("device", "dtype", "backend", "threads", "deterministic")
 """Choices made by measurement or by the operator that the pixels may depend on."""
+
+
+def _pinned(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine's settings, by name."""
+    return {name: manifest[name] for name in _PINNED} | _pinned_since(manifest)
 
 
 def _pinned_since(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,6 +122,7 @@ def replay(
     entry: ModelEntry,
     manifest: Mapping[str, Any],
     *,
+    between: ModelEntry | None = None,
     video: bytes | None = None,
     progress: Callable[[EngineEvent], None] | None = None,
 ) -> Replay:
@@ -106,33 +130,52 @@ def replay(
 
     Args:
         entry: the checkpoint; its version must be the manifest's.
+        between: the checkpoint of a chained video's second stage, likewise.
         video: the old mp4, to say how near the new one is where they are not identical.
 
     Raises:
         InvalidRequest: another version of the checkpoint or of the LoRA, which makes another video.
     """
-    if entry.version != recipe.model_version:
-        raise InvalidRequest(
-            f"{entry.name} has version {entry.version} here, and the video was made by {recipe.model_version}: "
-            "name the folder of that one with --model",
-            code="other_version",
-            param="model",
-        )
-    settings = engine_settings(recipe)
+    _check_version(entry, recipe.model_version, "--model")
+    settings, chain = engine_settings(recipe), recipe.interpolate
     check_lora(entry, backend_for(entry, settings.backend), recipe.params.adapter)
-    made = generate(
-        entry,
-        recipe.params,
-        recipe.pictures,
-        output_format=recipe.output_format,
-        progress=progress,
-        settings=settings,
-    )
+    if chain is None:
+        made = generate(
+            entry,
+            recipe.params,
+            recipe.pictures,
+            output_format=recipe.output_format,
+            progress=progress,
+            settings=settings,
+        )
+    else:
+        if between is None:
+            raise InvalidRequest(f"the second stage needs {chain.model}", param="interpolation_model")
+        _check_version(between, chain.version, "--interpolation-model")
+        made = generate_chained(
+            (entry, between),
+            recipe.params,
+            recipe.pictures,
+            chain,
+            output_format=recipe.output_format,
+            progress=progress,
+            settings=(settings, EngineSettings(**recipe.pinned_second)),
+        )
     identical = made.completed.frames_sha256 == recipe.frames_sha256
     psnr = (
         None if identical or video is None else psnr_db(decode_video(made.completed.video)[0], decode_video(video)[0])
     )
     return Replay(made, identical, psnr, _differences(manifest, made.completed.manifest))
+
+
+def _check_version(entry: ModelEntry, version: str, option: str) -> None:
+    if entry.version != version:
+        raise InvalidRequest(
+            f"{entry.name} has version {entry.version} here, and the video was made by {version}: "
+            f"name the folder of that one with {option}",
+            code="other_version",
+            param=option.removeprefix("--").replace("-", "_"),
+        )
 
 
 def psnr_db(ours: Frames, theirs: Frames) -> float | None:

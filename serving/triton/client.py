@@ -17,7 +17,7 @@ from uuid import uuid4
 from model.catalog import ModelEntry
 from model.errors import StillmotionError
 from model.params import Params
-from serving.engine.protocol import TERMINAL, CancelledAt, EngineEvent, EngineRequest, Failed, Stepped
+from serving.engine.protocol import TERMINAL, CancelledAt, EngineEvent, EngineRequest, Failed, Stepped, refused
 from serving.triton.channel import ServerLost
 from serving.triton.described import work
 from serving.triton.dispatch import Place, choose
@@ -100,6 +100,9 @@ class TritonEngine:
 
     async def submit(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
         """Take a request; its events, as they happen, until a terminal one."""
+        if (refusal := refused(request)) is not None:
+            yield refusal
+            return
         flight = self._flights[request.job_id] = _Flight()
         try:
             async with aclosing(self._fly(request, flight)) as events:

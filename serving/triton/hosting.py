@@ -151,6 +151,7 @@ class Host:
             ask.share,
             ask.state,
             ask.previews,
+            raw=ask.raw,
         )
 
     @asynccontextmanager

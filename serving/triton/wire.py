@@ -5,6 +5,7 @@ object's `parts` says how long each piece is. UINT8 and not BYTES, because a Pyt
 misreads BYTES tensors under numpy 2.
 
     request    {"kind": "generate", "id", "params", "output_format", "share", "previews", "parts"}   pictures, state
+               and "raw": true where the frames go into another stage
     event      {"kind": "Stepped", "step": 3, "total": 25, "eta_s": 1.5, "parts": {}}                data
 
 One request of kind `generate` is answered by many events, the last a terminal one. The other kinds (`status`, `cancel`,
@@ -43,6 +44,7 @@ class Ask:
         id: of the job.
         params: settings by name; those left out are the checkpoint's defaults, and a seed left out is 0.
         client: who asks; a status tells how much work of others there is.
+        raw: whether the frames are wanted as they are (serving.engine.protocol.EngineRequest).
     """
 
     kind: Kind = "generate"
@@ -54,6 +56,7 @@ class Ask:
     previews: bool = False
     state: bytes | None = None
     client: str = ""
+    raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +110,20 @@ def pack_request(request: EngineRequest, client: str) -> RequestFrame:
         "id": request.job_id,
         "params": asdict(request.params),
         "output_format": request.output_format,
-        "share": asdict(request.share),
+        "share": _told_share(request.share),
         "previews": request.previews,
         "client": client,
         "parts": [len(image) for image in request.images],
     }
+    if request.raw:  # else left out: a server of an earlier version does not know it
+        told["raw"] = True
     return RequestFrame(_json(told), b"".join(request.images) or None, request.resume_from)
+
+
+def _told_share(share: Share) -> dict[str, Any]:
+    """A share without what an earlier version does not know, where it says nothing."""
+    told = asdict(share)
+    return told if share.beyond_s else {name: value for name, value in told.items() if name != "beyond_s"}
 
 
 def pack_control(kind: Kind, client: str, job_id: str = "") -> RequestFrame:

@@ -72,6 +72,7 @@ function preview() {
 function describe(job) {
   if (job.status === "queued") return job.queue_position ? `Waiting, ${job.queue_position} ahead` : "Waiting";
   if (job.phase === "denoise") return `Sampling, step ${job.step} of ${job.total_steps}`;
+  if (job.phase === "interpolate") return `Making the frames between, step ${job.step} of ${job.total_steps}`;
   return PHASES[job.phase] || "Starting";
 }
 

@@ -44,6 +44,13 @@ def build_model(folder: Path) -> Path:
     return folder / "tiny"
 
 
+def build_interpolator(folder: Path) -> Path:
+    """A tiny frame-interpolation checkpoint with random weights."""
+    sized = replace(preset("tiny"), noise=NoiseRange(0.02, 20.0))
+    build_random(folder / "between", sized, task("frame-interpolation"), seed=6, num_frames=5)
+    return folder / "between"
+
+
 def draw_photo(path: Path) -> Path:
     """A small picture."""
     Image.effect_mandelbrot((90, 60), (-2, -1.5, 1, 1.5), 40).convert("RGB").save(path, quality=90)

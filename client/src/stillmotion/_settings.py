@@ -47,6 +47,7 @@ class TextToVideoSettings(CommonSettings, total=False):
 
     lora: str | None
     lora_scale: float | None
+    interpolate: bool | str
 
 
 class FrameInterpolationSettings(CommonSettings, total=False):
@@ -62,6 +63,7 @@ class ImageToVideoSettings(FrameInterpolationSettings, total=False):
     min_guidance_scale: float | None
     lora: str | None
     lora_scale: float | None
+    interpolate: bool | str
 
 
 class MultiViewSettings(FrameInterpolationSettings, total=False):

@@ -9,10 +9,10 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 JobStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
-JobPhase = Literal["queued", "encode", "denoise", "decode", "mux"]
+JobPhase = Literal["queued", "encode", "denoise", "decode", "interpolate", "mux"]
 Solver = Literal["euler", "heun", "dpmpp-2m"]
 Schedule = Literal["karras", "align-your-steps"]
 ResizeMode = Literal["crop", "fit", "stretch"]
@@ -33,6 +33,24 @@ Elevation = Annotated[float, Field(ge=-90, le=90, allow_inf_nan=False)]
 
 _LORA = "an adapter, such as of a camera motion: NAME, or NAME@VERSION to have that one or none; GET /models lists them"
 _LORA_SCALE = "strength of `lora`: 1 as trained, the default; 0 none of it, below 0 the opposite"
+
+
+_WORDS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+
+
+def _said(value: object) -> object:
+    """A form has only text: its words for yes and no are no names."""
+    return _WORDS.get(value.lower(), value) if isinstance(value, str) else value
+
+
+Interpolate = Annotated[
+    bool | Annotated[str, Field(min_length=1, max_length=200)],
+    BeforeValidator(_said),
+    Field(
+        description="make three frames between each two neighbours, at four times the frame rate: true, or the name of "
+        "the frame-interpolation model where several are served"
+    ),
+]
 
 
 class _Request(BaseModel):
@@ -101,6 +119,7 @@ class TextToVideoRequest(GenerationRequest):
     prompt: str = Field(min_length=1, max_length=2000, description="what is to be seen")
     lora: LoraName | None = Field(None, description=_LORA)
     lora_scale: LoraScale | None = Field(None, description=_LORA_SCALE)
+    interpolate: Interpolate = False
 
 
 class _FromPictures(GenerationRequest):
@@ -114,6 +133,7 @@ class ImageToVideoRequest(_FromPictures):
     min_guidance_scale: Scale | None = Field(None, description="guidance at the first frame")
     lora: LoraName | None = Field(None, description=_LORA)
     lora_scale: LoraScale | None = Field(None, description=_LORA_SCALE)
+    interpolate: Interpolate = False
 
 
 class FrameInterpolationRequest(_FromPictures):

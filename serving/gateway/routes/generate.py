@@ -142,6 +142,7 @@ def order_of(submission: Submission, task: str) -> Order:
         metadata=asked.metadata,
         webhook=webhook,
         previews=asked.previews,
+        interpolate=getattr(asked, "interpolate", False),
     )
 
 

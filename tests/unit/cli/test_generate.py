@@ -178,3 +178,21 @@ def test_the_still_is_left_alone(tiny: Path, still: Path) -> None:
     assert still.read_bytes() == before
     with Image.open(io.BytesIO(Path(answer["contact_sheet"]).read_bytes())) as sheet:
         assert sheet.format == "PNG"
+
+
+def test_interpolate_makes_three_frames_between_each_two(tiny: Path, still: Path, tmp_path: Path) -> None:
+    between = tmp_path / "between"
+    build_random(between, preset("tiny"), TASKS["frame-interpolation"], num_frames=5)
+    common = (still, "-o", tmp_path / "x.mp4", "--model", tiny, "--seed", 7, "--steps", 1, "--fps", 5)
+    answer = generate(*common, "--interpolation-model", between)
+    assert (answer["num_frames"], answer["fps"]) == (21, 20)
+    assert answer["manifest"]["interpolate"]["model"] == "between"
+    frames, fps = decode_video(tmp_path / "x.mp4")
+    assert (len(frames), fps) == (21, 20)
+    for arguments, told in (
+        (("--interpolation-model", tiny), "not frame-interpolation"),
+        (("--interpolate", "--interpolation-model", tmp_path), "no model folder"),
+    ):
+        refused = CliRunner().invoke(app, ["generate", *map(str, (*common, *arguments))])
+        assert refused.exit_code != 0
+        assert told in str(refused.exception) + refused.stderr, refused

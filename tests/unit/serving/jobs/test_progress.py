@@ -26,3 +26,13 @@ def test_odd_counts_stay_within_their_phase() -> None:
     assert percent("denoise", -1, 4) == percent("denoise") == percent("denoise", 1, 0)
     with pytest.raises(KeyError):
         percent("lunch")
+
+
+@given(total=st.integers(1, 200), pairs=st.integers(1, 127), first=st.floats(0, 1))
+def test_a_chained_job_only_rises_and_fills_the_same_scale(total: int, pairs: int, first: float) -> None:
+    told = [percent(phase, done, total, first) for phase in ("encode", "denoise", "decode") for done in (0, total)]
+    told += [percent("interpolate", step, pairs, first) for step in range(pairs + 1)]
+    told += [percent("mux", first=first)]
+    assert told == sorted(told)
+    assert 0 <= told[0] <= told[-1] < 100
+    assert percent("interpolate", pairs, pairs, first) == percent("mux", first=first) == percent("mux")

@@ -77,17 +77,32 @@ def test_no_event_is_missing() -> None:
     images=st.lists(st.binary(min_size=1, max_size=50), max_size=3),
     state=st.none() | st.binary(min_size=1, max_size=50),
     name=st.text(max_size=20),
-    share=st.builds(Share, st.text(max_size=5), st.floats(0.1, 9), st.sampled_from(["high", "offline"]), st.none()),
+    share=st.builds(
+        Share,
+        st.text(max_size=5),
+        st.floats(0.1, 9),
+        st.sampled_from(["high", "offline"]),
+        st.none() | st.floats(-9, 9),
+        st.just(0.0) | st.floats(0, 9),
+    ),
     previews=st.booleans(),
+    raw=st.booleans(),
 )
 def test_a_request_comes_out_as_it_went_in(
-    images: list[bytes], state: bytes | None, name: str, share: Share, previews: bool
+    images: list[bytes], state: bytes | None, name: str, share: Share, previews: bool, raw: bool
 ) -> None:
-    request = EngineRequest(name, "mini", PARAMS, tuple(images), "webm", share, state, previews)
+    request = EngineRequest(name, "mini", PARAMS, tuple(images), "webm", share, state, previews, raw=raw)
     ask = unpack_request(pack_request(request, "gateway"))
     assert (ask.kind, ask.id, ask.client, ask.output_format) == ("generate", name, "gateway", "webm")
     assert ImageToVideoParams(**ask.params) == PARAMS
     assert (ask.pictures, ask.state, ask.share, ask.previews) == (tuple(images), state, share, previews)
+    assert ask.raw == raw
+
+
+def test_a_plain_request_says_nothing_that_an_earlier_server_does_not_know() -> None:
+    told = json.loads(pack_request(EngineRequest("x", "mini", PARAMS, (), "mp4"), "gateway").told)
+    assert told.keys() == {"kind", "id", "params", "output_format", "share", "previews", "client", "parts"}
+    assert told["share"].keys() == {"tenant", "weight", "priority", "deadline_s"}
 
 
 def test_a_control_frame_names_a_job() -> None:
