@@ -172,7 +172,7 @@ def _in_process(names: Sequence[str], loras: Sequence[str], how: dict[str, Any])
         raise InvalidRequest("no checkpoint is shipped here; name a diffusers folder with --model DIR", param="model")
     if loras and how["backend"] not in ("auto", *LORA_BACKENDS):
         raise InvalidRequest(
-            f"--denoiser {how['backend']} cannot apply a LoRA; choose torch or torch-compiled, or leave --lora out",
+            f"--denoiser {how['backend']} cannot apply a LoRA; choose torch, or leave --lora out",
             code="lora_unsupported",
             param="lora",
         )

@@ -90,10 +90,10 @@ MAKERS: dict[str, Callable[[Checkpoint, Cores, Tuning], Denoiser]] = {
 AUTO = "auto"
 IN_TORCH = frozenset({"torch", "torch-compiled", "torch-graphed"})
 """Backends that run the checkpoint's weights in torch."""
-LORA_BACKENDS = frozenset({"torch", "torch-compiled"})
-"""Backends that read the weights anew at every call, so that a LoRA may be switched in between (model.lora.switch).
+LORA_BACKENDS = frozenset({"torch"})
+"""Backends known to read the weights anew at every call, so that a LoRA may be switched in between (model.lora.switch).
 
-A recorded CUDA graph reads them from where they lie too, but that was not run."""
+Compiled blocks and recorded CUDA graphs take them from where they lie too, but that was not run."""
 
 
 def backend_for(entry: ModelEntry, asked: str) -> str:
@@ -141,7 +141,7 @@ def check_lora(entry: ModelEntry, backend: str, wanted: LoraUse | None) -> None:
     if backend not in LORA_BACKENDS:
         raise InvalidRequest(
             f"{entry.name} runs on {backend}, which cannot apply the LoRA {wanted.name!r}: serve the checkpoint with "
-            "--denoiser torch or torch-compiled, or ask for no LoRA",
+            "--denoiser torch, or ask for no LoRA",
             code="lora_unsupported",
             param="lora",
         )

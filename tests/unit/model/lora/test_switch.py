@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.attention import scaled_dot_product
-from model.backends.compiled import CompiledDenoiser
 from model.backends.protocol import AdaptableDenoiser, Cores, Denoiser, ReusingDenoiser
 from model.backends.torch import TorchDenoiser
 from model.errors import CheckpointError, InvalidRequest
@@ -214,23 +212,3 @@ def test_a_file_of_another_size_or_with_nan_is_refused(
     save_file(load_file(loras["a"].entry.path), tmp_path / "nan.safetensors")
     with pytest.raises(CheckpointError, match="has changed since"):
         read_lora(entry, unet)
-
-
-@pytest.mark.full  # a minute of a C++ compiler
-@pytest.mark.timeout(900)
-@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch's compiler
-def test_compiled_blocks_read_the_weights_anew(
-    unet: UNetSpatioTemporalConditionModel, loras: dict[str, Lora], caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("ERROR", "torch.__trace")
-    ours = copy.deepcopy(unet)
-    fuse(ours, scaled_dot_product)
-    denoiser = with_loras(CompiledDenoiser(ours, Cores(1)), ours, loras)
-    assert isinstance(denoiser, AdaptableDenoiser)
-    plain = denoiser(*inputs())
-    for scale in (1.0, -0.7):
-        denoiser.adapt(use(loras, "a", scale))
-        assert relative_difference(denoiser(*inputs()), peft_s(unet, loras["a"], scale)()) < TOLERANCE
-    denoiser.adapt(None)
-    assert torch.equal(denoiser(*inputs()), plain)
