@@ -60,8 +60,8 @@ class Ask:
 
     Args:
         id: names its files: the row's own, or else the first digits of `content`.
-        content: SHA-256, in hex, of what the row says and of the checkpoint's version, but for `id` itself. Pictures
-            count by where they lie.
+        content: SHA-256, in hex, of what the row says and of the checkpoint's and the LoRA's versions, but for `id`
+            itself. Pictures count by where they lie.
         pictures: bytes, or where they lie, in the order of the task's spec.
     """
 
@@ -94,7 +94,8 @@ def read_row(values: Mapping[str, Any], reading: Reading, *, strict: bool) -> As
     order = order_of(given, spec.name)
     entry = entry_for(order.model, spec.name, reading.entries)
     settings = {name: value for name, value in order.settings.items() if value is not None}
-    entry.resolve(settings, seed=0)  # before its id is asked for: a bad setting is the more useful thing to hear of
+    # Before its id is asked for: a bad setting is the more useful thing to hear of.
+    settings |= _pinned(entry.resolve(settings, seed=0))
     content = _hash(entry, settings, order.pictures, order.output_format, order.metadata)
     row_id = _id(values.get("id"), content)
     params = entry.resolve(settings, settings.get("seed", _seed(row_id)))
@@ -227,6 +228,12 @@ def _id(given: Any, content: str) -> str:
 def _seed(row_id: str) -> int:
     """The seed of a row that names none: always the same one, so that a row done again is the same video."""
     return int.from_bytes(hashlib.sha256(f"seed of {row_id}".encode()).digest()[:4], "big")
+
+
+def _pinned(params: Params) -> dict[str, Any]:
+    """The LoRA with its version and strength: another file of the same name makes another row."""
+    use = params.adapter
+    return {} if use is None else {"lora": f"{use.name}@{use.version}", "lora_scale": use.scale}
 
 
 def _hash(

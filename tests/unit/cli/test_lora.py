@@ -20,6 +20,8 @@ from model.presets import preset
 from model.tasks import TASKS
 from tests.lora_support import drawn_lora
 
+pytestmark = pytest.mark.timeout(600)  # seconds; five on a quiet machine
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from model.errors import InvalidRequest
+from model.lora.entry import LoraEntry, LoraUse
 from model.tasks import task
 from serving.batch.rows import Reading, as_json, read_row
 from serving.gateway.routes.generate import order_of
@@ -71,6 +74,19 @@ def test_the_id_follows_from_what_the_row_says_unless_it_names_one() -> None:
     assert len({first.id, *(other.id for other in others)}) == 5
     named = read_row({**GOOD, "id": "shot-7"}, reading("/one"), strict=True)
     assert (named.id, named.content) == ("shot-7", first.content)
+
+
+def test_a_lora_s_version_and_strength_are_part_of_what_a_row_says() -> None:
+    def read(version: str, **asked: Any) -> tuple[str, str, LoraUse | None]:
+        pan = LoraEntry("pan", Path("pan.safetensors"), version, 16, 16.0)
+        row = read_row({**GOOD, **asked}, Reading((replace(entry(), loras=(pan,)),), {}, ""), strict=True)
+        return row.content, row.id, row.params.adapter
+
+    first, again = read("0" * 12, lora="pan"), read("0" * 12, lora="pan", lora_scale=1.0)
+    assert first == again
+    assert first[2] == LoraUse("pan", "0" * 12, 1.0)
+    others = [read("1" * 12, lora="pan"), read("0" * 12, lora="pan", lora_scale=0.5), read("0" * 12)]
+    assert len({one[0] for one in (first, *others)}) == 4
 
 
 def test_a_row_without_a_seed_always_has_the_same_one() -> None:
