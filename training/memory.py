@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.heap import give_back_freed_memory
+
 GIB = 2**30
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -32,6 +34,7 @@ class PeakMemory:
             return
         storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in held}
         self._held = sum(storages.values())
+        give_back_freed_memory()  # or what was freed before would serve the work unseen
         if _CLEAR.exists():
             _CLEAR.write_text("5")  # the kernel's peak starts anew from what is resident now
         self._began = _resident("VmRSS")

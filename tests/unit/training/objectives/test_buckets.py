@@ -55,7 +55,7 @@ class Named:
 SIZES = st.tuples(st.integers(1, 30), st.sampled_from([(s.height, s.width) for s in SHAPES]))
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(sizes=st.lists(SIZES, min_size=1, max_size=12), stride=st.sampled_from([1, 2]))
 def test_every_clip_is_in_one_bucket_or_too_short(sizes: list[tuple[int, tuple[int, int]]], stride: int) -> None:
     clips = [clip(f"c{k}", frames, *size, strides=(stride, 4)) for k, (frames, size) in enumerate(sizes)]
