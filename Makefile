@@ -70,5 +70,5 @@ $(VENV)/.ready-demo: $(VENV)/.torch $(INPUTS)
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.torch $(INPUTS)
-	$(PIP) install -c constraints.txt -e client -e ".[serve,curate,tensorrt-rtx,dev]"
+	$(PIP) install -c constraints.txt -e client -e ".[serve,curate,batch,s3,tensorrt-rtx,dev]"
 	@touch $(VENV)/.ready-demo $@

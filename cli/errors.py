@@ -32,6 +32,8 @@ _EXTRAS = {
     "fsspec": "serve",
     "prometheus_client": "serve",
     "stillmotion": "serve",
+    "s3fs": "s3",
+    "aiohttp": "batch",
     "pyarrow": "curate",
     "ray": "curate",
     "scenedetect": "train",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typer
 
+from cli.batch import batch
 from cli.curate import curate
 from cli.data import data
 from cli.errors import Commands
@@ -41,3 +42,4 @@ app.command()(train)
 app.command(name="eval")(evaluate)
 app.command()(export)
 app.add_typer(triton, name="triton")
+app.command()(batch)

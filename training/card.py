@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from model.catalog import FIGURES, ModelEntry
 from training.data import sources
+from training.data.orbits import LICENCE, PACKAGE
 
 CURVE = "training-curve.png"
 
@@ -24,10 +25,23 @@ first denoiser run's schedule was laid out for 2,200 iterations instead of 1,700
 checkpoint like this one, not the same bits. The long run began from the first one's averaged weights and was not
 interrupted.""",
 }
-_LIMITS = """It has seen one animated film and some ten photographs, in some three hours of two shared CPU cores.
-Expect soft pictures, small and simple motion, and drift away from the picture where much motion is asked for.
-It exists so that the whole system runs for real anywhere; for pictures worth showing, serve published weights with
-the same code."""
+_SEEN = """It has seen one animated film and some ten photographs, in some hours of two shared CPU cores."""
+_LIMITS = {
+    "image-to-video": f"{_SEEN}\nExpect soft pictures, small and simple motion, and drift away from the picture where "
+    "much motion is asked for.",
+    "text-to-video": f"{_SEEN}\nExpect soft, dreamlike pictures: words decide the camera's motion, the light and the "
+    "colours, and hardly what is in the picture.",
+    "frame-interpolation": f"{_SEEN}\nExpect soft frames between, and guesses where much moves.",
+    "multi-view": "It has seen 119 rendered objects of three plain parts, on white, in two hours of one CPU core.\n"
+    "Expect soft views; what is hidden in the given view is guessed, and no real object is like these.",
+}
+_PURPOSE = """It exists so that the whole system runs for real anywhere; for pictures worth showing, serve published
+weights with the same code."""
+_HELD_OUT = {
+    "film": "Held out from everything: every eighth shot within 0-487 s of the film, and every third photograph, by "
+    "name.",
+    "orbits": "Of the rendered objects every eighth is held out; it is built of meshes that no other object has.",
+}
 
 
 def plot_curves(runs: dict[str, Path], path: Path) -> None:
@@ -66,6 +80,7 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
     (entry.path / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
     sidecar = cast(dict[str, Any], json.loads((entry.path / "stillmotion.json").read_text()))
     used = (sources.FILM, sources.PHOTOS_16, sources.PHOTOS_20)
+    orbits = entry.task.name == "multi-view"
     parts = [
         f"# {entry.name}",
         _TITLE.get(entry.name, entry.task.name),
@@ -76,10 +91,10 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
         f"Settings: {json.dumps(figures['settings'])}. How each is taken: `protocol` in {FIGURES}.",
         _figure_table(figures["figures"]),
         "## Limits",
-        _LIMITS,
+        f"{_LIMITS[entry.task.name]}\n{_PURPOSE}",
         "## Data",
-        "\n".join(f"- {p.attribution}. {p.licence}. From the package `{p.name}`." for p in used),
-        "Held out from everything: every eighth shot within 0-487 s of the film, and every third photograph, by name.",
+        "\n".join([f"- {p.attribution}. {p.licence}. From the package `{p.name}`." for p in used] + _rendered(orbits)),
+        "\n".join([_HELD_OUT["film"], _HELD_OUT["orbits"]] if orbits else [_HELD_OUT["film"]]),
         "## Training",
         f"![training curves]({CURVE})",
         "```\n" + _commands(sidecar.get("runs", {})) + "\n```",
@@ -100,9 +115,19 @@ def _limit(figures: dict[str, Any]) -> str:
     return "" if limit is None else f" --limit {limit}"
 
 
+def _rendered(orbits: bool) -> list[str]:
+    return [f"- Rendered orbits of random objects, of meshes of the package `{PACKAGE}`. {LICENCE}."] if orbits else []
+
+
 def _commands(runs: dict[str, Any]) -> str:
-    lines = ["stillmotion data starter --out data/starter"]
-    return "\n".join(lines + [f"stillmotion train {run} --data data/starter --out runs" for run in runs])
+    """From nothing to the checkpoint: the data, and every run it stands on, in order."""
+    folders = {
+        run: "multi-view" if told["config"].get("task") == "multi-view" else "starter" for run, told in runs.items()
+    }
+    lines = [f"stillmotion data {name} --out data/{name}" for name in dict.fromkeys(("starter", *folders.values()))]
+    return "\n".join(
+        lines + [f"stillmotion train {run} --data data/{name} --out runs" for run, name in folders.items()]
+    )
 
 
 def _figure_table(figures: dict[str, Any]) -> str:

@@ -98,8 +98,8 @@ def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: d
     """
     values = run_config(run)
     out, spec = run.parent, task(values["task"])
-    first = [values["init"]] if values.get("init") else []
-    folders = {name: out / name for name in (values["vae"], values["image_encoder"], *first, run.name)}
+    names = (values["vae"], values["image_encoder"], *_starts(out, values), run.name)
+    folders = {name: out / name for name in names}
     network = averaged(empty_network(values), run)
     sidecar = {
         "task": spec.name,
@@ -119,6 +119,15 @@ def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: d
         sidecar=sidecar,
     )
     plot_curves(folders, folder / CURVE)
+
+
+def _starts(out: Path, values: dict[str, Any]) -> list[str]:
+    """The runs that a run's weights went through before it, the earliest first."""
+    found: list[str] = []
+    while values.get("init") and (out / values["init"] / "config.json").exists():
+        found.insert(0, values["init"])
+        values = run_config(out / values["init"])
+    return found
 
 
 def _conditioners(spec: TaskSpec, network: nn.Module, towers: Path) -> Conditioners:

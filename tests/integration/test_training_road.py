@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +108,8 @@ def test_pictures_then_clips_then_prompts(road: tuple[Path, Path]) -> None:
     run("mini-text-to-video", *road, [*PROMPTED, "init=mini-video"], False, quiet)
     folder = road[1] / "mini-text-to-video" / "checkpoint"
     assert checked(folder, "text-to-video", {"prompt": "pan left"}, []).shape == (6, 64, 128, 3)
+    runs = json.loads((folder / "stillmotion.json").read_text())["runs"]
+    assert list(runs)[-3:] == ["mini-image", "mini-video", "mini-text-to-video"], "all that the weights went through"
     run("mini-image-to-video-chained", *road, [*DENOISER, "init=mini-text-to-video"], False, quiet)
     chained = road[1] / "mini-image-to-video-chained" / "checkpoint"
     assert checked(chained, "image-to-video", {}, ["red"]).shape == (6, 64, 128, 3)
@@ -126,6 +129,11 @@ def test_multi_view_learns_from_rendered_orbits(road: tuple[Path, Path], tmp_pat
     run("mini-multi-view", tmp_path / "orbits", road[1], ORBITS, False, quiet)
     folder = road[1] / "mini-multi-view" / "checkpoint"
     assert checked(folder, "multi-view", {"elevation": 20.0}, ["red"]).shape == (21, 128, 128, 3)
+    figures: dict[str, Any] = {"settings": {"limit": None}, "figures": {}, "protocol": {}, "protocol_hash": "abc123"}
+    text = write_card(describe(folder, "mini-multi-view"), figures).read_text()
+    assert "stillmotion data multi-view --out data/multi-view" in text
+    assert "stillmotion train mini-multi-view --data data/multi-view --out runs" in text
+    assert "zlib" in text
 
 
 def test_a_start_of_another_size_or_from_another_kind_of_run_is_refused(road: tuple[Path, Path]) -> None:

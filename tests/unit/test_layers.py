@@ -38,6 +38,10 @@ def test_the_command_line_loads_the_rest_lazily(root: Path) -> None:
     assert not brought & {"training", "export", "serving"}
 
 
+def test_reading_a_manifest_brings_neither_torch_nor_ray(root: Path) -> None:
+    assert not imported_by("import serving.batch, serving.batch.lines", root) & (HEAVY | {"ray", "pyarrow"})
+
+
 def test_the_sdk_stands_alone(root: Path) -> None:
     assert not imported_by("import stillmotion", root) & (OURS | HEAVY | {"numpy", "PIL", "fastapi"})
 

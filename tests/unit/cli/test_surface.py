@@ -59,7 +59,18 @@ def test_choices_are_those_of_the_model() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["generate"], ["serve"], ["models"], ["keys", "create"], ["replay"], ["data", "starter"], ["train"], ["eval"]],
+    [
+        [],
+        ["generate"],
+        ["serve"],
+        ["models"],
+        ["keys", "create"],
+        ["replay"],
+        ["data", "starter"],
+        ["train"],
+        ["eval"],
+        ["batch"],
+    ],
 )
 def test_every_command_has_help(command: list[str]) -> None:
     result = CliRunner().invoke(app, [*command, "--help"])

@@ -1,0 +1,155 @@
+"""`stillmotion batch`: a manifest of requests, or a folder of stills, rendered without a server."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import Denoiser, DenoiserChoice, Deterministic, Device, Dtype, DtypeChoice, Json, Threads
+
+if TYPE_CHECKING:
+    from serving.batch import Batch, Summary
+    from serving.batch.survey import Fault, Survey
+
+SOME_FAILED = 1
+
+
+def batch(
+    manifest: Annotated[
+        str, typer.Argument(help="JSONL, CSV or Parquet, one request a row; or a folder of stills. A path or a URL.")
+    ],
+    out: Annotated[str, typer.Option(help="Folder or URL for videos and results; what is complete there stays.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A shipped checkpoint or a diffusers folder; may be repeated. [all shipped]"),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A field of every row that does not say otherwise."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows.")] = None,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Every N-th row, beginning with the I-th.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check every row and estimate the time; render nothing.")
+    ] = False,
+    ray_address: Annotated[str | None, typer.Option(help="A Ray cluster. [Ray is started on this machine]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Engines. [one a GPU, or one a machine]")] = None,
+    in_flight: Annotated[int, typer.Option(min=1, help="Rows in work at once in each engine.")] = 8,
+    retries: Annotated[int, typer.Option(min=0, help="How often a row that failed is tried again.")] = 2,
+    deterministic: Deterministic = False,
+    denoiser: Denoiser = DenoiserChoice.auto,
+    device: Device = "auto",
+    dtype: Dtype = DtypeChoice.float32,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Render a manifest of requests; run again, it does what is missing. Exit code 1: rows failed."""
+    from model.catalog import find, zoo
+    from serving.batch import Batch
+    from serving.batch.manifest import Portion
+    from serving.engine.settings import EngineSettings
+
+    asked = Batch(
+        manifest=_absolute(manifest),
+        out=_absolute(out),
+        entries=tuple(find(name) for name in model) if model else tuple(zoo()),
+        portion=Portion.of(shard, limit),
+        defaults=dict(_setting(text) for text in set_ or ()),
+        settings=EngineSettings(
+            backend=denoiser.value, device=device, dtype=dtype.value, threads=threads, deterministic=deterministic
+        ),
+        workers=workers,
+        in_flight=in_flight,
+        retries=retries,
+        ray_address=ray_address,
+    )
+    failed = _survey(asked, as_json) if dry_run else _run(asked, as_json)
+    if failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _run(asked: Batch, as_json: bool) -> int:
+    from cli.progress import reporting
+    from serving.batch import run
+
+    # A supervisor's stop ends it as Ctrl-C does: Ray is shut down, and the tables tell what is there.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with reporting() as report:
+        summary = run(asked, report)
+    typer.echo(_summary(asked, summary, as_json))
+    return summary.failed
+
+
+def _summary(asked: Batch, summary: Summary, as_json: bool) -> str:
+    answer = {
+        "out": asked.out,
+        "rows": summary.rows,
+        "completed": summary.completed,
+        "failed": summary.failed,
+        "written": list(summary.written),
+    }
+    if as_json:
+        return json.dumps(answer, indent=2)
+    told = f"{asked.out}  {summary.completed} of {summary.rows} rows are videos"
+    if summary.failed:
+        told += f", {summary.failed} failed: see {asked.out}/{summary.written[0]}, or run again to try them again"
+    return f"{told}\n{asked.out}/{summary.written[2]}  to look through"
+
+
+def _survey(asked: Batch, as_json: bool) -> int:
+    from cli.progress import reporting
+    from serving.batch.survey import survey
+
+    faults: list[dict[str, Any]] = []
+
+    def tell(fault: Fault) -> None:
+        if as_json:
+            faults.append({"row": fault.row, "column": fault.column, "code": fault.code, "message": fault.message})
+        else:
+            where = f"row {fault.row}" + (f", column {fault.column}" if fault.column else "")
+            typer.echo(f"{where}: {fault.message}")
+
+    with reporting() as report:
+        found = survey(asked, tell, report)
+    typer.echo(_found(found, faults, as_json))
+    return found.faulty
+
+
+def _found(found: Survey, faults: list[dict[str, Any]], as_json: bool) -> str:
+    from cli.progress import seconds
+
+    to_do = found.rows - found.complete - found.faulty
+    if as_json:
+        answer = {
+            "rows": found.rows,
+            "complete": found.complete,
+            "faulty": found.faulty,
+            "to_render": to_do,
+            "estimate_s": found.estimate_s,
+            "faults": faults,
+        }
+        return json.dumps(answer, indent=2)
+    told = f"{found.rows} rows: {found.complete} complete, {found.faulty} with faults, {to_do} to render"
+    if found.estimate_s is None:
+        return f"{told}; no profile says how long that takes"
+    return f"{told}, in about {seconds(found.estimate_s)} on one engine like this machine's"
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE; a value that is JSON is taken as such."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise typer.BadParameter(f"{text} is not NAME=VALUE", param_hint="--set")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _absolute(place: str) -> str:
+    """A local path from the root, since workers may have another working folder."""
+    return place if "://" in place else str(Path(place).absolute())

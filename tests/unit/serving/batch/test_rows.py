@@ -1,0 +1,112 @@
+"""A row means what the same fields mean over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from model.errors import InvalidRequest
+from model.tasks import task
+from serving.batch.rows import Reading, as_json, read_row
+from serving.gateway.routes.generate import order_of
+from serving.gateway.submission import read_json
+from tests.unit.serving.batch.support import GOOD, entry, reading
+
+
+def over_http(name: str, **body: Any) -> dict[str, Any]:
+    """The settings that the gateway reads from a JSON body."""
+    return dict(order_of(read_json(json.dumps(body).encode(), task(name)), name).settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("image-to-video", {"image": "a.jpg", "fps": 9, "seed": 3, "min_guidance_scale": 1.5, "solver": "heun"}),
+        ("text-to-video", {"prompt": "a red ball", "seed": 1}),
+        ("frame-interpolation", {"image": "a.jpg", "last_image": "b.png", "noise_aug_strength": 0.5, "seed": 2}),
+        ("multi-view", {"image": "a.jpg", "elevation": 20.0, "seed": 4}),
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_settings_are_those_of_the_api(name: str, fields: dict[str, Any], strict: bool) -> None:
+    ask = read_row({"task": name, **fields}, reading("/stills"), strict=strict)
+    body = {key: {"url": value} if key in task(name).pictures else value for key, value in fields.items()}
+    assert ask.params == entry(name).resolve(over_http(name, **body), seed=fields["seed"])
+    assert ask.pictures == tuple(f"/stills/{fields[key]}" for key in task(name).pictures)
+
+
+def test_a_table_is_read_as_a_form_and_gives_the_same_row() -> None:
+    as_text = {
+        "image": "a.jpg",
+        "num_inference_steps": "2",
+        "fps": "7",
+        "seed": "",
+        "prompt": None,
+        "metadata": '{"a": "b"}',
+    }
+    typed = {"image": "a.jpg", "num_inference_steps": 2, "fps": 7, "metadata": {"a": "b"}}
+    floats = {**typed, "fps": 7.0, "seed": float("nan")}
+    rows = [read_row(as_text, reading(), strict=False), read_row(typed, reading(), strict=True)]
+    rows.append(read_row(floats, reading(), strict=False))
+    assert rows[0] == rows[1] == rows[2]
+    with pytest.raises(InvalidRequest) as caught:  # as in a JSON body: a number must be a number
+        read_row({**typed, "fps": "7"}, reading(), strict=True)
+    assert caught.value.param == "fps"
+
+
+def test_the_id_follows_from_what_the_row_says_unless_it_names_one() -> None:
+    first = read_row(GOOD, reading("/one"), strict=True)
+    assert first.id == first.content[:20]
+    assert read_row(dict(reversed(GOOD.items())), reading("/one"), strict=True) == first
+    changes: list[tuple[dict[str, Any], Reading]] = [
+        ({**GOOD, "seed": 1}, reading("/one")),
+        ({**GOOD, "output_format": "gif"}, reading("/one")),
+        (GOOD, reading("/another")),
+        (GOOD, Reading((entry(version="ba9876543210"),), {}, "/one")),
+    ]
+    others = [read_row(values, against, strict=True) for values, against in changes]
+    assert len({first.id, *(other.id for other in others)}) == 5
+    named = read_row({**GOOD, "id": "shot-7"}, reading("/one"), strict=True)
+    assert (named.id, named.content) == ("shot-7", first.content)
+
+
+def test_a_row_without_a_seed_always_has_the_same_one() -> None:
+    seeds = [read_row({**GOOD, "id": name}, reading(), strict=True).params.seed for name in ("a", "b", "a")]
+    assert seeds[0] == seeds[2] != seeds[1]
+
+
+def test_defaults_fill_what_a_row_leaves_open() -> None:
+    ask = read_row(
+        {"image": "a.jpg", "fps": 9, "seed": None}, reading(fps=5, seed=11, num_inference_steps=3), strict=True
+    )
+    assert (ask.params.fps, ask.params.seed, ask.params.num_inference_steps) == (9, 11, 3)
+
+
+def test_the_named_model_says_the_task() -> None:
+    assert (
+        read_row({"model": "text-to-video", "prompt": "a"}, reading(), strict=True).entry.task.name == "text-to-video"
+    )
+
+
+def test_a_line_of_a_batch_over_http_is_a_row() -> None:
+    line = {"custom_id": "shot-1", "url": "/generate/text-to-video", "body": {"prompt": "a", "seed": 5}}
+    ask = read_row(line, reading(), strict=True)
+    assert (ask.id, ask.entry.task.name, ask.params.seed) == ("shot-1", "text-to-video", 5)
+    with pytest.raises(InvalidRequest):
+        read_row({**line, "url": "/generate/nothing"}, reading(), strict=True)
+
+
+def test_pictures_may_be_bytes() -> None:
+    data = b"\x89PNG and so on"
+    told = as_json({"image": data, "num_inference_steps": 2})
+    assert read_row(json.loads(told), reading(), strict=False).pictures == (data,)
+    given = {"image": {"data": base64.b64encode(data).decode()}, "num_inference_steps": 2}
+    assert read_row(given, reading(), strict=True).pictures == (data,)
+
+
+@pytest.mark.parametrize("reference", ["/abs/a.jpg", "s3://bucket/a.jpg", "https://example.com/a.jpg"])
+def test_absolute_pictures_stay_where_they_are(reference: str) -> None:
+    assert read_row({**GOOD, "image": reference}, reading("/base"), strict=False).pictures == (reference,)
