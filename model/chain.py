@@ -22,6 +22,7 @@ from model.catalog import ModelEntry
 from model.errors import InvalidRequest
 from model.params import FrameInterpolationParams, ImageToVideoParams, Params, TextToVideoParams
 from model.shapes import VideoShape
+from model.tasks.frame_interpolation import FRAME_INTERPOLATION
 
 FACTOR: Final = 4
 """How many times the frame rate grows."""
@@ -79,6 +80,8 @@ def interpolation(entry: ModelEntry, first: Params) -> Interpolation:
     if not isinstance(first, ImageToVideoParams | TextToVideoParams):
         told = "only what image-to-video and text-to-video make can be interpolated; leave interpolate out"
         raise InvalidRequest(told, code="unknown_field", param="interpolate")
+    if entry.task is not FRAME_INTERPOLATION:
+        raise InvalidRequest(f"{entry.name} is for {entry.task.name}, not frame-interpolation", param="interpolate")
     shape = chained_shape(first.shape)
     asked = {
         "num_frames": PAIR_FRAMES,
@@ -91,8 +94,7 @@ def interpolation(entry: ModelEntry, first: Params) -> Interpolation:
     except InvalidRequest as error:
         told = f"the clip cannot be interpolated: {error.message}; leave interpolate out, or name another model"
         raise InvalidRequest(told, code=error.code, param="interpolate") from error
-    if not isinstance(params, FrameInterpolationParams):
-        raise InvalidRequest(f"{entry.name} is for {entry.task.name}, not frame-interpolation", param="interpolate")
+    assert isinstance(params, FrameInterpolationParams)
     return Interpolation(entry.name, entry.version, params)
 
 

@@ -92,6 +92,12 @@ def read_row(values: Mapping[str, Any], reading: Reading, *, strict: bool) -> As
     fields = {name: value for name, value in values.items() if name not in OWN_COLUMNS}
     given = _read_json(fields, spec, reading.base) if strict else _read_form(fields, spec, reading.base)
     order = order_of(given, spec.name)
+    if order.interpolate is not False:
+        raise InvalidRequest(
+            "offline rendering makes single stages; leave interpolate out, or send such rows to POST /batches",
+            code="not_chained",
+            param="interpolate",
+        )
     entry = entry_for(order.model, spec.name, reading.entries)
     settings = {name: value for name, value in order.settings.items() if value is not None}
     # Before its id is asked for: a bad setting is the more useful thing to hear of.

@@ -38,7 +38,6 @@ from tests.integration.triton_support import (
     steps_after_cancel,
     triton_server,
     undisturbed,
-    undisturbed_chain,
 )
 
 pytestmark = pytest.mark.timeout(1500)  # seconds on a busy machine
@@ -200,20 +199,6 @@ async def test_jobs_of_a_killed_server_go_on_at_another(hosted: Hosted, tmp_path
 @pytest.mark.timeout(1800)
 async def test_twenty_jobs_survive_a_killed_server(hosted: Hosted, tmp_path: Path) -> None:
     await survive(hosted, tmp_path, jobs=20, steps=25)
-
-
-async def test_a_chained_job_s_pairs_are_requests_to_the_other_model(hosted: Hosted, tmp_path: Path) -> None:
-    still, between = hosted.entries[STILL], hosted.entries["frame-interpolation"]
-    async with gateway(tmp_path, hosted.url) as service:
-        job = await service.submit(still, 4, num_inference_steps=2, interpolate="true")
-        (job,) = await service.ended(job)
-        assert job.output is not None, job.error
-        manifest = await service.manifest(job)
-    assert job.output.frames_sha256 == undisturbed_chain(still, between, 4, num_inference_steps=2)
-    assert (job.output.num_frames, job.output.fps) == (4 * 5 + 1, 28)
-    second = manifest["interpolate"]
-    assert (second["model_version"], second["repository_version"]) == (between.version, 1)
-    assert {pair["model_version"] for pair in second["pairs"]} == {between.version}
 
 
 async def test_a_new_version_goes_live_under_load(hosted: Hosted, tmp_path: Path) -> None:

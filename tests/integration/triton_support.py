@@ -21,11 +21,9 @@ from stillmotion.types import Job, JobEvent
 from export.hosted import install_checkpoint
 from export.triton_config import Instances
 from model.catalog import ModelEntry
-from model.chain import interpolation
 from model.checkpoint import build_random
 from model.presets import NoiseRange, preset
 from model.tasks import TASKS
-from serving.chain.local import generate_chained
 from serving.engine.local import generate
 from serving.engine.settings import EngineSettings
 from serving.gateway import Settings, create_app
@@ -40,7 +38,7 @@ TINY = replace(preset("tiny"), noise=NoiseRange(0.02, 20.0))
 
 def checkpoint(folder: Path, task: str, seed: int = 5) -> ModelEntry:
     """A tiny checkpoint with random weights."""
-    return build_random(folder / task, TINY, TASKS[task], seed, 5 if task == "frame-interpolation" else None)
+    return build_random(folder / task, TINY, TASKS[task], seed=seed)
 
 
 def host(entry: ModelEntry, repository: Path) -> None:
@@ -65,14 +63,6 @@ def undisturbed(entry: ModelEntry, seed: int, **asked: Any) -> str:
     """The frames' hash of a request in this process, alone."""
     params = entry.resolve(asked, seed=seed)
     return generate(entry, params, pictures_of(entry), settings=IN_PROCESS).completed.frames_sha256
-
-
-def undisturbed_chain(entry: ModelEntry, between: ModelEntry, seed: int, **asked: Any) -> str:
-    """As `undisturbed`, interpolated."""
-    params = entry.resolve(asked, seed=seed)
-    chain, stages = interpolation(between, params), (IN_PROCESS, IN_PROCESS)
-    made = generate_chained((entry, between), params, pictures_of(entry), chain, settings=stages)
-    return made.completed.frames_sha256
 
 
 def free_port() -> int:

@@ -115,6 +115,15 @@ def test_a_line_of_a_batch_over_http_is_a_row() -> None:
         read_row({**line, "url": "/generate/nothing"}, reading(), strict=True)
 
 
+def test_interpolate_is_refused_and_never_left_undone() -> None:
+    for value, strict in ((True, True), ("between", True), ("true", False)):
+        with pytest.raises(InvalidRequest, match="POST /batches") as caught:
+            read_row({**GOOD, "interpolate": value}, reading(), strict=strict)
+        assert (caught.value.code, caught.value.param) == ("not_chained", "interpolate")
+    plain = read_row({**GOOD, "interpolate": "false"}, reading(), strict=False)
+    assert plain.params == read_row(GOOD, reading(), strict=False).params
+
+
 def test_pictures_may_be_bytes() -> None:
     data = b"\x89PNG and so on"
     told = as_json({"image": data, "num_inference_steps": 2})
