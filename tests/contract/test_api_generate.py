@@ -44,6 +44,8 @@ async def test_params_are_complete_and_are_what_the_engine_gets(tmp_path: Path) 
             "height": 64,
             "width": 96,
             "seed": job.seed,
+            "lora": None,
+            "lora_scale": None,
             "output_format": "mp4",
         }
         await app.until(job.id, "completed")
