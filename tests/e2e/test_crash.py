@@ -122,6 +122,7 @@ def test_a_stop_refuses_new_work_and_ends_what_runs(model: Path, photo: Path, tm
     assert check_histories(server.database_url, asked) == 0  # both ended within the grace time
 
 
+@pytest.mark.full
 def test_a_stop_without_grace_checkpoints_what_runs(model: Path, photo: Path, tmp_path: Path) -> None:
     asked = settings_of(2, 30)
     expected = undisturbed(model, tmp_path / "undisturbed", photo, asked)

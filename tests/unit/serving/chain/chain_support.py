@@ -18,6 +18,7 @@ from serving.engine.packing import build_result
 from serving.engine.protocol import (
     CancelledAt,
     Checkpointed,
+    Completed,
     Decoded,
     EngineEvent,
     EngineRequest,
@@ -62,6 +63,7 @@ class Script:
     ready: bool = True
     seen: dict[str, EngineRequest] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
+    completed: set[str] = field(default_factory=set)
     running: set[str] = field(default_factory=set)
     most: int = 0
 
@@ -83,6 +85,8 @@ class Script:
         self.most = max(self.most, len(self.running))
         try:
             async for event in self._play(request):
+                if isinstance(event, Completed):
+                    self.completed.add(request.job_id)
                 yield event
         finally:
             self.running.discard(request.job_id)
