@@ -32,7 +32,7 @@ _LIMITS = {
     "text-to-video": f"{_SEEN}\nExpect soft, dreamlike pictures: words decide the camera's motion, the light and the "
     "colours, and hardly what is in the picture.",
     "frame-interpolation": f"{_SEEN}\nExpect soft frames between, and guesses where much moves.",
-    "multi-view": "It has seen 119 rendered objects of three plain parts, on white, in two hours of one CPU core.\n"
+    "multi-view": "It has seen rendered objects of three plain parts, on white, some hundred of them.\n"
     "Expect soft views; what is hidden in the given view is guessed, and no real object is like these.",
 }
 _PURPOSE = """It exists so that the whole system runs for real anywhere; for pictures worth showing, serve published

@@ -37,7 +37,7 @@ const all=[...document.querySelectorAll('video')],slow=document.getElementById('
 function again(){all.forEach(v=>{v.currentTime=0;v.play()})}
 document.getElementById('again').onclick=again;
 slow.onchange=()=>all.forEach(v=>v.playbackRate=+slow.value);
-setInterval(again,4000);again();
+all.forEach(v=>v.onended=()=>{if(all.every(w=>w.ended))again()});again();
 """
 
 

@@ -55,7 +55,10 @@ def multi_view_figures(
     ]
     made = maker.generated(wanted, "sampling orbits", report)
     loss = loss_figure(maker, wanted, [one.views for one in orbits], report)
-    shown = [Shown(one.item.id, one.views, {"model": clip}) for one, clip in zip(orbits, made, strict=True)]
+    shown = [
+        Shown(one.item.id, one.views, {"model": clip, "repeating": still(one.views[0], len(one.views))})
+        for one, clip in zip(orbits, made, strict=True)
+    ]
     return views(orbits, made) | {"validation_loss": loss}, shown
 
 

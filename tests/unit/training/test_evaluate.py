@@ -18,6 +18,7 @@ from model.errors import DataError, InvalidRequest
 from model.presets import preset
 from model.tasks import TASKS
 from model.video import encode_video
+from tests.unit.training.metrics.test_fvd import SmallI3D, scripted
 from tests.unit.training.support import moving_square
 from training.data.starter import Item
 from training.evaluate import EvalSettings, evaluate, motion_map
@@ -166,6 +167,18 @@ def test_the_nearer_side_has_the_smaller_distance() -> None:
     assert figure["model_minus_still_interval"][1] < 0
     assert figure["model_minus_slow_zoom_interval"][1] < 0
     assert (figure["clips"], figure["shots"]) == (60, 15)
+
+
+@pytest.mark.full
+def test_fvd_stands_beside_the_others_where_i3d_is_given(tmp_path: Path, dataset: Path) -> None:
+    entry = build_random(tmp_path / "c", preset("tiny"), TASKS["image-to-video"], num_frames=9)
+    weights = scripted(SmallI3D(), tmp_path / "i3d.pt")
+    settings = EvalSettings(steps=1, features=plain_features, i3d=weights, work=tmp_path, page=tmp_path / "page")
+    found = evaluate(entry, dataset, 2, settings=settings)
+    assert set(found["figures"]) == set(found["protocol"])
+    assert {"model", "still", "slow zoom", "autoencoder"} <= found["figures"]["fvd"].keys()
+    sides = {path.stem.split("-", 1)[1] for path in (tmp_path / "page" / "clips").iterdir()}
+    assert sides == {"real", "model", "still", "slow-zoom", "autoencoder"}
 
 
 def test_fvd_is_refused_where_it_is_no_figure(tmp_path: Path, dataset: Path) -> None:
