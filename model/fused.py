@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from model.attention import Attend, scaled_dot_product
 from model.rewrites import skip_zero_branches
+from model.upsampled import LeanUpsample, can_be_lean, phases
 
 
 class LeanResBlock(SpatioTemporalResBlock):  # type: ignore[misc]
@@ -43,10 +44,13 @@ class LeanResBlock(SpatioTemporalResBlock):  # type: ignore[misc]
         assert image_only_indicator is not None
         rows, frames = image_only_indicator.shape
         x = _spatial(self.spatial_res_block, hidden_states, temb)
-        clip = x.unflatten(0, (rows, frames)).transpose(1, 2).flatten(3)  # [B, C, T, N]
+        height, width = x.shape[-2:]
+        # Through tokens, so that the strides of axes of length one are what channels-last layout has, and is seen to be.
+        tokens = x.permute(0, 2, 3, 1).reshape(rows, frames, height * width, -1)
+        clip = tokens.permute(0, 3, 1, 2)  # [B, C, T, N]
         time = None if temb is None else temb.unflatten(0, (rows, frames))
-        mixed = torch.add(clip, _temporal(self.temporal_res_block, clip, time) * self.temporal_share)
-        return mixed.transpose(1, 2).reshape(x.shape)
+        mixed = _temporal(self.temporal_res_block, clip, time).mul_(self.temporal_share).add_(clip)
+        return mixed.permute(0, 2, 3, 1).reshape(-1, height, width, x.shape[1]).permute(0, 3, 1, 2)
 
 
 def _spatial(block: Any, x: Tensor, temb: Tensor | None) -> Tensor:
@@ -116,21 +120,25 @@ class LeanTransformer(TransformerSpatioTemporalModel):  # type: ignore[misc]
         return cast(Tensor, self.time_pos_embed(self.time_proj(index).to(dtype))[:, None])
 
     def _in_space(self, block: Any, x: Tensor, context: Tensor) -> Tensor:
-        x = x + self._self_attention(block.attn1, block.norm1(x))
+        x = self._self_attention(block.attn1, block.norm1(x)).add_(x)
         x = self._add_context(block, x, context)
-        return _feed_forward(block.ff, block.norm3(x)).add_(x)
+        return _add_feed_forward(block.ff, block.norm3, x)
 
     def _in_time(self, block: Any, x: Tensor, context: Tensor) -> Tensor:
-        x = _feed_forward(block.ff_in, block.norm_in(x)).add_(x)
-        mixed = self._self_attention(block.attn1, block.norm1(x).transpose(1, 2))
-        x = x + mixed.transpose(1, 2)
+        x = _add_feed_forward(block.ff_in, block.norm_in, x)
+        mixed = self._self_attention(block.attn1, block.norm1(x), over_time=True)
+        x = mixed.add_(x)
         x = self._add_context(block, x, context)
-        return _feed_forward(block.ff, block.norm3(x)).add_(x)
+        return _add_feed_forward(block.ff, block.norm3, x)
 
-    def _self_attention(self, attn: Any, x: Tensor) -> Tensor:
-        """Attention along the third axis of [B, M, L, C]."""
-        query, key, value = (_heads(part, attn.heads) for part in F.linear(x, attn.stacked).chunk(3, -1))
-        mixed = self.attend(query, key, value).transpose(1, 2).reshape(x.shape)
+    def _self_attention(self, attn: Any, x: Tensor, over_time: bool = False) -> Tensor:
+        """Attention along N of [B, T, N, C], or along T."""
+        projected = F.linear(x, attn.stacked)
+        if over_time:
+            projected = projected.transpose(1, 2)
+        query, key, value = (_heads(part, attn.heads) for part in projected.chunk(3, -1))
+        mixed = self.attend(query, key, value).transpose(1, 2).reshape(*projected.shape[:-1], -1)
+        mixed = mixed.transpose(1, 2) if over_time else mixed
         return cast(Tensor, attn.to_out[0](mixed))
 
     def _add_context(self, block: Any, x: Tensor, context: Tensor) -> Tensor:
@@ -149,10 +157,30 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return cast(Tensor, x.unflatten(-1, (heads, -1)).flatten(0, 1).transpose(1, 2))
 
 
-def _feed_forward(layer: Any, x: Tensor) -> Tensor:
-    """GEGLU (Shazeer 2020, arXiv 2002.05202): W2 (a * gelu(b)), with (a, b) = W1 x."""
+def _add_feed_forward(layer: Any, norm: nn.Module, x: Tensor) -> Tensor:
+    """x + W2 (a * gelu(b)), with (a, b) = W1 norm(x): GEGLU (Shazeer 2020, arXiv 2002.05202), written into x.
+
+    On a CPU a few hundred tokens at a time, whose wide activations then stay in a core's own cache.
+    """
+    if not _by_parts(x):
+        return _geglu(layer, norm(x)).add_(x)
+    for part in x.view(-1, x.shape[-1]).split(max(1, WIDE_NUMBERS // layer.net[0].proj.out_features)):
+        part.add_(_geglu(layer, norm(part)))
+    return x
+
+
+def _geglu(layer: Any, x: Tensor) -> Tensor:
     wide, gate = layer.net[0].proj(x).chunk(2, -1)
     return cast(Tensor, layer.net[2](F.gelu(gate).mul_(wide)))
+
+
+WIDE_NUMBERS = 128 * 1024
+"""Numbers of a feed-forward layer's widest activations that are at work at once on a CPU: half a MiB in float32."""
+
+
+def _by_parts(x: Tensor) -> bool:
+    """Whether work goes in parts that fit a cache: on a CPU, where nothing is traced."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def fuse(network: nn.Module, attend: Attend = scaled_dot_product) -> int:
@@ -175,6 +203,9 @@ def fuse(network: nn.Module, attend: Attend = scaled_dot_product) -> int:
                 _keep(layer, "temporal_share", _temporal_share(layer.time_mixer))
                 layer.__class__ = LeanResBlock
                 count += 1
+            elif can_be_lean(layer):
+                _keep(layer, "phases", phases(layer.conv.weight).contiguous(memory_format=torch.channels_last))
+                layer.__class__ = LeanUpsample
         _lay_channels_last(network)
     return count
 

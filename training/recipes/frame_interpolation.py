@@ -11,7 +11,7 @@ def mini_frame_interpolation() -> DenoiserConfig:
     return DenoiserConfig(
         preset="mini",
         task="frame-interpolation",
-        optim=dataclasses.replace(MINI_OPTIM, iterations=2400, batch=6, lr=1e-3, ema_decay=0.998, seed=20),
+        optim=dataclasses.replace(MINI_OPTIM, iterations=1200, batch=6, lr=1e-3, ema_decay=0.998, seed=20),
         runtime=Runtime(),
         init="mini-image-to-video-long",
         vae="mini-vae",
@@ -24,7 +24,7 @@ def mini_frame_interpolation() -> DenoiserConfig:
         condition_dropout=0.1,
         copying_start=False,
         time_only_until=0,
-        window_until=1800,
+        window_until=950,
         window_height=96,
         window_width=160,
         data=EndsData(strides=(1, 2, 3), still_moving=0.02, noise_aug_log_mean=-4.0, noise_aug_log_std=0.5),
