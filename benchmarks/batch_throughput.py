@@ -19,8 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks.aside import PipelineAside
 from benchmarks.batch_plan import Costs, plan_table
-from benchmarks.pipeline import Pipeline
 from model.catalog import ModelEntry, find
 from model.checkpoint import build_random
 from model.image import fit_picture, open_picture
@@ -77,12 +77,12 @@ def loop_s(entry: ModelEntry, still: Path, asked: list[Params], folder: Path) ->
 
 
 def diffusers_s(entry: ModelEntry, still: Path, asked: list[Params]) -> float:
-    """Seconds of a loop over the pipeline."""
+    """Seconds of a loop over the pipeline, in a process of its own, as its users run it."""
     first = entry.resolve({"num_inference_steps": 1}, seed=0)
     picture = fit_picture(open_picture(still.read_bytes()), first.height, first.width, first.resize_mode)
-    pipeline = Pipeline(entry.path, picture, "cpu")
-    pipeline.video(first)
-    return timed(lambda: [pipeline.video(params) for params in asked])
+    with PipelineAside(entry.path, picture) as pipeline:
+        pipeline.video(first)
+        return timed(lambda: [pipeline.video(params) for params in asked])
 
 
 def driver_s(rows: int, still: Path, folder: Path) -> float:

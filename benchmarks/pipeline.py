@@ -26,7 +26,7 @@ class Pipeline:
 
         self._pipeline: Any = StableVideoDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype).to(device)
         self._pipeline.set_progress_bar_config(disable=True)
-        self._still = still
+        self.still = still
 
     def video(self, params: Any) -> tuple[np.ndarray, float]:
         """Frames (T H W 3, uint8), encoded as mp4 too, and when the first step had been made (`time.perf_counter`)."""
@@ -48,7 +48,7 @@ class Pipeline:
 
     def _call(self, params: Any, output: str, **more: Any) -> Any:
         return self._pipeline(
-            self._still,
+            self.still,
             height=params.height,
             width=params.width,
             num_frames=params.num_frames,

@@ -5,12 +5,13 @@
 Every caller asks for `--videos` videos one after another, alternating short ones (4 steps) and long ones (12), each an
 mp4 in the end. With `--think` each waits before it asks, so many seconds on average (exponential, the same for every
 system); without, all ask at the same moment, and request batching answers all at the same moment, again and again. The
-three systems run in turn in this one process, on the same checkpoint, picture, seeds and settings:
+three systems run in turn, on the same checkpoint, picture, seeds and settings:
 
     step        our engine as `stillmotion serve` runs it
     request     our rows and denoiser, but batched by request: whoever waits is taken as one batch, which is run to its
                 end before the next is taken
-    diffusers   StableVideoDiffusionPipeline, one request at a time in the order of arrival
+    diffusers   StableVideoDiffusionPipeline, one request at a time in the order of arrival; on a CPU in a process of
+                its own, as its users run it (benchmarks.aside)
 
 Prints throughput, latency (mean, 99th percentile) and time to the first step, for all videos and for the short ones.
 With --check the final latents of `step` and `diffusers` at one caller are compared.
@@ -36,6 +37,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from benchmarks.aside import PipelineAside
 from benchmarks.pipeline import Pipeline
 from model.catalog import ModelEntry, find
 from model.decode import decode
@@ -149,7 +151,7 @@ class RequestBatching:
 class Diffusers:
     """The pipeline, behind a queue of one."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline | PipelineAside) -> None:
         self._pipeline = pipeline
         self._queue = ThreadPoolExecutor(1)
 
@@ -189,7 +191,8 @@ async def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     engine = InProcessEngine([entry], settings)
     await engine.start()
     model = load_model(entry, settings)
-    pipeline = Pipeline(entry.path, still, str(model.checkpoint.unet.device))
+    device = str(model.checkpoint.unet.device)
+    pipeline = PipelineAside(entry.path, still) if device == "cpu" else Pipeline(entry.path, still, device)
     systems: dict[str, Serve] = {
         "step": StepBatching(engine, entry, to_png(still)),
         "request": RequestBatching(model, still),

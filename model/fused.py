@@ -45,7 +45,7 @@ class LeanResBlock(SpatioTemporalResBlock):  # type: ignore[misc]
         rows, frames = image_only_indicator.shape
         x = _spatial(self.spatial_res_block, hidden_states, temb)
         height, width = x.shape[-2:]
-        # Through tokens, so that the strides of axes of length one are what channels-last layout has, and is seen to be.
+        # Through tokens: the strides of axes of length one must be such that the layout is seen to be channels-last.
         tokens = x.permute(0, 2, 3, 1).reshape(rows, frames, height * width, -1)
         clip = tokens.permute(0, 3, 1, 2)  # [B, C, T, N]
         time = None if temb is None else temb.unflatten(0, (rows, frames))

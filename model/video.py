@@ -270,7 +270,7 @@ def contact_sheet_png(frames: Frames, *, columns: int | None = None, labels: Seq
         sheet.paste(Image.fromarray(frame).resize(cell, Image.Resampling.LANCZOS), (left, top))
         draw.text((left + 1, top + cell[1] + round(0.8 * size)), label, font=font, fill="#a3a9b3", anchor="lm")
     out = io.BytesIO()
-    sheet.save(out, "PNG", optimize=True)
+    sheet.save(out, "PNG", compress_level=3)  # five times as fast as the smallest file, and a tenth larger
     return out.getvalue()
 
 

@@ -1,0 +1,86 @@
+"""diffusers' pipeline in a process of its own, as its users run it: with the C library's heap as it comes.
+
+Our engine tells the C library to keep freed memory (model.heap), for its whole process; a pipeline beside it would be
+faster for that, too. `kept_memory=True` gives the other process the same heap, to tell this gain from the others.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One call: of `video` or `latents`, with the request and its picture."""
+
+    call: str
+    params: Any
+    still: Image.Image
+
+
+class PipelineAside:
+    """A Pipeline (benchmarks.pipeline) on the CPU, in a process that ends with this object's `with` block.
+
+    Args:
+        folder: a checkpoint in diffusers' format.
+        still: the picture of every request, of the clip's size; may be replaced between two calls.
+        kept_memory: whether its process keeps freed memory, as our engine's does.
+    """
+
+    def __init__(self, folder: Path, still: Image.Image, *, kept_memory: bool = False) -> None:
+        self.still = still
+        context = multiprocessing.get_context("spawn")
+        self._here, there = context.Pipe()
+        threads = torch.get_num_threads()
+        self._process = context.Process(target=_serve, args=(there, folder, still, kept_memory, threads), daemon=True)
+        self._process.start()
+        there.close()
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """End the process."""
+        self._here.close()
+        self._process.join(timeout=10)
+        self._process.kill()
+
+    def video(self, params: Any) -> tuple[np.ndarray, float]:
+        """See Pipeline.video; the clock is the machine's, and so the same here."""
+        return cast("tuple[np.ndarray, float]", self._ask("video", params))
+
+    def latents(self, params: Any) -> torch.Tensor:
+        """See Pipeline.latents."""
+        return torch.from_numpy(self._ask("latents", params))
+
+    def _ask(self, call: str, params: Any) -> Any:
+        self._here.send(_Asked(call, params, self.still))
+        return self._here.recv()
+
+
+def _serve(pipe: Connection, folder: Path, still: Image.Image, kept_memory: bool, threads: int) -> None:
+    torch.set_num_threads(threads)
+    if kept_memory:
+        from model.heap import keep_freed_memory
+
+        keep_freed_memory()
+    pipeline = Pipeline(folder, still, "cpu")
+    while True:
+        try:
+            asked: _Asked = pipe.recv()
+        except EOFError:
+            return
+        pipeline.still = asked.still
+        pipe.send(pipeline.video(asked.params) if asked.call == "video" else pipeline.latents(asked.params).numpy())
