@@ -73,7 +73,7 @@ def survive(model: Path, photo: Path, folder: Path, *, jobs: int, kills: int, st
 
 
 def test_three_kills_lose_nothing(model: Path, photo: Path, tmp_path: Path) -> None:
-    survive(model, photo, tmp_path, jobs=6, kills=3, steps=16)
+    survive(model, photo, tmp_path, jobs=4, kills=3, steps=12)
 
 
 @pytest.mark.full

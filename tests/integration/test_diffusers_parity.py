@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,19 +42,23 @@ class Pair:
     theirs: Any
 
 
-@pytest.fixture(scope="module", params=["random-4", "random-16", *SHIPPED])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    if request.param in SHIPPED:
-        folder = ZOO / request.param
-    else:
-        folder = tmp_path_factory.mktemp("random")
-        channels = int(request.param.removeprefix("random-"))
-        tiny = preset("tiny")
-        sized = replace(tiny, vae=replace(tiny.vae, latent_channels=channels, scaling_factor=0.18215))
-        build_random(folder, sized, task("image-to-video"), seed=channels)
+def loaded(folder: Path) -> Pair:
     theirs = StableVideoDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
     return Pair(load_model(describe(folder), EngineSettings(device="cpu")), theirs)
+
+
+@pytest.fixture(scope="module", params=[4, 16])
+def random_pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    folder, tiny = tmp_path_factory.mktemp("random"), preset("tiny")
+    sized = replace(tiny, vae=replace(tiny.vae, latent_channels=request.param, scaling_factor=0.18215))
+    build_random(folder, sized, task("image-to-video"), seed=request.param)
+    return loaded(folder)
+
+
+@pytest.fixture(scope="module", params=SHIPPED)
+def shipped_pair(request: pytest.FixtureRequest) -> Pair:
+    return loaded(ZOO / request.param)
 
 
 def picture(entry: ModelEntry) -> Image.Image:
@@ -70,10 +75,29 @@ def png(still: Image.Image) -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("steps", [3, 7])
 @pytest.mark.parametrize("guidance", [(1.0, 3.0), (1.0, 1.0)])
-def test_latents_and_frames_are_those_of_diffusers(pair: Pair, steps: int, guidance: tuple[float, float]) -> None:
+def test_latents_and_frames_are_those_of_diffusers(
+    random_pair: Pair, steps: int, guidance: tuple[float, float]
+) -> None:
+    compare(random_pair, steps, guidance)
+
+
+@pytest.mark.timeout(600)
+def test_a_shipped_checkpoint_gives_what_it_gives_in_diffusers(shipped_pair: Pair) -> None:
+    compare(shipped_pair, 7, (1.0, 3.0))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("steps", "guidance"), [(3, (1.0, 3.0)), (3, (1.0, 1.0)), (7, (1.0, 1.0))])
+def test_a_shipped_checkpoint_does_so_at_other_settings(
+    shipped_pair: Pair, steps: int, guidance: tuple[float, float]
+) -> None:
+    compare(shipped_pair, steps, guidance)
+
+
+def compare(pair: Pair, steps: int, guidance: tuple[float, float]) -> None:
     entry = pair.ours.entry
     frames = entry.num_frames[0]
     chunk = next(size for size in range(7, 0, -1) if frames % size == 0)

@@ -191,6 +191,7 @@ async def under_way(service: Gateway, server: TritonServer) -> int:
         await asyncio.sleep(0.05)
 
 
+@pytest.mark.full
 async def test_jobs_of_a_killed_server_go_on_at_another(hosted: Hosted, tmp_path: Path) -> None:
     await survive(hosted, tmp_path, jobs=4, steps=16)
 

@@ -94,6 +94,7 @@ def test_only_held_out_shots_are_used(entry: ModelEntry, dataset: Path, tmp_path
     assert made == {"shot-0", "shot-2"}
 
 
+@pytest.mark.full
 def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
     entry: ModelEntry, dataset: Path, tmp_path: Path, result: dict[str, Any]
 ) -> None:
@@ -113,6 +114,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
+@pytest.mark.full
 def test_several_clips_a_call_are_the_same_clips(entry: ModelEntry, dataset: Path, tmp_path: Path) -> None:
     for batch in (1, 3):
         settings = EvalSettings(steps=2, batch=batch, features=plain_features, work=tmp_path / str(batch))
