@@ -209,11 +209,19 @@ def _resample(image: Image.Image, width: int, height: int, box: tuple[float, flo
     # Rounding may put the box a hair outside of the picture, which Pillow refuses.
     left, top, right, bottom = box
     inside = (max(0.0, left), max(0.0, top), min(float(image.width), right), min(float(image.height), bottom))
-    return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, box=inside)
+    image = as_rgb(image)
+    if image.size == (width, height) and inside == (0.0, 0.0, float(width), float(height)):
+        return image
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=inside)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The picture itself where it is RGB (`convert` would copy it), else a conversion."""
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def to_png(image: Image.Image) -> bytes:
     """The picture as a PNG, without metadata."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "PNG", compress_level=1)
+    as_rgb(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

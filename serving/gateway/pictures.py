@@ -14,10 +14,12 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from model.image import fit_picture
+from model.image import as_rgb, fit_picture
 from model.params import Params, TextToVideoParams
 
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+_BLOCK: Final = 2**16 - 1
+"""Bytes of the longest stored block."""
 
 
 def kept(picture: Image.Image, params: Params) -> bytes:
@@ -34,13 +36,22 @@ def kept(picture: Image.Image, params: Params) -> bytes:
 
 def plain_png(picture: Image.Image) -> bytes:
     """An RGB picture as a PNG of stored scan lines without a filter (PNG specification, third edition, 10.1)."""
-    pixels = np.asarray(picture.convert("RGB"))
+    pixels = np.asarray(as_rgb(picture))
     height, width, _ = pixels.shape
     lines = np.zeros((height, 1 + 3 * width), np.uint8)  # each line begins with its filter's number: 0, none
     lines[:, 1:] = pixels.reshape(height, 3 * width)
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = (_chunk(b"IHDR", head), _chunk(b"IDAT", zlib.compress(lines.tobytes(), 0)), _chunk(b"IEND", b""))
+    parts = (_chunk(b"IHDR", head), _chunk(b"IDAT", _stored(lines)), _chunk(b"IEND", b""))
     return _SIGNATURE + b"".join(parts)
+
+
+def _stored(lines: np.ndarray) -> bytes:
+    """A zlib stream of stored blocks (RFC 1950, 2.2; RFC 1951, 3.2.4)."""
+    body, out = memoryview(lines.reshape(-1)), [b"\x78\x01"]
+    for first in range(0, len(body), _BLOCK):
+        part = body[first : first + _BLOCK]
+        out += [struct.pack("<BHH", first + _BLOCK >= len(body), len(part), len(part) ^ 0xFFFF), part]
+    return b"".join([*out, struct.pack(">I", zlib.adler32(body))])
 
 
 def _chunk(name: bytes, body: bytes) -> bytes:

@@ -44,6 +44,13 @@ def test_a_plain_png_reads_back_to_the_same_pixels(width: int, height: int, seed
         np.testing.assert_array_equal(np.asarray(read), pixels)
 
 
+@pytest.mark.parametrize("width", [21844, 21845, 43690])
+def test_so_does_one_of_exactly_a_stored_block_or_a_byte_more(width: int) -> None:
+    pixels = np.random.default_rng(width).integers(0, 256, (1, width, 3), np.uint8)
+    with Image.open(io.BytesIO(plain_png(Image.fromarray(pixels)))) as read:
+        np.testing.assert_array_equal(np.asarray(read), pixels)
+
+
 @pytest.mark.parametrize("mode", ["crop", "fit", "stretch"])
 @pytest.mark.parametrize("size", [(96, 64), (50, 300), (1000, 20), (97, 65)])
 def test_fitting_what_is_kept_again_changes_nothing(mode: ResizeMode, size: tuple[int, int]) -> None:
