@@ -204,7 +204,8 @@ def fuse(network: nn.Module, attend: Attend = scaled_dot_product) -> int:
                 layer.__class__ = LeanResBlock
                 count += 1
             elif can_be_lean(layer):
-                _keep(layer, "phases", phases(layer.conv.weight).contiguous(memory_format=torch.channels_last))
+                small = phases(cast(nn.Conv2d, layer.conv).weight)
+                _keep(layer, "phases", small.contiguous(memory_format=torch.channels_last))
                 layer.__class__ = LeanUpsample
         _lay_channels_last(network)
     return count

@@ -33,11 +33,14 @@ class LeanUpsample(Upsample2D):  # type: ignore[misc]
 
 def can_be_lean(layer: nn.Module) -> bool:
     """Whether the layer doubles by nearest neighbours and convolves with a padded 3 x 3, in float32."""
-    if type(layer) is not Upsample2D or not isinstance(layer.conv, nn.Conv2d):
+    if type(layer) is not Upsample2D:
         return False
-    conv, plain = layer.conv, layer.interpolate and layer.norm is None and not layer.use_conv_transpose
-    padded = (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
-    return bool(plain and padded and conv.groups == 1 and conv.weight.dtype == torch.float32)
+    kind: Any = layer
+    if kind.use_conv_transpose or not kind.interpolate or kind.norm is not None or type(kind.conv) is not nn.Conv2d:
+        return False
+    conv: Any = kind.conv
+    padded = (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((3, 3), (1, 1), (1, 1), 1)
+    return padded and conv.weight.dtype == torch.float32
 
 
 def phases(weight: Float[Tensor, "D C 3 3"]) -> Float[Tensor, "4*D C 2 2"]:

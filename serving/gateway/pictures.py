@@ -47,7 +47,7 @@ def plain_png(picture: Image.Image) -> bytes:
 
 def _stored(lines: np.ndarray) -> bytes:
     """A zlib stream of stored blocks (RFC 1950, 2.2; RFC 1951, 3.2.4)."""
-    body, out = memoryview(lines.reshape(-1)), [b"\x78\x01"]
+    body, out = lines.tobytes(), [b"\x78\x01"]
     for first in range(0, len(body), _BLOCK):
         part = body[first : first + _BLOCK]
         out += [struct.pack("<BHH", first + _BLOCK >= len(body), len(part), len(part) ^ 0xFFFF), part]
