@@ -175,6 +175,8 @@ def test_a_missing_compiler_is_told(checkpoint: Checkpoint, monkeypatch: pytest.
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch's compiler
 @pytest.mark.parametrize("backend", ["torch-compiled", "onnxruntime"])
 def test_the_tiny_preset_too(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STILLMOTION_CACHE", str(tmp_path / "cache"))
