@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -41,7 +41,11 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One shot or photograph of a dataset folder."""
+    """One shot or photograph of a dataset folder.
+
+    Args:
+        captions: of a curated clip, by captioner.
+    """
 
     id: str
     kind: str
@@ -52,11 +56,18 @@ class Item:
     num_frames: int
     fps: float
     split: str
+    captions: Mapping[str, str] = field(default_factory=dict[str, str], compare=False)
 
     @property
     def span(self) -> Span:
         """Where in its source it comes from."""
         return Span(self.source, self.start_s, self.end_s)
+
+
+def as_told(item: Item) -> dict[str, Any]:
+    """An item as a line of items.jsonl tells it; captions only where there are any."""
+    told = asdict(item)
+    return told if item.captions else {name: value for name, value in told.items() if name != "captions"}
 
 
 def _film_frames(path: Path, height: int, width: int) -> Iterator[Frame]:
@@ -183,7 +194,7 @@ def prepare(out: Path, report: Report = lambda *_: None) -> list[Item]:
     """
     out.mkdir(parents=True, exist_ok=True)
     items = _prepare_film(out, report) + _prepare_photos(out, report)
-    lines = "".join(json.dumps(asdict(item)) + "\n" for item in items)
+    lines = "".join(json.dumps(as_told(item)) + "\n" for item in items)
     _atomic_text(out / "items.jsonl", lines)
     used = (sources.FILM, sources.PHOTOS_16, sources.PHOTOS_20)
     manifest = {
@@ -222,7 +233,8 @@ def _clip_item(member: Member, left_out: LeftOut | None) -> Item | None:
     told = member.told
     try:
         place = (told["source"], float(told["start_s"]), float(told["end_s"]))
-        return Item(told["clip_id"], "shot", member.file, *place, int(told["frames"]), member.fps, told["split"])
+        shot = (told["clip_id"], "shot", member.file, *place, int(told["frames"]), member.fps, told["split"])
+        return Item(*shot, dict(told.get("captions", {})))
     except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
         if left_out is None:
             raise DataError(f"{member.file} is told of incompletely ({error!r})") from error

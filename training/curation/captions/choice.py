@@ -6,26 +6,24 @@ anything at all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from training.curation.records import CaptionRecord
 from training.curation.tools import MEASURED
 
 SHARES = {"coca": 0.5, "video": 0.25, "merge": 0.25}
 
 
-def choose_caption(captions: Sequence[CaptionRecord], draw: float) -> str | None:
+def choose_caption(texts: Mapping[str, str], draw: float) -> str | None:
     """One of a clip's captions.
 
     Args:
-        captions: the clip's, of any captioners.
+        texts: the clip's, by captioner.
         draw: uniform in [0, 1); the same draw gives the same caption, whatever the order of the captions.
 
     Returns:
         The text; None where the clip has no caption.
     """
-    texts = {one.captioner: one.text for one in captions if one.text}
-    there = {name: share for name, share in SHARES.items() if name in texts}
+    there = {name: share for name, share in SHARES.items() if texts.get(name)}
     left = draw * sum(there.values())
     for name, share in there.items():
         if left < share:

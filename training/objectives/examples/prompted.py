@@ -1,7 +1,8 @@
 """Text-to-video's examples: clips of a virtual camera, film, and single pictures, each with a caption (section 4.1).
 
 The caption names the motion first, where it is known, then what is measured of the first frame. Shares of captions have
-only the one or the other, as the paper samples its three captioners in turn. Dropout zeroes the tokens and keeps the
+only the one or the other. A curated clip that captioners described is told by one of them, drawn as in the paper's
+appendix C, in place of what is measured. Dropout zeroes the tokens and keeps the
 vector. A share of clips is told the middle motion bucket, so that there the prompt alone says how things move.
 """
 
@@ -14,6 +15,7 @@ from model.conditioners import TextTower
 from model.conditioning import text_context
 from training.captions import attribute_caption
 from training.config import DenoiserConfig, PromptedData
+from training.curation.captions.choice import SHARES, choose_caption
 from training.data.latents import LatentClip
 from training.motion import MotionMap
 from training.objectives.batch import Batch
@@ -60,7 +62,7 @@ class PromptedExamples:
     def caption(self, seen: Stretch, motion: str | None, draw: torch.Generator) -> str:
         """What the clip is said to show."""
         share = chance(draw)
-        told = self._attributes(seen.clip, seen.index[0])
+        told = self._words(seen.clip, seen.index[0], draw)
         if motion is None or share < self.data.motion_untold:
             return told
         return motion if share < self.data.motion_untold + self.data.motion_alone else f"{motion}, {told}"
@@ -72,7 +74,7 @@ class PromptedExamples:
         for _ in range(self.config.num_frames):
             clip, _motion = self._choose(draw)
             frame = int(torch.randint(0, len(clip.latents), (), generator=draw))
-            context = self._context(self._attributes(clip, frame), draw)
+            context = self._context(self._words(clip, frame, draw), draw)
             rows.append((torch.from_numpy(clip.latents[frame : frame + 1]).float() * self.scaling, context))
             names.append(f"{clip.clip.item.id}/{frame}")
         clean, contexts = (torch.stack(column) for column in zip(*rows, strict=True))
@@ -85,7 +87,10 @@ class PromptedExamples:
         return one_of(self.camera, draw)
 
     @staticmethod
-    def _attributes(clip: LatentClip, frame: int) -> str:
+    def _words(clip: LatentClip, frame: int, draw: torch.Generator) -> str:
+        captions = clip.clip.item.captions
+        if SHARES.keys() & captions.keys() and (said := choose_caption(captions, chance(draw))):
+            return said
         kind = "photo" if clip.clip.item.file.startswith("photos/") else "shot"
         return attribute_caption(clip.clip.frames[frame], kind)
 
