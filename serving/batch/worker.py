@@ -18,7 +18,7 @@ import pyarrow as pa
 from serving.batch.lines import Line
 from serving.batch.renderer import RowRenderer, Work
 from serving.batch.result import Result
-from serving.batch.rows import as_json
+from serving.batch.rows import as_json, name_of
 from serving.batch.tables import packed, results_table
 from serving.engine.protocol import Engine
 
@@ -73,4 +73,5 @@ class PacketWorker(Worker):
 def as_line(values: dict[str, Any]) -> Line:
     """A row of a Ray Dataset, which has no number."""
     text = as_json(values)
-    return Line(0, f"row-{hashlib.sha256(text.encode()).hexdigest()[:16]}", False, text)
+    row_id = name_of(values.get("id")) or f"row-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return Line(0, row_id, False, text)
