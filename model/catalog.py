@@ -23,6 +23,8 @@ ZOO = Path(__file__).parent / "zoo"
 SIDECAR = "stillmotion.json"
 FIGURES = "metrics.json"
 PROFILE = "profile.json"
+OPTIONS = "options.json"
+_MEASURED = frozenset({FIGURES, PROFILE, OPTIONS})
 
 _OPTIONAL = frozenset({"lora", "lora_scale"})
 """Settings that a request may have none of."""
@@ -145,7 +147,7 @@ def folder_version(path: Path) -> str:
     for file in sorted(path.rglob("*")):
         if file.relative_to(path).parts[0] == FOLDER:
             continue
-        if file.suffix in {".json", ".safetensors"} and file.name not in {FIGURES, PROFILE} and file.is_file():
+        if file.suffix in {".json", ".safetensors"} and file.name not in _MEASURED and file.is_file():
             digest.update(str(file.relative_to(path)).encode())
             with file.open("rb") as stream:
                 while block := stream.read(1 << 20):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from model.catalog import FIGURES, ModelEntry
+from model.catalog import FIGURES, OPTIONS, ModelEntry
 from training.data import sources
 from training.data.orbits import LICENCE, PACKAGE
 
@@ -90,6 +90,7 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
         f"Protocol {figures['protocol_hash']}: figures with another one do not compare.",
         f"Settings: {json.dumps(figures['settings'])}. How each is taken: `protocol` in {FIGURES}.",
         _figure_table(figures["figures"]),
+        *_costs(entry.path / OPTIONS),
         "## Limits",
         f"{_LIMITS[entry.task.name]}\n{_PURPOSE}",
         "## Data",
@@ -108,6 +109,21 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
     path = entry.path / "README.md"
     path.write_text("\n\n".join(parts) + "\n")
     return path
+
+
+def _costs(path: Path) -> list[str]:
+    """The section of options that cost quality, where `python -m benchmarks.one_video --json` measured them."""
+    if not path.exists():
+        return []
+    told = json.loads(path.read_text())
+    rows = [
+        f"| {row['option']} | {row['against']} | {row['times_faster']:.2f} | {row['worst_psnr_db']:.1f} | "
+        f"{row['median_psnr_db']:.1f} |"
+        for row in told["costly"]
+    ]
+    head = ["| option | against | times faster | worst PSNR, dB | median |", "|---|---|---|---|---|"]
+    said = f"Off by default. From `python -m benchmarks.one_video --json FILE`, {told['pictures']} pictures, on a CPU."
+    return ["## What options cost", said, "\n".join(head + rows)]
 
 
 def _limit(figures: dict[str, Any]) -> str:
