@@ -54,7 +54,7 @@ def mixed_rows(count: int, steps: int) -> list[dict[str, Any]]:
     kinds: list[dict[str, Any]] = [
         {"image": "0.jpg"},
         {"task": "text-to-video", "prompt": "a red ball"},
-        {"image": "1.jpg", "solver": "heun", "seed": 11},
+        {"image": "1.jpg", "solver": "heun"},
         {"task": "frame-interpolation", "image": "0.jpg", "last_image": "2.jpg", "fps": 12},
         {"image": "2.jpg", "solver": "dpmpp-2m", "width": 64, "output_format": "webm"},
         {"task": "multi-view", "image": "1.jpg", "elevation": 15.0, "num_inference_steps": max(2, steps // 4)},
@@ -62,6 +62,7 @@ def mixed_rows(count: int, steps: int) -> list[dict[str, Any]]:
         {"image": "1.jpg", "motion_bucket_id": 30, "noise_aug_strength": 0.2, "output_format": "gif"},
     ]
     rows = [{"num_inference_steps": steps + number % 5, **kinds[number % len(kinds)]} for number in range(count)]
+    rows = [{**row, "seed": 11 + number} if row.get("solver") == "heun" else row for number, row in enumerate(rows)]
     return [{**row, "id": f"shot-{number}"} for number, row in enumerate(rows, 1)]
 
 
