@@ -11,6 +11,7 @@ Legend: N boxes of 4 corners, H, W pixels.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class TextScorer:
         folder = Path(rapidocr.__file__).parent / "models"
         files = [only for pattern in WEIGHTS for only in folder.glob(pattern)]
         detector, _ = files
-        self._weights = " ".join(map(sha256_of, files))
+        self._weights = hashlib.sha256(" ".join(map(sha256_of, files)).encode()).hexdigest()
         self._tool = (
             f"{tool_version('rapidocr', ('rapidocr',))} {detector.stem}, boxes from {BOX_SCORE}, read at {READ_SCORE}"
         )
