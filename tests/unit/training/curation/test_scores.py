@@ -121,6 +121,9 @@ def test_text_is_found_where_there_is_some_and_not_where_there_is_none(tmp_path:
     assert with_text.value is not None and 0.05 < with_text.value < 0.4
     assert without.value == 0
     assert len(with_text.weights_sha256) == 64
+    letter = Image.fromarray(np.full((180, 320, 3), 30, np.uint8))
+    ImageDraw.Draw(letter).text((100, 0), "8", font=ImageFont.load_default(150), fill=(240, 240, 240))
+    assert scorer.area(np.asarray(letter)) == 0, "one character is no text"
 
 
 def test_a_copy_is_near_and_another_clip_is_not() -> None:
