@@ -8,7 +8,6 @@ sides of each cut that only one of the two names.
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from model.video import contact_sheet_png
 from training.curation.cuts_transnet import find_cuts_transnet
 from training.curation.records import Cut
 from training.curation.tables import read_table
+from training.data.sources import sha256_of
 
 SIZE = (288, 162)
 MOST_SHOWN = 24
@@ -65,8 +65,7 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--sheet", type=Path, help="a picture of what differs")
     options = parser.parse_args()
-    with options.film.open("rb") as stream:
-        source = hashlib.file_digest(stream, "sha256").hexdigest()
+    source = sha256_of(options.film)
     with av.open(str(options.film)) as container:
         fps = float(container.streams.video[0].average_rate or 24)
     ours = [cut for cut in read_table(options.dataset / "cuts.parquet", Cut) if cut.source == source]
@@ -79,7 +78,7 @@ def main() -> None:
         "theirs": sorted(set(theirs) - {pair[1] for pair in pairs}),
     }
     print(f"hard cuts: {len(mine)} of the cascade, {len(theirs)} of TransNet V2, {len(pairs)} within one frame")
-    print(f"precision {precision:.3f}, recall {recall:.3f}, F1 {2 * len(pairs) / max(1, len(mine) + len(theirs)):.3f}")
+    print(f"precision {precision:.3f}, recall {recall:.3f}, F1 {2 * len(pairs) / max(1, len(mine) + len(theirs)):.4f}")
     print(f"transitions: {len(ours) - len(mine)} of the cascade, {len(reference) - len(theirs)} of TransNet V2")
     print(
         f"only the cascade's: {only['ours']}; of those in TransNet's transitions: "
