@@ -1,7 +1,7 @@
 """Submissions that come at the same time share one transaction: each costs little, and each is answered by itself.
 
-Whoever comes while a transaction is being written waits for the next one, which takes all that wait. So an idle
-service adds no delay, and a busy one commits once for many.
+Whoever comes while a transaction is being written, or right after it, waits for the next one, which takes all that
+wait. So an idle service adds no delay, and a busy one commits once for many.
 
 What a submission costs before it is stored (decoding its picture) should not be spent on one that will be refused, and
 a question to the database should not be spent on one that will not. So as long as the last ones came in, the next is
@@ -26,6 +26,8 @@ from serving.jobs.threads import in_thread, to_its_end
 _log = logging.getLogger(__name__)
 _AT_ONCE = 64
 """Jobs a transaction: others must not wait long for it."""
+_GATHER_S = 0.005
+"""Between two transactions, so that the second has more to take: most of what one costs, it costs once."""
 _ROOMY_S = 1.0
 """A place that was free is thought to be free for so long."""
 _Made = tuple[Job, bool]
@@ -68,6 +70,7 @@ class Admissions:
             while self._waiting:
                 taken, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
                 await self._write_some(taken)
+                await asyncio.sleep(_GATHER_S)
         finally:
             self._writing = None
 

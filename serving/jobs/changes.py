@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 from uuid import uuid4
 
-from sqlalchemy import and_, bindparam, delete, func, or_, select
+from sqlalchemy import Connection, and_, bindparam, delete, func, or_, select
 from sqlalchemy.orm import Session
 from stillmotion.types import Job
 
@@ -22,18 +22,20 @@ from serving.jobs.tables import DeliveryRow, EventRow, IdempotencyRow, JobRow
 
 Ended = Literal["completed", "failed", "cancelled", "expired"]
 
-# Built once: writing these statements anew took as long as asking them.
+# Built once: writing these statements anew took as long as asking them. Those that only count ask the table itself, not
+# the mapped class, which costs as much again.
 _BY_ID: Final = select(JobRow).where(JobRow.id == bindparam("id"))
 _OWNED: Final = _BY_ID.where(JobRow.owner == bindparam("owner"))
-_WAITING: Final = select(JobRow.priority, func.count()).where(JobRow.status == "queued").group_by(JobRow.priority)
+_JOBS: Final = JobRow.__table__.c
+_WAITING: Final = select(_JOBS.priority, func.count()).where(_JOBS.status == "queued").group_by(_JOBS.priority)
 _AHEAD: Final = (
     select(func.count())
-    .select_from(JobRow)
+    .select_from(JobRow.__table__)
     .where(
-        JobRow.status == "queued",
+        _JOBS.status == "queued",
         or_(
-            JobRow.priority > bindparam("priority"),
-            and_(JobRow.priority == bindparam("priority"), JobRow.seq < bindparam("seq")),
+            _JOBS.priority > bindparam("priority"),
+            and_(_JOBS.priority == bindparam("priority"), _JOBS.seq < bindparam("seq")),
         ),
     )
 )
@@ -104,12 +106,18 @@ def wire(session: Session, row: JobRow) -> Job:
     """The wire's view of a row, with its place in the queue while it waits."""
     if row.status != "queued":
         return to_wire(row, row.engine_position)
-    return to_wire(row, session.scalar(_AHEAD, {"priority": row.priority, "seq": row.seq}) or 0)
+    return to_wire(row, tables(session).scalar(_AHEAD, {"priority": row.priority, "seq": row.seq}) or 0)
+
+
+def tables(session: Session) -> Connection:
+    """The transaction past the mapped classes, with all that they have to write written."""
+    session.flush()
+    return session.connection()
 
 
 def count_waiting(session: Session) -> dict[int, int]:
     """How many jobs of each class wait."""
-    return {row[0]: row[1] for row in session.execute(_WAITING)}
+    return {row[0]: row[1] for row in tables(session).execute(_WAITING)}
 
 
 def without_offline(waiting: Mapping[int, int]) -> int:
