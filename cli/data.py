@@ -41,7 +41,7 @@ def starter(
 @data.command("multi-view")
 def multi_view(
     out: Annotated[Path, typer.Option(help="Folder to render into; run again, it goes on where it stopped.")],
-    objects: Annotated[int, typer.Option(min=1, help="How many objects; every eighth is held out.")] = 136,
+    objects: Annotated[int, typer.Option(min=1, help="How many objects; every eighth is held out.")] = 400,
     seed: Annotated[int, typer.Option(help="Of the objects' parts, colours and elevations.")] = 0,
     as_json: Json = False,
 ) -> None:

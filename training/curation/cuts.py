@@ -171,8 +171,9 @@ def _hard_cuts(seen: Seen, soft: list[tuple[Transition, Level, float]]) -> dict[
     """Frames at which a hard cut is, with the detector's score; short dissolves that looked like one go to `soft`."""
     hard: dict[int, float] = {}
     for level, first, last, score in seen.proposals:
-        inside = any(found.start - 1 <= last <= found.end for found, _, _ in soft)
-        if level != HARD or inside or last == 0 or is_flash(seen.thumbs, last):
+        if level != HARD or last == 0 or any(_within(seen, found, last) for found, _, _ in soft):
+            continue
+        if is_flash(seen.thumbs, last):
             continue
         found = None
         if not is_sudden(seen.thumbs, last):
@@ -182,6 +183,12 @@ def _hard_cuts(seen: Seen, soft: list[tuple[Transition, Level, float]]) -> dict[
         else:
             _add(soft, found, level, score)
     return hard
+
+
+def _within(seen: Seen, found: Transition, frame: int) -> bool:
+    """Whether a change at `frame` belongs to a transition; where a fade begins or ends at once, a hard cut is."""
+    bounding = found.kind == "fade" and frame in (found.start, found.end) and is_sudden(seen.thumbs, frame)
+    return found.start - 1 <= frame <= found.end and not bounding
 
 
 def _reach(seen: Seen, level: Level) -> int:

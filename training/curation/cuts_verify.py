@@ -142,7 +142,8 @@ def _alike(a: Thumbs, b: Thumbs) -> float:
 def find_fade(thumbs: Thumbs, near: int) -> Transition | None:
     """The fade through black or white around frame `near`: from the first frame that darkens to the last that does not.
 
-    None where the picture goes both into and out of the plain frames at once: those are hard cuts.
+    A picture that goes into the plain frames or out of them at once does so by a hard cut, which bounds the fade; None
+    where it does both.
     """
     level = thumbs.mean(1)
     for plain, sign in ((level < DARK, 1.0), (level > BRIGHT, -1.0)):
@@ -153,9 +154,10 @@ def find_fade(thumbs: Thumbs, near: int) -> Transition | None:
             while last < len(level) - 1 and plain[last + 1]:
                 last += 1
             start, end = _slope(sign * level, first, -1), _slope(sign * level, last, 1)
-            if max(first - start, end - last) < SHORTEST:
+            into, out = first - start >= SHORTEST, end - last >= SHORTEST
+            if not into and not out:
                 return None
-            return Transition(start, end + 1, "fade", 0.0)
+            return Transition(start if into else first, (end if out else last) + 1, "fade", 0.0)
     return None
 
 

@@ -18,7 +18,7 @@ from training.recipes.image_to_video import (
     mini_image_to_video_chained,
     mini_image_to_video_long,
 )
-from training.recipes.multi_view import mini_multi_view
+from training.recipes.multi_view import mini_multi_view, mini_multi_view_long
 from training.recipes.text_to_video import mini_image, mini_text_to_video, mini_video
 from training.recipes.vae import mini_vae
 
@@ -33,6 +33,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "mini-image-to-video-chained": mini_image_to_video_chained,
     "mini-frame-interpolation": mini_frame_interpolation,
     "mini-multi-view": mini_multi_view,
+    "mini-multi-view-long": mini_multi_view_long,
     "mini-camera-lora-horizontal": mini_camera_lora_horizontal,
     "mini-camera-lora-zoom": mini_camera_lora_zoom,
     "mini-camera-lora-static": mini_camera_lora_static,

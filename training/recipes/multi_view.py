@@ -29,3 +29,13 @@ def mini_multi_view() -> DenoiserConfig:
         window_width=128,
         data=OrbitData(fps=7, motion_bucket_id=127, noise_aug_log_mean=-3.0, noise_aug_log_std=0.5),
     )
+
+
+def mini_multi_view_long() -> DenoiserConfig:
+    """On from there with three times the objects: what nobody has seen needs many examples."""
+    first = mini_multi_view()
+    return dataclasses.replace(
+        first,
+        optim=dataclasses.replace(first.optim, iterations=3600, lr=1e-3, ema_decay=0.999, seed=31),
+        init="mini-multi-view",
+    )

@@ -41,6 +41,21 @@ def test_a_slow_transition_is_found_with_its_extent(join: Join) -> None:
     assert abs(cuts[0].end_s * FPS - end) <= 4
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_picture_that_is_there_at_once_after_black_begins_with_a_hard_cut(backwards: bool) -> None:
+    one, other = (made_scene(seed, 72, 128, 0.005) for seed in (1, 2))
+    fading = [(one(k) * (1 - k / 12)).astype(np.uint8) for k in range(1, 13)]
+    black = [np.zeros_like(fading[0])] * 10
+    frames = [one(0)] * 40 + fading + black + [other(k) for k in range(40)]
+    ordered = frames[::-1] if backwards else frames
+    cuts = decide(look((frame, index / FPS) for index, frame in enumerate(ordered)), "source")
+    at = sorted((cut.kind, round(cut.start_s * FPS), round(cut.end_s * FPS)) for cut in cuts)
+    assert [kind for kind, _, _ in at] == ["fade", "hard"]
+    cut = 40 if backwards else 62
+    assert at[1][1:] == (cut, cut)
+    assert at[0][1 if backwards else 2] == cut
+
+
 def test_a_flash_is_no_cut() -> None:
     part = parts_of([], frames=60)[0]
     assert found([Part(part.scene, 60, part.join, flash=30)])[0] == []
