@@ -177,6 +177,7 @@ def test_three_kills_at_random_leave_the_same_content(runner: str, tmp_path: Pat
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_ray_gives_the_same_content_as_one_process(films: Path, dataset: Path, tmp_path: Path) -> None:
     curate([films], tmp_path / "D", SETTINGS, RUNNERS["ray"]())
     assert manifest(tmp_path / "D")["content_sha256"] == manifest(dataset)["content_sha256"]
