@@ -14,7 +14,7 @@ INPUTS := pyproject.toml constraints.txt client/pyproject.toml
 # Two threads suit one clip; tests run many small things, where more threads only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 MINI_ROAD := mini-vae mini-image-encoder mini-image-to-video mini-image-to-video-long \
-	mini-image mini-video mini-text-to-video mini-frame-interpolation mini-multi-view
+	mini-image mini-video mini-text-to-video mini-frame-interpolation mini-multi-view mini-multi-view-long
 SPREAD := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup demo check format test test-full train-mini clean
@@ -50,7 +50,7 @@ train-mini: $(VENV)/.ready-dev ## train every mini checkpoint, in the paper's or
 	@set -e; for recipe in $(MINI_ROAD); do \
 		test -d runs/$$recipe/checkpoint && continue; \
 		resume=$$(test -f runs/$$recipe/state.pt && echo --resume || true); \
-		data=$$(test $$recipe = mini-multi-view && echo data/multi-view || echo data/starter); \
+		case $$recipe in mini-multi-view*) data=data/multi-view;; *) data=data/starter;; esac; \
 		$(BIN)/stillmotion train $$recipe --data $$data --out runs $$resume; \
 	done
 
