@@ -19,7 +19,7 @@ from training.recipes.image_to_video import (
     mini_image_to_video_long,
 )
 from training.recipes.multi_view import mini_multi_view, mini_multi_view_long
-from training.recipes.text_to_video import mini_image, mini_text_to_video, mini_video
+from training.recipes.text_to_video import mini_image, mini_text_to_video, mini_video, mini_video_small
 from training.recipes.vae import mini_vae
 
 RECIPES: dict[str, Callable[[], Config]] = {
@@ -29,6 +29,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "mini-image-to-video-long": mini_image_to_video_long,
     "mini-image": mini_image,
     "mini-video": mini_video,
+    "mini-video-small": mini_video_small,
     "mini-text-to-video": mini_text_to_video,
     "mini-image-to-video-chained": mini_image_to_video_chained,
     "mini-frame-interpolation": mini_frame_interpolation,
