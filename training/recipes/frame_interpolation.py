@@ -1,4 +1,4 @@
-"""The mini frame interpolation: five frames, of which the first and the last are given."""
+"""The mini frame interpolation: five frames, of which the first and the last are given; in two runs."""
 
 import dataclasses
 
@@ -28,4 +28,17 @@ def mini_frame_interpolation() -> DenoiserConfig:
         window_height=96,
         window_width=160,
         data=EndsData(strides=(1, 2, 3), still_moving=0.02, noise_aug_log_mean=-4.0, noise_aug_log_std=0.5),
+    )
+
+
+def mini_frame_interpolation_long() -> DenoiserConfig:
+    """On from there, at higher noise: there the ends alone tell what is between them, and one step decides most."""
+    first = mini_frame_interpolation()
+    return dataclasses.replace(
+        first,
+        optim=dataclasses.replace(first.optim, iterations=2400, ema_decay=0.999, seed=21),
+        init="mini-frame-interpolation",
+        p_mean=2.0,
+        p_std=1.6,
+        window_until=2100,
     )
