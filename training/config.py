@@ -12,14 +12,20 @@ from typing import Any, get_type_hints
 
 from model.errors import InvalidRequest
 
+METHODS = ("adamw", "muon")
+
 
 @dataclass(frozen=True, slots=True)
 class Optim:
-    """AdamW with linear warm-up and cosine decay to `final_lr_share` of the peak.
+    """Linear warm-up and cosine decay to `final_lr_share` of the peak, by AdamW or by Muon (training.optimizers).
 
     Args:
         ema_decay: of the averaged weights that are shipped.
         clip_norm: largest norm of the gradient.
+        method: `adamw` or `muon`.
+
+    Raises:
+        InvalidRequest: another method.
     """
 
     iterations: int
@@ -34,6 +40,13 @@ class Optim:
     seed: int
     checkpoint_every: int
     log_every: int
+    method: str = "adamw"
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InvalidRequest(
+                f"no optimizer is called {self.method!r}; there are: {', '.join(METHODS)}", param="set"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,14 +328,21 @@ Denoising = DenoiserConfig | LoraConfig
 Config = VAEConfig | ImageEncoderConfig | Denoising
 
 
-def defaults_of(config: Config) -> dict[str, Any]:
-    """The values, in the form of a saved config, of those settings that have a default."""
-    own = {field.name: field.default for field in dataclasses.fields(config)}
-    return {
-        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-        for name, value in own.items()
-        if value is not dataclasses.MISSING
-    }
+def completed(config: Any, saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved config with the settings that came later than it, at their defaults.
+
+    Args:
+        config: the config that it is to be compared with; the dataclasses are its.
+    """
+    out = dict(saved)
+    for field in dataclasses.fields(config):
+        own = getattr(config, field.name)
+        if field.name not in saved and field.default is not dataclasses.MISSING:
+            whole = dataclasses.is_dataclass(field.default) and not isinstance(field.default, type)
+            out[field.name] = dataclasses.asdict(field.default) if whole else field.default
+        elif dataclasses.is_dataclass(own) and isinstance(saved.get(field.name), dict):
+            out[field.name] = completed(own, saved[field.name])
+    return out
 
 
 def with_overrides(config: Config, overrides: list[str]) -> Config:

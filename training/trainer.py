@@ -1,4 +1,4 @@
-"""The training loop: AdamW, EMA, a log, and checkpoints from which a resumed run goes on exactly.
+"""The training loop: an optimizer, EMA, a log, and checkpoints from which a resumed run goes on exactly.
 
 A run folder holds config.json, log.jsonl (one line every few iterations), tensorboard/, and state.pt, replaced
 atomically, so that a kill or a full disk during a save never costs the previous one. Batches and noise are functions of
@@ -21,11 +21,12 @@ import torch
 from torch import nn
 
 from model.errors import DataError
-from training.config import Config, Optim, defaults_of
+from training.config import Config, Optim, completed
 from training.ema import EMA
 from training.memory import PeakMemory, compared, logged
 from training.monitor import Monitor
 from training.objectives.protocol import Objective
+from training.optimizers import optimizer_of
 from training.sharding import average_plain_gradients, clip_gradients, gathered, like, local, world
 
 Report = Callable[[str, int, int], None]
@@ -64,9 +65,7 @@ class Trainer:
         self.predicted, self.beside = predicted, beside
         optim = config.optim
         self.ema = EMA(objective.module, optim.ema_decay)
-        self.optimizer = torch.optim.AdamW(
-            objective.module.parameters(), lr=optim.lr, betas=(0.9, optim.beta2), weight_decay=optim.weight_decay
-        )
+        self.optimizer = optimizer_of(objective.module, optim)
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -126,7 +125,7 @@ class Trainer:
         """Refuse a state of another run, by what differs."""
         ours = json.loads(json.dumps(dataclasses.asdict(self.config)))
         # A setting that came later had its default in an older run.
-        saved = json.loads(json.dumps(defaults_of(self.config) | saved))
+        saved = json.loads(json.dumps(completed(self.config, saved)))
         other = sorted(k for k in ours.keys() | saved.keys() if k not in _MAY_CHANGE and ours.get(k) != saved.get(k))
         if other:
             told = ", ".join(f"{name} {saved.get(name)!r}, not {ours.get(name)!r}" for name in other)

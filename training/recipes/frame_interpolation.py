@@ -36,9 +36,9 @@ def mini_frame_interpolation_long() -> DenoiserConfig:
     first = mini_frame_interpolation()
     return dataclasses.replace(
         first,
-        optim=dataclasses.replace(first.optim, iterations=2400, ema_decay=0.999, seed=21),
+        optim=dataclasses.replace(first.optim, iterations=2100, ema_decay=0.999, seed=21, method="muon"),
         init="mini-frame-interpolation",
         p_mean=2.0,
         p_std=1.6,
-        window_until=2100,
+        window_until=1850,
     )

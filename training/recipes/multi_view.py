@@ -36,6 +36,6 @@ def mini_multi_view_long() -> DenoiserConfig:
     first = mini_multi_view()
     return dataclasses.replace(
         first,
-        optim=dataclasses.replace(first.optim, iterations=3600, lr=1e-3, ema_decay=0.999, seed=31),
+        optim=dataclasses.replace(first.optim, iterations=2400, lr=1e-3, ema_decay=0.999, seed=31, method="muon"),
         init="mini-multi-view",
     )

@@ -1,0 +1,94 @@
+"""Muon: a matrix moves by the nearest orthogonal matrix to its momentum, so that all directions learn equally fast.
+
+    M <- mu M + (1 - mu) G,    U = mu M + (1 - mu) G (Nesterov),    W <- W - lr (0.2 sqrt(max(n, m)) orth(U) + decay W)
+
+(Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the factor, with which AdamW's learning
+rates fit, is of Liu et al. 2025, "Muon is scalable for LLM training".) orth(U) = (U U^T)^(-1/2) U is approached by five
+steps of a Newton-Schulz iteration. A convolution's kernel is the matrix [out, in x taps]. What is no matrix inside the
+network (biases, norms, embeddings, the first and the last convolution, adapters) moves by AdamW.
+
+torch.optim.Muon takes two-dimensional parameters alone, and those of one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from training.config import Optim
+from training.sharding import gathered, like
+
+MOMENTUM = 0.95
+RMS = 0.2
+"""Of AdamW's steps, about."""
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+STEPS = 5
+_ENDS = ("conv_in", "conv_out")
+
+
+def optimizer_of(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+    """The optimizer that a config names."""
+    adamw: dict[str, Any] = {"lr": optim.lr, "betas": (0.9, optim.beta2), "weight_decay": optim.weight_decay}
+    if optim.method == "adamw":
+        return torch.optim.AdamW(module.parameters(), **adamw)
+    return Muon(module, **adamw)
+
+
+def matrices(module: nn.Module) -> list[nn.Parameter]:
+    """The weights of linear layers and convolutions inside the network."""
+    return [
+        cast(nn.Parameter, layer.weight)
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and name.split(".")[-1] not in _ENDS
+    ]
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """Nearly the nearest matrix with orthonormal rows or columns, [n, m]: but for tiny ones, singular values end in 0.7 to 1.2."""
+    wide: Tensor = matrix.T if len(matrix) > matrix.shape[1] else matrix
+    x: Tensor = wide / (wide.norm() + 1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(STEPS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if wide is not matrix else x
+
+
+class Muon(torch.optim.AdamW):
+    """Muon on the matrices of a module, AdamW on its other parameters, at one learning rate.
+
+    A sharded matrix is gathered for its step: every process computes the same.
+    """
+
+    def __init__(self, module: nn.Module, **adamw: Any) -> None:
+        whole = matrices(module)
+        known = {id(p) for p in whole}
+        rest = [p for p in module.parameters() if id(p) not in known]
+        super().__init__([{"params": rest, "muon": False}, {"params": whole, "muon": True}], **adamw)
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step of all parameters that have a gradient."""
+        assert closure is None, "the trainer takes gradients itself"
+        groups = self.param_groups
+        for group in groups:
+            if group["muon"]:
+                for p in group["params"]:
+                    self._move(p, group["lr"], group["weight_decay"])
+        self.param_groups = [group for group in groups if not group["muon"]]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+
+    @torch.no_grad()
+    def _move(self, p: nn.Parameter, lr: float, decay: float) -> None:
+        if p.grad is None:
+            return
+        momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+        momentum.lerp_(p.grad, 1 - MOMENTUM)
+        ahead = gathered(p.grad.lerp(momentum, MOMENTUM)).flatten(1)
+        step = orthogonal(ahead).mul_(RMS * max(ahead.shape) ** 0.5)
+        p.mul_(1 - lr * decay).sub_(like(step.view(p.shape), p), alpha=lr)
