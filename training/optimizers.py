@@ -47,7 +47,10 @@ def matrices(module: nn.Module) -> list[nn.Parameter]:
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Nearly the nearest matrix with orthonormal rows or columns, [n, m]: but for tiny ones, singular values end in 0.7 to 1.2."""
+    """Nearly the nearest matrix with orthonormal rows or columns, [n, m].
+
+    Singular values end in 0.7 to 1.2, but for those that are far below the largest.
+    """
     wide: Tensor = matrix.T if len(matrix) > matrix.shape[1] else matrix
     x: Tensor = wide / (wide.norm() + 1e-7)
     a, b, c = NEWTON_SCHULZ
@@ -55,6 +58,12 @@ def orthogonal(matrix: Tensor) -> Tensor:
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.T if wide is not matrix else x
+
+
+def moments(module: nn.Module, optim: Optim) -> int:
+    """Numbers that the optimizer keeps of the parameters that train: AdamW two of each, Muon one of a matrix's."""
+    both = 2 * sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return both if optim.method == "adamw" else both - sum(p.numel() for p in matrices(module) if p.requires_grad)
 
 
 class Muon(torch.optim.AdamW):
@@ -87,7 +96,11 @@ class Muon(torch.optim.AdamW):
     def _move(self, p: nn.Parameter, lr: float, decay: float) -> None:
         if p.grad is None:
             return
-        momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+        state = self.state[p]
+        if not state:
+            state.update(step=torch.tensor(0.0), momentum=torch.zeros_like(p))  # AdamW reads "step" of every state
+        state["step"] += 1
+        momentum = state["momentum"]
         momentum.lerp_(p.grad, 1 - MOMENTUM)
         ahead = gathered(p.grad.lerp(momentum, MOMENTUM)).flatten(1)
         step = orthogonal(ahead).mul_(RMS * max(ahead.shape) ** 0.5)

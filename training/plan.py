@@ -3,8 +3,8 @@
 The network is built on the meta device, where it takes no memory, and run there once: what autograd would keep of that
 run is counted, tensor by tensor. So the figures are of the real network at its real size, on any machine.
 
-    weights, and of what trains gradients, AdamW's two moments and the average, in float32; over the processes if
-    sharded
+    weights, and of what trains gradients, the optimizer's moments and the average, in float32; over the processes
+    if sharded
     + the largest block once more, whole, if sharded
     + what autograd keeps of one call; with checkpointing the blocks' inputs, and the insides of the largest one
 
@@ -34,6 +34,7 @@ from model.tasks import task
 from model.unet import build_unet, count_parameters
 from training.config import Denoising, LoraConfig
 from training.lora import adapt
+from training.optimizers import moments
 
 GIB = 2**30
 FLOAT32 = 4
@@ -128,7 +129,7 @@ def plan(config: Denoising, processes: int = 1) -> Plan:
     trainable = count_parameters(cast(nn.Module, unet), trainable=True)
     sharded = config.runtime.sharding != "none" and processes > 1
     blocks = [count_parameters(block) for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks)]
-    numbers = parameters + 4 * trainable  # weights; of what trains gradients, two moments, the average
+    numbers = parameters + 2 * trainable + moments(cast(nn.Module, unet), config.optim)  # 2: gradients, the average
     return Plan(
         parameters=parameters,
         trainable=trainable,
