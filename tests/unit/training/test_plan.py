@@ -46,6 +46,8 @@ def test_the_plan_counts_what_a_real_call_keeps() -> None:
     planned = plan(config)
     assert abs(planned.activations - real) < 0.1 * real
     assert planned.states == 5 * 4 * planned.parameters
+    muon = plan(dataclasses.replace(config, optim=dataclasses.replace(optim, method="muon")))
+    assert 4 * 4 * planned.parameters < muon.states < 4.1 * 4 * planned.parameters
 
 
 def test_recomputing_and_more_processes_take_less() -> None:

@@ -69,13 +69,25 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(uninterrupted: Path, tmp_pat
     assert max(abs(parts[step] - whole[step]) / whole[step] for step in whole) < 1e-6, f"killed at {stop}"
 
 
-@pytest.mark.parametrize("sharding", ["none", pytest.param("fsdp2", marks=pytest.mark.full)])
-def test_two_processes_have_the_loss_curve_of_one(uninterrupted: Path, tmp_path: Path, sharding: str) -> None:
+def in_two_processes(folder: Path, *overrides: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    two = [start(tmp_path, f"runtime.sharding={sharding}", rank=rank, size=2, port=port) for rank in range(2)]
-    finish(*two)
+    finish(*[start(folder, *overrides, rank=rank, size=2, port=port) for rank in range(2)])
+
+
+@pytest.mark.full
+def test_muons_matrices_may_lie_in_parts(tmp_path: Path) -> None:
+    finish(start(tmp_path / "one", "optim.method=muon"))
+    in_two_processes(tmp_path / "two", "optim.method=muon", "runtime.sharding=fsdp2")
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert one.keys() == two.keys() == set(range(1, 21))
+    assert max(abs(two[step] - one[step]) for step in one) < 1e-5
+
+
+@pytest.mark.parametrize("sharding", ["none", pytest.param("fsdp2", marks=pytest.mark.full)])
+def test_two_processes_have_the_loss_curve_of_one(uninterrupted: Path, tmp_path: Path, sharding: str) -> None:
+    in_two_processes(tmp_path, f"runtime.sharding={sharding}")
     whole, shared = curve(uninterrupted), curve(tmp_path)
     assert shared.keys() == whole.keys()
     assert max(abs(shared[step] - whole[step]) for step in whole) < 1e-5

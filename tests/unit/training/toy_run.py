@@ -36,7 +36,15 @@ def config() -> DenoiserConfig:
     """Two rows an iteration, 20 iterations, saved every third."""
     recipe = mini_text_to_video()
     optim = dataclasses.replace(
-        recipe.optim, iterations=20, batch=2, lr=1e-4, warmup=3, log_every=1, checkpoint_every=3, seed=4
+        recipe.optim,
+        iterations=20,
+        batch=2,
+        lr=1e-4,
+        warmup=3,
+        log_every=1,
+        checkpoint_every=3,
+        seed=4,
+        method="adamw",
     )
     return dataclasses.replace(recipe, preset="tiny", optim=optim, init="", num_frames=FRAMES, window_until=0)
 
