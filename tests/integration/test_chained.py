@@ -19,7 +19,7 @@ from stillmotion.types import Job, JobEvent
 
 from model.catalog import ModelEntry
 from model.chain import interpolation
-from model.checkpoint import build_random
+from model.checkpoint import build_random, load
 from model.presets import NoiseRange, preset
 from model.tasks import task
 from model.video import decode_video, frames_sha256
@@ -40,6 +40,7 @@ from serving.engine.settings import EngineSettings
 from serving.gateway import Settings, create_app
 from serving.jobs.artifacts import Artifacts
 from serving.provenance.replay import read_recipe, replay
+from tests.lora_support import drawn_lora
 
 EXACT = EngineSettings(device="cpu", warm_up=False, deterministic=True, threads=1, max_batch=8, checkpoint_every_s=0.0)
 SEED = 11
@@ -79,10 +80,9 @@ def picture() -> bytes:
     return png(np.random.default_rng(1).integers(0, 256, (32, 48, 3), dtype=np.uint8))
 
 
-@pytest.fixture(scope="module")
-def by_hand(models: Models, picture: bytes) -> np.ndarray:
+def made_by_hand(models: Models, picture: bytes, **asked: Any) -> np.ndarray:
     """Image-to-video, then frame interpolation of each pair with the documented seed, put together one by one."""
-    first = generate(models.still, still_params(models), (picture,), settings=EXACT).frames
+    first = generate(models.still, still_params(models, **asked), (picture,), settings=EXACT).frames
     whole = np.zeros((FRAMES, *first.shape[1:]), np.uint8)
     model = load_model(models.between, EXACT)
     for index in range(PAIRS):
@@ -97,8 +97,13 @@ def by_hand(models: Models, picture: bytes) -> np.ndarray:
     return whole
 
 
-def still_params(models: Models) -> Any:
-    return models.still.resolve({"num_inference_steps": STEPS}, SEED)
+@pytest.fixture(scope="module")
+def by_hand(models: Models, picture: bytes) -> np.ndarray:
+    return made_by_hand(models, picture)
+
+
+def still_params(models: Models, **asked: Any) -> Any:
+    return models.still.resolve({"num_inference_steps": STEPS, **asked}, SEED)
 
 
 @dataclass
@@ -181,6 +186,22 @@ async def test_a_chained_job_is_the_two_steps_made_by_hand(
     assert np.array_equal(again.made.frames, by_hand)
     second = local[local.index(PhaseStarted("interpolate")) :]
     assert [event.step for event in second if isinstance(event, Stepped)] == list(range(1, PAIRS * PAIR_STEPS + 1))
+
+
+async def test_a_lora_is_of_the_first_stage(
+    models: Models, picture: bytes, by_hand: np.ndarray, tmp_path: Path
+) -> None:
+    pan = drawn_lora(tmp_path / "pan.safetensors", load(models.still).unet, seed=3)
+    offered = replace(models, still=replace(models.still, loras=(pan,)))
+    asked = {"lora": "pan", "lora_scale": 0.5}
+    async with service(offered, tmp_path) as running:
+        job = await running.submit(picture, seed=SEED, num_inference_steps=STEPS, interpolate="true", **asked)
+        done = [event async for event in running.events(job)][-1].job
+        manifest = (await running.client.get(done.urls.content, params={"variant": "manifest"})).json()
+    assert done.output is not None, done.error
+    expected = made_by_hand(offered, picture, **asked)
+    assert done.output.frames_sha256 == frames_sha256(expected) != frames_sha256(by_hand)
+    assert replay(read_recipe(manifest), offered.still, manifest, between=models.between).identical
 
 
 def chained(models: Models, picture: bytes, steps: int = PAIR_STEPS) -> EngineRequest:

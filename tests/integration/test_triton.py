@@ -21,7 +21,9 @@ from typing import Any
 import pytest
 
 from model.catalog import ModelEntry
+from model.chain import interpolation
 from model.tasks import TASKS
+from serving.chain.local import generate_chained
 from serving.triton import control
 from serving.triton.channel import Channel
 from serving.triton.server import TritonServer
@@ -30,11 +32,13 @@ from serving.triton.wire import pack_control
 from tests.conftest import ROOT
 from tests.e2e.crash_support import check_histories
 from tests.integration.triton_support import (
+    IN_PROCESS,
     Gateway,
     checkpoint,
     gateway,
     host,
     picture,
+    pictures_of,
     steps_after_cancel,
     triton_server,
     undisturbed,
@@ -89,6 +93,20 @@ async def test_every_task_gives_the_frames_it_gives_in_process(hosted: Hosted, t
     assert job.output.frames_sha256 == undisturbed(entry, 11, **asked)
     assert (manifest["model_version"], manifest["repository_version"]) == (entry.version, 1)
     assert manifest["deterministic"]
+
+
+async def test_a_chain_gives_the_frames_it_gives_in_process(hosted: Hosted, tmp_path: Path) -> None:
+    still, between = hosted.entries[STILL], hosted.entries["frame-interpolation"]
+    async with gateway(tmp_path, hosted.url) as service:
+        job = await service.submit(still, 12, num_inference_steps=2, interpolate="true")
+        told = [now async for _, now in service.events(job)]
+    done, params = told[-1], still.resolve({"num_inference_steps": 2}, seed=12)
+    chain = interpolation(between, params)
+    alone = generate_chained((still, between), params, pictures_of(still), chain, settings=(IN_PROCESS, IN_PROCESS))
+    assert done.output is not None, done.error
+    assert done.output.frames_sha256 == alone.completed.frames_sha256
+    assert done.output.num_frames == len(alone.frames) == 4 * (still.num_frames[0] - 1) + 1
+    assert {"denoise", "interpolate", "mux"} <= {now.phase for now in told}
 
 
 async def test_step_events_arrive_as_the_steps_happen(hosted: Hosted, tmp_path: Path) -> None:

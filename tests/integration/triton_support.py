@@ -21,6 +21,7 @@ from stillmotion.types import Job, JobEvent
 from export.hosted import install_checkpoint
 from export.triton_config import Instances
 from model.catalog import ModelEntry
+from model.chain import PAIR_FRAMES
 from model.checkpoint import build_random
 from model.presets import NoiseRange, preset
 from model.tasks import TASKS
@@ -37,8 +38,9 @@ TINY = replace(preset("tiny"), noise=NoiseRange(0.02, 20.0))
 
 
 def checkpoint(folder: Path, task: str, seed: int = 5) -> ModelEntry:
-    """A tiny checkpoint with random weights."""
-    return build_random(folder / task, TINY, TASKS[task], seed=seed)
+    """A tiny checkpoint with random weights; for frame interpolation, one that chains may use."""
+    frames = PAIR_FRAMES if task == "frame-interpolation" else None
+    return build_random(folder / task, TINY, TASKS[task], seed=seed, num_frames=frames)
 
 
 def host(entry: ModelEntry, repository: Path) -> None:
