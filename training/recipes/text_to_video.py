@@ -67,7 +67,7 @@ def mini_video_small() -> DenoiserConfig:
     windows = mini_video()
     return dataclasses.replace(
         windows,
-        optim=dataclasses.replace(windows.optim, iterations=4000, batch=4, ema_decay=0.999, seed=13, method="muon"),
+        optim=dataclasses.replace(windows.optim, iterations=2000, batch=4, ema_decay=0.999, seed=13, method="muon"),
         init="mini-video",
         height=64,
         width=128,
@@ -81,7 +81,7 @@ def mini_text_to_video() -> DenoiserConfig:
     second = mini_video()
     return dataclasses.replace(
         second,
-        optim=dataclasses.replace(second.optim, iterations=700, lr=6e-4, ema_decay=0.998, seed=12, method="muon"),
+        optim=dataclasses.replace(second.optim, iterations=400, lr=6e-4, ema_decay=0.997, seed=12, method="muon"),
         init="mini-video-small",
         p_mean=0.8,
         p_std=1.6,
