@@ -14,7 +14,8 @@ INPUTS := pyproject.toml constraints.txt client/pyproject.toml
 # Two threads suit one clip; tests run many small things, where more threads only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 MINI_ROAD := mini-vae mini-image-encoder mini-image-to-video mini-image-to-video-long \
-	mini-image mini-video mini-video-small mini-text-to-video mini-frame-interpolation mini-multi-view mini-multi-view-long
+	mini-image mini-video mini-video-small mini-text-to-video mini-frame-interpolation \
+	mini-frame-interpolation-long mini-multi-view mini-multi-view-long
 SPREAD := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup demo check format test test-full train-mini clean
@@ -47,10 +48,13 @@ train-mini: $(VENV)/.ready-dev ## train every mini checkpoint, in the paper's or
 	$(PIP) install -c constraints.txt -e ".[multiview]"
 	test -f data/starter/manifest.json || $(BIN)/stillmotion data starter --out data/starter
 	test -f data/multi-view/manifest.json || $(BIN)/stillmotion data multi-view --out data/multi-view
+	test -f data/bbb.mp4 || $(BIN)/stillmotion data film --out data/bbb.mp4
+	test -f data/film/manifest.json || $(BIN)/stillmotion curate run data/bbb.mp4 --out data/film --min-length 0.5 --max-lost 0.1
 	@set -e; for recipe in $(MINI_ROAD); do \
 		test -d runs/$$recipe/checkpoint && continue; \
 		resume=$$(test -f runs/$$recipe/state.pt && echo --resume || true); \
-		case $$recipe in mini-multi-view*) data=data/multi-view;; *) data=data/starter;; esac; \
+		case $$recipe in mini-multi-view*) data=data/multi-view;; mini-frame-interpolation-long) data=data/film;; \
+			*) data=data/starter;; esac; \
 		$(BIN)/stillmotion train $$recipe --data $$data --out runs $$resume; \
 	done
 

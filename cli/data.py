@@ -38,6 +38,21 @@ def starter(
     typer.echo(f"{out}: {len(items)} items ({listed})")
 
 
+@data.command()
+def film(
+    out: Annotated[Path, typer.Option(help="File to write, an mp4 of 1280 x 720 at 24 frames a second.")],
+    as_json: Json = False,
+) -> None:
+    """Fetch the open film that the starter dataset is cut from, whole: something to curate."""
+    from training.data.sources import FILM, copy_film
+
+    copy_film(out)
+    if as_json:
+        typer.echo(json.dumps({"path": str(out), "licence": FILM.licence, "attribution": FILM.attribution}))
+        return
+    typer.echo(f"{out}: {FILM.attribution} ({FILM.licence})")
+
+
 @data.command("multi-view")
 def multi_view(
     out: Annotated[Path, typer.Option(help="Folder to render into; run again, it goes on where it stopped.")],

@@ -9,6 +9,7 @@ from typing import Any, cast
 from model.catalog import FIGURES, OPTIONS, ModelEntry
 from training.data import sources
 from training.data.orbits import LICENCE, PACKAGE
+from training.data.shards import CURATED
 
 CURVE = "training-curve.png"
 
@@ -98,7 +99,7 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
         "\n".join([_HELD_OUT["film"], _HELD_OUT["orbits"]] if orbits else [_HELD_OUT["film"]]),
         "## Training",
         f"![training curves]({CURVE})",
-        "```\n" + _commands(sidecar.get("runs", {})) + "\n```",
+        "```\n" + commands(sidecar.get("runs", {})) + "\n```",
         _HISTORY.get(entry.name, "Seed, learning rates and all else are in the recipes; as run:"),
         "```json\n" + json.dumps(sidecar.get("runs", {}), indent=1) + "\n```",
         "The image encoder is a small CLIP-style tower of our own, trained contrastively on measured attribute "
@@ -135,12 +136,27 @@ def _rendered(orbits: bool) -> list[str]:
     return [f"- Rendered orbits of random objects, of meshes of the package `{PACKAGE}`. {LICENCE}."] if orbits else []
 
 
-def _commands(runs: dict[str, Any]) -> str:
+_DATA = {
+    "starter": "stillmotion data starter --out data/starter",
+    "multi-view": "stillmotion data multi-view --out data/multi-view",
+    "film": (
+        "stillmotion data film --out data/bbb.mp4\n"
+        "stillmotion curate run data/bbb.mp4 --out data/film --min-length 0.5 --max-lost 0.1"
+    ),
+}
+"""What makes each dataset folder that the mini recipes train on, by its name."""
+
+
+def _data(run: dict[str, Any]) -> str:
+    if run["config"].get("task") == "multi-view":
+        return "multi-view"
+    return "film" if run.get("data", {}).get("name") == CURATED else "starter"
+
+
+def commands(runs: dict[str, Any]) -> str:
     """From nothing to the checkpoint: the data, and every run it stands on, in order."""
-    folders = {
-        run: "multi-view" if told["config"].get("task") == "multi-view" else "starter" for run, told in runs.items()
-    }
-    lines = [f"stillmotion data {name} --out data/{name}" for name in dict.fromkeys(("starter", *folders.values()))]
+    folders = {run: _data(told) for run, told in runs.items()}
+    lines = [_DATA[name] for name in dict.fromkeys(("starter", *folders.values()))]
     return "\n".join(
         lines + [f"stillmotion train {run} --data data/{name} --out runs" for run, name in folders.items()]
     )

@@ -23,11 +23,14 @@ from training.starts import Denoiser, empty_network, unet_of
 
 
 def runs_summary(folders: dict[str, Path]) -> dict[str, Any]:
-    """What a checkpoint records of each run it stands on: its length, its last loss, its config."""
+    """What a checkpoint records of each run it stands on: its length, its last loss, its config, its dataset."""
     out: dict[str, Any] = {}
     for name, folder in folders.items():
         last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
         out[name] = {"iterations": last["step"], "last_loss": round(last["loss"], 4), "config": run_config(folder)}
+        if (folder / "data.json").exists():  # runs from before it was kept have none
+            data = json.loads((folder / "data.json").read_text())
+            out[name]["data"] = {"name": data["name"], "sha256": data["sha256"]}
     return out
 
 

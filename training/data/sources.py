@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,6 +165,23 @@ def film_path() -> Path:
         raise DataError(f"the film inside {FILM.name} is not the one pinned")
     partial.replace(kept)
     return kept
+
+
+def copy_film(path: Path) -> None:
+    """Write the film to `path`, whole or not at all.
+
+    Raises:
+        DataError: it cannot be fetched, or not be written there.
+    """
+    kept, partial = film_path(), path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(kept, partial)
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise DataError(f"the film cannot be written to {path} ({error}); name another file with --out") from error
 
 
 def photo_paths(package: Package) -> list[Path]:

@@ -33,7 +33,7 @@ BETWEEN = (
     "of the frames between the given ends, model against linear blending of them and against RIFE "
     "(training.metrics.rife); `fast` is the clips whose measured flow is above the median. Interval: 95% of 1000 "
     "bootstrap resamples over shots of the mean difference (model - blending). `autoencoder` is the real frames "
-    "through the autoencoder: the best to be had."
+    "through the autoencoder: the best to be had; `blending_through_autoencoder` is what that leaves of the blends."
 )
 PROTOCOL = {"between_psnr_db": f"Mean PSNR {BETWEEN}", "between_ssim": f"Mean SSIM {BETWEEN}"}
 Interpolator = Callable[[Frames], Frames]
@@ -57,10 +57,13 @@ def interpolation_figures(
     real = real_clips(data, entry.num_frames[0], entry.height, entry.width, limit or CLIPS, scale)
     wanted = [_between(clip) for clip in real]
     made = maker.generated(wanted, "sampling between ends", report)
+    blended = {clip.name: blend(clip.frames) for clip in real}
     rebuilt = maker.reconstructed({clip.name: clip.frames for clip in real}, "reconstructing clips", report)
+    lossy = {f"blended/{name}": frames for name, frames in blended.items()}
     sides = {
         "model": made,
-        "blending": [blend(clip.frames) for clip in real],
+        "blending": list(blended.values()),
+        "blending_through_autoencoder": maker.reconstructed(lossy, "reconstructing blends", report),
         "rife": [interpolator(clip.frames) for clip in real],
         "autoencoder": rebuilt,
     }

@@ -1,0 +1,39 @@
+"""The commands in a model card: every dataset that its runs read, before the runs, in their order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from training.card import commands
+from training.data.shards import CURATED
+
+
+def ran(task: str | None = None, data: str | None = None) -> dict[str, Any]:
+    """What a checkpoint records of a run; autoencoders have no task, and old runs no dataset."""
+    config = {} if task is None else {"task": task}
+    return {"config": config} | ({} if data is None else {"data": {"name": data, "sha256": "00"}})
+
+
+def test_a_run_on_curated_film_is_told_with_how_it_was_curated() -> None:
+    runs = {
+        "mini-vae": ran(),
+        "mini-frame-interpolation": ran("frame-interpolation", "stillmotion-starter"),
+        "mini-frame-interpolation-long": ran("frame-interpolation", CURATED),
+    }
+    assert commands(runs).splitlines() == [
+        "stillmotion data starter --out data/starter",
+        "stillmotion data film --out data/bbb.mp4",
+        "stillmotion curate run data/bbb.mp4 --out data/film --min-length 0.5 --max-lost 0.1",
+        "stillmotion train mini-vae --data data/starter --out runs",
+        "stillmotion train mini-frame-interpolation --data data/starter --out runs",
+        "stillmotion train mini-frame-interpolation-long --data data/film --out runs",
+    ]
+
+
+def test_orbits_are_rendered_and_nothing_else_is_fetched_for_them() -> None:
+    told = commands({"mini-vae": ran(), "mini-multi-view": ran("multi-view", "stillmotion-orbits")}).splitlines()
+    assert told[:2] == [
+        "stillmotion data starter --out data/starter",
+        "stillmotion data multi-view --out data/multi-view",
+    ]
+    assert told[-1] == "stillmotion train mini-multi-view --data data/multi-view --out runs"
