@@ -18,5 +18,6 @@ FRAME_INTERPOLATION = TaskSpec(
     guidance_range=(2.0, 2.0),
     condition_dropout=0.1,
     pictures=("image", "last_image"),
+    holds_ends=True,
     fields=frozenset({"noise_aug_strength", "resize_mode"}),
 )

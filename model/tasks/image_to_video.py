@@ -15,5 +15,6 @@ IMAGE_TO_VIDEO = TaskSpec(
     guidance_range=(1.0, 3.0),
     condition_dropout=0.1,
     pictures=("image",),
+    holds_ends=False,
     fields=frozenset({"noise_aug_strength", "resize_mode", "min_guidance_scale", "lora", "lora_scale"}),
 )

@@ -15,5 +15,6 @@ MULTI_VIEW = TaskSpec(
     guidance_range=(1.0, 2.5),
     condition_dropout=0.1,
     pictures=("image",),
+    holds_ends=False,
     fields=frozenset({"noise_aug_strength", "resize_mode", "min_guidance_scale", "elevation"}),
 )

@@ -35,6 +35,7 @@ class TaskSpec:
         guidance_range: default scale at the first and last frame.
         condition_dropout: share of training clips whose condition is zeroed, to make guidance possible.
         pictures: the pictures a request brings, in the order in which they travel.
+        holds_ends: whether its two pictures are the first and the last frame of the result (model.held).
         fields: request fields, besides the pictures, that this task has beyond those every task has.
     """
 
@@ -50,6 +51,7 @@ class TaskSpec:
     guidance_range: tuple[float, float]
     condition_dropout: float
     pictures: tuple[str, ...]
+    holds_ends: bool
     fields: frozenset[str]
 
     def unet_in_channels(self, latent_channels: int) -> int:

@@ -15,5 +15,6 @@ TEXT_TO_VIDEO = TaskSpec(
     guidance_range=(7.5, 7.5),
     condition_dropout=0.15,
     pictures=(),
+    holds_ends=False,
     fields=frozenset({"prompt", "lora", "lora_scale"}),
 )

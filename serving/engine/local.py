@@ -24,7 +24,7 @@ from serving.engine.packing import build_result
 from serving.engine.protocol import Completed, Decoded, EngineEvent, EngineRequest, Stepped
 from serving.engine.result import build_manifest
 from serving.engine.settings import EngineSettings
-from serving.engine.stages import check_finite, encode_request
+from serving.engine.stages import check_finite, encode_request, finished_frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def generate(
                 decoding.next(model.checkpoint.vae, job.row.latents)
             job.deliver(Decoded(decoding.done, params.num_frames))
     job.enter("mux")
-    frames = decoding.frames()
+    frames = finished_frames(model, request, decoding)
     completed = build_result(
         frames,
         fps=params.fps,

@@ -44,6 +44,7 @@ from serving.engine.protocol import (
 from serving.engine.result import build_manifest
 from serving.engine.scheduler import Scheduler
 from serving.engine.settings import EngineSettings
+from serving.engine.stages import finished_frames
 from serving.engine.stats import EngineStats, Recorder
 from serving.engine.step_lane import StepLane
 
@@ -246,7 +247,7 @@ class StepLoop:
             request = job.request
             assert job.decoding is not None
             result = build_result(
-                job.decoding.frames(),
+                finished_frames(job.model, request, job.decoding),
                 fps=request.params.fps,
                 output_format=None if request.raw else request.output_format,
                 degraded=job.decoding.degraded,

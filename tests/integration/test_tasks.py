@@ -18,6 +18,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from model.backends.makers import make_denoiser
 from model.catalog import ModelEntry
 from model.checkpoint import build_random, load
+from model.decode import decode
+from model.image import fit_picture
 from model.presets import NoiseRange, preset
 from model.tasks import TASKS, task
 from serving.engine.inprocess import InProcessEngine
@@ -112,6 +114,22 @@ def test_what_is_asked_for_changes_the_video(
         generate(model, model.entry.resolve(asked(name, **changes), seed=7), pictures(name)) for changes in ({}, change)
     )
     assert float((first.latents - other.latents).abs().max()) > 1e-3
+
+
+def test_interpolated_clips_begin_and_end_with_the_pictures_themselves(models: dict[str, LoadedModel]) -> None:
+    model = models["frame-interpolation"]
+    params = model.entry.resolve(asked("frame-interpolation", resize_mode="stretch"), seed=7)
+    given = pictures("frame-interpolation")
+    made = generate(model, params, given)
+    decoded = decode(model.checkpoint.vae, made.latents, params.decode_chunk_size)
+    ends = [fit_picture(Image.open(BytesIO(one)), 32, 48, "stretch") for one in given]
+    for k, end in zip((0, -1), ends, strict=True):
+        assert np.array_equal(made.frames[k], np.asarray(end))
+        assert not np.array_equal(decoded[k], made.frames[k]), "the autoencoder lost something, or nothing was held"
+    middle = (
+        decoded[2] + sum(np.subtract(end, decoded[k], dtype=float) for k, end in zip((0, -1), ends, strict=True)) / 2
+    )
+    assert np.abs(made.frames[2] - np.clip(middle, 0, 255)).max() <= 0.5 + 1e-4
 
 
 def test_both_ends_matter_and_so_does_their_order(models: dict[str, LoadedModel]) -> None:

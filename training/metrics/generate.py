@@ -24,6 +24,7 @@ from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, load
 from model.conditioning import picture_to_pixels
 from model.decode import decode, to_uint8
+from model.held import hold_ends
 from model.params import Params
 from model.rewrites import rewrite_exactly
 from model.sampling.batch import advance
@@ -73,7 +74,8 @@ class ClipMaker:
 
     def __init__(self, entry: ModelEntry, folder: Path, *, steps: int, batch: int = 1, device: str = "cpu") -> None:
         self._entry = entry
-        self._folder = folder / f"{entry.name}-{entry.version}-{steps}-steps"
+        held = "-held" if entry.task.holds_ends else ""
+        self._folder = folder / f"{entry.name}-{entry.version}-{steps}-steps{held}"
         self._steps = steps
         self._batch = batch
         self._device = device
@@ -117,7 +119,11 @@ class ClipMaker:
         while not rows[0].done:
             rows = advance(self.denoiser, rows)
         vae = self.checkpoint.vae
-        return [decode(vae, row.latents, params.decode_chunk_size) for row, params in zip(rows, asked, strict=True)]
+        made = [decode(vae, row.latents, params.decode_chunk_size) for row, params in zip(rows, asked, strict=True)]
+        if not self._entry.task.holds_ends:
+            return made
+        ends = [[np.asarray(picture) for picture in one.pictures] for one in group]
+        return [hold_ends(frames, pair) for frames, pair in zip(made, ends, strict=True)]
 
     def params_of(self, one: Wanted) -> Params:
         """Its complete settings."""
