@@ -51,7 +51,7 @@ DEFAULTS: dict[str, Any] = {
 PREFERRED: dict[str, dict[str, Any]] = {
     "image-to-video": {},
     "text-to-video": {"min_guidance_scale": 4.0, "max_guidance_scale": 4.0, "num_inference_steps": 12},
-    "frame-interpolation": {"min_guidance_scale": 1.0, "max_guidance_scale": 1.0, "num_inference_steps": 4},
+    "frame-interpolation": {"min_guidance_scale": 1.0, "max_guidance_scale": 1.0, "num_inference_steps": 2},
     "multi-view": {"min_guidance_scale": 1.0, "max_guidance_scale": 1.5, "num_inference_steps": 8, "elevation": 10.0},
 }
 """What a mini checkpoint of a task prefers; DEFAULTS fills the rest."""
