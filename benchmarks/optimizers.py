@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 
 from training.cli_entry import run
 from training.config import METHODS
-from training.metrics.frechet import interval
+from training.metrics.frechet import interval, resamples
 from training.recipes import RECIPES
 
 WARMUP = 15
@@ -41,16 +40,14 @@ def losses(recipe: str, data: Path, networks: Path, method: str, iterations: int
         run(recipe, data, runs, [f"optim.{name}={value}" for name, value in told.items()], False, lambda *_: None)
         spent = time.process_time() - began
         lines = (runs / recipe / "log.jsonl").read_text().splitlines()
-        shutil.rmtree(runs / recipe)
     return [json.loads(line)["loss"] for line in lines], spent / iterations
 
 
 def compared(adamw: list[float], muon: list[float]) -> dict[str, Any]:
     """Muon's loss over AdamW's, over the last two thirds."""
     ratios = (np.array(muon) / np.array(adamw))[len(adamw) // 3 :]
-    rng = np.random.default_rng(0)
-    means = [float(rng.choice(ratios, len(ratios)).mean()) for _ in range(RESAMPLES)]
-    return {"ratio": float(ratios.mean()), "interval": interval(means)}
+    drawn = resamples([str(number) for number in range(len(ratios))], RESAMPLES, seed=0)
+    return {"ratio": float(ratios.mean()), "interval": interval([float(ratios[rows].mean()) for rows in drawn])}
 
 
 def main() -> None:
@@ -71,7 +68,7 @@ def main() -> None:
         return
     span = "{:.3f} [{:.3f}, {:.3f}]".format(found["ratio"], *found["interval"])
     print(f"{asked.recipe}, {asked.iterations} iterations: loss of Muon / AdamW {span}")
-    print(f"seconds an iteration: Muon {seconds['muon']:.2f}, AdamW {seconds['adamw']:.2f}")
+    print(f"processor seconds an iteration, loading included: Muon {seconds['muon']:.2f}, AdamW {seconds['adamw']:.2f}")
 
 
 if __name__ == "__main__":
