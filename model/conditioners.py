@@ -142,17 +142,26 @@ def _load_pair(path: Path, network: NetworkLoader) -> ImagePair:
 
 
 def _load_text(path: Path, network: NetworkLoader) -> TextTower:
-    encoder = network(CLIPTextModel, path / "text_encoder")
+    return load_text_tower(path / "text_encoder", path / "tokenizer", network)
+
+
+def load_text_tower(folder: Path, words: Path, network: NetworkLoader) -> TextTower:
+    """A CLIP text encoder and its tokenizer, each from its folder (which may be the same).
+
+    Raises:
+        CheckpointError: one is missing, or they do not belong together.
+    """
+    encoder = network(CLIPTextModel, folder)
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path / 'tokenizer'} does not load: {error}", param="model") from error
+        raise CheckpointError(f"{words} does not load: {error}", param="model") from error
     # A tokenizer whose files are missing comes without complaint, and empty.
     has = (len(tokenizer), int(tokenizer.model_max_length))
     reads = (int(encoder.config.vocab_size), int(encoder.config.max_position_embeddings))
     if has[0] != reads[0] or not 2 < has[1] <= reads[1]:
         raise CheckpointError(
-            f"{path / 'tokenizer'} has {has[0]} words and texts of {has[1]} tokens; its encoder reads {reads[0]} and "
+            f"{words} has {has[0]} words and texts of {has[1]} tokens; its encoder reads {reads[0]} and "
             f"{reads[1]}: they do not belong together, or a file is missing",
             param="model",
         )

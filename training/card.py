@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from model.catalog import FIGURES, OPTIONS, ModelEntry
+from training.config import completed
 from training.data import sources
 from training.data.orbits import LICENCE, PACKAGE
 from training.data.shards import CURATED
+from training.recipes import RECIPES
 
 CURVE = "training-curve.png"
 
@@ -157,9 +161,34 @@ def commands(runs: dict[str, Any]) -> str:
     """From nothing to the checkpoint: the data, and every run it stands on, in order."""
     folders = {run: _data(told) for run, told in runs.items()}
     lines = [_DATA[name] for name in dict.fromkeys(("starter", *folders.values()))]
-    return "\n".join(
-        lines + [f"stillmotion train {run} --data data/{name} --out runs" for run, name in folders.items()]
+    for run, name in folders.items():
+        changed = "".join(f" --set {setting}" for setting in _settings(run, runs[run]["config"]))
+        lines.append(f"stillmotion train {run} --data data/{name} --out runs{changed}")
+    return "\n".join(lines)
+
+
+def _settings(run: str, config: dict[str, Any]) -> list[str]:
+    """What a run's config has otherwise than the recipe of its name, as `--set` takes it."""
+    if run not in RECIPES or not config.keys() > {"optim"}:
+        return []
+    recipe = RECIPES[run]()
+    ours, its = (
+        dict(_leaves(json.loads(json.dumps(values))))
+        for values in (dataclasses.asdict(recipe), completed(recipe, config))
     )
+    return [
+        f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in its.items()
+        if key in ours and value != ours[key]
+    ]
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _figure_table(figures: dict[str, Any]) -> str:

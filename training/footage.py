@@ -280,7 +280,9 @@ class _Footage:
         return self.by_size(film, 0, 0.0, make)
 
     def orbits(self, wanted: OrbitData) -> Examples:
-        orbits = load_orbits(self.data, "train", self.left_out)
+        if self.own.height != self.own.width:
+            raise InvalidRequest(f"orbits are square, not {self.own.width} x {self.own.height}", param="width")
+        orbits = load_orbits(self.data, "train", self.left_out, self.own.height)
         latents = self.encoded([orbit.clip for orbit in orbits], ())
         placed = [(latent, orbit.item.elevation) for latent, orbit in zip(latents, orbits, strict=True)]
         return OrbitExamples(self.config, wanted, placed, self.vae)

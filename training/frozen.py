@@ -4,7 +4,7 @@
 |---|---|---|---|
 | vae | an autoencoder's | `vae/` of it, or itself; an image autoencoder gets a temporal decoder | yes |
 | image_encoder, for pictures | the contrastive run's | `image_encoder/`, `feature_extractor/` | yes |
-| image_encoder, for text | the contrastive run's | `text_encoder/`, `tokenizer/` | no |
+| image_encoder, for text | the contrastive run's | `text_encoder/`, `tokenizer/`, or an encoder's own folder | no |
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from model.adapters.sgm import read, vision_tower
 from model.adapters.stable_diffusion import autoencoder_from
 from model.adapters.whole import class_of, load_whole
 from model.checkpoint import pretrained
-from model.conditioners import TextTower, VisionTower, load_conditioners
+from model.conditioners import TextTower, VisionTower, load_conditioners, load_text_tower
 from model.errors import CheckpointError, DataError
 from model.presets import Preset, preset
 from model.rewrites import skip_zero_branches, temporal_convolutions
@@ -115,7 +115,8 @@ def frozen_text(path: Path, size: Preset) -> TextTower:
     if is_run(path):
         tower = _trained_text(path)
     else:
-        tower = cast(TextTower, load_conditioners(path, TASKS["text-to-video"], pretrained("cpu", torch.float32)))
+        parts = (path / "text_encoder", path / "tokenizer") if (path / "text_encoder").is_dir() else (path, path)
+        tower = load_text_tower(*parts, pretrained("cpu", torch.float32))
     _refuse_other_width(path, int(tower.encoder.config.hidden_size), size)
     return tower
 

@@ -13,29 +13,53 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.models.resnet import SpatioTemporalResBlock
+from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
 _INDICATOR: ContextVar[Tensor | None] = ContextVar("image_only_indicator", default=None)
+_TEMPORAL: ContextVar[bool] = ContextVar("temporal_layers_computed", default=True)
 
 
 def take_pictures(unet: UNetSpatioTemporalConditionModel) -> None:
     """Let the blocks of a denoiser heed `pictures_marked`."""
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
         block.register_forward_pre_hook(_heed, with_kwargs=True)
+    for module in unet.modules():
+        if isinstance(module, SpatioTemporalResBlock):
+            _make_skippable(module.temporal_res_block)
+        elif isinstance(module, TransformerSpatioTemporalModel):
+            for block in module.temporal_transformer_blocks:
+                _make_skippable(block)
+
+
+def _make_skippable(layer: nn.Module) -> None:
+    computed = layer.forward
+
+    def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return cast(Tensor, computed(hidden, *args, **kwargs)) if _TEMPORAL.get() else hidden
+
+    layer.forward = forward
 
 
 @contextmanager
-def pictures_marked(indicator: Float[Tensor, "B T"] | None) -> Iterator[None]:
-    """Within the block, in this thread, the frames marked 1 are pictures; None: all frames belong to clips."""
-    token = _INDICATOR.set(indicator)
+def pictures_marked(indicator: Float[Tensor, "B T"] | None, temporal: bool = True) -> Iterator[None]:
+    """Within the block, in this thread, the frames marked 1 are pictures; None: all frames belong to clips.
+
+    Args:
+        temporal: whether the temporal layers are computed; they must be unless every frame is a picture.
+    """
+    assert temporal or (indicator is not None and bool(indicator.all())), "clips need the temporal layers"
+    tokens = _INDICATOR.set(indicator), _TEMPORAL.set(temporal)
     try:
         yield
     finally:
-        _INDICATOR.reset(token)
+        _INDICATOR.reset(tokens[0])
+        _TEMPORAL.reset(tokens[1])
 
 
 def _heed(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

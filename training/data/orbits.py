@@ -131,15 +131,19 @@ def _write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def load_orbits(folder: Path, split: str, left_out: LeftOut | None = None) -> list[Orbit]:
+def load_orbits(folder: Path, split: str, left_out: LeftOut | None = None, side: int = SIDE) -> list[Orbit]:
     """The orbits of a split, each checked against its hash.
 
     Args:
         left_out: told of orbits that cannot be read, which are then passed over.
+        side: of the views, pixels; they are averaged down to it.
 
     Raises:
-        DataError: not a folder of orbits, or a file was changed and nobody is to be told; or more are than may be.
+        DataError: not a folder of orbits, or a file was changed and nobody is to be told; or more are than may be; or
+            a side that does not divide that of the rendered views.
     """
+    if side < 1 or SIDE % side:
+        raise DataError(f"orbits are {SIDE} x {SIDE} pixels; they cannot be averaged down to {side}")
     manifest, lines = folder / "manifest.json", folder / "items.jsonl"
     told = json.loads(manifest.read_text()) if manifest.exists() and lines.exists() else {}
     if told.get("name") != "stillmotion-orbits":
@@ -150,23 +154,23 @@ def load_orbits(folder: Path, split: str, left_out: LeftOut | None = None) -> li
     items = [OrbitItem(**cast(dict[str, Any], json.loads(line))) for line in text.splitlines()]
     wanted = [item for item in items if item.split == split]
     if left_out is None:
-        return [Orbit(item, _views(folder, item)) for item in wanted]
+        return [Orbit(item, _views(folder, item, side)) for item in wanted]
     orbits: list[Orbit] = []
     for item in wanted:
         try:
-            orbits.append(Orbit(item, _views(folder, item)))
+            orbits.append(Orbit(item, _views(folder, item, side)))
         except READING_ERRORS as error:
             left_out.cannot_read(item.id, error)
     left_out.refuse_too_many(len(wanted))
     return orbits
 
 
-def _views(folder: Path, item: OrbitItem) -> Pixels:
+def _views(folder: Path, item: OrbitItem, side: int) -> Pixels:
     file = folder / item.file
     if not file.exists() or sha256_of(file) != item.sha256:
         raise DataError(f"{file} is missing or not the one its dataset names; prepare it again")
     with Image.open(file) as opened:
-        strip = np.asarray(opened.convert("RGB"))
+        strip = np.asarray(opened.convert("RGB").reduce(opened.height // side))
     return np.stack(np.split(strip, strip.shape[1] // strip.shape[0], axis=1))
 
 

@@ -161,17 +161,30 @@ class DenoiseObjective:
         device = self.unet.device
         low = self.config.runtime.precision == "bfloat16"
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
-            errors = denoising_error(self.unet, batch.to(device), sigma.to(device), noise.to(device))
+            errors = denoising_error(
+                self.unet,
+                batch.to(device),
+                sigma.to(device),
+                noise.to(device),
+                skip_temporal=batch.pictures and self._alone and not self.config.runtime.checkpointing,
+            )
         return errors.mean() * batch.rows / self.config.optim.batch
 
 
-def denoising_error(unet: UNetSpatioTemporalConditionModel, batch: Batch, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of F against its target, one number a clip [B]."""
+def denoising_error(
+    unet: UNetSpatioTemporalConditionModel, batch: Batch, sigma: Tensor, noise: Tensor, *, skip_temporal: bool = False
+) -> Tensor:
+    """Mean squared error of F against its target, one number a clip [B].
+
+    Args:
+        skip_temporal: of pictures, do not compute the temporal layers, which have no share in the error.
+    """
     noisy = batch.clean + over(sigma, batch.clean) * noise
     c = precondition(sigma)
     target = (batch.clean - over(c.c_skip, noisy) * noisy) / over(c.c_out, noisy)
     seen = torch.cat([over(c.c_in, noisy) * noisy, batch.concat], dim=2)
     told = {"encoder_hidden_states": batch.context, "added_time_ids": batch.vector, "return_dict": False}
-    with pictures_marked(torch.ones(batch.clean.shape[:2]) if batch.pictures else None):
+    marked = torch.ones(batch.clean.shape[:2]) if batch.pictures else None
+    with pictures_marked(marked, temporal=not skip_temporal):
         out: Tensor = unet(seen, c.c_noise, **told)[0]
     return F.mse_loss(out.float(), target, reduction="none").mean(dim=(1, 2, 3, 4))

@@ -18,8 +18,8 @@ from training.recipes.image_to_video import (
     mini_image_to_video_chained,
     mini_image_to_video_long,
 )
-from training.recipes.multi_view import mini_multi_view, mini_multi_view_long
-from training.recipes.text_to_video import mini_image, mini_text_to_video, mini_video, mini_video_small
+from training.recipes.multi_view import mini_multi_view, mini_multi_view_low
+from training.recipes.text_to_video import mini_image, mini_text_to_video, mini_video
 from training.recipes.vae import mini_vae
 
 RECIPES: dict[str, Callable[[], Config]] = {
@@ -29,13 +29,12 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "mini-image-to-video-long": mini_image_to_video_long,
     "mini-image": mini_image,
     "mini-video": mini_video,
-    "mini-video-small": mini_video_small,
     "mini-text-to-video": mini_text_to_video,
     "mini-image-to-video-chained": mini_image_to_video_chained,
     "mini-frame-interpolation": mini_frame_interpolation,
     "mini-frame-interpolation-long": mini_frame_interpolation_long,
+    "mini-multi-view-low": mini_multi_view_low,
     "mini-multi-view": mini_multi_view,
-    "mini-multi-view-long": mini_multi_view_long,
     "mini-camera-lora-horizontal": mini_camera_lora_horizontal,
     "mini-camera-lora-zoom": mini_camera_lora_zoom,
     "mini-camera-lora-static": mini_camera_lora_static,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from training.card import commands
+from training.config import with_overrides
 from training.data.shards import CURATED
+from training.recipes import RECIPES
 
 
 def ran(task: str | None = None, data: str | None = None) -> dict[str, Any]:
@@ -37,3 +40,12 @@ def test_orbits_are_rendered_and_nothing_else_is_fetched_for_them() -> None:
         "stillmotion data multi-view --out data/multi-view",
     ]
     assert told[-1] == "stillmotion train mini-multi-view --data data/multi-view --out runs"
+
+
+def test_what_a_run_had_otherwise_than_its_recipe_is_in_its_command() -> None:
+    recipe = with_overrides(RECIPES["mini-multi-view"](), ["init=elsewhere", "optim.lr=0.5", "most_unreadable=0.2"])
+    runs = {"mini-multi-view": {"config": dataclasses.asdict(recipe)}}
+    assert commands(runs).splitlines()[-1] == (
+        "stillmotion train mini-multi-view --data data/multi-view --out runs "
+        "--set optim.lr=0.5 --set init=elsewhere --set most_unreadable=0.2"
+    )

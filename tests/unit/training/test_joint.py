@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from model.presets import preset
@@ -40,17 +41,26 @@ def test_a_picture_does_not_depend_on_its_neighbours_nor_on_temporal_layers() ->
     assert not torch.allclose(run(x, mixed)[1], first[1], atol=1e-4)
 
 
-def test_temporal_layers_learn_nothing_from_pictures() -> None:
+def test_temporal_layers_learn_nothing_from_pictures_and_need_not_be_computed() -> None:
     torch.manual_seed(0)
     unet = build_unet(preset("tiny"), task("text-to-video"), num_frames=1)
     take_pictures(unet)
-    with pictures_marked(torch.ones(2, 1)):
-        out = unet(
-            torch.randn(2, 1, 4, 8, 8),
-            torch.tensor([0.1, 0.2]),
-            encoder_hidden_states=torch.randn(2, 5, 32),
-            added_time_ids=torch.ones(2, 2),
-        ).sample
-    out.square().mean().backward()
-    moved = {name for name, p in unet.named_parameters() if p.grad is not None and p.grad.any()}
-    assert moved and not [name for name in moved if "temporal" in name]
+    x, tokens = torch.randn(2, 1, 4, 8, 8), torch.randn(2, 5, 32)
+    made: list[torch.Tensor] = []
+    gradients: list[dict[str, torch.Tensor]] = []
+    for temporal in (True, False):
+        unet.zero_grad()
+        with pictures_marked(torch.ones(2, 1), temporal=temporal):
+            out = unet(
+                x, torch.tensor([0.1, 0.2]), encoder_hidden_states=tokens, added_time_ids=torch.ones(2, 2)
+            ).sample
+        out.square().mean().backward()
+        made.append(out.detach())
+        grads = {name: p.grad for name, p in unet.named_parameters() if p.grad is not None and p.grad.any()}
+        gradients.append({name: grad.clone() for name, grad in grads.items()})
+    full, skipped = gradients
+    assert full and not [name for name in full if "temporal" in name]
+    assert torch.equal(made[0], made[1]) and full.keys() == skipped.keys()
+    assert all(torch.allclose(full[name], skipped[name], atol=1e-7) for name in full)
+    with pytest.raises(AssertionError, match="clips need"), pictures_marked(None, temporal=False):
+        pass
