@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import nn
 from transformers import CLIPTextModelWithProjection
 
+from model.catalog import SIDECAR
 from model.checkpoint import save
 from model.conditioners import Conditioners, ImagePair
 from model.presets import Preset, preset
@@ -79,7 +81,8 @@ def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: d
         "defaults": DEFAULTS | PREFERRED[spec.name] | (defaults or {}),
         "latent_colours": latent_colours,
         "motion_map": dataclasses.asdict(MotionMap()),
-        "runs": runs_summary(folders),
+        "runs": {run: told for path in published.values() for run, told in _earlier_runs(path).items()}
+        | runs_summary(folders),
         "published_weights": {
             name: {"name": path.name, "version": version_of(path)} for name, path in published.items()
         },
@@ -93,6 +96,23 @@ def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: d
         sidecar=sidecar,
     )
     plot_curves(folders, folder / CURVE)
+    if "init" in published and (published["init"] / CURVE).exists():
+        _put_above(published["init"] / CURVE, folder / CURVE)
+
+
+def _earlier_runs(path: Path) -> dict[str, Any]:
+    """The runs that a checkpoint of ours, taken as published weights, itself stands on."""
+    sidecar = path / SIDECAR
+    return dict(json.loads(sidecar.read_text()).get("runs", {})) if sidecar.exists() else {}
+
+
+def _put_above(earlier: Path, curve: Path) -> None:
+    """The curves of the start above those of the runs since."""
+    with Image.open(earlier) as top, Image.open(curve) as bottom:
+        both = Image.new("RGB", (max(top.width, bottom.width), top.height + bottom.height), "white")
+        both.paste(top.convert("RGB"), (0, 0))
+        both.paste(bottom.convert("RGB"), (0, top.height))
+    both.save(curve)
 
 
 def _starts(out: Path, values: dict[str, Any]) -> list[Path]:

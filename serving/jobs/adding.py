@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
-from sqlalchemy import insert
+from sqlalchemy import Table, insert
 from sqlalchemy.orm import Session
 from stillmotion.types import Job
 
@@ -17,8 +17,8 @@ from serving.jobs.tables import EventRow, JobRow
 
 _FIRST_EVENT = 1
 # Into the tables rather than through the mapped classes, whose bookkeeping cost as much as the insertion.
-_NEW_JOBS: Final = insert(JobRow.__table__)  # type: ignore[arg-type]
-_NEW_EVENTS: Final = insert(EventRow.__table__)  # type: ignore[arg-type]
+_NEW_JOBS: Final = insert(cast(Table, JobRow.__table__))
+_NEW_EVENTS: Final = insert(cast(Table, EventRow.__table__))
 _UNSET: Final = dict.fromkeys(attribute.key for attribute in JobRow.__mapper__.column_attrs)
 
 

@@ -22,7 +22,7 @@ from model.errors import DataError, InvalidRequest
 from model.sampling.prepare import begin_row
 from model.sampling.sampler import sample
 from model.video import encode_video
-from training.card import write_card
+from training.card import CURVE, commands, write_card
 from training.cli_entry import run
 from training.config import DenoiserConfig, with_overrides
 from training.data.orbits import prepare
@@ -121,12 +121,25 @@ def test_interpolation_learns_its_mask(road: tuple[Path, Path]) -> None:
     mask = load(folder).conditioners.mask  # type: ignore[union-attr]
     assert mask.abs().max() > 0
     assert checked(folder, "frame-interpolation", {}, ["red", "blue"]).shape == (5, 64, 128, 3)
+    started = [setting for setting in ENDS if not setting.startswith("init=")]
+    started += [f"init={folder}", f"vae={folder}", "data.camera_clips=5"]
+    run("mini-frame-interpolation-varied", *road, started, False, quiet)
+    further = road[1] / "mini-frame-interpolation-varied" / "checkpoint"
+    runs = json.loads((further / "stillmotion.json").read_text())["runs"]
+    assert list(runs)[-2:] == ["mini-frame-interpolation", "mini-frame-interpolation-varied"], (
+        "what its start went through"
+    )
+    assert "train mini-frame-interpolation-varied --data data/starter --out runs --set" in commands(runs)
+    with Image.open(folder / CURVE) as before, Image.open(further / CURVE) as after:
+        assert after.height > before.height
 
 
 def test_multi_view_learns_from_rendered_orbits(road: tuple[Path, Path], tmp_path: Path) -> None:
     pytest.importorskip("pybullet")
     prepare(tmp_path / "orbits", objects=1)
-    run("mini-multi-view", tmp_path / "orbits", road[1], ORBITS, False, quiet)
+    run("mini-multi-view-low", tmp_path / "orbits", road[1], ORBITS, False, quiet)
+    whole = [setting for setting in ORBITS if not setting.startswith("init=")]
+    run("mini-multi-view", tmp_path / "orbits", road[1], whole, False, quiet)
     folder = road[1] / "mini-multi-view" / "checkpoint"
     assert checked(folder, "multi-view", {"elevation": 20.0}, ["red"]).shape == (21, 128, 128, 3)
     figures: dict[str, Any] = {"settings": {"limit": None}, "figures": {}, "protocol": {}, "protocol_hash": "abc123"}

@@ -11,7 +11,11 @@ from training.recipes.camera_lora import (
     mini_camera_lora_static,
     mini_camera_lora_zoom,
 )
-from training.recipes.frame_interpolation import mini_frame_interpolation, mini_frame_interpolation_long
+from training.recipes.frame_interpolation import (
+    mini_frame_interpolation,
+    mini_frame_interpolation_long,
+    mini_frame_interpolation_varied,
+)
 from training.recipes.image_encoder import mini_image_encoder
 from training.recipes.image_to_video import (
     mini_image_to_video,
@@ -33,6 +37,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "mini-image-to-video-chained": mini_image_to_video_chained,
     "mini-frame-interpolation": mini_frame_interpolation,
     "mini-frame-interpolation-long": mini_frame_interpolation_long,
+    "mini-frame-interpolation-varied": mini_frame_interpolation_varied,
     "mini-multi-view-low": mini_multi_view_low,
     "mini-multi-view": mini_multi_view,
     "mini-camera-lora-horizontal": mini_camera_lora_horizontal,

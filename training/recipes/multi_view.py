@@ -38,7 +38,7 @@ def mini_multi_view() -> DenoiserConfig:
     first = mini_multi_view_low()
     return dataclasses.replace(
         first,
-        optim=dataclasses.replace(first.optim, iterations=1200, batch=2, ema_decay=0.998, seed=31),
+        optim=dataclasses.replace(first.optim, iterations=1000, batch=2, ema_decay=0.998, seed=31),
         init="mini-multi-view-low",
         height=128,
         width=128,

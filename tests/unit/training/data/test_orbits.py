@@ -34,6 +34,10 @@ def test_an_orbit_closes_and_shows_other_sides_and_a_folder_goes_on(tmp_path: Pa
     assert views.shape == (VIEWS, 128, 128, 3)
     turned = [np.abs(views[k] - views[0]).mean() for k in range(VIEWS)]
     assert min(turned[5:17]) > max(turned[1], turned[-1]) > 0  # neighbours on both sides are nearer than the back
+    half = load_orbits(tmp_path, "train", side=64)[0].views.astype(float)
+    assert np.abs(half - views.reshape(VIEWS, 64, 2, 64, 2, 3).mean((2, 4))).max() <= 1
+    with pytest.raises(DataError, match="cannot be averaged down to 48"):
+        load_orbits(tmp_path, "train", side=48)
     with pytest.raises(DataError, match="another seed"):
         prepare(tmp_path, 1, seed=3)
     (tmp_path / first[0].file).write_bytes(b"cut short")
