@@ -168,6 +168,7 @@ class PromptedData:
         image_share: share of rows that are independent pictures in place of a clip (joint training; 1: pictures only).
         motion_alone, motion_untold: shares of captions that are only the motion's name, or lack it; the rest have both.
         bucket_untold: share of clips whose motion bucket is told as the middle of the scale, so that the prompt rules.
+        pan_travel: least and greatest way of a panning camera, in heights of what it sees.
     """
 
     keep_every: int
@@ -178,6 +179,7 @@ class PromptedData:
     motion_alone: float
     motion_untold: float
     bucket_untold: float
+    pan_travel: tuple[float, float] = (0.3, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,12 +367,18 @@ def with_overrides(config: Config, overrides: list[str]) -> Config:
     return config
 
 
+def _pair(text: str) -> tuple[float, float]:
+    low, high = text.split(",")
+    return float(low), float(high)
+
+
 _TRUTH = {"true": True, "false": False}
 _PARSERS: dict[Any, Callable[[str], Any]] = {
     int: int,
     float: float,
     str: str,
     bool: lambda text: _TRUTH[text.lower()],
+    tuple[float, float]: _pair,
     tuple[int, ...]: lambda text: tuple(int(one) for one in text.split(",")),
     tuple[str, ...]: lambda text: tuple(one.strip() for one in text.split(",")),
 }

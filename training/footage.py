@@ -18,7 +18,7 @@ from model.presets import preset
 from model.shapes import VAE_STRIDE, VideoShape, nearest
 from model.tasks import task
 from training.config import DenoiserConfig, EndsData, FilmData, LoraConfig, OrbitData, PromptedData
-from training.data.camera import camera_clips
+from training.data.camera import PAN_TRAVEL, camera_clips
 from training.data.frames import Clip, load_sized, readable_photos, shown_size, thinned
 from training.data.latents import LatentClip, encode_clips
 from training.data.left_out import LeftOut
@@ -247,7 +247,7 @@ class _Footage:
     def prompted(self, wanted: PromptedData) -> Examples:
         items, config = training_items(self.data, self.left_out), self.config
         film = self.encoded(self.film(items, wanted.keep_every), wanted.strides)
-        camera = self.camera(items, wanted.camera_clips, config.num_frames, wanted.strides)
+        camera = self.camera(items, wanted.camera_clips, config.num_frames, wanted.strides, wanted.pan_travel)
         text, made_share = frozen_text(self.towers, self.size), 1 - wanted.film_share
 
         def make(config: DenoiserConfig, clips: list[LatentClip], with_made: bool, share: float) -> PromptedExamples:
@@ -258,7 +258,12 @@ class _Footage:
         return self.by_size(film, len(camera), made_share, make)
 
     def camera(
-        self, items: list[Item], count: int, frames: int, strides: tuple[int, ...]
+        self,
+        items: list[Item],
+        count: int,
+        frames: int,
+        strides: tuple[int, ...],
+        pan_travel: tuple[float, float] = PAN_TRAVEL,
     ) -> list[tuple[LatentClip, str]]:
         """`count` clips of a virtual camera at the recipe's size, with their motions' names."""
         if not count:
@@ -273,6 +278,7 @@ class _Footage:
             count=count,
             frames=frames,
             seed=0,
+            pan_travel=pan_travel,
         )
         latents = self.encoded([clip for clip, _ in made], strides)
         return [(latent, motion) for latent, (_, motion) in zip(latents, made, strict=True)]

@@ -27,11 +27,19 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 MOTIONS = ("pan left", "pan right", "zoom in", "zoom out", "still")
 FPS_CHOICES = (6, 8, 12)
+PAN_TRAVEL = (0.3, 1.0)
+"""Least and greatest way of a pan, in heights of what the camera sees."""
 _KEY = 78
 
 
 def render_camera(
-    picture: Image.Image, motion: str, frames: int, height: int, width: int, draw: torch.Generator
+    picture: Image.Image,
+    motion: str,
+    frames: int,
+    height: int,
+    width: int,
+    draw: torch.Generator,
+    pan_travel: tuple[float, float] = PAN_TRAVEL,
 ) -> Pixels:
     """A clip of one motion over a picture: [T, H, W, 3]; its speed and place are drawn."""
 
@@ -48,7 +56,7 @@ def render_camera(
     travel = 0.0
     if motion.startswith("pan"):
         room = picture.width - sizes[0] * aspect
-        travel = min(room, size * uniform(0.3, 1.0)) * (-1 if motion == "pan left" else 1)
+        travel = min(room, size * uniform(*pan_travel)) * (-1 if motion == "pan left" else 1)
     half = np.array([max(sizes) * aspect, max(sizes)]) / 2
     room = np.array(picture.size) - 2 * half - np.array([abs(travel), 0.0])
     start = half + np.array([max(0.0, -travel), 0.0]) + np.maximum(room, 0) * [uniform(0, 1), uniform(0, 1)]
@@ -74,12 +82,14 @@ def camera_clips(
     frames: int,
     seed: int,
     motions: tuple[str, ...] = MOTIONS,
+    pan_travel: tuple[float, float] = PAN_TRAVEL,
 ) -> list[tuple[Clip, str]]:
     """`count` clips with their motions' names, rendered into the cache; items and motions take turns.
 
     Args:
         items: of one split; a shot gives one of its frames, drawn.
         motions: which of `MOTIONS`.
+        pan_travel: as `PAN_TRAVEL`.
 
     Raises:
         DataError: a motion that no clip can have.
@@ -87,6 +97,8 @@ def camera_clips(
     if not motions or not set(motions) <= set(MOTIONS):
         raise DataError(f"camera clips have some of the motions {', '.join(MOTIONS)}; not {', '.join(motions)!r}")
     these = "camera" if motions == MOTIONS else "camera-" + "-".join(one.replace(" ", "_") for one in motions)
+    if pan_travel != PAN_TRAVEL:
+        these += "-pan_{}_{}".format(*pan_travel)
     made: list[tuple[Clip, str]] = []
     for index in range(count if items else 0):
         motion = motions[index % len(motions)]
@@ -96,7 +108,7 @@ def camera_clips(
         name = f"{these}-{seed}-{index:04d}-{item.split}"
         kept = cache / f"{name}-{frames}x{height}x{width}.npy"
         if not kept.exists():
-            array = render_camera(_picture(folder, item, draw), motion, frames, height, width, draw)
+            array = render_camera(_picture(folder, item, draw), motion, frames, height, width, draw, pan_travel)
             partial = kept.with_suffix(".partial")
             with partial.open("wb") as stream:
                 np.save(stream, array)

@@ -8,6 +8,7 @@ from model.errors import InvalidRequest
 from training.config import with_overrides
 from training.recipes import RECIPES
 from training.recipes.image_to_video import mini_image_to_video
+from training.recipes.text_to_video import mini_text_to_video
 
 
 def test_overrides_reach_every_kind_of_setting() -> None:
@@ -17,6 +18,12 @@ def test_overrides_reach_every_kind_of_setting() -> None:
     )
     assert (changed.optim.lr, changed.optim.batch, changed.preset) == (1e-4, 3, "tiny")
     assert (changed.data.strides, changed.copying_start, changed.p_mean) == ((1, 3), False, -0.5)  # type: ignore[union-attr]
+
+
+def test_a_pair_is_two_numbers() -> None:
+    assert with_overrides(mini_text_to_video(), ["data.pan_travel=0.2,0.5"]).data.pan_travel == (0.2, 0.5)  # type: ignore[union-attr]
+    with pytest.raises(InvalidRequest, match="pan_travel"):
+        with_overrides(mini_text_to_video(), ["data.pan_travel=0.2"])
 
 
 @pytest.mark.parametrize(

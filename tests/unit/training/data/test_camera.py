@@ -43,3 +43,10 @@ def test_a_clip_moves_as_its_name_says(index: int) -> None:
     else:
         assert abs(outwards) > 3 * abs(right)
         assert (outwards > 0.1) == (motion == "zoom in")
+
+
+def test_a_pan_goes_as_far_as_it_may() -> None:
+    for index in range(6):
+        clip = render_camera(textured(), "pan right", 14, 64, 112, generator(index), (0.3, 0.45))
+        travelled = -mean_flow(clip)[0] * 13 / 64
+        assert 0.25 < travelled < 0.5, "heights of the picture"
