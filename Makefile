@@ -15,7 +15,7 @@ INPUTS := pyproject.toml constraints.txt client/pyproject.toml
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 MINI_ROAD := mini-vae mini-image-encoder mini-image-to-video mini-image-to-video-long \
 	mini-image mini-video mini-text-to-video mini-frame-interpolation \
-	mini-frame-interpolation-long mini-frame-interpolation-varied mini-multi-view-low mini-multi-view
+	mini-frame-interpolation-long mini-multi-view-low mini-multi-view
 SPREAD := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup demo check format test test-full train-mini clean

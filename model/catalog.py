@@ -65,6 +65,8 @@ class ModelEntry:
         exported: a folder that `stillmotion export` wrote: graphs in place of weights (model.manifest).
         fixed_size: it makes its own size only.
         previews: it brings a map from latents to colours (model.preview); published weights do not.
+        frame_noise: root mean square of the error of its frames between given ends, in levels of 0 to 255 (model.held);
+            0 where its folder does not tell.
         loras: what can be asked for by `lora`: those in its folder's `loras`, and those the operator adds.
     """
 
@@ -80,6 +82,7 @@ class ModelEntry:
     exported: bool = False
     fixed_size: bool = False
     previews: bool = False
+    frame_noise: float = 0.0
     loras: tuple[LoraEntry, ...] = ()
 
     def resolve(self, asked: dict[str, Any], seed: int) -> Params:
@@ -183,6 +186,7 @@ def describe(path: Path, name: str | None = None) -> ModelEntry:
         exported=exported,
         fixed_size=exported and not read_manifest(path).free_size,
         previews=bool(sidecar.get("latent_colours")),
+        frame_noise=float(sidecar.get("frame_noise", 0.0)),
         loras=() if exported else offered_in(path / FOLDER),
     )
 

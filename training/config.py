@@ -190,18 +190,12 @@ class EndsData:
         strides: over the film's frames.
         still_moving: flow, in short sides a second, added to a clip's own when clips are drawn in proportion to it.
         noise_aug_log_mean, noise_aug_log_std: of ln(sigma) of the noise on the ends' latents.
-        backwards: share of clips that are shown backwards.
-        camera_clips: how many clips of a virtual camera there are besides.
-        camera_share: share of rows that are one of those.
     """
 
     strides: tuple[int, ...]
     still_moving: float
     noise_aug_log_mean: float
     noise_aug_log_std: float
-    backwards: float = 0.0
-    camera_clips: int = 0
-    camera_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

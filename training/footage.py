@@ -18,7 +18,7 @@ from model.presets import preset
 from model.shapes import VAE_STRIDE, VideoShape, nearest
 from model.tasks import task
 from training.config import DenoiserConfig, EndsData, FilmData, LoraConfig, OrbitData, PromptedData
-from training.data.camera import PAN_TRAVEL, camera_clips
+from training.data.camera import camera_clips
 from training.data.frames import Clip, load_sized, readable_photos, shown_size, thinned
 from training.data.latents import LatentClip, encode_clips
 from training.data.left_out import LeftOut
@@ -247,7 +247,22 @@ class _Footage:
     def prompted(self, wanted: PromptedData) -> Examples:
         items, config = training_items(self.data, self.left_out), self.config
         film = self.encoded(self.film(items, wanted.keep_every), wanted.strides)
-        camera = self.camera(items, wanted.camera_clips, config.num_frames, wanted.strides, wanted.pan_travel)
+        camera: list[tuple[LatentClip, str]] = []
+        if wanted.camera_clips:
+            readable_photos(self.data, items, self.left_out)
+            made = camera_clips(
+                self.data,
+                camera_sources(items, self.left_out),
+                self.cache,
+                config.height,
+                config.width,
+                count=wanted.camera_clips,
+                frames=config.num_frames,
+                seed=0,
+                pan_travel=wanted.pan_travel,
+            )
+            latents = self.encoded([clip for clip, _ in made], wanted.strides)
+            camera = [(latent, motion) for latent, (_, motion) in zip(latents, made, strict=True)]
         text, made_share = frozen_text(self.towers, self.size), 1 - wanted.film_share
 
         def make(config: DenoiserConfig, clips: list[LatentClip], with_made: bool, share: float) -> PromptedExamples:
@@ -257,45 +272,13 @@ class _Footage:
 
         return self.by_size(film, len(camera), made_share, make)
 
-    def camera(
-        self,
-        items: list[Item],
-        count: int,
-        frames: int,
-        strides: tuple[int, ...],
-        pan_travel: tuple[float, float] = PAN_TRAVEL,
-    ) -> list[tuple[LatentClip, str]]:
-        """`count` clips of a virtual camera at the recipe's size, with their motions' names."""
-        if not count:
-            return []
-        readable_photos(self.data, items, self.left_out)
-        made = camera_clips(
-            self.data,
-            camera_sources(items, self.left_out),
-            self.cache,
-            self.config.height,
-            self.config.width,
-            count=count,
-            frames=frames,
-            seed=0,
-            pan_travel=pan_travel,
-        )
-        latents = self.encoded([clip for clip, _ in made], strides)
-        return [(latent, motion) for latent, (_, motion) in zip(latents, made, strict=True)]
-
     def ends(self, wanted: EndsData, network: Denoiser) -> Examples:
-        items = training_items(self.data, self.left_out)
-        film = self.encoded(self.film(items, 1), wanted.strides)
-        # Longer than is asked for, so that the camera does not cross its picture in so few frames.
-        camera = self.camera(items, wanted.camera_clips, 3 * self.config.num_frames, wanted.strides)
-        own = [clip for clip, _ in camera]
+        film = self.encoded(self.film(training_items(self.data, self.left_out), 1), wanted.strides)
 
-        def make(config: DenoiserConfig, clips: list[LatentClip], with_made: bool, share: float) -> EndsExamples:
-            data = dataclasses.replace(wanted, camera_share=share)
-            made = own if with_made else []
-            return EndsExamples(config, data, clips, made, network.mask, self.scaling, self.motion)
+        def make(config: DenoiserConfig, clips: list[LatentClip], _with: bool, _share: float) -> EndsExamples:
+            return EndsExamples(config, wanted, clips, network.mask, self.scaling, self.motion)
 
-        return self.by_size(film, len(own), wanted.camera_share, make)
+        return self.by_size(film, 0, 0.0, make)
 
     def orbits(self, wanted: OrbitData) -> Examples:
         if self.own.height != self.own.width:

@@ -46,7 +46,7 @@ def finished_frames(model: LoadedModel, request: EngineRequest, decoding: Decodi
     frames = decoding.frames()
     if not model.entry.task.holds_ends:
         return frames
-    return hold_ends(frames, [np.asarray(picture) for picture in _fitted(request)])
+    return hold_ends(frames, [np.asarray(picture) for picture in _fitted(request)], model.entry.frame_noise)
 
 
 def check_finite(row: Row) -> None:

@@ -122,14 +122,14 @@ def test_interpolation_learns_its_mask(road: tuple[Path, Path]) -> None:
     assert mask.abs().max() > 0
     assert checked(folder, "frame-interpolation", {}, ["red", "blue"]).shape == (5, 64, 128, 3)
     started = [setting for setting in ENDS if not setting.startswith("init=")]
-    started += [f"init={folder}", f"vae={folder}", "data.camera_clips=5"]
-    run("mini-frame-interpolation-varied", *road, started, False, quiet)
-    further = road[1] / "mini-frame-interpolation-varied" / "checkpoint"
+    started += [f"init={folder}", f"vae={folder}"]
+    run("mini-frame-interpolation-long", *road, started, False, quiet)
+    further = road[1] / "mini-frame-interpolation-long" / "checkpoint"
     runs = json.loads((further / "stillmotion.json").read_text())["runs"]
-    assert list(runs)[-2:] == ["mini-frame-interpolation", "mini-frame-interpolation-varied"], (
+    assert list(runs)[-2:] == ["mini-frame-interpolation", "mini-frame-interpolation-long"], (
         "what its start went through"
     )
-    assert "train mini-frame-interpolation-varied --data data/starter --out runs --set" in commands(runs)
+    assert "train mini-frame-interpolation-long --data data/starter --out runs --set" in commands(runs)
     with Image.open(folder / CURVE) as before, Image.open(further / CURVE) as after:
         assert after.height > before.height
 

@@ -74,7 +74,7 @@ class ClipMaker:
 
     def __init__(self, entry: ModelEntry, folder: Path, *, steps: int, batch: int = 1, device: str = "cpu") -> None:
         self._entry = entry
-        held = "-held" if entry.task.holds_ends else ""
+        held = f"-held-{entry.frame_noise:g}" if entry.task.holds_ends else ""
         self._folder = folder / f"{entry.name}-{entry.version}-{steps}-steps{held}"
         self._steps = steps
         self._batch = batch
@@ -123,7 +123,8 @@ class ClipMaker:
         if not self._entry.task.holds_ends:
             return made
         ends = [[np.asarray(picture) for picture in one.pictures] for one in group]
-        return [hold_ends(frames, pair) for frames, pair in zip(made, ends, strict=True)]
+        noise = self._entry.frame_noise
+        return [hold_ends(frames, pair, noise) for frames, pair in zip(made, ends, strict=True)]
 
     def params_of(self, one: Wanted) -> Params:
         """Its complete settings."""

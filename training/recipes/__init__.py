@@ -11,11 +11,7 @@ from training.recipes.camera_lora import (
     mini_camera_lora_static,
     mini_camera_lora_zoom,
 )
-from training.recipes.frame_interpolation import (
-    mini_frame_interpolation,
-    mini_frame_interpolation_long,
-    mini_frame_interpolation_varied,
-)
+from training.recipes.frame_interpolation import mini_frame_interpolation, mini_frame_interpolation_long
 from training.recipes.image_encoder import mini_image_encoder
 from training.recipes.image_to_video import (
     mini_image_to_video,
@@ -37,7 +33,6 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "mini-image-to-video-chained": mini_image_to_video_chained,
     "mini-frame-interpolation": mini_frame_interpolation,
     "mini-frame-interpolation-long": mini_frame_interpolation_long,
-    "mini-frame-interpolation-varied": mini_frame_interpolation_varied,
     "mini-multi-view-low": mini_multi_view_low,
     "mini-multi-view": mini_multi_view,
     "mini-camera-lora-horizontal": mini_camera_lora_horizontal,

@@ -1,4 +1,4 @@
-"""The mini frame interpolation: five frames, of which the first and the last are given; in three runs."""
+"""The mini frame interpolation: five frames, of which the first and the last are given; in two runs."""
 
 import dataclasses
 
@@ -41,18 +41,4 @@ def mini_frame_interpolation_long() -> DenoiserConfig:
         p_mean=2.0,
         p_std=1.6,
         window_until=1850,
-    )
-
-
-def mini_frame_interpolation_varied() -> DenoiserConfig:
-    """On from there, on more kinds of motion: backwards too, and of a virtual camera; small windows, many of them."""
-    second = mini_frame_interpolation_long()
-    return dataclasses.replace(
-        second,
-        optim=dataclasses.replace(second.optim, iterations=1000, batch=12, lr=8e-4, ema_decay=0.998, seed=22),
-        init="mini-frame-interpolation-long",
-        window_until=960,
-        window_height=64,
-        window_width=96,
-        data=dataclasses.replace(second.data, backwards=0.5, camera_clips=300, camera_share=0.35),
     )

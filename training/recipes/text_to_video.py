@@ -68,7 +68,7 @@ def mini_text_to_video() -> DenoiserConfig:
     second = mini_video()
     return dataclasses.replace(
         second,
-        optim=dataclasses.replace(second.optim, iterations=600, batch=2, lr=7e-4, ema_decay=0.997, seed=12),
+        optim=dataclasses.replace(second.optim, iterations=450, batch=2, lr=7e-4, ema_decay=0.997, seed=12),
         init="mini-video",
         height=96,
         width=160,

@@ -6,7 +6,7 @@ Legend: T frames, H, W pixels, C latent channels; h, w latent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -49,10 +49,6 @@ class Stretch:
     def vector(self, motion: MotionMap) -> tuple[float, float]:
         """fps - 1 and the motion bucket, as the network is told them."""
         return round(self.fps) - 1.0, float(motion.bucket(self.flow))
-
-    def reversed(self) -> Stretch:
-        """The same frames, the last one first."""
-        return replace(self, latents=self.latents.flip(0), index=self.index[::-1])
 
 
 def strides_of(clip: LatentClip, num_frames: int) -> list[int]:

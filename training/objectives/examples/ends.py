@@ -2,9 +2,7 @@
 
 The ends are latents as the diffusion model sees them, with noise put on the LATENTS; between them stands the learned
 mask embedding, and a binary mask says which is which (model.conditioning.ends). The context is the embedding of both
-ends. Dropout zeroes all of that and keeps the vector. What lies between two pictures lies between them the other way
-round too, so a share of clips is shown backwards; clips of a virtual camera show motion over more textures than the
-film has.
+ends. Dropout zeroes all of that and keeps the vector.
 """
 
 from __future__ import annotations
@@ -17,14 +15,13 @@ from training.config import DenoiserConfig, EndsData
 from training.data.latents import LatentClip
 from training.motion import MotionMap
 from training.objectives.batch import Batch
-from training.objectives.examples.drawing import chance, one_of, strength, stretch, strides_of
+from training.objectives.examples.drawing import chance, strength, stretch, strides_of
 
 
 class EndsExamples:
     """Draws clips in proportion to how much moves in them.
 
     Args:
-        camera: clips of a virtual camera, all alike.
         mask: [C], the learned embedding; a parameter of the network that trains.
     """
 
@@ -33,14 +30,12 @@ class EndsExamples:
         config: DenoiserConfig,
         data: EndsData,
         clips: list[LatentClip],
-        camera: list[LatentClip],
         mask: Tensor,
         scaling: float,
         motion: MotionMap,
     ) -> None:
         self.config, self.data, self.mask, self.scaling, self.motion = config, data, mask, scaling, motion
         self.clips = [c for c in clips if strides_of(c, config.num_frames)]
-        self.camera = camera
         moving = [data.still_moving + float(next(iter(c.flow.values())).mean()) for c in self.clips]
         lengths = torch.tensor([float(len(c.latents)) for c in self.clips])
         self.weights = lengths.sqrt() * torch.tensor(moving)
@@ -48,10 +43,8 @@ class EndsExamples:
     def example(self, draw: torch.Generator) -> Batch:
         """One clip."""
         data, config = self.data, self.config
-        clip = self._choose(draw)
+        clip = self.clips[int(torch.multinomial(self.weights, 1, generator=draw))]
         seen = stretch(clip, config.num_frames, draw)
-        if data.backwards and chance(draw) < data.backwards:
-            seen = seen.reversed()
         clean = seen.latents * self.scaling
         noise = strength(data.noise_aug_log_mean, data.noise_aug_log_std, draw)
         start, end = (clean[k] + noise * torch.randn(clean[k].shape, generator=draw) for k in (0, -1))
@@ -61,8 +54,3 @@ class EndsExamples:
             concat, context = torch.zeros_like(concat), torch.zeros_like(context)
         vector = torch.tensor([[*seen.vector(self.motion), noise]])
         return Batch(clean[None], concat[None], context[None], vector, (f"{clip.clip.item.id}/{seen.index}",))
-
-    def _choose(self, draw: torch.Generator) -> LatentClip:
-        if self.camera and (not self.clips or chance(draw) < self.data.camera_share):
-            return one_of(self.camera, draw)
-        return self.clips[int(torch.multinomial(self.weights, 1, generator=draw))]
