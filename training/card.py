@@ -19,7 +19,7 @@ CURVE = "training-curve.png"
 
 _TITLE = {
     "mini-image-to-video": "A still becomes 14 frames at 128 x 224. Small on purpose: it runs on a laptop, offline.",
-    "mini-text-to-video": "A sentence becomes a clip. Small on purpose: it knows camera motions and a few attributes.",
+    "mini-text-to-video": "A sentence becomes a clip. Small on purpose: it knows light and colours, and little else.",
     "mini-frame-interpolation": "Two stills become a clip that leads from one to the other. Small on purpose.",
     "mini-multi-view": "A still of an object becomes an orbit around it. Small on purpose: it knows rendered objects.",
 }
@@ -34,10 +34,10 @@ _SEEN = """It has seen one animated film and some ten photographs, in some hours
 _LIMITS = {
     "image-to-video": f"{_SEEN}\nExpect soft pictures, small and simple motion, and drift away from the picture where "
     "much motion is asked for.",
-    "text-to-video": f"{_SEEN}\nExpect soft, dreamlike pictures: words decide the camera's motion, the light and the "
-    "colours, and hardly what is in the picture.",
+    "text-to-video": f"{_SEEN}\nExpect soft, dreamlike pictures: words decide the light and the colours, hardly what "
+    "is in the picture, and how the camera moves only as far as the figures above say.",
     "frame-interpolation": f"{_SEEN}\nExpect soft frames between, and guesses where much moves.",
-    "multi-view": "It has seen rendered objects of three plain parts, on white, some hundred of them.\n"
+    "multi-view": "It has seen rendered objects of three plain parts, on white, some hundreds of them.\n"
     "Expect soft views; what is hidden in the given view is guessed, and no real object is like these.",
 }
 _PURPOSE = """It exists so that the whole system runs for real anywhere; for pictures worth showing, serve published
