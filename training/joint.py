@@ -5,6 +5,10 @@ change it nor learn from it (paper, section 3.1 and appendix D: joint training).
 indicator of zeros itself; here its blocks are handed another one, as an argument, so that recomputing a block for its
 gradient (gradient checkpointing) sees the same.
 
+Where every frame of a call is a picture, the temporal layers have no share in what comes out, and need not be computed
+(`temporal=False`). They then get no gradient in place of one of zeros, which `fill_temporal_gradients` makes good:
+weight decay and momentum heed the difference. Sharded processes must agree on who has gradients, and do not use it.
+
 Legend: B rows, T frames.
 """
 
@@ -15,6 +19,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, cast
 
+import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.models.resnet import SpatioTemporalResBlock
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
@@ -29,12 +34,24 @@ def take_pictures(unet: UNetSpatioTemporalConditionModel) -> None:
     """Let the blocks of a denoiser heed `pictures_marked`."""
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
         block.register_forward_pre_hook(_heed, with_kwargs=True)
+    for layer in _temporal_layers(unet):
+        _make_skippable(layer)
+
+
+def fill_temporal_gradients(unet: UNetSpatioTemporalConditionModel) -> None:
+    """Zeros for the gradients that temporal layers lack where no call computed them."""
+    for layer in _temporal_layers(unet):
+        for p in layer.parameters():
+            if p.requires_grad and p.grad is None:
+                p.grad = torch.zeros_like(p)
+
+
+def _temporal_layers(unet: UNetSpatioTemporalConditionModel) -> Iterator[nn.Module]:
     for module in unet.modules():
         if isinstance(module, SpatioTemporalResBlock):
-            _make_skippable(module.temporal_res_block)
+            yield module.temporal_res_block
         elif isinstance(module, TransformerSpatioTemporalModel):
-            for block in module.temporal_transformer_blocks:
-                _make_skippable(block)
+            yield from module.temporal_transformer_blocks
 
 
 def _make_skippable(layer: nn.Module) -> None:

@@ -26,7 +26,7 @@ from model.errors import InvalidRequest
 from model.presets import preset
 from model.sampling.precondition import over, precondition
 from training.config import DenoiserConfig, Denoising
-from training.joint import pictures_marked
+from training.joint import fill_temporal_gradients, pictures_marked
 from training.objectives.batch import Batch, Examples, by_kind, calls, cut
 from training.objectives.buckets import Bucketed
 from training.objectives.protocol import Pixels, backward_in_parallel, generator
@@ -104,9 +104,13 @@ class DenoiseObjective:
 
     def backward(self, step: int) -> dict[str, float]:
         """The gradients of iteration `step`: the mean error of its rows over all processes."""
-        pieces = [partial(self._share, batch, *self.noise(batch, step)) for batch in self._calls(step)]
+        batches = self._calls(step)
+        pieces = [partial(self._share, batch, *self.noise(batch, step)) for batch in batches]
         if self._alone:
-            return {"loss": backward_in_parallel(pieces)}
+            summed = backward_in_parallel(pieces)
+            if any(self._skips(batch) for batch in batches):
+                fill_temporal_gradients(self.unet)
+            return {"loss": summed}
         mine = 0.0
         for piece in pieces:
             loss = piece()
@@ -121,6 +125,10 @@ class DenoiseObjective:
         runtime = self.config.runtime
         plain = runtime.accumulate == 1 and runtime.sharding == "none" and self.processes == 1
         return plain and self.unet.device.type == "cpu"
+
+    def _skips(self, batch: Batch) -> bool:
+        """Whether the temporal layers are not computed: gradient checkpointing would not know it when it recomputes."""
+        return batch.pictures and self._alone and not self.config.runtime.checkpointing
 
     def _calls(self, step: int) -> list[Batch]:
         rows, runtime = self.rows(step), self.config.runtime
@@ -166,7 +174,7 @@ class DenoiseObjective:
                 batch.to(device),
                 sigma.to(device),
                 noise.to(device),
-                skip_temporal=batch.pictures and self._alone and not self.config.runtime.checkpointing,
+                skip_temporal=self._skips(batch),
             )
         return errors.mean() * batch.rows / self.config.optim.batch
 

@@ -8,7 +8,7 @@ import torch
 from model.presets import preset
 from model.tasks import task
 from model.unet import build_unet
-from training.joint import pictures_marked, take_pictures
+from training.joint import fill_temporal_gradients, pictures_marked, take_pictures
 
 
 def test_a_picture_does_not_depend_on_its_neighbours_nor_on_temporal_layers() -> None:
@@ -48,16 +48,22 @@ def test_temporal_layers_learn_nothing_from_pictures_and_need_not_be_computed() 
     x, tokens = torch.randn(2, 1, 4, 8, 8), torch.randn(2, 5, 32)
     made: list[torch.Tensor] = []
     gradients: list[dict[str, torch.Tensor]] = []
+    had: list[set[str]] = []
     for temporal in (True, False):
-        unet.zero_grad()
+        unet.zero_grad(set_to_none=True)
         with pictures_marked(torch.ones(2, 1), temporal=temporal):
             out = unet(
                 x, torch.tensor([0.1, 0.2]), encoder_hidden_states=tokens, added_time_ids=torch.ones(2, 2)
             ).sample
         out.square().mean().backward()
+        if not temporal:
+            assert any(p.grad is None for name, p in unet.named_parameters() if "temporal" in name)
+            fill_temporal_gradients(unet)
         made.append(out.detach())
         grads = {name: p.grad for name, p in unet.named_parameters() if p.grad is not None and p.grad.any()}
         gradients.append({name: grad.clone() for name, grad in grads.items()})
+        had.append({name for name, p in unet.named_parameters() if p.grad is not None})
+    assert had[0] == had[1], "an optimizer sees the same parameters"
     full, skipped = gradients
     assert full and not [name for name in full if "temporal" in name]
     assert torch.equal(made[0], made[1]) and full.keys() == skipped.keys()
