@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from model.errors import InvalidRequest
-from training.config import with_overrides
+from training.config import DenoiserConfig, PromptedData, with_overrides
 from training.recipes import RECIPES
 from training.recipes.image_to_video import mini_image_to_video
 from training.recipes.text_to_video import mini_text_to_video
@@ -21,7 +21,9 @@ def test_overrides_reach_every_kind_of_setting() -> None:
 
 
 def test_a_pair_is_two_numbers() -> None:
-    assert with_overrides(mini_text_to_video(), ["data.pan_travel=0.2,0.5"]).data.pan_travel == (0.2, 0.5)  # type: ignore[union-attr]
+    changed = with_overrides(mini_text_to_video(), ["data.pan_travel=0.2,0.5"])
+    assert isinstance(changed, DenoiserConfig) and isinstance(changed.data, PromptedData)
+    assert changed.data.pan_travel == (0.2, 0.5)
     with pytest.raises(InvalidRequest, match="pan_travel"):
         with_overrides(mini_text_to_video(), ["data.pan_travel=0.2"])
 
