@@ -14,7 +14,8 @@ INPUTS := pyproject.toml constraints.txt client/pyproject.toml
 # Two threads suit one clip; tests run many small things, where more threads only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 MINI_ROAD := mini-vae mini-image-encoder mini-image-to-video mini-image-to-video-long \
-	mini-image mini-video mini-text-to-video mini-frame-interpolation \
+	mini-image mini-video mini-video-small mini-video-left mini-video-pans mini-video-zooms \
+	mini-video-zoom-in mini-video-zoom-in-on mini-video-words mini-text-to-video mini-frame-interpolation \
 	mini-frame-interpolation-long mini-multi-view-low mini-multi-view
 SPREAD := -n auto --maxprocesses 4 --dist loadfile
 

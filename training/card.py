@@ -19,7 +19,7 @@ CURVE = "training-curve.png"
 
 _TITLE = {
     "mini-image-to-video": "A still becomes 14 frames at 128 x 224. Small on purpose: it runs on a laptop, offline.",
-    "mini-text-to-video": "A sentence becomes a clip. Small on purpose: it knows light and colours, and little else.",
+    "mini-text-to-video": "A sentence becomes a clip of 64 x 128. Small on purpose: it knows light, colours and moves.",
     "mini-frame-interpolation": "Two stills become a clip that leads from one to the other. Small on purpose.",
     "mini-multi-view": "A still of an object becomes an orbit around it. Small on purpose: it knows rendered objects.",
 }
@@ -29,13 +29,17 @@ other work, the configs below. The first three of the runs were interrupted and 
 first denoiser run's schedule was laid out for 2,200 iterations instead of 1,700; so running the recipes again gives a
 checkpoint like this one, not the same bits. The long run began from the first one's averaged weights and was not
 interrupted.""",
+    "mini-text-to-video": """Seed, learning rates and all else are in the recipes. As run, on two CPU cores shared with
+other work, the configs below. `mini-video-small` was laid out for 6,000 iterations and left after 400, before its
+learning rate fell, which its recipe now says; from there on each run began from the float16 checkpoint of the one
+before. Runs between them that came to nothing are not listed: docs/adr/0011 tells of them.""",
 }
 _SEEN = """It has seen one animated film and some ten photographs, in some hours of two shared CPU cores."""
 _LIMITS = {
     "image-to-video": f"{_SEEN}\nExpect soft pictures, small and simple motion, and drift away from the picture where "
     "much motion is asked for.",
-    "text-to-video": f"{_SEEN}\nExpect soft, dreamlike pictures: words decide the light and the colours, hardly what "
-    "is in the picture, and how the camera moves only as far as the figures above say.",
+    "text-to-video": f"{_SEEN}\nExpect small, dreamlike pictures: words decide the light, the colours and how the "
+    "camera moves, hardly what is in the picture.",
     "frame-interpolation": f"{_SEEN}\nExpect soft frames between, and guesses where much moves.",
     "multi-view": "It has seen rendered objects of three plain parts, on white, some hundreds of them.\n"
     "Expect soft views; what is hidden in the given view is guessed, and no real object is like these.",

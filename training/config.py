@@ -163,12 +163,13 @@ class PromptedData:
 
     Args:
         keep_every, strides: as in FilmData.
-        camera_clips: how many clips of a virtual camera there are; the five motions take turns.
+        camera_clips: how many clips of a virtual camera there are; the motions take turns.
         film_share: share of the iterations' clips that are film, the rest are of the camera.
         image_share: share of rows that are independent pictures in place of a clip (joint training; 1: pictures only).
         motion_alone, motion_untold: shares of captions that are only the motion's name, or lack it; the rest have both.
         bucket_untold: share of clips whose motion bucket is told as the middle of the scale, so that the prompt rules.
         pan_travel: least and greatest way of a panning camera, in heights of what it sees.
+        motions: which of the camera's motions there are.
     """
 
     keep_every: int
@@ -180,6 +181,7 @@ class PromptedData:
     motion_untold: float
     bucket_untold: float
     pan_travel: tuple[float, float] = (0.3, 1.0)
+    motions: tuple[str, ...] = ("pan left", "pan right", "zoom in", "zoom out", "still")
 
 
 @dataclass(frozen=True, slots=True)

@@ -259,6 +259,7 @@ class _Footage:
                 count=wanted.camera_clips,
                 frames=config.num_frames,
                 seed=0,
+                motions=wanted.motions,
                 pan_travel=wanted.pan_travel,
             )
             latents = self.encoded([clip for clip, _ in made], wanted.strides)

@@ -105,7 +105,8 @@ def checked(folder: Path, task: str, params: dict[str, object], pictures: list[s
 def test_pictures_then_clips_then_prompts(road: tuple[Path, Path]) -> None:
     run("mini-image", *road, PROMPTED, False, quiet)
     run("mini-video", *road, [*PROMPTED, "init=mini-image", "data.image_share=0.5"], False, quiet)
-    run("mini-text-to-video", *road, [*PROMPTED, "init=mini-video"], False, quiet)
+    run("mini-text-to-video", *road, [*PROMPTED, "init=mini-video", "data.motions=pan left,still"], False, quiet)
+    assert list((road[1] / "cache").glob("camera-pan_left-still*")), "the motions asked for, and they alone"
     folder = road[1] / "mini-text-to-video" / "checkpoint"
     assert checked(folder, "text-to-video", {"prompt": "pan left"}, []).shape == (6, 64, 128, 3)
     runs = json.loads((folder / "stillmotion.json").read_text())["runs"]

@@ -11,6 +11,15 @@ from training.recipes.camera_lora import (
     mini_camera_lora_static,
     mini_camera_lora_zoom,
 )
+from training.recipes.camera_words import (
+    mini_video_left,
+    mini_video_pans,
+    mini_video_small,
+    mini_video_words,
+    mini_video_zoom_in,
+    mini_video_zoom_in_on,
+    mini_video_zooms,
+)
 from training.recipes.frame_interpolation import mini_frame_interpolation, mini_frame_interpolation_long
 from training.recipes.image_encoder import mini_image_encoder
 from training.recipes.image_to_video import (
@@ -29,6 +38,13 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "mini-image-to-video-long": mini_image_to_video_long,
     "mini-image": mini_image,
     "mini-video": mini_video,
+    "mini-video-small": mini_video_small,
+    "mini-video-left": mini_video_left,
+    "mini-video-pans": mini_video_pans,
+    "mini-video-zooms": mini_video_zooms,
+    "mini-video-zoom-in": mini_video_zoom_in,
+    "mini-video-zoom-in-on": mini_video_zoom_in_on,
+    "mini-video-words": mini_video_words,
     "mini-text-to-video": mini_text_to_video,
     "mini-image-to-video-chained": mini_image_to_video_chained,
     "mini-frame-interpolation": mini_frame_interpolation,

@@ -64,25 +64,30 @@ def mini_video() -> DenoiserConfig:
 
 
 def mini_text_to_video() -> DenoiserConfig:
-    """Stage III: larger frames, at higher noise; clips whose motion is known, and is told."""
+    """Stage III: the words for motions learned (training.recipes.camera_words), small clips, all told."""
     second = mini_video()
     return dataclasses.replace(
         second,
-        optim=dataclasses.replace(second.optim, iterations=450, batch=2, lr=7e-4, ema_decay=0.997, seed=12),
-        init="mini-video",
-        height=96,
-        width=160,
-        window_height=96,
-        window_width=160,
-        p_mean=0.9,
-        p_std=1.6,
+        optim=dataclasses.replace(
+            second.optim,
+            iterations=960,
+            lr=3e-3,
+            warmup=10,
+            final_lr_share=0.03,
+            ema_decay=0.995,
+            seed=59,
+            checkpoint_every=60,
+        ),
+        init="mini-video-words",
+        p_mean=1.4,
+        p_std=1.3,
         data=dataclasses.replace(
             JOINT,
-            camera_clips=480,
-            image_share=0.0,
             film_share=0.05,
+            image_share=0.0,
+            motion_alone=0.3,
             motion_untold=0.0,
-            bucket_untold=0.7,
-            pan_travel=(0.3, 0.45),
+            bucket_untold=1.0,
+            pan_travel=(0.5, 0.5),
         ),
     )

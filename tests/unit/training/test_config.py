@@ -6,6 +6,7 @@ import pytest
 
 from model.errors import InvalidRequest
 from training.config import DenoiserConfig, PromptedData, with_overrides
+from training.data.camera import MOTIONS
 from training.recipes import RECIPES
 from training.recipes.image_to_video import mini_image_to_video
 from training.recipes.text_to_video import mini_text_to_video
@@ -26,6 +27,20 @@ def test_a_pair_is_two_numbers() -> None:
     assert changed.data.pan_travel == (0.2, 0.5)
     with pytest.raises(InvalidRequest, match="pan_travel"):
         with_overrides(mini_text_to_video(), ["data.pan_travel=0.2"])
+
+
+def test_the_words_for_motions_are_a_chain_that_ends_with_all_of_them() -> None:
+    """From mini-video to mini-text-to-video by `init`; what was learned once is in what follows the next."""
+    name, passed = "mini-text-to-video", []
+    while name != "mini-video":
+        passed.append(name)
+        config = RECIPES[name]()
+        assert isinstance(config, DenoiserConfig)
+        name = config.init
+    assert passed[-1] == "mini-video-small" and len(passed) == 8
+    asked = [data.motions for data in (getattr(RECIPES[name](), "data", None) for name in passed) if data]
+    assert set(asked[0]) == set(MOTIONS) and asked[-2] == ("pan left", "still")
+    assert set().union(*asked) <= set(MOTIONS)
 
 
 @pytest.mark.parametrize(
