@@ -20,6 +20,7 @@ WORDS = dataclasses.replace(
     bucket_untold=1.0,
     pan_travel=(0.5, 0.5),
 )
+ONE_ZOOM = ("zoom in", "zoom in", "zoom in", "pan left", "pan right")
 
 
 def mini_video_small() -> DenoiserConfig:
@@ -45,7 +46,9 @@ def mini_video_left() -> DenoiserConfig:
     optim = dataclasses.replace(
         before.optim, warmup=10, final_lr_share=0.5, ema_decay=0.99, seed=50, checkpoint_every=50
     )
-    data = dataclasses.replace(before.data, camera_clips=480, motions=("pan left", "still"))
+    data = dataclasses.replace(
+        WORDS, camera_clips=480, film_share=0.03, motion_alone=0.4, motions=("pan left", "still")
+    )
     return dataclasses.replace(before, optim=optim, init="mini-video-small", data=data)
 
 
@@ -70,8 +73,7 @@ def mini_video_zoom_in() -> DenoiserConfig:
     """One zoom, beside the pans."""
     before = mini_video_zooms()
     optim = dataclasses.replace(before.optim, iterations=250, final_lr_share=0.6, seed=54)
-    motions = ("zoom in", "zoom in", "zoom in", "pan left", "pan right")
-    data = dataclasses.replace(WORDS, camera_clips=500, motion_alone=0.7, motions=motions)
+    data = dataclasses.replace(WORDS, camera_clips=500, motion_alone=0.7, motions=ONE_ZOOM)
     return dataclasses.replace(before, optim=optim, init="mini-video-zooms", data=data)
 
 
@@ -79,7 +81,7 @@ def mini_video_zoom_in_on() -> DenoiserConfig:
     """On with it, until it is as sure as the pans."""
     before = mini_video_zoom_in()
     optim = dataclasses.replace(before.optim, iterations=300, lr=4e-3, final_lr_share=0.8, seed=57)
-    data = dataclasses.replace(before.data, motion_alone=0.8)
+    data = dataclasses.replace(WORDS, camera_clips=500, motions=ONE_ZOOM)
     return dataclasses.replace(before, optim=optim, init="mini-video-zoom-in", data=data)
 
 
@@ -88,5 +90,5 @@ def mini_video_words() -> DenoiserConfig:
     before = mini_video_zoom_in_on()
     optim = dataclasses.replace(before.optim, iterations=330, final_lr_share=0.5, seed=58)
     motions = ("zoom in", "zoom out", "zoom in", "zoom out", "pan left", "pan right", "still")
-    data = dataclasses.replace(before.data, camera_clips=700, motions=motions)
+    data = dataclasses.replace(WORDS, camera_clips=700, motions=motions)
     return dataclasses.replace(before, optim=optim, init="mini-video-zoom-in-on", data=data)
