@@ -31,8 +31,9 @@ checkpoint like this one, not the same bits. The long run began from the first o
 interrupted.""",
     "mini-text-to-video": """Seed, learning rates and all else are in the recipes. As run, on two CPU cores shared with
 other work, the configs below. `mini-video-small` was laid out for 6,000 iterations and left after 400, before its
-learning rate fell, which its recipe now says; from there on each run began from the float16 checkpoint of the one
-before. Runs between them that came to nothing are not listed: docs/adr/0011 tells of them.""",
+learning rate fell, which its recipe now says: to run it again, leave out its two settings of `optim`. From there on
+each run began from the float16 checkpoint of the one before. Runs between them that came to nothing are not listed:
+docs/adr/0011 tells of them.""",
 }
 _SEEN = """It has seen one animated film and some ten photographs, in some hours of two shared CPU cores."""
 _LIMITS = {

@@ -9,17 +9,8 @@ one speed a motion, and in many captions by the name of the motion alone.
 import dataclasses
 
 from training.config import DenoiserConfig
-from training.recipes.text_to_video import JOINT, mini_video
+from training.recipes.text_to_video import WORDS, mini_video
 
-WORDS = dataclasses.replace(
-    JOINT,
-    film_share=0.0,
-    image_share=0.0,
-    motion_alone=0.8,
-    motion_untold=0.0,
-    bucket_untold=1.0,
-    pan_travel=(0.5, 0.5),
-)
 ONE_ZOOM = ("zoom in", "zoom in", "zoom in", "pan left", "pan right")
 
 

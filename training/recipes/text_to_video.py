@@ -20,6 +20,15 @@ PICTURES = PromptedData(
     bucket_untold=0.5,
 )
 JOINT = dataclasses.replace(PICTURES, film_share=0.2, image_share=0.1, motion_alone=0.2, motion_untold=0.1)
+WORDS = dataclasses.replace(
+    PICTURES,
+    film_share=0.0,
+    image_share=0.0,
+    motion_alone=0.8,
+    motion_untold=0.0,
+    bucket_untold=1.0,
+    pan_travel=(0.5, 0.5),
+)
 
 
 def mini_image() -> DenoiserConfig:
@@ -81,13 +90,5 @@ def mini_text_to_video() -> DenoiserConfig:
         init="mini-video-words",
         p_mean=1.4,
         p_std=1.3,
-        data=dataclasses.replace(
-            JOINT,
-            film_share=0.05,
-            image_share=0.0,
-            motion_alone=0.3,
-            motion_untold=0.0,
-            bucket_untold=1.0,
-            pan_travel=(0.5, 0.5),
-        ),
+        data=dataclasses.replace(WORDS, film_share=0.05, motion_alone=0.3),
     )

@@ -6,10 +6,10 @@ import pytest
 
 from model.errors import InvalidRequest
 from training.config import DenoiserConfig, PromptedData, with_overrides
-from training.data.camera import MOTIONS
+from training.data.camera import MOTIONS, PAN_TRAVEL
 from training.recipes import RECIPES
 from training.recipes.image_to_video import mini_image_to_video
-from training.recipes.text_to_video import mini_text_to_video
+from training.recipes.text_to_video import PICTURES, mini_text_to_video
 
 
 def test_overrides_reach_every_kind_of_setting() -> None:
@@ -39,7 +39,9 @@ def test_the_words_for_motions_are_a_chain_that_ends_with_all_of_them() -> None:
         name = config.init
     assert passed[-1] == "mini-video-small" and len(passed) == 8
     asked = [data.motions for data in (getattr(RECIPES[name](), "data", None) for name in passed) if data]
-    assert set(asked[0]) == set(MOTIONS) and asked[-2] == ("pan left", "still")
+    assert (PICTURES.motions, PICTURES.pan_travel) == (MOTIONS, PAN_TRAVEL), "the defaults are what there is"
+    assert asked[0] == MOTIONS
+    assert asked[-2] == ("pan left", "still")
     assert set().union(*asked) <= set(MOTIONS)
 
 
