@@ -16,7 +16,8 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 MINI_ROAD := mini-vae mini-image-encoder mini-image-to-video mini-image-to-video-long \
 	mini-image mini-video mini-video-small mini-video-left mini-video-pans mini-video-zooms \
 	mini-video-zoom-in mini-video-zoom-in-on mini-video-words mini-text-to-video mini-frame-interpolation \
-	mini-frame-interpolation-long mini-multi-view-low mini-multi-view
+	mini-frame-interpolation-long mini-multi-view-low mini-multi-view-first mini-multi-view-slow \
+	mini-multi-view-shapes mini-multi-view-shapes-on mini-decoder-orbits mini-multi-view
 SPREAD := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup demo check format test test-full train-mini clean
@@ -54,7 +55,7 @@ train-mini: $(VENV)/.ready-dev ## train every mini checkpoint, in the paper's or
 	@set -e; for recipe in $(MINI_ROAD); do \
 		test -d runs/$$recipe/checkpoint && continue; \
 		resume=$$(test -f runs/$$recipe/state.pt && echo --resume || true); \
-		case $$recipe in mini-multi-view*) data=data/multi-view;; mini-frame-interpolation-long) data=data/film;; \
+		case $$recipe in mini-multi-view* | mini-decoder-orbits) data=data/multi-view;; mini-frame-interpolation-long) data=data/film;; \
 			*) data=data/starter;; esac; \
 		$(BIN)/stillmotion train $$recipe --data $$data --out runs $$resume; \
 	done

@@ -34,6 +34,10 @@ other work, the configs below. `mini-video-small` was laid out for 6,000 iterati
 learning rate fell, which its recipe now says: to run it again, leave out its two settings of `optim`. From there on
 each run began from the float16 checkpoint of the one before. Runs between them that came to nothing are not listed:
 docs/adr/0011 tells of them.""",
+    "mini-multi-view": """Seed, learning rates and all else are in the recipes. As run, on two CPU cores shared with
+other work, the configs below; each run began from the float16 checkpoint of the one before. `mini-multi-view` read the
+latents of the autoencoder that `mini-decoder-orbits` began from, whose encoder is the same, bit for bit; until its
+iteration 400 its schedule was laid out for 2,500 iterations.""",
 }
 _SEEN = """It has seen one animated film and some ten photographs, in some hours of two shared CPU cores."""
 _LIMITS = {
@@ -43,7 +47,8 @@ _LIMITS = {
     "camera moves, hardly what is in the picture.",
     "frame-interpolation": f"{_SEEN}\nExpect soft frames between, and guesses where much moves.",
     "multi-view": "It has seen rendered objects of three plain parts, on white, some hundreds of them.\n"
-    "Expect soft views; what is hidden in the given view is guessed, and no real object is like these.",
+    "Expect shapes that drift as they turn; what is hidden in the given view is guessed, and no real object is like "
+    "these.",
 }
 _PURPOSE = """It exists so that the whole system runs for real anywhere; for pictures worth showing, serve published
 weights with the same code."""
@@ -96,7 +101,8 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
         _TITLE.get(entry.name, entry.task.name),
         "Weights: Apache-2.0 code, trained on the openly licensed works below; keep their attribution.",
         "## Figures",
-        f"From `stillmotion eval {entry.name}{_limit(figures)} --card`, on held-out data only.\n"
+        f"From `stillmotion eval {entry.name} --data data/{_held_out(entry)}{_limit(figures)} --card`, on held-out "
+        "data only.\n"
         f"Protocol {figures['protocol_hash']}: figures with another one do not compare.",
         f"Settings: {json.dumps(figures['settings'])}. How each is taken: `protocol` in {FIGURES}.",
         _figure_table(figures["figures"]),
@@ -134,6 +140,10 @@ def _costs(path: Path) -> list[str]:
     head = ["| option | against | times faster | worst PSNR, dB | median |", "|---|---|---|---|---|"]
     said = f"Off by default. From `python -m benchmarks.one_video --json FILE`, {told['pictures']} pictures, on a CPU."
     return ["## What options cost", said, "\n".join(head + rows)]
+
+
+def _held_out(entry: ModelEntry) -> str:
+    return "multi-view" if entry.task.name == "multi-view" else "starter"
 
 
 def _limit(figures: dict[str, Any]) -> str:

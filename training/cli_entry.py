@@ -17,7 +17,8 @@ from torch import nn
 from model.errors import DataError, InvalidRequest
 from model.heap import keep_freed_memory
 from model.presets import preset
-from training.config import Config, DenoiserConfig, LoraConfig, VAEConfig, with_overrides
+from training.config import Config, DecoderConfig, DenoiserConfig, LoraConfig, VAEConfig, with_overrides
+from training.data import orbits
 from training.data.frames import load_clips
 from training.data.left_out import LeftOut
 from training.data.shards import dataset_identity
@@ -127,6 +128,8 @@ def build_objective(config: Config, data: Path, folder: Path, report: Report, le
         return DenoiseObjective(config, network, examples, lambda latents: decode(vae, latents, 7))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InvalidRequest("only denoisers train in several processes; start this recipe in one", param="recipe")
+    if isinstance(config, DecoderConfig):
+        return _decoder_objective(config, data, out, report, left_out)
     items = training_items(data, left_out)
     size = (128, 224)
     clips = load_clips(data, items, cache, *size, report, left_out)
@@ -139,6 +142,18 @@ def build_objective(config: Config, data: Path, folder: Path, report: Report, le
     towers = ContrastiveObjective(config, clips)
     towers.tokenizer.save_pretrained(folder / "tokenizer")
     return towers
+
+
+def _decoder_objective(config: DecoderConfig, data: Path, out: Path, report: Report, left_out: LeftOut) -> Objective:
+    """The objective of a decoder's run: on orbits, or on footage at the mini size."""
+    from training.frozen import frozen_vae
+    from training.objectives.decoder import DecoderObjective
+
+    vae = frozen_vae(find(config.vae, out, "vae"), preset(config.preset))
+    if dataset_identity(data)["name"] == orbits.NAME:
+        return DecoderObjective(config, vae, [orbit.clip for orbit in orbits.load_orbits(data, "train", left_out)])
+    items = training_items(data, left_out)
+    return DecoderObjective(config, vae, load_clips(data, items, out / "cache", 128, 224, report, left_out))
 
 
 def _lora_objective(config: LoraConfig, data: Path, folder: Path, report: Report, left_out: LeftOut) -> Objective:

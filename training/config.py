@@ -123,6 +123,25 @@ class VAEConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """A decoder fitted to a kind of picture (see training.objectives.decoder).
+
+    Args:
+        vae: the autoencoder it begins from, a run or published weights.
+        crop, frames, latent_noise, gradient_weight, most_unreadable: as in VAEConfig; `optim.batch` clips an iteration.
+    """
+
+    preset: str
+    optim: Optim
+    vae: str
+    crop: int
+    frames: int
+    latent_noise: float
+    gradient_weight: float
+    most_unreadable: float = MOST_UNREADABLE
+
+
+@dataclass(frozen=True, slots=True)
 class ImageEncoderConfig:
     """Contrastive training of the image and text towers (see training.objectives.contrastive).
 
@@ -329,7 +348,7 @@ class LoraConfig:
 
 Denoising = DenoiserConfig | LoraConfig
 """What trains on the denoising objective."""
-Config = VAEConfig | ImageEncoderConfig | Denoising
+Config = VAEConfig | DecoderConfig | ImageEncoderConfig | Denoising
 
 
 def completed(config: Any, saved: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from training.frozen import frozen_text, frozen_vae, frozen_vision, trained_towe
 from training.motion import MotionMap
 from training.named import find, is_run, place, version_of
 from training.runs import averaged, run_config
+from training.shared import split
 from training.starts import Denoiser, empty_network, unet_of
 
 
@@ -54,7 +55,7 @@ PREFERRED: dict[str, dict[str, Any]] = {
     "image-to-video": {},
     "text-to-video": {"min_guidance_scale": 4.0, "max_guidance_scale": 4.0, "num_inference_steps": 12},
     "frame-interpolation": {"min_guidance_scale": 1.0, "max_guidance_scale": 1.0, "num_inference_steps": 2},
-    "multi-view": {"min_guidance_scale": 1.0, "max_guidance_scale": 1.5, "num_inference_steps": 8, "elevation": 10.0},
+    "multi-view": {"min_guidance_scale": 2.0, "max_guidance_scale": 4.0, "num_inference_steps": 12, "elevation": 10.0},
 }
 """What a mini checkpoint of a task prefers; DEFAULTS fills the rest."""
 
@@ -100,6 +101,7 @@ def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: d
         noise=size.noise,
         sidecar=sidecar,
     )
+    split(folder / "vae")
     plot_curves(folders, folder / CURVE)
     if "init" in published and (published["init"] / CURVE).exists():
         _put_above(published["init"] / CURVE, folder / CURVE)

@@ -139,7 +139,8 @@ def test_multi_view_learns_from_rendered_orbits(road: tuple[Path, Path], tmp_pat
     pytest.importorskip("pybullet")
     prepare(tmp_path / "orbits", objects=1)
     run("mini-multi-view-low", tmp_path / "orbits", road[1], ORBITS, False, quiet)
-    whole = [setting for setting in ORBITS if not setting.startswith("init=")]
+    run("mini-decoder-orbits", tmp_path / "orbits", road[1], [*SMALL, "optim.batch=1"], False, quiet)
+    whole = [setting for setting in ORBITS if not setting.startswith("init=")] + ["init=mini-multi-view-low"]
     run("mini-multi-view", tmp_path / "orbits", road[1], whole, False, quiet)
     folder = road[1] / "mini-multi-view" / "checkpoint"
     assert checked(folder, "multi-view", {"elevation": 20.0}, ["red"]).shape == (21, 128, 128, 3)
@@ -168,7 +169,7 @@ def test_the_card_holds_the_figures_the_licences_and_the_curves(road: tuple[Path
         "protocol_hash": "abc123",
     }
     text = write_card(entry, figures).read_text()
-    assert "stillmotion eval mini-image-to-video --limit 7 --card" in text
+    assert "stillmotion eval mini-image-to-video --data data/starter --limit 7 --card" in text
     assert "abc123" in text
     assert "| frechet / model | 1.25 |" in text
     assert "Blender Foundation" in text and "CC-BY-3.0" in text

@@ -14,7 +14,9 @@ from typing import Any, cast
 
 import av
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from model.errors import DataError
 from training.data.left_out import LeftOut
@@ -176,3 +178,23 @@ def thinned(clip: Clip, keep_every: int) -> Clip:
     name = f"{item.id}-by{keep_every}"
     thin = dataclasses.replace(item, id=name, fps=item.fps / keep_every, num_frames=len(frames))
     return Clip(thin, frames)
+
+
+def crops(clips: list[Clip], count: int, frames: int, side: int, draw: torch.Generator) -> Tensor:
+    """`count` square crops of `frames` consecutive frames, mirrored at random.
+
+    Longer clips are drawn more often, as they show more; one too short is not drawn.
+
+    Returns:
+        [count * frames, 3, side, side] in [-1, 1].
+    """
+    lengths = torch.tensor([len(clip.frames) for clip in clips], dtype=torch.float64)
+    weights = torch.where(lengths >= frames, lengths.clamp(min=24.0), 0.0)
+    out: list[Tensor] = []
+    for index in torch.multinomial(weights, count, replacement=True, generator=draw).tolist():
+        array = clips[index].frames
+        room = (array.shape[0] - frames, array.shape[1] - side, array.shape[2] - side)
+        t, y, x = (int(torch.randint(0, size + 1, (), generator=draw)) for size in room)
+        crop = torch.from_numpy(array[t : t + frames, y : y + side, x : x + side].copy())
+        out.append(crop.flip(2) if torch.rand((), generator=draw) < 0.5 else crop)
+    return torch.cat(out).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)

@@ -32,6 +32,8 @@ from training.data.starter import Item
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Report = Callable[[str, int, int], None]
 
+NAME = "stillmotion-orbits"
+"""The dataset's, in its manifest."""
 VIEWS, SIDE = 21, 128
 OBJECT_STRIDE = 8
 PARTS = 3
@@ -114,7 +116,7 @@ def prepare(out: Path, objects: int, seed: int = 0, report: Report = lambda *_: 
     lines = "".join(json.dumps(asdict(item)) + "\n" for item in items)
     _write(out / "items.jsonl", lines)
     described = {
-        "name": "stillmotion-orbits",
+        "name": NAME,
         "seed": seed,
         "items_sha256": hashlib.sha256(lines.encode()).hexdigest(),
         "split": f"every {OBJECT_STRIDE}th object held out; its meshes are numbers {HELD_OUT_MESHES} to {MESHES - 1}",
@@ -146,7 +148,7 @@ def load_orbits(folder: Path, split: str, left_out: LeftOut | None = None, side:
         raise DataError(f"orbits are {SIDE} x {SIDE} pixels; they cannot be averaged down to {side}")
     manifest, lines = folder / "manifest.json", folder / "items.jsonl"
     told = json.loads(manifest.read_text()) if manifest.exists() and lines.exists() else {}
-    if told.get("name") != "stillmotion-orbits":
+    if told.get("name") != NAME:
         raise DataError(f"{folder} holds no orbits: make them with `stillmotion data multi-view --out {folder}`")
     text = lines.read_text()
     if told["items_sha256"] != hashlib.sha256(text.encode()).hexdigest():

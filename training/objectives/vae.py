@@ -26,7 +26,7 @@ from model.presets import preset
 from model.rewrites import temporal_convolutions, without_branch
 from model.vae import build_vae
 from training.config import VAEConfig
-from training.data.frames import Clip
+from training.data.frames import Clip, crops
 from training.initialise import anchor, zero_branches
 from training.objectives.protocol import Pixels, backward_of, generator
 
@@ -94,7 +94,6 @@ class VAEObjective:
     def __init__(self, config: VAEConfig, clips: list[Clip]) -> None:
         self.config = config
         self.clips = clips
-        self.lengths = torch.tensor([len(clip.frames) for clip in clips], dtype=torch.float64)
         torch.manual_seed(config.optim.seed)
         self.vae = build_vae(preset(config.preset))
         prepare(self.vae)
@@ -123,17 +122,7 @@ class VAEObjective:
 
     def crops(self, step: int, count: int, frames: int) -> Tensor:
         """`count` crops of `frames` consecutive frames, [count * frames, 3, H, W] in [-1, 1], mirrored at random."""
-        draw, side = generator(self.config.optim.seed, step), self.config.crop
-        weights = torch.where(self.lengths >= frames, self.lengths.clamp(min=24.0), 0.0)
-        chosen = torch.multinomial(weights, count, replacement=True, generator=draw).tolist()
-        out: list[Tensor] = []
-        for index in chosen:
-            array = self.clips[index].frames
-            room = (array.shape[0] - frames, array.shape[1] - side, array.shape[2] - side)
-            t, y, x = (int(torch.randint(0, size + 1, (), generator=draw)) for size in room)
-            crop = torch.from_numpy(array[t : t + frames, y : y + side, x : x + side].copy())
-            out.append(crop.flip(2) if torch.rand((), generator=draw) < 0.5 else crop)
-        return torch.cat(out).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        return crops(self.clips, count, frames, self.config.crop, generator(self.config.optim.seed, step))
 
     def names(self, step: int) -> list[str]:
         """The clips that crops are drawn from."""

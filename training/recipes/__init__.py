@@ -27,9 +27,16 @@ from training.recipes.image_to_video import (
     mini_image_to_video_chained,
     mini_image_to_video_long,
 )
-from training.recipes.multi_view import mini_multi_view, mini_multi_view_low
+from training.recipes.multi_view import (
+    mini_multi_view,
+    mini_multi_view_first,
+    mini_multi_view_low,
+    mini_multi_view_shapes,
+    mini_multi_view_shapes_on,
+    mini_multi_view_slow,
+)
 from training.recipes.text_to_video import mini_image, mini_text_to_video, mini_video
-from training.recipes.vae import mini_vae
+from training.recipes.vae import mini_decoder_orbits, mini_vae
 
 RECIPES: dict[str, Callable[[], Config]] = {
     "mini-vae": mini_vae,
@@ -49,7 +56,12 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "mini-image-to-video-chained": mini_image_to_video_chained,
     "mini-frame-interpolation": mini_frame_interpolation,
     "mini-frame-interpolation-long": mini_frame_interpolation_long,
+    "mini-decoder-orbits": mini_decoder_orbits,
     "mini-multi-view-low": mini_multi_view_low,
+    "mini-multi-view-first": mini_multi_view_first,
+    "mini-multi-view-slow": mini_multi_view_slow,
+    "mini-multi-view-shapes": mini_multi_view_shapes,
+    "mini-multi-view-shapes-on": mini_multi_view_shapes_on,
     "mini-multi-view": mini_multi_view,
     "mini-camera-lora-horizontal": mini_camera_lora_horizontal,
     "mini-camera-lora-zoom": mini_camera_lora_zoom,

@@ -1,6 +1,6 @@
-"""The mini autoencoder: 16 latent channels at stride 8, trained on the starter dataset's crops."""
+"""The mini autoencoder: 16 latent channels at stride 8, trained on the starter dataset; a decoder for orbits."""
 
-from training.config import Optim, VAEConfig
+from training.config import DecoderConfig, Optim, VAEConfig
 
 
 def mini_vae() -> VAEConfig:
@@ -30,5 +30,32 @@ def mini_vae() -> VAEConfig:
         latent_noise=0.05,
         target_weight=0.3,
         whitening=0.75,
+        gradient_weight=0.5,
+    )
+
+
+def mini_decoder_orbits() -> DecoderConfig:
+    """The autoencoder's decoder, fitted to rendered orbits (`stillmotion data multi-view`)."""
+    return DecoderConfig(
+        preset="mini",
+        optim=Optim(
+            iterations=1000,
+            batch=4,
+            lr=2e-3,
+            warmup=40,
+            final_lr_share=0.02,
+            beta2=0.99,
+            weight_decay=0.0,
+            clip_norm=1.0,
+            ema_decay=0.99,
+            seed=40,
+            checkpoint_every=100,
+            log_every=20,
+            method="muon",
+        ),
+        vae="mini-vae",
+        crop=64,
+        frames=4,
+        latent_noise=0.1,
         gradient_weight=0.5,
     )

@@ -1,0 +1,79 @@
+"""Fitting a decoder to a kind of picture: the encoder, and with it every latent, stays as it is.
+
+A denoiser trained on an autoencoder's latents may be decoded by any decoder of the same encoder. One that was trained
+on film draws ripples around plain objects on white; one that goes on training on such objects does not (docs/adr/0012).
+The paper's own video decoder is of this kind: the image model's, fitted to clips.
+
+The decoder's late layers train alone; what comes before them stays as it was, bit for bit, so that two checkpoints
+of one encoder hold the rest in identical files (training.shared).
+
+Legend: B clips, F consecutive frames, C latent channels, h, w latent, H, W pixels of a crop.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.config import DecoderConfig
+from training.data.frames import Clip, crops
+from training.objectives.protocol import Pixels, backward_of, generator
+from training.objectives.vae import differences
+from training.shared import LATE
+
+
+class DecoderObjective:
+    """The loss: L1 of pixels and of their spatial differences, as the autoencoder's own.
+
+    Args:
+        vae: what it begins from, frozen; its late layers are set to train.
+        clips: every one of `config.frames` frames at least, and of `config.crop` pixels a side.
+    """
+
+    def __init__(self, config: DecoderConfig, vae: AutoencoderKLTemporalDecoder, clips: list[Clip]) -> None:
+        self.config, self.vae, self.clips = config, vae, clips
+        for name, p in self.module.named_parameters():
+            p.requires_grad_(name.startswith(LATE))
+
+    @property
+    def module(self) -> nn.Module:
+        """The autoencoder."""
+        return cast(nn.Module, self.vae)
+
+    def enter(self, step: int) -> None:
+        """It has no phases."""
+
+    def rate(self, step: int) -> float:
+        """It has no phases."""
+        return 1.0
+
+    def names(self, step: int) -> list[str]:
+        """The clips that crops are drawn from."""
+        return [f"crops of {clip.item.id}" for clip in self.clips]
+
+    def samples(self, step: int) -> dict[str, Pixels]:
+        """None: its log says how well it reconstructs."""
+        return {}
+
+    def backward(self, step: int) -> dict[str, float]:
+        """The gradients of iteration `step`."""
+        return backward_of(*self.loss(step))
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Reconstruct the crops of iteration `step`."""
+        config, draw = self.config, generator(self.config.optim.seed, step)
+        pixels = crops(self.clips, config.optim.batch, config.frames, config.crop, draw)
+        with torch.no_grad():  # on a CPU, torch 2.13 dies in the backward pass of a half-frozen decoder, channels last
+            latents = self.vae.encode(pixels).latent_dist.mode().contiguous()
+        noise = torch.randn(latents.shape, generator=draw)
+        decoded = self.vae.decode(latents + config.latent_noise * noise, num_frames=config.frames).sample
+        flat = F.l1_loss(decoded, pixels)
+        pairs = zip(differences(decoded), differences(pixels), strict=True)
+        edges = torch.stack([F.l1_loss(ours, theirs) for ours, theirs in pairs]).mean()
+        with torch.no_grad():
+            psnr = 10 * torch.log10(4 / F.mse_loss(decoded, pixels))
+        return flat + config.gradient_weight * edges, {"l1": flat.item(), "edges": edges.item(), "psnr": psnr.item()}
