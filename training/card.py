@@ -11,7 +11,7 @@ from typing import Any, cast
 from model.catalog import FIGURES, OPTIONS, ModelEntry
 from training.config import completed
 from training.data import sources
-from training.data.orbits import LICENCE, PACKAGE
+from training.data.orbits import LICENCE, NAME, PACKAGE
 from training.data.shards import CURATED
 from training.recipes import RECIPES
 
@@ -167,9 +167,10 @@ _DATA = {
 
 
 def _data(run: dict[str, Any]) -> str:
-    if run["config"].get("task") == "multi-view":
+    name = run.get("data", {}).get("name")
+    if name == NAME or run["config"].get("task") == "multi-view":
         return "multi-view"
-    return "film" if run.get("data", {}).get("name") == CURATED else "starter"
+    return "film" if name == CURATED else "starter"
 
 
 def commands(runs: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ def mini_multi_view_slow() -> DenoiserConfig:
 
 
 def mini_multi_view_shapes() -> DenoiserConfig:
-    """Half the size again, at four times the rate, which taught more than the three runs before (docs/adr/0012)."""
+    """Half the size again, at four times the rate: shapes are what was lacking (docs/adr/0012)."""
     first = mini_multi_view_low()
     optim = dataclasses.replace(first.optim, iterations=3000, lr=4e-3, seed=36)
     return dataclasses.replace(first, optim=optim, init="mini-multi-view-slow", p_mean=0.7)

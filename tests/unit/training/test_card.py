@@ -42,6 +42,11 @@ def test_orbits_are_rendered_and_nothing_else_is_fetched_for_them() -> None:
     assert told[-1] == "stillmotion train mini-multi-view --data data/multi-view --out runs"
 
 
+def test_a_decoder_fitted_to_orbits_is_told_with_the_orbits_it_read() -> None:
+    told = commands({"mini-vae": ran(), "mini-decoder-orbits": ran(data="stillmotion-orbits")}).splitlines()
+    assert told[-1] == "stillmotion train mini-decoder-orbits --data data/multi-view --out runs"
+
+
 def test_what_a_run_had_otherwise_than_its_recipe_is_in_its_command() -> None:
     recipe = with_overrides(RECIPES["mini-multi-view"](), ["init=elsewhere", "optim.lr=0.5", "most_unreadable=0.2"])
     runs = {"mini-multi-view": {"config": dataclasses.asdict(recipe)}}
