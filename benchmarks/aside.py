@@ -1,6 +1,7 @@
 """diffusers' pipeline in a process of its own, as its users run it: with the C library's heap as it comes.
 
-Our engine tells the C library to keep freed memory (model.heap), for its whole process; a pipeline beside it would be
+Our engine tells the C library to keep freed memory (model.memory.malloc), for its whole process; a pipeline beside
+it would be
 faster for that, too. `kept_memory=True` gives the other process the same heap, to tell this gain from the others.
 """
 
@@ -73,7 +74,7 @@ class PipelineAside:
 def _serve(pipe: Connection, folder: Path, still: Image.Image, kept_memory: bool, threads: int) -> None:
     torch.set_num_threads(threads)
     if kept_memory:
-        from model.heap import keep_freed_memory
+        from model.memory.malloc import keep_freed_memory
 
         keep_freed_memory()
     pipeline = Pipeline(folder, still, "cpu")

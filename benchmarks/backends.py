@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.backends.makers import make_denoiser
-from model.backends.protocol import Cores
+from model.backends.registry import make_denoiser
 from model.catalog import ModelEntry, find
 from model.checkpoint import build_random, load
-from model.heap import keep_freed_memory
+from model.denoiser import Cores
+from model.memory.malloc import keep_freed_memory
+from model.optimized.rewrites import relative_difference
 from model.presets import preset
-from model.rewrites import relative_difference
 from model.shapes import VideoShape
 from model.tasks import TASKS
 

@@ -23,15 +23,15 @@ from benchmarks.aside import PipelineAside
 from benchmarks.batch_plan import Costs, plan_table
 from model.catalog import ModelEntry, find
 from model.checkpoint import build_random
-from model.image import fit_picture, open_picture
+from model.media.image import fit_picture, open_picture
 from model.params import Params
 from model.presets import preset
 from model.tasks import task
-from serving.batch import Batch, run
-from serving.batch.result import Result, parse
-from serving.engine.loaded import load_model
+from serving.engine.loaded_model import load_model
 from serving.engine.local import generate
 from serving.engine.settings import EngineSettings
+from serving.offline import Batch, run
+from serving.offline.result_log import Result, parse
 from serving.provenance.finish import finish
 
 
@@ -133,7 +133,7 @@ def main() -> None:
             seconds, made = batch_s(entry, still, asked, workers, Path(scratch))
             results = results or made
             tell(f"stillmotion batch, {workers} worker{'s' if workers > 1 else ''}", seconds)
-        # Before our engine is loaded here, which sets this process's allocator up (model/heap.py).
+        # Before our engine is loaded here, which sets this process's allocator up (model/memory/malloc.py).
         tell("loop over diffusers", diffusers_s(entry, still, asked))
         tell("loop over our engine", loop_s(entry, still, asked, Path(scratch)))
         costs = measured(results, driver_s(options.rows, still, Path(scratch)))

@@ -27,8 +27,7 @@ import av
 import numpy as np
 
 from benchmarks.curation_gain_figures import measure, sheet, table
-from model.video import encode_video
-from training.cli_entry import run
+from model.media.video import encode_video
 from training.curation.calibrate.subsets import held_out, item_of, write_items
 from training.curation.filter import Scores, load_scores
 from training.curation.records import ClipRecord
@@ -37,6 +36,7 @@ from training.curation.write import read_tables
 from training.data.held_out import clip_split
 from training.data.sources import sha256_of
 from training.data.starter import Item
+from training.train import run
 
 PIECE_S: Final = 4.0
 SIZE: Final = (448, 256)

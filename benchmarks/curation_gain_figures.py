@@ -17,15 +17,14 @@ from typing import Any, Final
 import numpy as np
 
 from model.catalog import describe
-from model.video import contact_sheet_png
+from model.media.video import contact_sheet_png
+from training.data.motion_bucket import MotionMap
 from training.metrics.figures import DIRECTIONS
 from training.metrics.frechet import Projection, frechet_distance, interval, resamples
 from training.metrics.generate import ClipMaker, Wanted
 from training.metrics.inputs import RealClip, real_clips
-from training.metrics.loss import clean_latents, noise_levels, validation_loss
-from training.metrics.losses import told_of
+from training.metrics.loss import clean_latents, noise_levels, told_of, validation_loss
 from training.metrics.transnet import clip_features
-from training.motion import MotionMap
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
 Array = np.ndarray[Any, np.dtype[np.float64]]

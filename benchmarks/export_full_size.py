@@ -31,9 +31,9 @@ def build(name: str, latent: tuple[int, int], dtype: str = "float16") -> Any:
     import torch
 
     from export.onnx import Component, VaeDecoder
-    from model.backends.onnx_graph import TRACED_BATCH, DenoiserModule, Graph, Port, denoiser_graph
+    from model.backends.onnx_export import TRACED_BATCH, DenoiserModule, Graph, Port, denoiser_graph
+    from model.optimized.rewrites import fold_blends, rewrite_exactly
     from model.presets import preset
-    from model.rewrites import fold_blends, rewrite_exactly
     from model.tasks import task
     from model.unet import build_unet
     from model.vae import build_vae
@@ -70,7 +70,7 @@ def compile_stage(name: str, folder: Path) -> dict[str, float]:
 
     from export.onnx import Component
     from export.tensorrt import BuildOptions, compile_engine
-    from model.backends.onnx_graph import Graph, Port
+    from model.backends.onnx_export import Graph, Port
 
     told = onnx.load(folder / f"{name}.onnx", load_external_data=False).graph
     dtypes = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}
@@ -92,8 +92,8 @@ def parity(folder: Path) -> dict[str, float]:
 
     from export.onnx import export_component
     from model.backends.onnxruntime import OnnxGraph
-    from model.backends.protocol import Cores
-    from model.rewrites import relative_difference
+    from model.denoiser import Cores
+    from model.optimized.rewrites import relative_difference
 
     component = build("unet", SMALL, "float32")
     given = component.graph.example({"batch": 2})

@@ -14,7 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from model.video import contact_sheet_png
+from model.media.video import contact_sheet_png
 from training.curation.cuts_transnet import find_cuts_transnet
 from training.curation.records import Cut
 from training.curation.tables import read_table

@@ -20,8 +20,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from model.catalog import ModelEntry, find
-from model.image import open_picture, to_png
-from model.video import decode_video
+from model.media.image import open_picture, to_png
+from model.media.video import decode_video
 from serving.engine.inprocess import InProcessEngine
 from serving.engine.protocol import Checkpointed, Completed, EngineRequest
 from serving.engine.settings import EngineSettings

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from training.data.frames import read_shot
+from training.data.motion_bucket import MotionMap, measure_flow
 from training.data.starter import load_items
-from training.motion import MotionMap, measure_flow
 
 FRAMES, CLIPS_A_SHOT, STRIDES = 14, 2, (1, 2, 3, 4)
 HEIGHT, WIDTH = 128, 224

@@ -26,8 +26,8 @@ from PIL import Image
 
 from benchmarks.aside import PipelineAside
 from model.catalog import ModelEntry, find
-from model.image import fit_picture, open_picture, to_png
-from serving.engine.loaded import LoadedModel, load_model
+from model.media.image import fit_picture, open_picture, to_png
+from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.local import Generated, generate
 from serving.engine.settings import EngineSettings
 from training.metrics.image import psnr

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from training.cli_entry import run
 from training.config import METHODS
 from training.metrics.frechet import interval, resamples
 from training.recipes import RECIPES
+from training.train import run
 
 WARMUP = 15
 RESAMPLES = 1000

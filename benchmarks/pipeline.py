@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from model.video import encode_video
+from model.media.video import encode_video
 
 
 class Pipeline:

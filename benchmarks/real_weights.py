@@ -28,11 +28,11 @@ import torch
 from PIL import Image
 
 from benchmarks.pipeline import Pipeline
-from model.adapters.sgm import adapt
 from model.catalog import ModelEntry, describe
-from model.image import fit_picture, open_picture, to_png
+from model.importers.sgm import adapt
+from model.media.image import fit_picture, open_picture, to_png
 from model.presets import preset
-from serving.engine.loaded import load_model
+from serving.engine.loaded_model import load_model
 from serving.engine.local import generate
 from serving.engine.settings import EngineSettings
 from training.metrics.image import psnr

@@ -40,14 +40,14 @@ from PIL import Image
 from benchmarks.aside import PipelineAside
 from benchmarks.pipeline import Pipeline
 from model.catalog import ModelEntry, find
-from model.decode import decode
-from model.image import fit_picture, open_picture, to_png
+from model.media.image import fit_picture, open_picture, to_png
+from model.media.video import encode_video
 from model.params import Params
-from model.sampling.batch import advance
 from model.sampling.prepare import begin_row
-from model.video import encode_video
+from model.sampling.sampler import advance
+from model.vae import decode
 from serving.engine.inprocess import InProcessEngine
-from serving.engine.loaded import LoadedModel, load_model
+from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.protocol import Completed, EngineRequest, Stepped
 from serving.engine.settings import EngineSettings
 

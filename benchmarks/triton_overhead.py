@@ -25,7 +25,7 @@ from pathlib import Path
 
 from export.hosted import install_checkpoint
 from model.catalog import ModelEntry, find
-from model.image import open_picture, to_png
+from model.media.image import open_picture, to_png
 from serving.engine.inprocess import InProcessEngine
 from serving.engine.protocol import Completed, Engine, EngineRequest, Stepped
 from serving.engine.settings import EngineSettings, usable_cores

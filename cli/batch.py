@@ -12,8 +12,8 @@ import typer
 from cli.options import Denoiser, DenoiserChoice, Deterministic, Device, Dtype, DtypeChoice, Json, Threads
 
 if TYPE_CHECKING:
-    from serving.batch import Batch, Summary
-    from serving.batch.survey import Fault, Survey
+    from serving.offline import Batch, Summary
+    from serving.offline.survey import Fault, Survey
 
 SOME_FAILED = 1
 
@@ -49,9 +49,9 @@ def batch(
 ) -> None:
     """Render a manifest of requests; run again, it does what is missing. Exit code 1: rows failed."""
     from model.catalog import find, zoo
-    from serving.batch import Batch
-    from serving.batch.manifest import Portion
     from serving.engine.settings import EngineSettings
+    from serving.offline import Batch
+    from serving.offline.manifest import Portion
 
     asked = Batch(
         manifest=_absolute(manifest),
@@ -74,7 +74,7 @@ def batch(
 
 def _run(asked: Batch, as_json: bool) -> int:
     from cli.progress import reporting
-    from serving.batch import run
+    from serving.offline import run
 
     # A supervisor's stop ends it as Ctrl-C does: Ray is shut down, and the tables tell what is there.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -102,7 +102,7 @@ def _summary(asked: Batch, summary: Summary, as_json: bool) -> str:
 
 def _survey(asked: Batch, as_json: bool) -> int:
     from cli.progress import reporting
-    from serving.batch.survey import survey
+    from serving.offline.survey import survey
 
     faults: list[dict[str, Any]] = []
 

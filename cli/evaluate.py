@@ -40,7 +40,7 @@ def evaluate(
     with reporting() as report:
         figures = measure(entry, data, limit, report, EvalSettings(steps=steps, device=device, i3d=i3d, page=page))
     if card:
-        from training.card import write_card
+        from training.model_card import write_card
 
         write_card(entry, figures)
     typer.echo(json.dumps(figures, indent=2) if as_json else figures_table(figures["figures"]))

@@ -32,7 +32,7 @@ from cli.options import (
 if TYPE_CHECKING:
     from cli.progress import Report
     from model.catalog import ModelEntry
-    from model.chain import Interpolation
+    from model.interpolation import Interpolation
     from model.params import Params
     from model.tasks import TaskSpec
     from serving.engine.local import Generated
@@ -93,8 +93,8 @@ def generate(
     """Turn a still, two stills or a prompt into a short video."""
     from cli.progress import reporting
     from model.catalog import find
-    from model.chain import interpolation
-    from model.image import open_picture
+    from model.interpolation import interpolation
+    from model.media.image import open_picture
     from serving.provenance.finish import finish
 
     stills = {name: path for name, path in (("image", image), ("last_image", last_image)) if path is not None}
@@ -155,8 +155,8 @@ def default_model(stills: Collection[str], prompt: str | None, elevation: float 
 
 def adapted(entry: ModelEntry, lora: str | None) -> tuple[ModelEntry, str | None]:
     """The checkpoint, and the name by which it offers the LoRA: one of its own, or a file's."""
-    from model.lora.entry import describe_lora
-    from model.lora.offer import adding
+    from model.catalog import adding
+    from model.lora.catalog import describe_lora
 
     if lora is None or not Path(lora).is_file():
         return entry, lora
@@ -220,7 +220,7 @@ def _sample(
         from serving.engine.local import generate as sample
 
         return sample(entry, params, pictures, output_format=container.value, progress=progress, settings=settings)
-    from serving.chain.local import generate_chained
+    from serving.interpolation.local import generate_chained
 
     between, second = chain
     return generate_chained(

@@ -13,7 +13,7 @@ import typer
 from cli.options import Json
 
 if TYPE_CHECKING:
-    from serving.keys.store import Key, KeyStore
+    from serving.keys import Key, KeyStore
 
 keys = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 DatabaseUrl = Annotated[
@@ -76,7 +76,7 @@ def revoke(
 def _store(database_url: str | None) -> Iterator[KeyStore]:
     from serving.gateway.settings import Settings
     from serving.jobs.database import Database
-    from serving.keys.store import KeyStore
+    from serving.keys import KeyStore
 
     given: dict[str, Any] = {} if database_url is None else {"database_url": database_url}
     database = Database(Settings(**given).database_url)

@@ -40,7 +40,7 @@ class FormatChoice(StrEnum):
 
 
 class DenoiserChoice(StrEnum):
-    """Denoiser backends (model.backends.makers)."""
+    """Denoiser backends (model.backends.registry)."""
 
     auto = "auto"
     torch = "torch"

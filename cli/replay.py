@@ -33,10 +33,9 @@ def replay(
 ) -> None:
     """Make a video again from its manifest, and say whether it is identical. Exit code 1: it is not."""
     from cli.progress import of_events, reporting
-    from model.catalog import find
+    from model.catalog import adding, find
     from model.errors import InvalidRequest
-    from model.lora.entry import describe_lora
-    from model.lora.offer import adding
+    from model.lora.catalog import describe_lora
     from serving.provenance.finish import finish
     from serving.provenance.replay import read_recipe
     from serving.provenance.replay import replay as again
@@ -73,13 +72,13 @@ def replay(
 
 def _read(source: Path) -> tuple[dict[str, Any], bytes | None]:
     """The manifest, and the mp4 if that is where it was."""
-    from model import provenance
     from model.errors import InvalidRequest
+    from model.media import mp4_manifest
 
     data = source.read_bytes()
     if data[4:8] != b"ftyp":
-        return provenance.parse(data), None
-    manifest = provenance.read(data)
+        return mp4_manifest.parse(data), None
+    manifest = mp4_manifest.read(data)
     if manifest is None:
         raise InvalidRequest(f"{source} carries no manifest: it was not made by stillmotion, or was converted since")
     return manifest, data

@@ -36,7 +36,7 @@ class EngineChoice(StrEnum):
 
 
 class UrlChoice(StrEnum):
-    """Which URLs of pictures are fetched (serving.gateway.fetching.UrlChoice)."""
+    """Which URLs of pictures are fetched (serving.gateway.images.UrlChoice)."""
 
     off = "off"
     https = "https"
@@ -161,9 +161,8 @@ def serve(
 
 
 def _in_process(names: Sequence[str], loras: Sequence[str], how: dict[str, Any]) -> tuple[Engine, Sequence[ModelEntry]]:
-    from model.backends.makers import LORA_BACKENDS, with_usable_loras
-    from model.catalog import find, zoo
-    from model.lora.offer import offer
+    from model.backends.registry import LORA_BACKENDS, with_usable_loras
+    from model.catalog import find, offer, zoo
     from serving.engine.inprocess import InProcessEngine
     from serving.engine.settings import EngineSettings
 

@@ -45,7 +45,7 @@ def train(
         )
 
     from cli.progress import reporting
-    from training.cli_entry import run
+    from training.train import run
 
     with reporting() as report:
         folder = run(recipe, data, out, overrides, resume, report)
@@ -55,7 +55,7 @@ def train(
 def _plan(recipe: str | None, overrides: list[str], processes: int) -> list[str]:
     """What a denoiser's run needs; the published recipes can be planned too."""
     from training.config import DenoiserConfig, LoraConfig, with_overrides
-    from training.plan import plan
+    from training.memory_plan import plan
     from training.recipes import PUBLISHED, RECIPES
 
     known = {**RECIPES, **PUBLISHED}

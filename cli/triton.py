@@ -67,7 +67,7 @@ def start(
         raise typer.BadParameter("name the model repository", param_hint="--model-repository")
 
     from serving.triton import server as servers
-    from serving.triton.wheel import PACKAGE, SIZE_MB, VERSION, laid_out
+    from serving.triton.server import PACKAGE, SIZE_MB, VERSION, laid_out
 
     may_fetch = yes
     auto = server is ServerChoice.auto and servers.installed() is None
@@ -84,7 +84,7 @@ def start(
 @triton.command()
 def load(name: str, url: Url = "127.0.0.1:8001", as_json: Json = False) -> None:
     """Load a model, or the version that its configuration names now; no request is lost."""
-    from serving.triton.control import load as load_model
+    from serving.triton.server import load as load_model
 
     _tell(asyncio.run(load_model(url, name)), as_json)
 
@@ -92,7 +92,7 @@ def load(name: str, url: Url = "127.0.0.1:8001", as_json: Json = False) -> None:
 @triton.command()
 def unload(name: str, url: Url = "127.0.0.1:8001") -> None:
     """Unload a model; what it is at goes on to its end."""
-    from serving.triton.control import unload as unload_model
+    from serving.triton.server import unload as unload_model
 
     asyncio.run(unload_model(url, name))
 
@@ -100,7 +100,7 @@ def unload(name: str, url: Url = "127.0.0.1:8001") -> None:
 @triton.command()
 def status(url: Url = "127.0.0.1:8001", as_json: Json = False) -> None:
     """What a server serves, and how much it has to do."""
-    from serving.triton.control import statuses
+    from serving.triton.server import statuses
 
     _tell(asyncio.run(statuses(url)), as_json)
 

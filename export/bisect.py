@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from model.backends.onnxruntime import OnnxGraph
-from model.backends.protocol import Cores
-from model.rewrites import relative_difference
+from model.denoiser import Cores
+from model.optimized.rewrites import relative_difference
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """The key under which the exporter notes a node's modules, outermost first, and its own name last."""

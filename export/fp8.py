@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.backends.onnx_graph import EXTERNAL_OVER
+from model.backends.onnx_export import EXTERNAL_OVER
 from model.backends.onnxruntime import OnnxGraph
-from model.backends.protocol import Cores
+from model.denoiser import Cores
 
 LARGEST = 448.0
 """Of E4M3 without infinities."""

@@ -26,7 +26,7 @@ def install_checkpoint(
     The version's checkpoint has the same version hash as the original, and makes the same videos.
 
     Args:
-        parameters: engine settings by name (serving.triton.settings), such as `dtype` or `deterministic`.
+        parameters: engine settings by name (serving.triton.hosting), such as `dtype` or `deterministic`.
         instances: how many engines, and on what.
         keep: versions kept.
 

@@ -1,6 +1,6 @@
 """A checkpoint as ONNX graphs: every network of its task, rewritten exactly, traced once.
 
-    unet            model.backends.onnx_graph: the Denoiser protocol
+    unet            model.backends.onnx_export: the Denoiser protocol
     vae_encoder     pictures in [-1, 1] -> the MODE of their latents, unscaled
     vae_decoder     a chunk of unscaled latents, decoded together -> frames; the chunk's length is free
     image_encoder   CLIP's input -> its embedding                      (tasks that read pictures)
@@ -19,20 +19,12 @@ from diffusers import AutoencoderKLTemporalDecoder, ModelMixin
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 
-from model.backends.onnx_graph import (
-    OPSET,
-    TRACED_BATCH,
-    DenoiserModule,
-    Graph,
-    Port,
-    denoiser_graph,
-    write_graph,
-)
+from model.backends.onnx_export import OPSET, TRACED_BATCH, DenoiserModule, Graph, Port, denoiser_graph, write_graph
 from model.checkpoint import Checkpoint
-from model.conditioners import ImagePair, TextTower
 from model.conditioning import CLIP_SIZE
+from model.encoders import ImagePair, TextTower
 from model.errors import CheckpointError
-from model.rewrites import fold_blends, rewrite_exactly
+from model.optimized.rewrites import fold_blends, rewrite_exactly
 from model.shapes import VAE_STRIDE, VideoShape
 
 TRACED_CHUNK = 3
@@ -142,7 +134,7 @@ def components(checkpoint: Checkpoint, size: ExportSize) -> list[Component]:
 
 
 def rewrite(checkpoint: Checkpoint) -> None:
-    """Apply every exact rewrite to the checkpoint's networks, in place (model.rewrites)."""
+    """Apply every exact rewrite to the checkpoint's networks, in place (model.optimized.rewrites)."""
     rewrite_exactly(checkpoint.unet, context_tokens=checkpoint.entry.task.context_tokens)
     rewrite_exactly(checkpoint.vae)
     fold_blends(checkpoint.unet)

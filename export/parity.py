@@ -21,15 +21,15 @@ from torch import Tensor
 from export.bisect import first_difference
 from export.onnx import Component
 from export.samples import BATCHES, Samples
-from model.backends.makers import make_denoiser
 from model.backends.onnxruntime import OnnxGraph
-from model.backends.protocol import Cores
+from model.backends.registry import make_denoiser
 from model.checkpoint import Checkpoint
-from model.decode import decode
+from model.denoiser import Cores
 from model.errors import StillmotionError
-from model.rewrites import relative_difference
-from model.sampling.batch import advance
+from model.optimized.rewrites import relative_difference
 from model.sampling.prepare import begin_row
+from model.sampling.sampler import advance
+from model.vae import decode
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,11 +32,11 @@ from export.parity import (
 from export.repository import Installed, install
 from export.samples import BATCHES, calibration_inputs, make_samples, real_inputs
 from export.tensorrt import Builder, BuildOptions, BuildReport, built_by, check_options, compile_engine, load_builder
-from model.backends.onnx_graph import require_onnx
+from model.backends.onnx_export import require_onnx
 from model.catalog import SIDECAR, ModelEntry, describe
 from model.checkpoint import load
 from model.errors import CheckpointError, InvalidRequest
-from model.manifest import ENGINE_FOLDER, MANIFEST, ONNX_FOLDER, Manifest, file_hash
+from model.export_manifest import ENGINE_FOLDER, MANIFEST, ONNX_FOLDER, Manifest, file_hash
 
 Backend = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 Told = Callable[[str, int, int], None]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from export.triton_config import CONFIG, Instances, TritonConfig, WarmUp, check_config, instances_of, labels_of
 from model.errors import CheckpointError, InvalidRequest, StorageFull
-from model.manifest import MANIFEST, served_version
+from model.export_manifest import MANIFEST, served_version
 
 STABLE = "stable"
 PREVIOUS = "previous"

@@ -18,9 +18,9 @@ from torch import Tensor
 from export.onnx import Component
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint
-from model.conditioners import ImagePair, TextTower
 from model.conditioning import clip_input, picture_to_pixels
-from model.image import fit_picture, open_picture
+from model.encoders import ImagePair, TextTower
+from model.media.image import fit_picture, open_picture
 from model.params import Params, settings_of
 from model.sampling.precondition import over, precondition
 from model.sampling.prepare import begin_row

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from export.onnx import Component
 from model.errors import InvalidRequest, MissingExtra, StillmotionError
-from model.manifest import Built
+from model.export_manifest import Built
 
 Builder = Literal["tensorrt", "tensorrt_rtx"]
 

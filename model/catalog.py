@@ -2,19 +2,22 @@
 
 A folder is a diffusers pipeline folder (model_index.json). Ours carry `stillmotion.json` beside it: task, sizes and
 defaults. A folder without one (published Stable Video Diffusion weights) is taken by what its configs say.
+
+Which checkpoint offers which LoRA: those named to a command find the checkpoint that they belong to. No torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from model.errors import CheckpointError, InvalidRequest
-from model.lora.entry import FOLDER, LoraEntry, choose_lora, offered_in
-from model.manifest import MANIFEST, file_hash, read_manifest, served_version
+from model.export_manifest import MANIFEST, file_hash, read_manifest, served_version
+from model.lora.catalog import FOLDER, LoraEntry, choose_lora, describe_lora, offered_in
 from model.params import PARAMS, Params, settings_of
 from model.shapes import VAE_STRIDE
 from model.tasks import TASKS, TaskSpec
@@ -62,11 +65,11 @@ class ModelEntry:
         height, width: the size it was trained at, the default.
         unit: what height and width must be multiples of.
         defaults: the value of each setting a request leaves out.
-        exported: a folder that `stillmotion export` wrote: graphs in place of weights (model.manifest).
+        exported: a folder that `stillmotion export` wrote: graphs in place of weights (model.export_manifest).
         fixed_size: it makes its own size only.
-        previews: it brings a map from latents to colours (model.preview); published weights do not.
-        frame_noise: root mean square of the error of its frames between given ends, in levels of 0 to 255 (model.held);
-            0 where its folder does not tell.
+        previews: it brings a map from latents to colours (model.latent_preview); published weights do not.
+        frame_noise: root mean square of the error of its frames between given ends, in levels of 0 to 255
+            (model.media.end_frames); 0 where its folder does not tell.
         loras: what can be asked for by `lora`: those in its folder's `loras`, and those the operator adds.
     """
 
@@ -211,3 +214,67 @@ def zoo() -> list[ModelEntry]:
     """The shipped checkpoints, by name."""
     folders = sorted(path.parent for path in ZOO.glob("*/model_index.json"))
     return [describe(path, path.name) for path in folders]
+
+
+def offer(entries: Sequence[ModelEntry], given: Sequence[str]) -> list[ModelEntry]:
+    """The checkpoints, with the LoRAs that are named added to those in their own folders.
+
+    A LoRA goes to the checkpoint that its file says it was trained on; where that is not served, or not said, to the
+    only one that could take it.
+
+    Args:
+        given: NAME=FILE, FILE, or a folder of files each; a name takes the place of the same name in a folder of the
+            checkpoint's own.
+
+    Raises:
+        CheckpointError: a file cannot be used.
+        InvalidRequest: a path that is not there, a name that is given twice, or no one checkpoint to take it.
+    """
+    found = [one for text in given for one in _named(text)]
+    names = [one.name for one in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidRequest(f"two LoRAs are called {name!r}: name them with NAME=FILE", param="lora")
+    served = {entry.name: entry for entry in entries}
+    for one in found:
+        entry = _home(one, list(served.values()))
+        served[entry.name] = adding(entry, one)
+    return list(served.values())
+
+
+def adding(entry: ModelEntry, lora: LoraEntry) -> ModelEntry:
+    """The checkpoint with one more LoRA, in place of one of the same name."""
+    others = tuple(one for one in entry.loras if one.name != lora.name)
+    return replace(entry, loras=(*others, lora))
+
+
+def _named(text: str) -> tuple[LoraEntry, ...]:
+    name, separator, place = text.partition("=")
+    if separator and not Path(text).exists():
+        path = Path(place)
+    else:
+        name, path = "", Path(text)
+    if path.is_dir() and not name:
+        return offered_in(path)
+    if not path.is_file():
+        raise InvalidRequest(f"{path} is no file: --lora takes NAME=FILE, FILE or a folder of files", param="lora")
+    return (describe_lora(path, name or None),)
+
+
+def _home(lora: LoraEntry, entries: Sequence[ModelEntry]) -> ModelEntry:
+    """The checkpoint that is to offer it."""
+    able = [
+        entry
+        for entry in entries
+        if "lora" in settings_of(entry.task.name) and lora.task in ("", entry.task.name) and not entry.exported
+    ]
+    based = [entry for entry in able if entry.name == lora.base.partition("@")[0]]
+    chosen = based or able
+    if len(chosen) != 1:
+        which = ", ".join(entry.name for entry in able) or "none that could"
+        raise InvalidRequest(
+            f"it cannot be told which checkpoint the LoRA {lora.name!r} (of {lora.base or 'an unnamed one'}) is for; "
+            f"served: {which}. Name its checkpoint alone with --model",
+            param="lora",
+        )
+    return chosen[0]

@@ -24,9 +24,9 @@ from diffusers import (
 )
 from transformers import CLIPImageProcessor
 
-from model.backends.protocol import Cores
 from model.catalog import SIDECAR, ModelEntry, describe
-from model.conditioners import Conditioners, NetworkLoader, VisionTower, build_conditioners, load_conditioners
+from model.denoiser import Cores
+from model.encoders import Conditioners, NetworkLoader, VisionTower, build_conditioners, load_conditioners
 from model.errors import CheckpointError
 from model.presets import NoiseRange, Preset
 from model.tasks import TaskSpec
@@ -111,7 +111,7 @@ def pretrained(device: torch.device | str, dtype: torch.dtype) -> NetworkLoader:
 
 def _exported(path: Path, device: torch.device | str) -> NetworkLoader:
     """Runs graphs in place of weights; their dtype is that of the export."""
-    from model.exported import ExportedNetworks
+    from model.backends.exported_networks import ExportedNetworks
 
     return ExportedNetworks(path, torch.device(device), Cores(torch.get_num_threads()))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from model.errors import InvalidRequest
-from model.lora.entry import LoraUse, lora_use
+from model.lora.catalog import LoraUse, lora_use
 from model.shapes import VideoShape
 
 SolverName = Literal["euler", "heun", "dpmpp-2m"]

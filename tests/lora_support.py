@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from model.lora.entry import LoraEntry, describe_lora
-from model.lora.file import Pair, write_lora
-from model.lora.network import temporal_projections
+from model.lora.catalog import LoraEntry, describe_lora
+from model.lora.weights import Pair, temporal_projections, write_lora
 
 
 def drawn_pairs(unet: Any, seed: int, rank: int = 4) -> dict[str, Pair]:

@@ -258,13 +258,13 @@ class DenoiserConfig:
     """Denoiser training for one task (paper, section 4 and appendix D).
 
     Args:
-        init: what it starts from (training.named): a run beside this one, whose averaged weights are taken, or
+        init: what it starts from (training.runs): a run beside this one, whose averaged weights are taken, or
             published weights; empty: untrained. A start of another task is given the inputs it lacks, or loses those
-            that this task has not (training.starts).
+            that this task has not (training.initial_weights).
         vae, image_encoder: where the frozen networks come from, likewise; the second holds the text tower too.
         p_mean, p_std: of ln(sigma), drawn once a clip.
         condition_dropout: share of clips whose condition is zeroed, for guidance.
-        copying_start: whether an untrained denoiser starts as a copy of its condition (see training.initialise).
+        copying_start: whether an untrained denoiser starts as a copy of its condition (see training.initial_weights).
         time_only_until: iterations that train the time embedding alone (paper, appendix D: stage I).
         window_until: iterations that train on random windows of window_height x window_width pixels, for speed.
         buckets: sizes besides height x width and num_frames.

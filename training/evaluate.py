@@ -19,16 +19,15 @@ from typing import Any
 from model.catalog import SIDECAR, ModelEntry
 from model.errors import InvalidRequest
 from model.tasks import TASKS
-from training.metrics import figures, fvd, interpolation, losses, multi_view, prompted
+from training.data.motion_bucket import MotionMap
+from training.eval_page import write_page
+from training.metrics import figures, frechet, interpolation, loss, multi_view, prompted
 from training.metrics.baselines import slow_zoom, still
 from training.metrics.generate import ClipMaker, Wanted
-from training.metrics.inputs import RealClip, real_clips, stills
-from training.metrics.losses import loss_figure
+from training.metrics.inputs import RealClip, Shown, real_clips, stills
+from training.metrics.loss import loss_figure
 from training.metrics.rife import rife_between
-from training.metrics.shown import Shown
 from training.metrics.transnet import clip_features
-from training.motion import MotionMap
-from training.page import write_page
 
 Report = Callable[[str, int, int], None]
 
@@ -48,7 +47,7 @@ class EvalSettings:
         device: where the checkpoint runs.
         features: describes a clip for the Frechet distance.
         interpolator: what frame interpolation is compared with besides blending.
-        i3d: TorchScript weights for FVD (training.metrics.fvd); None leaves that figure out.
+        i3d: TorchScript weights for FVD (training.metrics.frechet); None leaves that figure out.
         page: folder for a page with the clips side by side; None for none.
         work: folder that keeps the clips made, so that an interrupted evaluation goes on.
     """
@@ -159,10 +158,10 @@ def _image_to_video(run: _Run) -> Measured:
         "slow zoom": [slow_zoom(clip[0], len(clip)) for clip in films],
         "autoencoder": rebuilt,
     }
-    protocol = figures.PROTOCOL | {"validation_loss": losses.PROTOCOL}
+    protocol = figures.PROTOCOL | {"validation_loss": loss.PROTOCOL}
     if run.settings.i3d:
-        measured["fvd"] = fvd.video_distance(films, sides, fvd.i3d_features(run.settings.i3d), report)
-        protocol |= fvd.protocol(run.settings.i3d)
+        measured["fvd"] = frechet.video_distance(films, sides, frechet.i3d_features(run.settings.i3d), report)
+        protocol |= frechet.protocol(run.settings.i3d)
     shown = [
         Shown(clip.name, clip.frames, {side: clips[k] for side, clips in sides.items()}) for k, clip in enumerate(real)
     ]
@@ -173,22 +172,22 @@ def _interpolation(run: _Run) -> Measured:
     measured, shown = interpolation.interpolation_figures(
         run.entry, run.maker, run.data, run.limit, run.scale, run.report, run.settings.interpolator
     )
-    return measured, interpolation.PROTOCOL | {"validation_loss": losses.PROTOCOL}, shown
+    return measured, interpolation.PROTOCOL | {"validation_loss": loss.PROTOCOL}, shown
 
 
 def _text_to_video(run: _Run) -> Measured:
     i3d = run.settings.i3d
-    features = fvd.i3d_features(i3d) if i3d else None
+    features = frechet.i3d_features(i3d) if i3d else None
     measured, shown = prompted.prompted_figures(
         run.entry, run.maker, run.data, run.limit, run.scale, run.report, features
     )
-    protocol = prompted.PROTOCOL | {"validation_loss": losses.PROTOCOL}
-    return measured, protocol | (fvd.protocol(i3d) if i3d else {}), shown
+    protocol = prompted.PROTOCOL | {"validation_loss": loss.PROTOCOL}
+    return measured, protocol | (frechet.protocol(i3d) if i3d else {}), shown
 
 
 def _multi_view(run: _Run) -> Measured:
     measured, shown = multi_view.multi_view_figures(run.entry, run.maker, run.data, run.limit, run.report)
-    return measured, multi_view.PROTOCOL | {"validation_loss": losses.PROTOCOL}, shown
+    return measured, multi_view.PROTOCOL | {"validation_loss": loss.PROTOCOL}, shown
 
 
 _MEASURES: dict[str, Callable[[_Run], Measured]] = {

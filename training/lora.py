@@ -1,4 +1,4 @@
-"""Training of a LoRA: adapters beside the projections of a frozen denoiser's temporal attention (model.lora.entry).
+"""Training of a LoRA: adapters beside the projections of a frozen denoiser's temporal attention (model.lora.catalog).
 
 Each layer becomes x -> W x + alpha / r * B A x, with A drawn as PEFT draws it and B zero, so that the network starts as
 the base, bit for bit: what is added is a product of zeros.
@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from model.catalog import ModelEntry, describe, find
 from model.checkpoint import Checkpoint, load
 from model.errors import DataError
-from model.lora.file import Pair, write_lora
-from model.lora.network import temporal_projections
+from model.lora.weights import Pair, temporal_projections, write_lora
+from model.optimized.rewrites import rewrite_exactly
 from model.presets import preset
-from model.rewrites import rewrite_exactly
 from training.config import LoraConfig
+from training.distributed import world
 from training.objectives.batch import Examples
 from training.objectives.denoise import Decode, DenoiseObjective
 from training.objectives.protocol import generator
-from training.sharding import world
 
 FILE = "lora.safetensors"
 _BASE = "base.json"

@@ -1,4 +1,13 @@
-"""Finished runs as starts: their config and their averaged weights."""
+"""Finished runs as starts: their config and their averaged weights.
+
+What a recipe's `init`, `vae` and `image_encoder` name: a run in the same folder of runs, or published weights.
+
+    OUT/NAME             a run of ours, or published weights that were put (or linked) there
+    a path               the same, anywhere
+
+Published weights are a folder in diffusers' format (Stable Diffusion, Stable Video Diffusion, a checkpoint of ours) or
+Stability's single file of Stable Video Diffusion.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +18,59 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from model.catalog import folder_version
 from model.errors import DataError
+from model.export_manifest import file_hash
+
+STATE = "state.pt"
+SINGLE_FILE = ".safetensors"
+
+PUBLISHED_NAMES = {
+    "stable-diffusion-2-1": "Stable Diffusion 2.1 in diffusers' format, with unet/ and scheduler/",
+    "svd-vae": "the autoencoder of Stable Video Diffusion (its folder in diffusers' format, or that folder's vae/; "
+    "the vae/ of Stable Diffusion will do too)",
+    "openclip-h": "a folder with text_encoder/ and tokenizer/ (Stable Diffusion 2.1's) for text, with image_encoder/ "
+    "and feature_extractor/ (Stable Video Diffusion's) for pictures",
+}
+"""What the published recipes (training.recipes.published) name and no run of ours makes."""
+
+
+def place(name: str, out: Path) -> Path | None:
+    """Where a name's run or weights lie, `out` first; None: nowhere."""
+    return next((path for path in (out / name, Path(name)) if path.exists()), None)
+
+
+def find(name: str, out: Path, setting: str) -> Path:
+    """Where a name's run or weights lie.
+
+    Args:
+        out: the folder of runs.
+        setting: which of a recipe's settings holds the name.
+
+    Raises:
+        DataError: nowhere; the message says what to put where.
+    """
+    if (path := place(name, out)) is not None:
+        return path
+    meant = PUBLISHED_NAMES.get(name)
+    remedy = f"put or link {meant} there" if meant else f"train it first (stillmotion train {name} --out {out})"
+    raise DataError(f"{out / name} does not exist: {remedy}, or name another with --set {setting}=PATH")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a run of ours lies there, begun at least."""
+    config = path / "config.json"
+    return (path / STATE).exists() or (config.exists() and "optim" in json.loads(config.read_text()))
+
+
+def is_single_file(path: Path) -> bool:
+    """Whether it is Stability's single file."""
+    return path.is_file() and path.suffix == SINGLE_FILE
+
+
+def version_of(path: Path) -> str:
+    """First 12 hex digits of a hash over published weights, for a checkpoint's record of what it stands on."""
+    return file_hash(path)[:12] if path.is_file() else folder_version(path)
 
 
 def run_config(folder: Path) -> dict[str, Any]:

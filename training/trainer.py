@@ -22,12 +22,11 @@ from torch import nn
 
 from model.errors import DataError
 from training.config import Config, Optim, completed
-from training.ema import EMA
-from training.memory import PeakMemory, compared, logged
-from training.monitor import Monitor
+from training.distributed import average_plain_gradients, clip_gradients, gathered, like, local, world
+from training.memory_plan import PeakMemory, compared, logged
 from training.objectives.protocol import Objective
-from training.optimizers import optimizer_of
-from training.sharding import average_plain_gradients, clip_gradients, gathered, like, local, world
+from training.optimizers import EMA, optimizer_of
+from training.run_log import Monitor
 
 Report = Callable[[str, int, int], None]
 _MAY_CHANGE = ("runtime", "most_unreadable")

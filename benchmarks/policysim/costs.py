@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serving.engine.work import Batching
+from serving.engine.work_items import Batching
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,8 @@ from typing import Protocol
 
 from policysim.costs import LARGE, SMALL
 from policysim.trace import Request
-from serving.engine.fairness import Ledger
-from serving.engine.policy import decide
-from serving.engine.work import Batching, Kind, Limits, WorkItem
+from serving.engine.policy import Ledger, decide
+from serving.engine.work_items import Batching, Kind, Limits, WorkItem
 
 MAX_RESIDENT = 8
 _BATCHING: Mapping[object, Batching] = {shape.name: shape.batching for shape in (LARGE, SMALL)}

@@ -22,7 +22,7 @@ from PIL import Image
 
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, scheduler_for
-from model.conditioners import build_conditioners
+from model.encoders import build_conditioners
 from model.params import Params
 from model.presets import Preset, preset
 from model.shapes import LatentShape

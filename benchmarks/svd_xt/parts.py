@@ -11,21 +11,19 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.attention import KERNELS, usable
 from model.backends.compiled import compile_blocks
-from model.backends.makers import make_denoiser
-from model.backends.protocol import Cores, Denoiser, Tuning
+from model.backends.registry import make_denoiser
 from model.checkpoint import Checkpoint
-from model.decode import decode
-from model.fused import fuse
-from model.rewrites import relative_difference
-from model.sampling.noise import draw_noise
-from model.sampling.prepare import begin_row
+from model.denoiser import Cores, Denoiser, Tuning
+from model.media.video import encode_video
+from model.optimized.attention import KERNELS, usable
+from model.optimized.fused_blocks import fuse
+from model.optimized.rewrites import relative_difference
+from model.sampling.prepare import begin_row, draw_noise
 from model.sampling.sampler import sample
 from model.unet import build_unet
-from model.vae import decode_clip, upcast_encoder
-from model.video import encode_video
-from serving.engine.memory import most_places
+from model.vae import decode, decode_clip, upcast_encoder
+from serving.engine.oom import most_places
 from svd_xt.bench import TASK, Bench, relieve
 
 Found = dict[str, Any]

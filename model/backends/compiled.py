@@ -19,16 +19,16 @@ from diffusers import UNetSpatioTemporalConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.backends.protocol import Cores
+from model.denoiser import Cores
 from model.errors import InvalidRequest
-from model.fused import LeanResBlock, LeanTransformer
+from model.optimized.fused_blocks import LeanResBlock, LeanTransformer
 
 VARIANTS = 128
 """Compiled forms of one block class, at most: one for each pair of widths it occurs in (svd-xt has about twenty)."""
 
 
 class CompiledDenoiser:
-    """A Denoiser (model.backends.protocol) around a UNet whose blocks (model.fused) are compiled, in place.
+    """A Denoiser (model.denoiser) around a UNet whose blocks (model.optimized.fused_blocks) are compiled, in place.
 
     Raises:
         InvalidRequest: the UNet is on a CPU, and there is no C++ compiler.

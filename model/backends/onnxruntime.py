@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.backends.protocol import Cores
+from model.denoiser import Cores
 from model.errors import CheckpointError, InvalidRequest, MissingExtra
 
 _ELEMENTS: dict[str, tuple[torch.dtype, int]] = {
@@ -102,7 +102,7 @@ class OnnxGraph:
 
 
 class OnnxDenoiser:
-    """A Denoiser (model.backends.protocol) around an exported UNet."""
+    """A Denoiser (model.denoiser) around an exported UNet."""
 
     def __init__(self, file: Path, device: torch.device, cores: Cores) -> None:
         self._pool: ThreadPoolExecutor | None = None

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.errors import CheckpointError, MissingExtra
-from model.manifest import ENGINE_FOLDER, ONNX_FOLDER, Built, check_engine, read_manifest
+from model.export_manifest import ENGINE_FOLDER, ONNX_FOLDER, Built, check_engine, read_manifest
 
 
 class Scratch:
@@ -48,7 +48,7 @@ class Captured:
 
 
 class TensorRtDenoiser:
-    """A Denoiser (model.backends.protocol) around the engine of an exported folder.
+    """A Denoiser (model.denoiser) around the engine of an exported folder.
 
     Args:
         folder: a version of a model repository, with engines.

@@ -16,11 +16,11 @@ from diffusers import UNetSpatioTemporalConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from model.backends.protocol import Cores
+from model.denoiser import Cores
 
 
 class TorchDenoiser:
-    """A Denoiser (model.backends.protocol) around a diffusers UNet; runs in inference mode."""
+    """A Denoiser (model.denoiser) around a diffusers UNet; runs in inference mode."""
 
     def __init__(self, unet: UNetSpatioTemporalConditionModel, cores: Cores) -> None:
         self._unet = unet.eval()

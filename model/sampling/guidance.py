@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.tasks.spec import GuidanceShape
+from model.tasks import GuidanceShape
 
 
 def guidance_scale(shape: GuidanceShape, low: float, high: float, num_frames: int) -> Float[Tensor, " T"]:

@@ -1,19 +1,58 @@
-"""A request becomes a row: draw its noise, encode its pictures or prompt, lay out its noise levels and its guidance."""
+"""A request becomes a row: draw its noise, encode its pictures or prompt, lay out its noise levels and its guidance.
+
+All the randomness of a request: one CPU float32 generator, seeded with the request's seed, read in a fixed order.
+
+First the augmentation noise of the conditioning pictures, then the initial latents: the order in which diffusers'
+StableVideoDiffusionPipeline draws them from a single generator, so the same seed gives the same video there and here,
+on any device.
+
+Legend: P conditioning pictures, T frames, C channels, H, W pixels; h, w latent.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from PIL.Image import Image
+from torch import Tensor
 
 from model.checkpoint import Checkpoint
 from model.conditioning import condition
 from model.params import Params
 from model.sampling.guidance import guidance_scale
-from model.sampling.noise import draw_noise
 from model.sampling.row import BatchKey, Row
 from model.sampling.schedule import make_schedule
+from model.shapes import LatentShape, VideoShape
+from model.tasks import Augmentation, TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RequestNoise:
+    """Unit-variance noise, float32 on the CPU.
+
+    Args:
+        augmentation: for the conditioning pictures: [P, 3, H, W], [P, C, h, w] or empty, as the task says.
+        latents: to start from.
+    """
+
+    augmentation: Float[Tensor, "..."]
+    latents: Float[Tensor, "T C h w"]
+
+
+def draw_noise(seed: int, task: TaskSpec, video: VideoShape, latent: LatentShape) -> RequestNoise:
+    """The noise that `seed` stands for."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    shapes: dict[Augmentation, tuple[int, ...]] = {
+        "pixels": (len(task.pictures), 3, video.height, video.width),
+        "latents": (len(task.pictures), *latent.as_tuple()[1:]),
+        "none": (0,),
+    }
+    augmentation = torch.randn(shapes[task.augmentation], generator=generator, dtype=torch.float32)
+    latents = torch.randn(latent.as_tuple(), generator=generator, dtype=torch.float32)
+    return RequestNoise(augmentation, latents)
 
 
 def begin_row(checkpoint: Checkpoint, params: Params, pictures: Sequence[Image]) -> Row:

@@ -7,8 +7,7 @@ from contextlib import nullcontext
 
 import torch
 
-from serving.engine.decoding import Decoding
-from serving.engine.job import Job, row_of
+from serving.engine.job import Decoding, Job, row_of
 from serving.engine.protocol import Decoded
 from serving.engine.settings import EngineSettings
 from serving.engine.stats import Recorder

@@ -12,12 +12,12 @@ import torch
 
 from model.catalog import ModelEntry
 from model.params import Params
-from serving.engine.loaded import load_model
+from serving.engine.loaded_model import load_model
 from serving.engine.loop import StepLoop, stopped
-from serving.engine.measure import warm_up
 from serving.engine.protocol import TERMINAL, EngineEvent, EngineRequest
 from serving.engine.settings import EngineSettings
 from serving.engine.stats import EngineStats
+from serving.engine.warmup import warm_up
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,11 @@ from model.sampling.row import Row
 from model.sampling.sampler import sample
 from serving.engine.decode_lane import begin_decoding
 from serving.engine.job import Job
-from serving.engine.loaded import LoadedModel, load_model
-from serving.engine.packing import build_result
+from serving.engine.loaded_model import LoadedModel, load_model
+from serving.engine.mux import build_result
 from serving.engine.protocol import Completed, Decoded, EngineEvent, EngineRequest, Stepped
-from serving.engine.result import build_manifest
 from serving.engine.settings import EngineSettings
-from serving.engine.stages import check_finite, encode_request, finished_frames
+from serving.engine.stages import build_manifest, check_finite, encode_request, finished_frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,8 @@ def generate(
 
     Args:
         model: a checkpoint, loaded here if it is not yet.
-        images: the pictures' bytes, in the order of the task's spec and any format `model.image.open_picture` takes.
+        images: the pictures' bytes, in the order of the task's spec and any format `model.media.image.open_picture`
+        takes.
         raw: whether the frames go into another stage, so that no container is made (EngineRequest).
         progress: told of phases, steps and decoded frames; an exception from it ends the generation.
         settings: device, dtype, threads, determinism; used only where the model is not yet loaded.

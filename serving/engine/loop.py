@@ -25,12 +25,10 @@ import torch
 from model.errors import InvalidRequest
 from model.params import Params
 from serving.engine.decode_lane import DecodeLane
-from serving.engine.failures import failed, is_out_of_memory
 from serving.engine.job import Job
-from serving.engine.loaded import LoadedModel
-from serving.engine.measure import probe
-from serving.engine.memory import relieve
-from serving.engine.packing import build_result
+from serving.engine.loaded_model import LoadedModel
+from serving.engine.mux import build_result
+from serving.engine.oom import failed, is_out_of_memory, relieve
 from serving.engine.protocol import (
     CancelledAt,
     Checkpointed,
@@ -41,12 +39,12 @@ from serving.engine.protocol import (
     Queued,
     refused,
 )
-from serving.engine.result import build_manifest
 from serving.engine.scheduler import Scheduler
 from serving.engine.settings import EngineSettings
-from serving.engine.stages import finished_frames
+from serving.engine.stages import build_manifest, finished_frames
 from serving.engine.stats import EngineStats, Recorder
 from serving.engine.step_lane import StepLane
+from serving.engine.warmup import probe
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from model.chain import Interpolation
+from model.interpolation import Interpolation
 from model.params import OutputFormat, Params
 
 Priority = Literal["high", "normal", "low", "offline"]
@@ -50,7 +50,7 @@ class EngineRequest:
         share: whose work it is, and how soon it is wanted.
         resume_from: the `state` of a Checkpointed event of the same job, to go on from there; None to begin.
         previews: whether Previewed events are wanted.
-        interpolate: a second stage (serving.chain); an engine that does not chain refuses it.
+        interpolate: a second stage (serving.interpolation); an engine that does not chain refuses it.
         raw: whether the result is for another stage: its video is then the frames as they are, RGB bytes
             [T, H, W, 3], without thumbnail and contact sheet, and its timings name its share of `compute`.
     """
@@ -172,7 +172,7 @@ def refused(request: EngineRequest) -> Failed | None:
     """What an engine of single stages answers to a chained request; None to any other."""
     if request.interpolate is None:
         return None
-    told = "this engine runs single stages; put serving.chain.engine.ChainedEngine around it, or leave interpolate out"
+    told = "this engine runs single stages; put a ChainedEngine around it, or leave interpolate out"
     return Failed("not_chained", told)
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 
-from serving.engine.fairness import Ledger
 from serving.engine.job import Job, row_of
-from serving.engine.measure import LARGEST
-from serving.engine.memory import Ceiling, most_places
-from serving.engine.policy import decide, order
+from serving.engine.oom import Ceiling, most_places
+from serving.engine.policy import Ledger, decide, order
 from serving.engine.settings import EngineSettings
-from serving.engine.work import Batching, Decision, Kind, Limits, WorkItem
+from serving.engine.warmup import LARGEST
+from serving.engine.work_items import Batching, Decision, Kind, Limits, WorkItem
 
 _UNKNOWN_S = 1.0
 """A denoiser evaluation before any was measured; only proportions matter then."""

@@ -19,7 +19,7 @@ class EngineSettings:
         max_rows: requests being encoded, denoised or decoded at once; the others wait or are parked.
         max_batch: places of one denoiser call, at most (a guided request takes two); None lets the measured profile
             choose.
-        backend: which denoiser (model.backends.makers); `auto` takes what the folder holds, weights or graphs.
+        backend: which denoiser (model.backends.registry); `auto` takes what the folder holds, weights or graphs.
         device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`.
         dtype: of the networks' weights.
         threads: CPU threads at work on one thing; None for as many as there are cores to run on.
@@ -28,11 +28,12 @@ class EngineSettings:
             not the slow one and has an honest estimate.
         deterministic: the same bits whatever a request shares its calls with, and wherever it was interrupted.
         checkpoint_every_s: seconds between two Checkpointed events of a job; None for none.
-        attention: kernel of a denoiser in torch (model.attention); `auto` measures on a GPU, and is torch's own choice
-            on a CPU and in deterministic mode.
-        reuse_every: evaluations for which a row's deep features serve (model.reuse); 1 reuses none. Costs quality.
+        attention: kernel of a denoiser in torch (model.optimized.attention); `auto` measures on a GPU, and is
+            torch's own choice on a CPU and in deterministic mode.
+        reuse_every: evaluations for which a row's deep features serve (model.optimized.feature_cache); 1 reuses
+        none. Costs quality.
         guidance_interval: noise levels (low, high] at which rows are guided; None for all. Costs quality.
-        vram_budget_gib: memory of the GPU to stay within (model.vram); None for no plan.
+        vram_budget_gib: memory of the GPU to stay within (model.memory.plan); None for no plan.
     """
 
     max_rows: int = 16

@@ -7,6 +7,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from serving.engine.protocol import CancelledAt, Completed, Failed
 
@@ -126,3 +127,11 @@ class Recorder:
                 waiting=waiting,
                 active=active,
             )
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """An engine that counts what it does; one behind Triton leaves that to Triton's own metrics."""
+
+    def stats(self) -> EngineStats | None:
+        """Counts since the start; None while not started."""

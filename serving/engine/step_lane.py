@@ -2,6 +2,12 @@
 
 Out of memory, a group is halved until what is left fits; a row that does not fit alone is tried once more on cleared
 memory, and then fails by itself. Rows are values, so nothing is ever half done.
+
+How far a step loop may run ahead of a GPU: one call.
+
+Nothing in a step waits for the device, so a loop left alone would queue steps without end: cancel and progress would
+lag, and its clock would measure the queueing. Waiting for the call BEFORE the one just queued bounds that, and the
+device still always has its next call waiting; the time from one return to the next is then that of a call.
 """
 
 from __future__ import annotations
@@ -11,20 +17,36 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from model.behind import Behind
+import torch
+
 from model.errors import InvalidRequest
-from model.preview import denoised, preview_jpeg
-from model.sampling.batch import advance, places
-from model.sampling.row import Row
-from model.sampling.stored import restore, store
+from model.latent_preview import denoised, preview_jpeg
+from model.sampling.row import Row, restore, store
+from model.sampling.sampler import advance, places
 from serving.engine.decode_lane import begin_decoding
-from serving.engine.failures import is_out_of_memory
 from serving.engine.job import Job, row_of
-from serving.engine.memory import Ceiling, relieve
+from serving.engine.oom import Ceiling, is_out_of_memory, relieve
 from serving.engine.protocol import Checkpointed, Failed, Previewed, Stepped
 from serving.engine.settings import EngineSettings
 from serving.engine.stages import check_finite, encode_request
 from serving.engine.stats import Recorder
+
+
+class Behind:
+    """Waits on a device's calls, one late. Of one thread."""
+
+    def __init__(self) -> None:
+        self._last: torch.cuda.Event | None = None
+
+    def one_call(self, device: torch.device) -> None:
+        """A call was queued on the device: wait for the one before it. On a CPU a call is over when it returns."""
+        if device.type != "cuda":
+            return
+        before, self._last = self._last, torch.cuda.Event()
+        self._last.record(torch.cuda.current_stream(device))
+        if before is not None:
+            before.synchronize()
+
 
 logger = logging.getLogger(__name__)
 

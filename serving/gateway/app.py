@@ -11,16 +11,12 @@ from fastapi import Depends, FastAPI
 
 from model.catalog import ModelEntry
 from serving.engine.protocol import Engine
-from serving.gateway import documented, errors, openapi
+from serving.gateway import errors, openapi
 from serving.gateway.auth import authenticated
-from serving.gateway.middleware import BodyLimit, RequestId
-from serving.gateway.outside import Outside
-from serving.gateway.routes import batches, content, events, generate, health, jobs, openai, pages
-from serving.gateway.routes import metrics as metrics_routes
-from serving.gateway.routes import models as model_routes
-from serving.gateway.services import close_services, open_services
+from serving.gateway.middleware import BodyLimit, RequestId, Watch
+from serving.gateway.routes import batches, content, events, generate, jobs, openai, system
+from serving.gateway.services import Outside, close_services, open_services
 from serving.gateway.settings import Settings
-from serving.gateway.watching import Watch
 from serving.observe.metrics import Metrics
 
 _ABOUT = """A still becomes a short video. `POST /generate/image-to-video` answers with a job at once; follow it by
@@ -75,10 +71,9 @@ def create_app(
     app.add_middleware(Watch, metrics=metrics, traces=beyond.traces)
     app.add_middleware(RequestId)
     app.state.metrics = metrics
-    for part in (generate, batches, jobs, events, content, model_routes, openai, metrics_routes):
-        app.include_router(part.router, dependencies=[Depends(authenticated)], responses=documented.errors(401))
-    for part in (health, pages):
-        app.include_router(part.router)
+    for part in (generate, batches, jobs, events, content, system, openai):
+        app.include_router(part.router, dependencies=[Depends(authenticated)], responses=openapi.errors(401))
+    app.include_router(system.public)
     openapi.install(app)
     return app
 

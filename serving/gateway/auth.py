@@ -2,6 +2,8 @@
 
 Keys count from the first one made on (`stillmotion keys create`). What a key does not own does not exist for it: the
 store looks for jobs by owner, so another's job is the same 404 as none.
+
+The Idempotency-Key of a POST, as a route's parameter and as what the store compares.
 """
 
 from __future__ import annotations
@@ -9,17 +11,18 @@ from __future__ import annotations
 import ipaddress
 import math
 import socket
-from typing import Annotated, Final
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 from fastapi.security import HTTPBearer
 
 from model.errors import StillmotionError
 from serving.gateway.errors import Problem
 from serving.gateway.services import Parts
+from serving.jobs.admission import Repeat, hash_body
 from serving.jobs.database import Database
-from serving.keys.ring import Caller
-from serving.keys.store import KeyStore
+from serving.keys import Caller, KeyStore
 
 _SCHEME: Final = HTTPBearer(
     auto_error=False, scheme_name="ApiKey", description="needed once the operator has made the first key"
@@ -117,3 +120,19 @@ def is_loopback(host: str) -> bool:
     except OSError:
         return False
     return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)
+
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="a repeat with the same key has no second effect; with another request it is a 409",
+    ),
+]
+
+
+def repeat_of(caller: Caller, key: str | None, request: Mapping[str, Any]) -> Repeat | None:
+    """What tells a repeat of this request; None without a key."""
+    return None if key is None else Repeat(caller.owner, key, hash_body(request))

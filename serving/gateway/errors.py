@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 from stillmotion.types import ErrorBody, ErrorResponse
 
 from model.errors import ImageTooLarge, InvalidRequest, StillmotionError, StorageFull
-from serving.gateway.admission import DeadlineInfeasible
+from serving.gateway.deadlines import DeadlineInfeasible
 from serving.jobs.errors import BatchNotFound, Conflict, JobNotFound, QueueFull
 
 _TYPES: Final[dict[int, str]] = {

@@ -1,20 +1,25 @@
 """What surrounds every request: its id, the limit on its body, and an answer even to the unforeseen.
 
 Plain ASGI, so that streams pass through untouched.
+
+What is told of every request: a metric, a span, a log line. Plain ASGI, so that streams pass through untouched.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from typing import Final
+import time
+from typing import Any, Final
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.gateway.errors import Problem, answer
-from serving.observe.logs import REQUEST_ID
+from serving.observe.logs import ACCESS, REQUEST_ID
+from serving.observe.metrics import Metrics
+from serving.observe.traces import Traces
 
 _log = logging.getLogger(__name__)
 _ACCEPTABLE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
@@ -96,3 +101,61 @@ class BodyLimit:
 
     def _too_large(self) -> Problem:
         return Problem(413, "body_too_large", f"the request is larger than {self._limit} bytes; send a smaller picture")
+
+
+_access_log = logging.getLogger(ACCESS)
+_UNKNOWN: Final = "(none)"
+"""The route of a request that met none: paths are the caller's words, and no label."""
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Watch:
+    """Tells of each request once its answer begins.
+
+    Args:
+        metrics, traces: where it is told.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._traces = traces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def send_watched(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._tell(scope, message["status"], time.perf_counter() - began, told)
+            await send(message)
+
+        with self._traces.request(scope["method"], scope["path"], Headers(scope=scope)) as told:
+            await self._app(scope, receive, send_watched)
+
+    def _tell(self, scope: Scope, status: int, seconds: float, told: dict[str, Any]) -> None:
+        route = route_of(scope)
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        self._metrics.requests.labels(method, route, str(status)).inc()
+        self._metrics.request_seconds.labels(method, route).observe(seconds)
+        if isinstance(refusal := scope.get("refusal"), str):
+            self._metrics.rejected.labels(refusal).inc()
+        request_id, key = scope.get("request_id"), scope.get("key_id")
+        told |= {"http.route": route, "http.response.status_code": status, "stillmotion.request_id": request_id or ""}
+        _access_log.info(
+            "%s %s %d",
+            scope["method"],
+            scope["path"],
+            status,
+            extra={"route": route, "status": status, "ms": round(1000 * seconds, 1), "key": key},
+        )
+
+
+def route_of(scope: Scope) -> str:
+    """The template of the route that served a request, such as `/jobs/{job_id}`."""
+    route = scope.get("route")
+    path = getattr(route, "path", None)
+    return path if isinstance(path, str) else _UNKNOWN

@@ -1,4 +1,7 @@
-"""What the routes share, made when the app starts and closed when it stops."""
+"""What the routes share, made when the app starts and closed when it stops.
+
+What the gateway reaches beyond itself, or loads only if told to: made from the settings; tests bring their own.
+"""
 
 from __future__ import annotations
 
@@ -17,34 +20,70 @@ from fastapi import Depends, Request
 
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
-from serving.chain.engine import ChainedEngine
+from serving.background import in_thread
 from serving.engine.protocol import Engine
-from serving.gateway.backlog import BacklogReader
+from serving.gateway.deadlines import BacklogReader
 from serving.gateway.errors import Problem
-from serving.gateway.outside import Outside
-from serving.gateway.previews import draws_previews
+from serving.gateway.images import Fetcher, FetchLimits
+from serving.gateway.safety import SafetyFilter, load
 from serving.gateway.settings import Settings
-from serving.jobs.admissions import Admissions
+from serving.interpolation.engine import ChainedEngine
 from serving.jobs.artifacts import Artifacts
 from serving.jobs.batches import BatchStore
-from serving.jobs.bell import Bell
 from serving.jobs.database import Database
 from serving.jobs.dispatcher import Dispatcher
-from serving.jobs.janitor import Janitor
+from serving.jobs.group_commit import Admissions
 from serving.jobs.leases import Leases
-from serving.jobs.outbox import Outbox
-from serving.jobs.retention import Retention
+from serving.jobs.notifier import Bell, Watcher
+from serving.jobs.retention import Janitor, Retention
 from serving.jobs.store import JobStore
-from serving.jobs.threads import in_thread
-from serving.jobs.watcher import Watcher
-from serving.jobs.webhooks import Deliverer
-from serving.keys.ring import KeyRing
-from serving.keys.store import KeyStore
+from serving.jobs.webhooks import Deliverer, Outbox
+from serving.keys import KeyRing, KeyStore
 from serving.net import PublicOnly
-from serving.observe.collectors import EngineCollector, QueueCollector
-from serving.observe.engine import WatchedEngine
-from serving.observe.metrics import Metrics
-from serving.provenance.engine import FinishingEngine
+from serving.observe.metrics import EngineCollector, Metrics, QueueCollector, WatchedEngine
+from serving.observe.traces import NoTraces, Traces, exporting
+from serving.provenance.finish import FinishingEngine, Signer
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """The optional parts.
+
+    Args:
+        fetcher: gets pictures by URL, if the operator allows URLs.
+        safety: judges pictures; None for no filter.
+        signer: signs mp4s; None for no signatures.
+        traces: where spans go.
+    """
+
+    fetcher: Fetcher
+    safety: SafetyFilter | None
+    signer: Signer | None
+    traces: Traces
+
+    @classmethod
+    def of(cls, settings: Settings) -> Outside:
+        """What the settings ask for.
+
+        Raises:
+            MissingExtra: an optional dependency is not installed.
+            InvalidRequest: key and certificate do not sign.
+        """
+        return cls(
+            fetcher=Fetcher(settings.image_urls, FetchLimits(settings.max_image_bytes, settings.image_fetch_s)),
+            safety=load(settings.safety, settings.safety_threshold),
+            signer=_signer(settings),
+            traces=exporting() if settings.traces else NoTraces(),
+        )
+
+
+def _signer(settings: Settings) -> Signer | None:
+    if settings.c2pa_certificate is None or settings.c2pa_key is None:
+        return None
+    from serving.provenance.c2pa import C2paSigner
+
+    return C2paSigner(settings.c2pa_certificate, settings.c2pa_key, settings.c2pa_algorithm, settings.c2pa_timestamps)
+
 
 _log = logging.getLogger(__name__)
 NOTES_NAME: Final = "notes.json"
@@ -154,7 +193,7 @@ async def open_services(
         backlog=BacklogReader(database, engine),
         outside=outside,
         decoding=asyncio.Semaphore(settings.decoders),
-        previewable=frozenset(entry.name for entry in models if draws_previews(entry)),
+        previewable=frozenset(entry.name for entry in models if entry.previews),
     )
 
 

@@ -8,8 +8,8 @@ from typing import Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from model.image import ImageLimits
-from serving.gateway.fetching import UrlChoice
+from model.media.image import ImageLimits
+from serving.gateway.images import UrlChoice
 from serving.gateway.safety import SafetyChoice
 from serving.jobs.records import Terms
 from serving.net import AddressPolicy, networks

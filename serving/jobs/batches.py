@@ -14,12 +14,10 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from stillmotion.types import TERMINAL_STATUSES, Batch, BatchCounts, BatchResult, BatchUrls
 
-from serving.jobs import changes
-from serving.jobs.adding import add_jobs
+from serving.jobs import transitions
+from serving.jobs.admission import Repeat, add_jobs, check_quota, made_before, remember
 from serving.jobs.database import Database
-from serving.jobs.door import check_quota
 from serving.jobs.errors import BatchNotFound, QueueFull
-from serving.jobs.idempotency import Repeat, made_before, remember
 from serving.jobs.records import OFFLINE, NewJob, Terms
 from serving.jobs.tables import BatchRow, JobRow
 
@@ -83,7 +81,7 @@ class BatchStore:
             row = BatchRow(id=new.id, owner=new.owner, created_at=now, total=len(new.jobs))
             session.add(row)
             session.flush()
-            add_jobs(session, new.jobs, now, self._terms, changes.count_waiting(session))
+            add_jobs(session, new.jobs, now, self._terms, transitions.count_waiting(session))
             remember(session, new.repeat, new.id)
             return _wire(session, row), True
 
@@ -108,7 +106,7 @@ class BatchStore:
                 .limit(limit)
             )
             return [
-                BatchResult(custom_id=row.custom_id or "", row=row.batch_row or 0, job=changes.wire(session, row))
+                BatchResult(custom_id=row.custom_id or "", row=row.batch_row or 0, job=transitions.wire(session, row))
                 for row in session.scalars(query)
             ]
 
@@ -133,7 +131,7 @@ class BatchStore:
             for row in rows:
                 if row.status == "queued":
                     row.cancelled_at_step = 0
-                    changes.end(session, row, "cancelled", self._clock(), self._terms.kept_s)
+                    transitions.end(session, row, "cancelled", self._clock(), self._terms.kept_s)
                 else:
                     row.cancel_requested = True
             session.flush()
@@ -145,7 +143,7 @@ class BatchStore:
         known = made_before(session, repeat)
         if known is not None:
             return _wire(session, _find(session, known, owner))
-        if changes.count_waiting(session).get(OFFLINE, 0) + rows > limit:
+        if transitions.count_waiting(session).get(OFFLINE, 0) + rows > limit:
             raise QueueFull(limit, _RETRY_AFTER_S)
         check_quota(session, owner, quota, rows)
         return None

@@ -11,14 +11,14 @@ import logging
 import time
 from typing import Final
 
+from serving.background import in_thread
 from serving.engine.protocol import Engine
 from serving.jobs.artifacts import Artifacts
-from serving.jobs.bell import Bell, wait_heard
 from serving.jobs.errors import LeaseLost
-from serving.jobs.follower import Follower, Run
 from serving.jobs.leases import Leases
+from serving.jobs.notifier import Bell, wait_heard
 from serving.jobs.records import LeasedJob
-from serving.jobs.threads import in_thread
+from serving.jobs.runner import Follower, Run
 
 _log = logging.getLogger(__name__)
 QUEUE_TOPIC: Final = "queue"

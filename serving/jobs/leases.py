@@ -20,12 +20,12 @@ from sqlalchemy.orm import Session
 from stillmotion.types import Job
 
 from serving.engine.protocol import Share
-from serving.jobs import changes
+from serving.jobs import transitions
 from serving.jobs.database import Database
 from serving.jobs.errors import JobNotFound, LeaseLost
 from serving.jobs.records import CLASSES, OFFLINE, Advance, LeasedJob, StoredFile, Success, Terms
-from serving.jobs.states import check_transition
 from serving.jobs.tables import JobRow
+from serving.jobs.transitions import check_transition
 
 _SHARE_WINDOW_S: Final = 60.0
 
@@ -99,7 +99,7 @@ class Leases:
             row.started_at = self._clock()  # by now: the write lock may have taken its time
             row.lease_owner, row.lease_until = self._server, row.started_at + self._terms.lease_s
             row.attempt += 1
-            changes.emit(session, row, "phase")
+            transitions.emit(session, row, "phase")
             return _leased(row)
 
     def pulse(self, jobs: Collection[LeasedJob]) -> Pulse:
@@ -135,7 +135,7 @@ class Leases:
             row.step = row.step if change.step is None else change.step
             row.eta_s = change.eta_s
             row.engine_position = change.engine_position
-            return changes.emit(session, row, event)
+            return transitions.emit(session, row, event)
 
     def preview(self, job: LeasedJob, step: int, file: StoredFile) -> str | None:
         """Tell of a preview after so many steps, whose file is stored; the name of the one whose place it takes.
@@ -148,7 +148,7 @@ class Leases:
             before = row.files.get("preview")
             row.files = {**row.files, "preview": asdict(file)}
             row.step = step
-            changes.emit(session, row, "preview")
+            transitions.emit(session, row, "preview")
             return None if before is None else str(before["name"])
 
     def complete(self, job: LeasedJob, success: Success) -> Job:
@@ -159,14 +159,14 @@ class Leases:
             row.files = row.files | {variant: asdict(file) for variant, file in success.files.items()}
             row.timings = dict(success.timings)
             row.progress, row.phase, row.step = 100, "mux", row.total_steps
-            return changes.end(session, row, "completed", self._clock(), self._terms.kept_s)
+            return transitions.end(session, row, "completed", self._clock(), self._terms.kept_s)
 
     def fail(self, job: LeasedJob, code: str, message: str) -> Job:
         """End a running job with an error. Raises LeaseLost."""
         with self._database.write() as session:
             row = self._held(session, job)
             row.error_code, row.error_message = code, message
-            return changes.end(session, row, "failed", self._clock(), self._terms.kept_s)
+            return transitions.end(session, row, "failed", self._clock(), self._terms.kept_s)
 
     def stopped(self, job: LeasedJob, step: int, compute_s: float) -> Job:
         """End a running job as cancelled after `step` steps and `compute_s` seconds of compute. Raises LeaseLost."""
@@ -174,7 +174,7 @@ class Leases:
             row = self._held(session, job)
             row.step = row.cancelled_at_step = step
             row.timings = {**row.timings, "compute": compute_s}
-            return changes.end(session, row, "cancelled", self._clock(), self._terms.kept_s)
+            return transitions.end(session, row, "cancelled", self._clock(), self._terms.kept_s)
 
     def give_back(self, job: LeasedJob) -> Job:
         """Put a job back into the queue, to be run by whoever is next; one asked to stop is cancelled instead.
@@ -205,18 +205,18 @@ class Leases:
             return self._return(session, row)
         row.error_code = "interrupted"
         row.error_message = f"the server was lost {row.attempt} times while it ran the job; send it again, if you will"
-        return changes.end(session, row, "failed", self._clock(), self._terms.kept_s)
+        return transitions.end(session, row, "failed", self._clock(), self._terms.kept_s)
 
     def _return(self, session: Session, row: JobRow) -> Job:
         if row.cancel_requested:
             row.cancelled_at_step = row.step
-            return changes.end(session, row, "cancelled", self._clock(), self._terms.kept_s)
-        return changes.requeue(session, row)
+            return transitions.end(session, row, "cancelled", self._clock(), self._terms.kept_s)
+        return transitions.requeue(session, row)
 
     def _held(self, session: Session, job: LeasedJob) -> JobRow:
         """The row of a job this server holds, locked."""
         try:
-            row = changes.find(session, job.id, None, lock=True)
+            row = transitions.find(session, job.id, None, lock=True)
         except JobNotFound as error:
             raise LeaseLost(job.id, job.attempt) from error
         if (row.status, row.lease_owner, row.attempt) != ("in_progress", self._server, job.attempt):

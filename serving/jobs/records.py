@@ -1,15 +1,47 @@
-"""The frozen types at the store's door, and how a row becomes the wire's Job."""
+"""The frozen types at the store's door, and how a row becomes the wire's Job.
+
+What a stored job asks for, read back from its row: the settings of its task, and its second stage if it has one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from stillmotion.types import Job, JobError, JobOutput, JobUrls, OutputFormat, Variant
+from stillmotion.types import Job, JobError, JobOutput, JobUrls, Variant
 
+from model.interpolation import Interpolation
+from model.params import PARAMS, OutputFormat, Params
 from serving.engine.protocol import Priority, Share
 from serving.jobs.tables import JobRow
+
+_BESIDE: Final = frozenset({"output_format", "interpolate"})
+"""What lies among a job's params and is no setting of its task."""
+
+
+def told(params: Params, output_format: OutputFormat, chain: Interpolation | None) -> dict[str, Any]:
+    """A job's `params` as they are stored, and shown to callers."""
+    second = {} if chain is None else {"interpolate": chain.as_dict()}
+    return {**asdict(params), "output_format": output_format, **second}
+
+
+def asked(task: str, stored: Mapping[str, Any]) -> tuple[Params, Interpolation | None]:
+    """What `told` was told.
+
+    Raises:
+        InvalidRequest, KeyError, TypeError: it was stored by another version.
+    """
+    params = PARAMS[task](**{name: value for name, value in stored.items() if name not in _BESIDE})
+    second = stored.get("interpolate")
+    return params, None if second is None else Interpolation.from_dict(second, params.seed)
+
+
+def total_steps(params: Params, chain: Interpolation | None) -> int:
+    """Solver steps of a job, both stages."""
+    second = 0 if chain is None else (params.num_frames - 1) * chain.params.num_inference_steps
+    return params.num_inference_steps + second
+
 
 PRIORITIES: Final[dict[Priority, int]] = {"offline": -1, "low": 0, "normal": 1, "high": 2}
 CLASSES: Final[dict[int, Priority]] = {number: name for name, number in PRIORITIES.items()}

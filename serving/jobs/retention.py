@@ -1,10 +1,16 @@
 """What time does to jobs: a waiting one whose time has come expires, an ended one is removed with its files.
 
 All methods block on the database: call them in a thread. Several servers may sweep the same database.
+
+The periodic sweep: expiry, removal after the time jobs are kept, and files that belong to no job.
+
+Rows go first: files without a job are found by the next sweep, a job without its files would never heal.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Final
@@ -12,9 +18,13 @@ from typing import Final
 from sqlalchemy import select
 from stillmotion.types import TERMINAL_STATUSES, Job
 
-from serving.jobs import changes
+from serving.background import in_thread
+from serving.jobs import transitions
+from serving.jobs.artifacts import Artifacts
 from serving.jobs.database import Database
+from serving.jobs.notifier import Bell
 from serving.jobs.records import Terms
+from serving.jobs.store import JobStore
 from serving.jobs.tables import BatchRow, JobRow
 
 _AT_ONCE: Final = 100
@@ -47,7 +57,7 @@ class Retention:
             for row in session.scalars(due.with_for_update(skip_locked=True)).all():
                 row.error_code = "expired"
                 row.error_message = "the job had not begun when its time was over; send it again, or with more time"
-                jobs.append(changes.end(session, row, "expired", now, self._terms.kept_s))
+                jobs.append(transitions.end(session, row, "expired", now, self._terms.kept_s))
             return jobs
 
     def remove_ended(self) -> list[str]:
@@ -63,10 +73,69 @@ class Retention:
         with self._database.write() as session:
             rows = session.scalars(due.with_for_update(skip_locked=True)).all()
             for row in rows:
-                changes.remove(session, row)
+                transitions.remove(session, row)
             session.flush()
             batches = {row.batch_id for row in rows if row.batch_id is not None}
             for batch in session.scalars(select(BatchRow).where(BatchRow.id.in_(batches))).all():
                 if session.scalars(select(JobRow.id).where(JobRow.batch_id == batch.id).limit(1)).first() is None:
                     session.delete(batch)
             return [row.id for row in rows]
+
+
+_log = logging.getLogger(__name__)
+_STRAYS_EVERY_S: Final = 3600.0
+
+
+class Janitor:
+    """Sweeps until it is stopped.
+
+    Args:
+        retention, store, artifacts: what is swept.
+        bell: rung for every job that changes.
+        every_s: seconds between two sweeps.
+    """
+
+    def __init__(
+        self, retention: Retention, store: JobStore, artifacts: Artifacts, bell: Bell, every_s: float = 30.0
+    ) -> None:
+        self._retention = retention
+        self._store = store
+        self._artifacts = artifacts
+        self._bell = bell
+        self._every_s = every_s
+        self._strays_at = float("-inf")
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to sweep, at once and then periodically."""
+        self._task = asyncio.create_task(self._run(), name="janitor")
+
+    async def stop(self) -> None:
+        """Stop; a sweep that is on ends first."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def sweep(self) -> None:
+        """One sweep: everything whose time has come."""
+        while expired := await in_thread(self._retention.expire):
+            for job in expired:
+                self._bell.ring(job.id)
+        while removed := await in_thread(self._retention.remove_ended):
+            for job_id in removed:
+                await in_thread(self._artifacts.remove, job_id)
+                self._bell.ring(job_id)
+        if time.monotonic() - self._strays_at >= _STRAYS_EVERY_S:
+            self._strays_at = time.monotonic()
+            known = await in_thread(self._store.ids)
+            for name in await in_thread(self._artifacts.sweep, known):
+                _log.warning("removed the files of %s, which is no job", name)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.sweep()
+            except Exception:  # noqa: BLE001 - the boundary: the next sweep may do better
+                _log.exception("the sweep was cut short; the next one goes on")
+            await asyncio.sleep(self._every_s)

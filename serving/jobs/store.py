@@ -16,15 +16,13 @@ from sqlalchemy.orm import Session
 from stillmotion.types import Job, JobEvent, JobList, JobStatus, Preview, Variant
 
 from model.errors import StillmotionError
-from serving.jobs import changes
-from serving.jobs.adding import add_jobs
+from serving.jobs import transitions
+from serving.jobs.admission import Asked, Door, Repeat, add_jobs, made_before, remember
 from serving.jobs.database import Database
-from serving.jobs.door import Asked, Door
 from serving.jobs.errors import Conflict, QueueFull
-from serving.jobs.idempotency import Repeat, made_before, remember
 from serving.jobs.records import NewJob, StoredFile, Terms
-from serving.jobs.states import is_terminal
 from serving.jobs.tables import EventRow, JobRow
+from serving.jobs.transitions import is_terminal
 
 
 class JobStore:
@@ -63,7 +61,7 @@ class JobStore:
         with self._database.read() as session:
             known = made_before(session, repeat)
             if known is not None:
-                return changes.wire(session, changes.find(session, known, owner))
+                return transitions.wire(session, transitions.find(session, known, owner))
             Door(session, queue_limit).check(owner, quota)
             return None
 
@@ -103,7 +101,7 @@ class JobStore:
     def get(self, job_id: str, owner: str = "") -> Job:
         """The job now. Raises JobNotFound."""
         with self._database.read() as session:
-            return changes.wire(session, changes.find(session, job_id, owner))
+            return transitions.wire(session, transitions.find(session, job_id, owner))
 
     def page(
         self, status: JobStatus | None, after: str | None, limit: int, order: Literal["asc", "desc"], owner: str = ""
@@ -119,10 +117,10 @@ class JobStore:
             if status is not None:
                 query = query.where(JobRow.status == status)
             if after is not None:
-                seq = changes.find(session, after, owner, param="after").seq
+                seq = transitions.find(session, after, owner, param="after").seq
                 query = query.where(JobRow.seq > seq if order == "asc" else JobRow.seq < seq)
             rows = session.scalars(query).all()
-            jobs = [changes.wire(session, row) for row in rows[:limit]]
+            jobs = [transitions.wire(session, row) for row in rows[:limit]]
         return JobList(data=jobs, has_more=len(rows) > limit, last_id=jobs[-1].id if jobs else None)
 
     def cancel(self, job_id: str, owner: str = "", repeat: Repeat | None = None) -> Job:
@@ -133,15 +131,15 @@ class JobStore:
             Conflict: the idempotency key of `repeat` came before with another request.
         """
         with self._database.write() as session:
-            row = changes.find(session, job_id, owner, lock=True)
+            row = transitions.find(session, job_id, owner, lock=True)
             if made_before(session, repeat) is None:
                 remember(session, repeat, job_id)
             if row.status == "queued":
                 row.cancelled_at_step = 0
-                return changes.end(session, row, "cancelled", self._clock(), self._terms.kept_s)
+                return transitions.end(session, row, "cancelled", self._clock(), self._terms.kept_s)
             if not is_terminal(row.status):
                 row.cancel_requested = True
-            return changes.wire(session, row)
+            return transitions.wire(session, row)
 
     def delete(self, job_id: str, owner: str = "") -> None:
         """Remove a job and its events.
@@ -151,10 +149,10 @@ class JobStore:
             Conflict: it is running.
         """
         with self._database.write() as session:
-            row = changes.find(session, job_id, owner, lock=True)
+            row = transitions.find(session, job_id, owner, lock=True)
             if row.status == "in_progress":
                 raise Conflict("the job is running; cancel it and wait until it has stopped", code="job_in_progress")
-            changes.remove(session, row)
+            transitions.remove(session, row)
 
     def events_after(self, job_id: str, last: int, owner: str = "") -> tuple[list[JobEvent], bool]:
         """The job's events with ids above `last`, oldest first, and whether no more will come.
@@ -164,7 +162,7 @@ class JobStore:
         """
         with self._database.read() as session:
             # The job first: if it has ended by now, the events read after it hold the one that tells so.
-            ended = is_terminal(changes.find(session, job_id, owner).status)
+            ended = is_terminal(transitions.find(session, job_id, owner).status)
             rows = session.scalars(
                 select(EventRow).where(EventRow.job_id == job_id, EventRow.id > last).order_by(EventRow.id)
             )
@@ -184,7 +182,7 @@ class JobStore:
             Conflict: it is not completed (yet), or has no preview.
         """
         with self._database.read() as session:
-            row = changes.find(session, job_id, owner)
+            row = transitions.find(session, job_id, owner)
             if variant == "preview" and "preview" not in row.files:
                 told = "there is none yet" if row.previews else "none was asked for: submit with previews"
                 raise Conflict(f"the job has no preview; {told}", code="content_not_ready")
@@ -195,7 +193,7 @@ class JobStore:
 
     @staticmethod
     def _known(session: Session, job_id: str) -> Job:
-        return changes.wire(session, changes.find(session, job_id, None))
+        return transitions.wire(session, transitions.find(session, job_id, None))
 
     def ids(self) -> set[str]:
         """The id of every job, whoever's."""

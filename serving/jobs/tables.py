@@ -130,7 +130,7 @@ class BatchRow(Base):
 
 
 class ApiKeyRow(Base):
-    """One API key; of its secret only a salted hash (`serving.keys.secret` says why that one)."""
+    """One API key; of its secret only a salted hash (`serving.keys` says why that one)."""
 
     __tablename__ = "api_keys"
 

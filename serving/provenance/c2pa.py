@@ -45,7 +45,7 @@ class C2paSigner:
             raise MissingExtra("C2PA signing", "c2pa") from error
         if algorithm not in get_args(Algorithm):
             raise InvalidRequest(f"the algorithm must be one of {', '.join(get_args(Algorithm))}", param="algorithm")
-        from model.video import encode_video  # the gateway imports this file, and has no use for codecs
+        from model.media.video import encode_video  # the gateway imports this file, and has no use for codecs
 
         self._c2pa: Any = c2pa
         try:

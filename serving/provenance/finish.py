@@ -1,16 +1,21 @@
-"""The last touch on a result: its manifest is completed and put into the mp4, which is signed if a key is given."""
+"""The last touch on a result: its manifest is completed and put into the mp4, which is signed if a key is given.
+
+An engine whose results are finished: manifest completed and inside the mp4, signed where a key is given.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
-from model import provenance
-from model.image import fit_picture, open_picture, to_png
+from model.media import mp4_manifest
+from model.media.image import fit_picture, open_picture, to_png
 from model.params import OutputFormat, Params, TextToVideoParams
-from serving.engine.protocol import Completed
+from serving.background import in_thread
+from serving.engine.protocol import Completed, Engine, EngineEvent, EngineRequest
+from serving.engine.wrapper import EngineAround
 
 FORMAT: Final = "stillmotion-manifest/1"
 """What `format` says in a manifest."""
@@ -69,11 +74,11 @@ def finish(
             "fps": result.fps,
         },
         "degraded": result.degraded,
-        "pictures": [provenance.encoded(picture) for picture in fitted(params, images)],
+        "pictures": [mp4_manifest.encoded(picture) for picture in fitted(params, images)],
     }
     video = result.video
     if output_format == "mp4":
-        video = provenance.attach(video, manifest)
+        video = mp4_manifest.attach(video, manifest)
         if signer is not None:
             video = signer.sign(video, manifest)
     return Finished(video, hashlib.sha256(video).hexdigest(), manifest)
@@ -85,3 +90,35 @@ def fitted(params: Params, images: tuple[bytes, ...]) -> tuple[bytes, ...]:
         return ()
     height, width, mode = params.height, params.width, params.resize_mode
     return tuple(to_png(fit_picture(open_picture(image), height, width, mode)) for image in images)
+
+
+class FinishingEngine(EngineAround):
+    """An engine, its results finished.
+
+    Args:
+        engine: what makes the videos.
+        notes: what else a job's manifest shall say, by the job's id; blocks.
+        signer: signs mp4s; None for none.
+    """
+
+    def __init__(self, engine: Engine, notes: Callable[[str], Mapping[str, Any]], signer: Signer | None = None) -> None:
+        super().__init__(engine)
+        self._notes = notes
+        self._signer = signer
+
+    async def submit(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
+        """The engine's events, the result among them finished."""
+        async with self._events(request) as events:
+            async for event in events:
+                yield await in_thread(self._finished, request, event) if isinstance(event, Completed) else event
+
+    def _finished(self, request: EngineRequest, result: Completed) -> Completed:
+        done = finish(
+            result,
+            request.params,
+            request.images,
+            request.output_format,
+            notes=self._notes(request.job_id),
+            signer=self._signer,
+        )
+        return replace(result, video=done.video, video_sha256=done.video_sha256, manifest=done.manifest)

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from model import provenance
-from model.backends.makers import backend_for, check_lora
+from model.backends.registry import backend_for, check_lora
 from model.catalog import ModelEntry
-from model.chain import Interpolation
 from model.errors import InvalidRequest
+from model.interpolation import Interpolation
+from model.media import mp4_manifest
+from model.media.video import Frames, decode_video
 from model.params import PARAMS, OutputFormat, Params
-from model.video import Frames, decode_video
-from serving.chain.local import generate_chained
 from serving.engine.local import Generated, generate
 from serving.engine.protocol import EngineEvent
 from serving.engine.settings import EngineSettings
+from serving.interpolation.local import generate_chained
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def read_recipe(manifest: Mapping[str, Any]) -> Recipe:
             model=str(manifest["model"]),
             model_version=str(manifest["model_version"]),
             params=PARAMS[task](**manifest["params"]),
-            pictures=provenance.pictures(manifest),
+            pictures=mp4_manifest.pictures(manifest),
             output_format=manifest["output_format"],
             frames_sha256=str(manifest["output"]["frames_sha256"]),
             pinned=_pinned(manifest),

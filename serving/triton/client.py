@@ -18,16 +18,12 @@ from model.catalog import ModelEntry
 from model.errors import StillmotionError
 from model.params import Params
 from serving.engine.protocol import TERMINAL, CancelledAt, EngineEvent, EngineRequest, Failed, Stepped, refused
-from serving.triton.channel import ServerLost
-from serving.triton.described import work
-from serving.triton.dispatch import Place, choose
-from serving.triton.pinning import made_by
-from serving.triton.pool import Pool, Server, Work
-from serving.triton.wire import pack_control, pack_request
+from serving.triton.pool import Place, Pool, Server, ServerLost, Work, choose
+from serving.triton.wire import made_by, pack_control, pack_request, work
 
 _log = logging.getLogger(__name__)
 ENGINE_STOPPED: Final = "engine_stopped"
-"""As serving.jobs.follower reads it: the job goes back into the queue."""
+"""As serving.jobs.runner reads it: the job goes back into the queue."""
 CANCEL_S: Final = 10.0
 """Seconds a server has to end a cancelled job; then its stream is closed, which cancels the request there too."""
 PATIENCE_S: Final = 30.0

@@ -1,4 +1,7 @@
-"""What a hosted model answers: one request frame in, event frames out. Knows no Triton, and imports no torch."""
+"""What a hosted model answers: one request frame in, event frames out. Knows no Triton, and imports no torch.
+
+A model configuration's parameters as the engine's settings. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
@@ -24,9 +27,9 @@ from serving.engine.protocol import (
     Failed,
     Stepped,
 )
+from serving.engine.settings import EngineSettings
 from serving.engine.stats import EngineStats
-from serving.triton.described import entry_told
-from serving.triton.wire import Ask, Frame, RequestFrame, Status, pack_event, unpack_request
+from serving.triton.wire import Ask, Frame, RequestFrame, Status, entry_told, pack_event, unpack_request
 
 _log = logging.getLogger(__name__)
 LOOK_S: Final = 0.1
@@ -215,3 +218,64 @@ def _ending(event: EngineEvent) -> str:
     if isinstance(event, Failed):
         return f"failed ({event.code})"
     return "cancelled" if isinstance(event, CancelledAt) else "completed"
+
+
+_OFF: Final = "off"
+
+
+def _flag(text: str) -> bool:
+    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+
+
+def _seconds(text: str) -> float | None:
+    return None if text.lower() == _OFF else float(text)
+
+
+def _interval(text: str) -> tuple[float, float]:
+    low, high = text.split()
+    return float(low), float(high)
+
+
+PARAMETERS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
+    "denoiser": ("backend", str),
+    "device": ("device", str),
+    "dtype": ("dtype", str),
+    "threads": ("threads", int),
+    "mux_threads": ("mux_threads", int),
+    "max_rows": ("max_rows", int),
+    "max_batch": ("max_batch", int),
+    "deterministic": ("deterministic", _flag),
+    "warm_up": ("warm_up", _flag),
+    "checkpoint_every_s": ("checkpoint_every_s", _seconds),
+    "attention": ("attention", str),
+    "reuse_every": ("reuse_every", int),
+    "guidance_interval": ("guidance_interval", _interval),
+    "vram_budget": ("vram_budget_gib", float),
+}
+"""Parameter -> the setting's name in EngineSettings, and how its text is read."""
+_WRITTEN_BY_EXPORT: Final = frozenset({"backend", "checkpoint_version"})
+
+
+def settings_from(parameters: Mapping[str, str], kind: str, device_id: int) -> EngineSettings:
+    """The engine's settings.
+
+    Args:
+        parameters: of the configuration.
+        kind: of the instance, `GPU` or `CPU`; it decides the device unless a parameter does.
+        device_id: the GPU's number.
+
+    Raises:
+        InvalidRequest: a parameter's value is none.
+    """
+    given: dict[str, Any] = {"device": f"cuda:{device_id}" if kind == "GPU" else "cpu"}
+    for name, text in parameters.items():
+        if name not in PARAMETERS:
+            if name not in _WRITTEN_BY_EXPORT and not name.startswith("label."):
+                _log.warning("config.pbtxt has a parameter %s that stillmotion does not know", name)
+            continue
+        setting, read = PARAMETERS[name]
+        try:
+            given[setting] = read(text)
+        except (KeyError, ValueError) as error:
+            raise InvalidRequest(f"parameter {name} of config.pbtxt cannot be {text!r}", param=name) from error
+    return EngineSettings(**given)

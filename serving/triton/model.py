@@ -18,11 +18,10 @@ import torch
 import triton_python_backend_utils as backend  # there only inside Triton
 from torch.utils.dlpack import from_dlpack
 
-from model.backends.makers import with_usable_loras
+from model.backends.registry import with_usable_loras
 from model.catalog import describe
 from serving.engine.inprocess import InProcessEngine
-from serving.triton.hosting import Host
-from serving.triton.settings import settings_from
+from serving.triton.hosting import Host, settings_from
 from serving.triton.wire import DATA, EVENT, PICTURES, REQUEST, STATE, Frame, RequestFrame
 
 _log = logging.getLogger(__name__)

@@ -1,30 +1,221 @@
-"""Start a Triton server on a model repository, wherever one is found, and end it without losing work. No torch."""
+"""Start a Triton server on a model repository, wherever one is found, and end it without losing work. No torch.
+
+Orders to a running Triton server: load and unload models, tell what it serves, empty it before it ends. No torch.
+
+A tritonserver from a wheel, for machines without NVIDIA's container: fetched once, checked, laid out in a cache.
+
+The wheel (nvidia-pytriton, Linux on x86-64) carries the server, its Python backend, and a stub of that backend for each
+Python. Only these are unpacked; its Python code is not used, nor are the versions it pins. No torch.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+import platform
 import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import zipfile
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
 from model.errors import StillmotionError
-from serving.triton import wheel
-from serving.triton.control import empty
-from serving.triton.wheel import NoTritonServer
+from serving.triton.pool import Channel, ServerLost
+from serving.triton.wire import Kind, Status, pack_control
+
+_CLIENT: Final = "control"
+_STATUS_POLL_S: Final = 0.2
+_ANSWER_S: Final = 60.0
+
+
+async def load(url: str, name: str) -> list[Status]:
+    """Load a model, or the version its configuration names now; back once it is ready.
+
+    What runs on the version before goes on to its end there.
+
+    Raises:
+        ServerLost: the server is not there, or the model does not load; what was served before still is.
+    """
+    async with _connected(url) as channel:
+        await channel.load(name)
+        return [status for status in await _ask_all(channel, "status") if status.entry["name"] == name]
+
+
+async def unload(url: str, name: str) -> None:
+    """Unload a model; what it is at goes on to its end. Raises ServerLost."""
+    async with _connected(url) as channel:
+        await channel.unload(name)
+
+
+async def statuses(url: str) -> list[Status]:
+    """What every model of ours in the server says. Raises ServerLost."""
+    async with _connected(url) as channel:
+        return await _ask_all(channel, "status")
+
+
+async def empty(url: str, grace_s: float) -> None:
+    """Take no more work, give what runs `grace_s` seconds to end, and checkpoint the rest.
+
+    A server that does not answer (any more) has nothing to be emptied of.
+    """
+    async with _connected(url) as channel:
+        try:
+            until = time.monotonic() + grace_s
+            left = await _ask_all(channel, "drain")
+            while any(status.in_flight for status in left) and time.monotonic() < until:
+                await asyncio.sleep(_STATUS_POLL_S)
+                left = await _ask_all(channel, "status")
+            await _ask_all(channel, "stop")
+        except (ServerLost, TimeoutError):
+            return
+
+
+async def _ask_all(channel: Channel, kind: Kind) -> list[Status]:
+    async with asyncio.timeout(_ANSWER_S):
+        ours = [version for version in await channel.versions() if await channel.is_ours(*version)]
+        return [await channel.ask(name, number, pack_control(kind, _CLIENT)) for name, number in ours]
+
+
+@asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[Channel]:
+    channel = Channel(url)
+    try:
+        yield channel
+    finally:
+        await channel.close()
+
+
+PACKAGE: Final = "nvidia-pytriton"
+VERSION: Final = "0.7.0"
+SHA256: Final = "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df"
+"""Of nvidia_pytriton-0.7.0-py3-none-manylinux_2_35_x86_64.whl."""
+SIZE_MB: Final = 55
+_WANTED: Final = ("pytriton/tritonserver/", "nvidia_pytriton.libs/", f"nvidia_pytriton-{VERSION}.dist-info/licenses/")
+_STUB: Final = "triton_python_backend_stub"
+
+
+class NoTritonServer(StillmotionError):
+    """There is no tritonserver to start, and none can be fetched here."""
+
+    code = "no_tritonserver"
+
+
+def cache_folder() -> Path:
+    """Where fetched programs are kept: below XDG_CACHE_HOME, or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "stillmotion"
+
+
+def laid_out() -> Path | None:
+    """The folder of a server that was laid out before; None where none was."""
+    folder = cache_folder() / f"tritonserver-{PACKAGE}-{VERSION}"
+    return folder if folder.is_dir() else None
+
+
+def lay_out(told: Callable[[str], None] = lambda _: None) -> Path:
+    """The server's folder; fetched first where it is not there yet.
+
+    Args:
+        told: progress, a line at a time.
+
+    Raises:
+        NoTritonServer: another platform, the download failed, or it is not the file that is expected.
+    """
+    if (folder := laid_out()) is not None:
+        return folder
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        raise NoTritonServer(
+            f"the wheel's tritonserver runs on Linux on x86-64, not on {platform.system()} on {platform.machine()}; "
+            "start NVIDIA's container"
+        )
+    folder = cache_folder() / f"tritonserver-{PACKAGE}-{VERSION}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as part:
+        told(f"fetching {PACKAGE} {VERSION} ({SIZE_MB} MB)")
+        wheel = _download(Path(part))
+        told(f"laying out {folder}")
+        unpacked = Path(part) / "unpacked"
+        _unpack(wheel, unpacked)
+        try:
+            unpacked.rename(folder)
+        except OSError:  # somebody else was faster
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def program(folder: Path) -> Path:
+    """The server's program in a laid-out folder."""
+    return folder / "pytriton" / "tritonserver" / "bin" / "tritonserver"
+
+
+def libraries(folder: Path) -> Path:
+    """The folder of the libraries it links to."""
+    return folder / "nvidia_pytriton.libs"
+
+
+def backends(folder: Path) -> Path:
+    """The backend folder for this Python: the Python backend beside the stub that was built for it.
+
+    Raises:
+        NoTritonServer: the wheel has no stub for this Python.
+    """
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    ready = folder / f"backends-{version}"
+    if ready.is_dir():
+        return ready
+    stub = folder / "pytriton" / "tritonserver" / "python_backend_stubs" / version / _STUB
+    if not stub.is_file():
+        raise NoTritonServer(f"the wheel's tritonserver has no stub for Python {version}; use 3.11, 3.12 or 3.13")
+    part = Path(tempfile.mkdtemp(dir=folder, prefix=".backends-"))
+    shutil.copytree(folder / "pytriton" / "tritonserver" / "backends" / "python", part / "python")
+    shutil.copy2(stub, part / "python" / _STUB)
+    part.chmod(0o755)
+    try:
+        part.rename(ready)
+    except OSError:  # somebody else was faster
+        shutil.rmtree(part)
+    return ready
+
+
+def _download(folder: Path) -> Path:
+    """The wheel, by pip from whatever index it is set up for; its hash is checked by pip and again here."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n")
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary", ":all:", "--require-hashes", "-r", str(requirements), "-d", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = list(folder.glob("*.whl"))
+    if done.returncode != 0 or not found:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        raise NoTritonServer(f"{PACKAGE} {VERSION} cannot be fetched: {lines[-1] if lines else 'pip said nothing'}")
+    with found[0].open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != SHA256:
+            raise NoTritonServer(f"{found[0].name} is not the file that is expected: its SHA-256 differs")
+    return found[0]
+
+
+def _unpack(wheel: Path, folder: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder, [name for name in archive.namelist() if name.startswith(_WANTED)])
+    program(folder).chmod(0o755)
+    for stub in folder.rglob(_STUB):
+        stub.chmod(0o755)
+
 
 _ENGINES: Final = ("docker", "podman")
-_LOOK_S: Final = 0.1
+_READY_POLL_S: Final = 0.1
 _EXIT_S: Final = 30
 """Seconds Triton waits at its end for what is still in flight."""
 
@@ -93,7 +284,7 @@ def in_container(image: str, repository: Path) -> Found | None:
 
 
 def from_wheel(folder: Path) -> Found:
-    """The server of a folder that serving.triton.wheel laid out, with this Python and all it can import.
+    """The server of a folder that serving.triton.server laid out, with this Python and all it can import.
 
     The backend's interpreter finds itself by `python3` on the path, and with it the virtual environment.
 
@@ -102,10 +293,10 @@ def from_wheel(folder: Path) -> Found:
     """
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-        "LD_LIBRARY_PATH": f"{wheel.libraries(folder)}:{sysconfig.get_config_var('LIBDIR') or ''}",
+        "LD_LIBRARY_PATH": f"{libraries(folder)}:{sysconfig.get_config_var('LIBDIR') or ''}",
     }
-    command = (str(wheel.program(folder)), f"--backend-directory={wheel.backends(folder)}")
-    return Found(f"tritonserver of {wheel.PACKAGE} {wheel.VERSION}", command, environment)
+    command = (str(program(folder)), f"--backend-directory={backends(folder)}")
+    return Found(f"tritonserver of {PACKAGE} {VERSION}", command, environment)
 
 
 @dataclass(slots=True, eq=False)
@@ -169,7 +360,7 @@ class TritonServer:
         while not self.ready():
             if time.monotonic() > until:
                 raise TritonFailed(f"the Triton server is not ready after {timeout_s:g} s; its log says why")
-            time.sleep(_LOOK_S)
+            time.sleep(_READY_POLL_S)
 
     def stop(self, grace_s: float = 0.0) -> None:
         """Take no more work, give what runs so long, checkpoint the rest, and end the server."""
@@ -210,12 +401,12 @@ def find(how: str, repository: Path, image: str | None, may_fetch: bool) -> Foun
         return found
     if how in ("auto", "container") and image is not None and (found := in_container(image, repository)) is not None:
         return found
-    if how in ("auto", "wheel") and (wheel.laid_out() is not None or may_fetch):
-        return from_wheel(wheel.lay_out())
+    if how in ("auto", "wheel") and (laid_out() is not None or may_fetch):
+        return from_wheel(lay_out())
     missing = {
         "installed": "no tritonserver is on the path",
         "container": "no container engine runs here, or no --image was named",
-        "wheel": f"{wheel.PACKAGE} {wheel.VERSION} was not fetched yet; --yes fetches it",
-        "auto": f"no tritonserver is on the path; --yes fetches the one in {wheel.PACKAGE} {wheel.VERSION}",
+        "wheel": f"{PACKAGE} {VERSION} was not fetched yet; --yes fetches it",
+        "auto": f"no tritonserver is on the path; --yes fetches the one in {PACKAGE} {VERSION}",
     }
     raise NoTritonServer(missing[how])

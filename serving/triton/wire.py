@@ -10,6 +10,13 @@ misreads BYTES tensors under numpy 2.
 
 One request of kind `generate` is answered by many events, the last a terminal one. The other kinds (`status`, `cancel`,
 `drain`, `stop`) are answered by one Status.
+
+A checkpoint's description on its way from a server to the gateway, which has no folder of it. No torch.
+
+Which checkpoint made a stored state, read from the state's own header. No torch.
+
+A state goes on only where the same weights are served; elsewhere the job begins anew. The header is that of the
+safetensors format: its length in 8 bytes, little-endian, then JSON with `__metadata__`.
 """
 
 from __future__ import annotations
@@ -17,11 +24,71 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args
 
-from model.errors import InvalidRequest
-from model.params import OutputFormat
+from model.catalog import ModelEntry
+from model.errors import CheckpointError, InvalidRequest
+from model.lora.catalog import LoraEntry
+from model.params import OutputFormat, Params
+from model.tasks import TASKS
 from serving.engine.protocol import EngineEvent, EngineRequest, Share
+
+
+def entry_told(entry: ModelEntry) -> dict[str, Any]:
+    """What the gateway needs of it, as JSON-ready values."""
+    return {
+        "name": entry.name,
+        "task": entry.task.name,
+        "version": entry.version,
+        "num_frames": list(entry.num_frames),
+        "height": entry.height,
+        "width": entry.width,
+        "unit": entry.unit,
+        "defaults": entry.defaults,
+        "exported": entry.exported,
+        "fixed_size": entry.fixed_size,
+        "previews": entry.previews,
+        "loras": [asdict(one) | {"path": one.path.name} for one in entry.loras],
+    }
+
+
+def entry_of(told: Mapping[str, Any], place: str) -> ModelEntry:
+    """The checkpoint a server told of; its path names the server, and no file.
+
+    Raises:
+        CheckpointError: it is of a task that is not known here, or not complete.
+    """
+    try:
+        values = dict(told)
+        values["task"] = TASKS[str(values["task"])]
+        values["num_frames"] = tuple(values["num_frames"])
+        values["loras"] = tuple(LoraEntry(**one | {"path": Path(place)}) for one in values.get("loras", ()))
+        return ModelEntry(**values | {"path": Path(place)})
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{place} serves a model that this version does not know: {error}") from error
+
+
+def work(params: Params) -> tuple[float, int]:
+    """How much a request is: pixels of its video, and evaluations of the denoiser (each one or two places wide)."""
+    steps = params.num_inference_steps
+    pixels = float(params.num_frames * params.height * params.width)
+    return pixels, 2 * steps - 1 if params.solver == "heun" else steps
+
+
+MADE_BY: Final = "model"
+"""As model.sampling.row writes it: NAME@VERSION."""
+
+
+def made_by(state: bytes) -> str | None:
+    """The version of the checkpoint that made a state; None where the state does not tell."""
+    length = int.from_bytes(state[:8], "little")
+    try:
+        told = json.loads(state[8 : 8 + length])["__metadata__"][MADE_BY]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return str(told).rpartition("@")[2]
+
 
 REQUEST: Final = "request"
 PICTURES: Final = "pictures"

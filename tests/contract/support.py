@@ -37,8 +37,7 @@ from serving.engine.protocol import (
     Stepped,
 )
 from serving.gateway import Settings, create_app
-from serving.gateway.outside import Outside
-from serving.gateway.services import Services
+from serving.gateway.services import Outside, Services
 from serving.provenance.finish import Finished, finish
 
 DEFAULTS = {

@@ -19,9 +19,9 @@ from stillmotion.types import Job
 from model.catalog import ModelEntry
 from model.tasks import TASKS
 from serving.gateway import create_app
-from serving.gateway.openai_map import video
+from serving.gateway.openai_schema import video
 from tests.contract.support import DEFAULTS, entry, error_of, picture, settings
-from tests.unit.serving.chain.chain_support import BETWEEN, PAIRS, STEPS, STILL, Script
+from tests.unit.serving.interpolation.support import BETWEEN, PAIRS, STEPS, STILL, Script
 
 OTHERS = [replace(entry(name, {**DEFAULTS, "elevation": 0.0}), task=TASKS[name]) for name in ("multi-view",)]
 TEXT = replace(entry("text"), task=TASKS["text-to-video"])

@@ -13,7 +13,7 @@ import pytest
 from stillmotion import AsyncClient
 from stillmotion.types import Job, LoraInfo, ModelList
 
-from model.lora.entry import LoraEntry, LoraUse
+from model.lora.catalog import LoraEntry, LoraUse
 from model.tasks import TASKS
 from serving.gateway import create_app
 from tests.contract.support import DEFAULTS, ScriptedEngine, entry, error_of, picture, settings

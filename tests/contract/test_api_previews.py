@@ -108,7 +108,7 @@ async def test_a_second_attempt_takes_the_place_of_the_firsts_preview(tmp_path: 
         app.services.dispatcher.refuse_work()
         answer = await app.client.post("/generate/image-to-video", files={"image": ("x.png", picture(), "image/png")})
         assert answer.status_code == 503
-        from tests.unit.serving.jobs.test_states import new_job
+        from tests.unit.serving.jobs.test_transitions import new_job
 
         store.create(replace(new_job("job_x"), previews=True), 10)
         first = leases.take()

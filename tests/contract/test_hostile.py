@@ -81,7 +81,7 @@ async def test_the_safety_filter_refuses_and_its_verdict_is_kept(tmp_path: Path)
 
     from PIL import Image
 
-    from serving.gateway.outside import Outside
+    from serving.gateway.services import Outside
     from tests.contract.support import settings
 
     outside = replace(Outside.of(settings(tmp_path)), safety=Judge())

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving.gateway.fetching import Fetcher, FetchLimits, UrlChoice
-from serving.gateway.outside import Outside
+from serving.gateway.images import Fetcher, FetchLimits, UrlChoice
+from serving.gateway.services import Outside
 from serving.net import Address, AddressPolicy, resolve_host
 from serving.observe.traces import NoTraces
 from tests.contract.support import Running, error_of, picture, running

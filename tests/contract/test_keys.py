@@ -10,8 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.keys.secret import Token
-from serving.keys.store import KeyStore
+from serving.keys import KeyStore, Token
 from serving.observe.logs import configure
 from tests.contract.support import Running, ScriptedEngine, error_of, picture, running
 

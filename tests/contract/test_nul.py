@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.keys.store import KeyStore
+from serving.keys import KeyStore
 from tests.contract.support import ScriptedEngine, picture, running
 
 pytestmark = pytest.mark.timeout(300)

@@ -15,8 +15,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.engine.stats import EngineStats
-from serving.gateway.fetching import Fetcher, FetchLimits
-from serving.gateway.outside import Outside
+from serving.gateway.images import Fetcher, FetchLimits
+from serving.gateway.services import Outside
 from serving.observe.logs import configure
 from serving.observe.traces import OtelTraces
 from tests.contract.support import Running, ScriptedEngine, running

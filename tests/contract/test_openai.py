@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import InvalidRequest
-from serving.gateway.openai_map import frames_for, size_for
-from serving.keys.store import KeyStore
+from serving.gateway.openai_schema import frames_for, size_for
+from serving.keys import KeyStore
 from tests.contract.support import Running, ScriptedEngine, entry, finished, listening, picture, running
 
 T = TypeVar("T")

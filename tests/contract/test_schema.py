@@ -12,7 +12,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from serving.keys.store import KeyStore
+from serving.keys import KeyStore
 from tests.contract.support import Running, ScriptedEngine, listening, picture
 
 schemathesis = pytest.importorskip("schemathesis")

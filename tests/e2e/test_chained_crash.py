@@ -9,9 +9,9 @@ import pytest
 from stillmotion import Client
 
 from model.catalog import describe
-from model.chain import interpolation
-from serving.chain.local import generate_chained
+from model.interpolation import interpolation
 from serving.engine.settings import EngineSettings
+from serving.interpolation.local import generate_chained
 from tests.e2e.crash_support import (
     Server,
     build_interpolator,

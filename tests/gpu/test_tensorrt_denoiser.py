@@ -10,12 +10,12 @@ import torch
 
 from export.onnx import ExportSize
 from export.pipeline import Backend, ExportOptions, export_model
-from model.backends.makers import make_denoiser
-from model.backends.protocol import Cores
+from model.backends.registry import make_denoiser
 from model.catalog import find
 from model.checkpoint import build_random, load
+from model.denoiser import Cores
+from model.optimized.rewrites import relative_difference
 from model.presets import preset
-from model.rewrites import relative_difference
 from model.tasks import task
 
 RTX = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")

@@ -24,10 +24,10 @@ from model.catalog import ModelEntry
 from model.checkpoint import build_random
 from model.presets import NoiseRange, preset
 from model.tasks import TASKS, task
-from serving.batch.result import Result, parse
 from serving.engine.inprocess import InProcessEngine
 from serving.engine.settings import EngineSettings
 from serving.gateway import create_app
+from serving.offline.result_log import Result, parse
 from tests.conftest import ROOT
 from tests.contract.support import settings
 

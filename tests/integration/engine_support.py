@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from serving.engine.loaded import LoadedModel
+from serving.engine.loaded_model import LoadedModel
 from serving.engine.loop import StepLoop
 from serving.engine.protocol import (
     TERMINAL,

@@ -17,11 +17,11 @@ import psutil
 import pytest
 
 from model.catalog import ModelEntry
-from model.video import probe
-from serving.batch.manifest import Portion
-from serving.batch.run import Batch
-from serving.batch.survey import Fault, survey
+from model.media.video import probe
 from serving.engine.settings import EngineSettings
+from serving.offline.manifest import Portion
+from serving.offline.run import Batch
+from serving.offline.survey import Fault, survey
 from tests.conftest import ROOT
 from tests.integration.batch_support import (
     QUIET,
@@ -35,8 +35,8 @@ from tests.integration.batch_support import (
     results,
     write_jsonl,
 )
-from tests.unit.serving.batch.s3_support import environment, s3_server
-from tests.unit.serving.batch.support import BAD_ROWS, stills, write_bad_manifest
+from tests.unit.serving.offline.s3_support import environment, s3_server
+from tests.unit.serving.offline.support import BAD_ROWS, stills, write_bad_manifest
 
 pytest.importorskip("ray", reason="needs the [batch] extra")
 pytestmark = pytest.mark.timeout(900)  # seconds on a quiet machine
@@ -226,7 +226,7 @@ PROGRAM = """
 import json, sys
 import ray
 from model.catalog import find
-from serving.batch import render
+from serving.offline import render
 from serving.engine.settings import EngineSettings
 
 folder, out, model = sys.argv[1:]

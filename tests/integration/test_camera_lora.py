@@ -12,18 +12,17 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from model.catalog import ModelEntry, describe
+from model.catalog import ModelEntry, describe, offer
 from model.checkpoint import build_random
 from model.errors import CheckpointError, DataError
-from model.lora.entry import describe_lora
-from model.lora.offer import offer
+from model.lora.catalog import describe_lora
 from model.presets import preset
 from model.tasks import task
-from serving.engine.loaded import load_model
+from serving.engine.loaded_model import load_model
 from serving.engine.local import generate
 from serving.engine.settings import EngineSettings
 from tests.integration.test_training_road import make_dataset
-from training.cli_entry import run
+from training.train import run
 
 pytestmark = pytest.mark.timeout(900)  # seconds; ten on a quiet machine
 RECIPE = "mini-camera-lora-horizontal"

@@ -18,14 +18,13 @@ from PIL import Image
 from stillmotion.types import Job, JobEvent
 
 from model.catalog import ModelEntry
-from model.chain import interpolation
 from model.checkpoint import build_random, load
+from model.interpolation import interpolation
+from model.media.video import decode_video, frames_sha256
 from model.presets import NoiseRange, preset
 from model.tasks import task
-from model.video import decode_video, frames_sha256
-from serving.chain.engine import ChainedEngine
 from serving.engine.inprocess import InProcessEngine
-from serving.engine.loaded import load_model
+from serving.engine.loaded_model import load_model
 from serving.engine.local import generate
 from serving.engine.protocol import (
     CancelledAt,
@@ -38,6 +37,7 @@ from serving.engine.protocol import (
 )
 from serving.engine.settings import EngineSettings
 from serving.gateway import Settings, create_app
+from serving.interpolation.engine import ChainedEngine
 from serving.jobs.artifacts import Artifacts
 from serving.provenance.replay import read_recipe, replay
 from tests.lora_support import drawn_lora

@@ -21,7 +21,7 @@ from model.catalog import ZOO, ModelEntry, describe
 from model.checkpoint import build_random
 from model.presets import preset
 from model.tasks import task
-from serving.engine.loaded import LoadedModel, load_model
+from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.local import generate
 from serving.engine.settings import EngineSettings
 

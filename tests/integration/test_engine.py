@@ -23,7 +23,7 @@ from model.presets import NoiseRange, preset
 from model.shapes import even_chunks
 from model.tasks import task
 from serving.engine.inprocess import InProcessEngine
-from serving.engine.loaded import LoadedModel, load_model
+from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.local import generate
 from serving.engine.loop import StepLoop
 from serving.engine.protocol import (

@@ -26,7 +26,7 @@ from model.catalog import SIDECAR, ModelEntry, describe
 from model.checkpoint import build_random
 from model.presets import NoiseRange, preset
 from model.tasks import task
-from serving.engine.loaded import LoadedModel, load_model
+from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.local import generate
 from serving.engine.loop import StepLoop
 from serving.engine.protocol import (

@@ -12,15 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from model.catalog import ModelEntry, describe
+from model.catalog import ModelEntry, adding, describe
 from model.checkpoint import build_random, load
 from model.errors import CheckpointError
-from model.lora.entry import FOLDER, LoraEntry
-from model.lora.offer import adding
-from model.lora.switch import AdaptedDenoiser
+from model.lora.catalog import FOLDER, LoraEntry
+from model.lora.merge import AdaptedDenoiser
 from model.presets import NoiseRange, preset
 from model.tasks import task
-from serving.engine.loaded import LoadedModel, load_model
+from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.protocol import EngineRequest, Failed
 from tests.integration.engine_support import KEEP_ALL, Script, Watched, ask
 from tests.lora_support import drawn_lora

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from model.catalog import find
-from model.image import open_picture, to_png
-from serving.engine.loaded import LoadedModel, load_model
+from model.media.image import open_picture, to_png
+from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.local import generate
 from serving.engine.protocol import EngineRequest
 from tests.integration.engine_support import KEEP_ALL, Script, ask, largest_difference

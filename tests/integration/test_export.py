@@ -21,11 +21,11 @@ from PIL import Image
 from export.parity import ParityError, Tolerance, psnr
 from export.pipeline import Backend, ExportOptions, export_model
 from export.repository import installed
-from model.backends.makers import backend_for
+from model.backends.registry import backend_for
 from model.catalog import ModelEntry, find
 from model.checkpoint import build_random, load
 from model.errors import CheckpointError, InvalidRequest
-from model.manifest import read_manifest
+from model.export_manifest import read_manifest
 from model.presets import NoiseRange, Preset, UNetSize, VAESize, preset
 from model.tasks import TASKS
 from serving.engine.inprocess import InProcessEngine

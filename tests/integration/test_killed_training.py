@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_training_road import SMALL, VAE, make_dataset
-from training.cli_entry import run
+from training.train import run
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]
 

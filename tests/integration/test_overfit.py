@@ -11,8 +11,8 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 
+from model.optimized.rewrites import rewrite_exactly
 from model.presets import NoiseRange, preset
-from model.rewrites import rewrite_exactly
 from model.tasks import task
 from model.unet import build_unet
 from training.data.latents import LatentClip

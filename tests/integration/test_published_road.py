@@ -15,13 +15,13 @@ from model.checkpoint import load
 from model.errors import DataError, InvalidRequest
 from tests.integration.test_training_road import make_dataset
 from tests.unit.training.published_folders import TINY, stable_diffusion, stable_video_diffusion
-from training.cli_entry import build_objective, run
 from training.config import DenoiserConfig, with_overrides
 from training.data.left_out import LeftOut
+from training.memory_plan import inputs_of
 from training.objectives.buckets import Bucketed
 from training.objectives.denoise import DenoiseObjective
-from training.plan import inputs_of
 from training.recipes import PUBLISHED
+from training.train import build_objective, run
 
 PLAIN = ["runtime.precision=float32", "runtime.checkpointing=false", "runtime.sharding=none"]
 SHORT = ["optim.iterations=2", "optim.batch=2", "optim.log_every=1", "optim.checkpoint_every=2"]

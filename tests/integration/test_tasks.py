@@ -15,15 +15,15 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from model.backends.makers import make_denoiser
+from model.backends.registry import make_denoiser
 from model.catalog import ModelEntry
 from model.checkpoint import build_random, load
-from model.decode import decode
-from model.image import fit_picture
+from model.media.image import fit_picture
 from model.presets import NoiseRange, preset
 from model.tasks import TASKS, task
+from model.vae import decode
 from serving.engine.inprocess import InProcessEngine
-from serving.engine.loaded import LoadedModel, load_model
+from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.local import generate
 from serving.engine.protocol import Completed, EngineRequest, Failed
 from serving.engine.settings import EngineSettings

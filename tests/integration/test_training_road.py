@@ -14,21 +14,21 @@ import torch
 from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 
-from model.backends.makers import make_denoiser
+from model.backends.registry import make_denoiser
 from model.catalog import describe
 from model.checkpoint import load
-from model.decode import decode
 from model.errors import DataError, InvalidRequest
+from model.media.video import encode_video
 from model.sampling.prepare import begin_row
 from model.sampling.sampler import sample
-from model.video import encode_video
-from training.card import CURVE, commands, write_card
-from training.cli_entry import run
+from model.vae import decode
 from training.config import DenoiserConfig, with_overrides
 from training.data.orbits import prepare
 from training.data.starter import Item
+from training.initial_weights import build_network
+from training.model_card import CURVE, commands, write_card
 from training.recipes.multi_view import mini_multi_view
-from training.starts import build_network
+from training.train import run
 
 SMALL = ["preset=tiny", "optim.iterations=3", "optim.log_every=1", "optim.checkpoint_every=2"]
 VAE = [*SMALL, "optim.batch=4", "phase_batch=4", "skeleton_until=1", "spatial_until=2", "frames=2", "crop=32"]

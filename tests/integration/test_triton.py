@@ -21,13 +21,12 @@ from typing import Any
 import pytest
 
 from model.catalog import ModelEntry
-from model.chain import interpolation
+from model.interpolation import interpolation
 from model.tasks import TASKS
-from serving.chain.local import generate_chained
-from serving.triton import control
-from serving.triton.channel import Channel
-from serving.triton.server import TritonServer
-from serving.triton.wheel import NoTritonServer, lay_out
+from serving.interpolation.local import generate_chained
+from serving.triton import server as control
+from serving.triton.pool import Channel
+from serving.triton.server import NoTritonServer, TritonServer, lay_out
 from serving.triton.wire import pack_control
 from tests.conftest import ROOT
 from tests.e2e.crash_support import check_histories

@@ -21,14 +21,14 @@ from stillmotion.types import Job, JobEvent
 from export.hosted import install_checkpoint
 from export.triton_config import Instances
 from model.catalog import ModelEntry
-from model.chain import PAIR_FRAMES
 from model.checkpoint import build_random
+from model.interpolation import PAIR_FRAMES
 from model.presets import NoiseRange, preset
 from model.tasks import TASKS
 from serving.engine.local import generate
 from serving.engine.settings import EngineSettings
 from serving.gateway import Settings, create_app
-from serving.triton import wheel
+from serving.triton import server as wheel
 from serving.triton.client import LiveModels, TritonEngine, discover
 from serving.triton.server import Ports, TritonServer, from_wheel
 

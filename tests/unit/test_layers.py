@@ -39,7 +39,7 @@ def test_the_command_line_loads_the_rest_lazily(root: Path) -> None:
 
 
 def test_reading_a_manifest_brings_neither_torch_nor_ray(root: Path) -> None:
-    assert not imported_by("import serving.batch, serving.batch.lines", root) & (HEAVY | {"ray", "pyarrow"})
+    assert not imported_by("import serving.offline, serving.offline.manifest", root) & (HEAVY | {"ray", "pyarrow"})
 
 
 def test_the_sdk_stands_alone(root: Path) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from model.errors import DataError
 from training.curation.records import ClipRecord
-from training.motion import MEASURED_SHORT_SIDE
+from training.data.motion_bucket import MEASURED_SHORT_SIDE
 
 Frames = NDArray[np.uint8]
 """[T, H, W, 3], RGB, turned as a player shows them."""
@@ -79,7 +79,7 @@ class ClipFrames:
         return np.stack(pictures)
 
     def every_small(self) -> Frames:
-        """[T, h, w, 3]: every frame, at a short side of 64 pixels (what training.motion measures at)."""
+        """[T, h, w, 3]: every frame, at a short side of 64 pixels (what training.data.motion_bucket measures at)."""
         return self._read.small
 
     def times_s(self) -> NDArray[np.float64]:

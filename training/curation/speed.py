@@ -1,6 +1,7 @@
 """The motion a checkpoint is conditioned on, as a score of each clip: docs/motion.md tells how it is measured.
 
-Stored raw, in short sides a second; the bucket is made of it by `training.motion.MotionMap` when shards are written.
+Stored raw, in short sides a second; the bucket is made of it by `training.data.motion_bucket.MotionMap` when shards
+are written.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import numpy as np
 from model.errors import DataError
 from training.curation.frames import ClipFrames
 from training.curation.records import Resources, ScoreRecord, ToolOptions
-from training.motion import FARNEBACK, MEASURED_SHORT_SIDE, measure_flow
+from training.data.motion_bucket import FARNEBACK, MEASURED_SHORT_SIDE, measure_flow
 
 NAME = "speed"
 SCORE = "motion_flow"

@@ -23,7 +23,7 @@ from training.curation.records import CaptionRecord, ClipRecord, Cut, ScoreRecor
 from training.curation.speed import SCORE as SPEED
 from training.curation.tables import read_table, replace_file, to_row, write_text
 from training.data.held_out import clip_split
-from training.motion import MotionMap
+from training.data.motion_bucket import MotionMap
 
 NAME, FORMAT = "stillmotion-curated", 1
 SHARD_BYTES = 256 << 20

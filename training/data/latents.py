@@ -20,11 +20,11 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor, nn
 
-from model.conditioners import VisionTower
 from model.conditioning import clip_input
+from model.encoders import VisionTower
 from model.vae import encode_mode
 from training.data.frames import Clip
-from training.motion import measure_flow
+from training.data.motion_bucket import measure_flow
 
 Half = np.ndarray[Any, np.dtype[np.float16]]
 Single = np.ndarray[Any, np.dtype[np.float32]]

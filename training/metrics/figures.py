@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from training.data.motion_bucket import MotionMap, measure_flow
 from training.metrics.baselines import ZOOM, slow_zoom, still
 from training.metrics.frechet import Projection, frechet_distance, interval, resamples
-from training.metrics.image import psnr, sharpness_kept, shrunk_and_back
+from training.metrics.image import psnr, sharpness_kept, shrunk_and_back, spearman
 from training.metrics.inputs import RealClip
-from training.metrics.ranks import spearman
-from training.metrics.steady import flicker, warp_error
-from training.motion import MotionMap, measure_flow
+from training.metrics.temporal import flicker, warp_error
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
 Array = np.ndarray[Any, np.dtype[np.float64]]

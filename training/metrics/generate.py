@@ -18,18 +18,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from model.backends.makers import make_denoiser
-from model.backends.protocol import Denoiser
+from model.backends.registry import make_denoiser
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, load
 from model.conditioning import picture_to_pixels
-from model.decode import decode, to_uint8
-from model.held import hold_ends
+from model.denoiser import Denoiser
+from model.media.end_frames import hold_ends
+from model.optimized.rewrites import rewrite_exactly
 from model.params import Params
-from model.rewrites import rewrite_exactly
-from model.sampling.batch import advance
 from model.sampling.prepare import begin_row
-from model.vae import decode_clip, encode_mode
+from model.sampling.sampler import advance
+from model.vae import decode, decode_clip, encode_mode, to_uint8
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
 Report = Callable[[str, int, int], None]

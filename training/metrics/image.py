@@ -1,6 +1,8 @@
 """Measures of single frames: PSNR, SSIM, sharpness, and what a frame keeps when shrunk by the autoencoder's stride.
 
 Legend: T frames, H, W pixels.
+
+Rank correlation: whether more asked for is more received, whatever the scale.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.stats import rankdata
 
 from model.errors import DataError, MissingExtra
 from model.shapes import VAE_STRIDE
@@ -88,3 +91,14 @@ def shrunk_and_back(frame: Frames) -> Frames:
     picture = Image.fromarray(frame)
     small = picture.resize((picture.width // VAE_STRIDE, picture.height // VAE_STRIDE), Image.Resampling.LANCZOS)
     return np.asarray(small.resize(picture.size, Image.Resampling.BICUBIC))
+
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def spearman(asked: Array, got: Array) -> float:
+    """Spearman's rank correlation, over all entries, ties sharing their mean rank; 0 where one side never changes."""
+    x, y = rankdata(asked.ravel()), rankdata(got.ravel())
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(np.sqrt(np.sum(x**2) * np.sum(y**2)))
+    return float(np.sum(x * y)) / scale if scale > 0 else 0.0

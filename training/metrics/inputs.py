@@ -5,11 +5,13 @@ shot and a frame rate, clips start at even distances. The order goes round the s
 all of them as evenly as can be, whatever N.
 
 Legend: T frames, H, W pixels.
+
+What an evaluation shows: one clip of each side, to be looked at side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -20,8 +22,8 @@ import numpy as np
 
 from model.errors import DataError
 from training.data.frames import read_photo, read_shot
+from training.data.motion_bucket import MotionMap, measure_flow
 from training.data.starter import Item, load_items
-from training.motion import MotionMap, measure_flow
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -117,3 +119,18 @@ def _first_frame(path: Path, height: int, width: int) -> Frames:
     with av.open(str(path)) as container:
         frame = next(container.decode(container.streams.video[0]))
         return np.asarray(frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray())
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One input's clips.
+
+    Args:
+        name: the held-out clip, or the prompt.
+        real: [T, H, W, 3], what was to be met; None where nothing is (a prompt has no one right clip).
+        sides: [T, H, W, 3] each, by the name of who made it.
+    """
+
+    name: str
+    real: Frames | None
+    sides: Mapping[str, Frames]

@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 
 from model.catalog import ModelEntry
+from training.data.motion_bucket import MotionMap
 from training.metrics.baselines import blend
 from training.metrics.frechet import interval, resamples
 from training.metrics.generate import ClipMaker, Report, Wanted
 from training.metrics.image import psnr, ssim
-from training.metrics.inputs import RealClip, real_clips
-from training.metrics.losses import loss_figure
+from training.metrics.inputs import RealClip, Shown, real_clips
+from training.metrics.loss import loss_figure
 from training.metrics.rife import rife_between
-from training.metrics.shown import Shown
-from training.motion import MotionMap
 
 Figure = dict[str, Any]
 Frames = np.ndarray[Any, np.dtype[np.uint8]]

@@ -5,11 +5,14 @@ does not depend on how sigma is drawn in training, so checkpoints compare at eac
 what a request would make of it (model.conditioning), so it is the loss of what is served.
 
 Legend: B clips, T frames, C latent channels; h, w latent; H, W pixels.
+
+Validation loss as a figure of every task: the mean over held-out clips at each of a few noise levels.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +21,15 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from model.backends.protocol import Denoiser
 from model.checkpoint import Checkpoint
-from model.conditioning import picture_to_pixels
+from model.conditioning import condition, picture_to_pixels
+from model.denoiser import Denoiser
 from model.presets import NoiseRange
 from model.sampling.precondition import over, precondition
+from model.sampling.prepare import draw_noise
 from model.sampling.row import Conditioning
 from model.vae import encode_mode
+from training.metrics.generate import ClipMaker, Report, Wanted
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
 LEVELS = 4
@@ -57,3 +62,33 @@ def validation_loss(
     out = denoiser(over(c.c_in, noisy) * noisy, c.c_noise, told.context[None], told.concat[None], told.vector[None])
     target = (clean[None] - over(c.c_skip, noisy) * noisy) / over(c.c_out, noisy)
     return float((out - target).square().mean())
+
+
+CLIPS = 16
+"""Clips that the loss is taken over, at most."""
+PROTOCOL = (
+    f"Mean squared error of the network's output against its target (EDM, equation 8) on up to {CLIPS} held-out clips "
+    "at each noise level sigma, the same noise for every checkpoint of one size; conditions as a request makes them."
+)
+
+
+def told_of(maker: ClipMaker, one: Wanted) -> Conditioning:
+    """What the network is told of a request."""
+    checkpoint, params = maker.checkpoint, maker.params_of(one)
+    latent = params.shape.latent(checkpoint.latent_channels)
+    noise = draw_noise(params.seed, checkpoint.entry.task, params.shape, latent)
+    with torch.inference_mode():
+        return condition(checkpoint, params, one.pictures, noise.augmentation)
+
+
+def loss_figure(maker: ClipMaker, wanted: Sequence[Wanted], clips: Sequence[Frames], report: Report) -> dict[str, Any]:
+    """Mean loss by noise level; a clip for each request."""
+    pairs = list(zip(wanted, clips, strict=True))[:CLIPS]
+    levels = noise_levels(maker.checkpoint.noise)
+    found = []
+    for done, (one, clip) in enumerate(pairs):
+        report("validation loss", done, len(pairs))
+        clean, told = clean_latents(maker.checkpoint, clip), told_of(maker, one)
+        found.append([validation_loss(maker.denoiser, clean, told, sigma, one.seed) for sigma in levels])
+    means = np.array(found).mean(axis=0)
+    return {"by_sigma": {f"{s:.3g}": float(m) for s, m in zip(levels, means, strict=True)}, "clips": len(pairs)}

@@ -19,8 +19,8 @@ from training.metrics.baselines import still
 from training.metrics.frechet import interval, resamples
 from training.metrics.generate import ClipMaker, Report, Wanted
 from training.metrics.image import psnr, ssim
-from training.metrics.losses import loss_figure
-from training.metrics.shown import Shown
+from training.metrics.inputs import Shown
+from training.metrics.loss import loss_figure
 from training.metrics.stlpips import stlpips
 
 Figure = dict[str, Any]

@@ -12,18 +12,15 @@ from typing import Any
 import numpy as np
 
 from model.catalog import ModelEntry
-from training.captions import attribute_caption
+from training.data.attribute_captions import attribute_caption
 from training.data.camera import MOTIONS, camera_clips
+from training.data.motion_bucket import MotionMap, measure_flow
 from training.data.starter import load_items
-from training.metrics.camera import camera_motion
-from training.metrics.frechet import interval, resamples
-from training.metrics.fvd import Features, video_distance
+from training.metrics.frechet import Features, interval, resamples, video_distance
 from training.metrics.generate import ClipMaker, Report, Wanted
-from training.metrics.inputs import stills
-from training.metrics.loss import clean_latents, noise_levels, validation_loss
-from training.metrics.losses import loss_figure, told_of
-from training.metrics.shown import Shown
-from training.motion import MotionMap, measure_flow
+from training.metrics.inputs import Shown, stills
+from training.metrics.loss import clean_latents, loss_figure, noise_levels, told_of, validation_loss
+from training.metrics.temporal import camera_motion
 
 Figure = dict[str, Any]
 
@@ -32,7 +29,7 @@ CAMERA_CLIPS = 20
 RESAMPLES = 1000
 PROTOCOL = {
     "camera": (
-        "Share of generated clips whose measured flow has the motion that the prompt names (training.metrics.camera), "
+        "Share of generated clips whose measured flow has the motion that the prompt names (metrics.temporal), "
         "over five motions and captions of held-out pictures; the motion bucket is the middle one, so that the prompt "
         "alone says it. `chance` is one in five. `rendered` is the same share of real camera moves over held-out "
         "pictures: the best to be had. Interval: 95% of 1000 bootstrap resamples over captions."

@@ -2,7 +2,8 @@
 
 Legend: B pictures, D embedding width, N tokens.
 
-- Measured captions repeat (training.captions), so a picture's targets are all captions equal to its own, evenly.
+- Measured captions repeat (training.data.attribute_captions), so a picture's targets are all captions equal to its
+  own, evenly.
 - Two frames of one shot are each other's positives as well: the image tower learns what a scene keeps while it moves,
   which is what a denoiser that is given one frame of a clip needs of it.
 """
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from model.conditioners import build_image_encoder
 from model.conditioning import clip_input
+from model.encoders import build_image_encoder
 from model.presets import preset
-from training.captions import attribute_caption
 from training.config import ImageEncoderConfig
+from training.data.attribute_captions import attribute_caption
 from training.data.frames import Clip
 from training.objectives.protocol import Pixels, backward_of, generator
 

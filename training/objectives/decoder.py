@@ -5,7 +5,7 @@ on film draws ripples around plain objects on white; one that goes on training o
 The paper's own video decoder is of this kind: the image model's, fitted to clips.
 
 The decoder's late layers train alone; what comes before them stays as it was, bit for bit, so that two checkpoints
-of one encoder hold the rest in identical files (training.shared).
+of one encoder hold the rest in identical files (training.release).
 
 Legend: B clips, F consecutive frames, C latent channels, h, w latent, H, W pixels of a crop.
 """
@@ -23,7 +23,7 @@ from training.config import DecoderConfig
 from training.data.frames import Clip, crops
 from training.objectives.protocol import Pixels, backward_of, generator
 from training.objectives.vae import differences
-from training.shared import LATE
+from training.release import LATE
 
 
 class DecoderObjective:

@@ -26,13 +26,13 @@ from model.errors import InvalidRequest
 from model.presets import preset
 from model.sampling.precondition import over, precondition
 from training.config import DenoiserConfig, Denoising
-from training.joint import fill_temporal_gradients, pictures_marked
+from training.distributed import shard, total, world
+from training.initial_weights import unet_of
+from training.joint_image_video import fill_temporal_gradients, pictures_marked
 from training.objectives.batch import Batch, Examples, by_kind, calls, cut
 from training.objectives.buckets import Bucketed
 from training.objectives.protocol import Pixels, backward_in_parallel, generator
 from training.objectives.sampling import sampled
-from training.sharding import shard, total, world
-from training.starts import unet_of
 
 _WINDOW, _NOISE, _BUCKET = 1, 2, 3
 _SAMPLE_STEPS = 8
@@ -44,7 +44,7 @@ class DenoiseObjective:
     """Denoising of cached latents.
 
     Args:
-        network: a denoiser, or a training.starts.Denoiser.
+        network: a denoiser, or a training.initial_weights.Denoiser.
         decode: scaled latents to frames, for the clips that a run shows of itself; None: it shows none.
 
     Raises:

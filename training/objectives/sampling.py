@@ -10,8 +10,8 @@ from diffusers import UNetSpatioTemporalConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from model.backends.protocol import Cores
 from model.backends.torch import TorchDenoiser
+from model.denoiser import Cores
 from model.presets import NoiseRange
 from model.sampling.row import BatchKey, Conditioning, Row
 from model.sampling.sampler import sample

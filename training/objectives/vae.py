@@ -22,12 +22,12 @@ from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.optimized.rewrites import temporal_convolutions, without_branch
 from model.presets import preset
-from model.rewrites import temporal_convolutions, without_branch
 from model.vae import build_vae
 from training.config import VAEConfig
 from training.data.frames import Clip, crops
-from training.initialise import anchor, zero_branches
+from training.initial_weights import anchor, zero_branches
 from training.objectives.protocol import Pixels, backward_of, generator
 
 PATCH = 8

@@ -11,15 +11,6 @@ from training.recipes.camera_lora import (
     mini_camera_lora_static,
     mini_camera_lora_zoom,
 )
-from training.recipes.camera_words import (
-    mini_video_left,
-    mini_video_pans,
-    mini_video_small,
-    mini_video_words,
-    mini_video_zoom_in,
-    mini_video_zoom_in_on,
-    mini_video_zooms,
-)
 from training.recipes.frame_interpolation import mini_frame_interpolation, mini_frame_interpolation_long
 from training.recipes.image_encoder import mini_image_encoder
 from training.recipes.image_to_video import (
@@ -35,7 +26,18 @@ from training.recipes.multi_view import (
     mini_multi_view_shapes_on,
     mini_multi_view_slow,
 )
-from training.recipes.text_to_video import mini_image, mini_text_to_video, mini_video
+from training.recipes.text_to_video import (
+    mini_image,
+    mini_text_to_video,
+    mini_video,
+    mini_video_left,
+    mini_video_pans,
+    mini_video_small,
+    mini_video_words,
+    mini_video_zoom_in,
+    mini_video_zoom_in_on,
+    mini_video_zooms,
+)
 from training.recipes.vae import mini_decoder_orbits, mini_vae
 
 RECIPES: dict[str, Callable[[], Config]] = {

@@ -1,7 +1,7 @@
 """The paper's own recipes (arXiv 2311.15127, appendix D and table values): every stage at its published size.
 
 They name what they start from and stand on as folders beside the run: `stable-diffusion-2-1`, `svd-vae`, `openclip-h`
-(training.named says what to put there).
+(training.runs says what to put there).
 What the paper does not give is said here and chosen; where it contradicts itself, the choice is an argument.
 
 - Batch, learning rate and iterations of stage I, and the schedule's form, are not given: AdamW at a constant rate.

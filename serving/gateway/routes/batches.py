@@ -12,19 +12,18 @@ from starlette.responses import StreamingResponse
 from stillmotion.types import Batch
 
 from model.errors import InvalidRequest
-from serving.gateway.auth import Submitter, Who
-from serving.gateway.batching import JSON_LINES, at_fault, read_batch
-from serving.gateway.documented import errors
-from serving.gateway.idempotency import IdempotencyKey, repeat_of
-from serving.gateway.intake import Order, prepare
+from serving.background import in_thread
+from serving.gateway.auth import IdempotencyKey, Submitter, Who, repeat_of
+from serving.gateway.openapi import errors
+from serving.gateway.requests import JSON_LINES, at_fault, read_batch
 from serving.gateway.services import Parts, Services
+from serving.gateway.submit import Order, prepare
+from serving.jobs.admission import hash_body
 from serving.jobs.batches import NewBatch
 from serving.jobs.dispatcher import QUEUE_TOPIC
 from serving.jobs.errors import BatchNotFound
-from serving.jobs.idempotency import hash_body
 from serving.jobs.records import BatchPlace, NewJob
-from serving.jobs.threads import in_thread
-from serving.keys.ring import Caller
+from serving.keys import Caller
 
 router = APIRouter(prefix="/batches", tags=["batches"])
 _PAGE: Final = 100

@@ -10,13 +10,13 @@ from fastapi import APIRouter, Header
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from stillmotion.types import JobEvent
 
+from serving.background import in_thread
 from serving.gateway.auth import Who
-from serving.gateway.documented import errors
+from serving.gateway.openapi import errors
 from serving.gateway.services import Parts, Services
-from serving.jobs.bell import wait_heard
 from serving.jobs.errors import Conflict, JobNotFound
+from serving.jobs.notifier import wait_heard
 from serving.jobs.records import is_preview
-from serving.jobs.threads import in_thread
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 _LOOK_AGAIN_S = 15.0

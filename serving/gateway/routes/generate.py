@@ -11,24 +11,17 @@ from fastapi import APIRouter, Depends, Header, Request
 from starlette.responses import JSONResponse
 from stillmotion.types import Job
 
-from model.params import settings_of
-from model.tasks import TaskSpec
-from model.tasks.frame_interpolation import FRAME_INTERPOLATION
-from model.tasks.image_to_video import IMAGE_TO_VIDEO
-from model.tasks.multi_view import MULTI_VIEW
-from model.tasks.text_to_video import TEXT_TO_VIDEO
+from model.tasks import FRAME_INTERPOLATION, IMAGE_TO_VIDEO, MULTI_VIEW, TEXT_TO_VIDEO, TaskSpec
+from serving.background import in_thread
 from serving.gateway.auth import Submitter
-from serving.gateway.documented import errors
 from serving.gateway.errors import Problem
-from serving.gateway.intake import Order, submit
-from serving.gateway.openapi import submission_body
+from serving.gateway.openapi import errors, submission_body
+from serving.gateway.requests import order_of, read_submission
 from serving.gateway.services import Parts, Services
 from serving.gateway.settings import MAX_WAIT_S
-from serving.gateway.submission import Submission, read_submission
-from serving.jobs.bell import wait_heard
-from serving.jobs.records import WebhookTarget
-from serving.jobs.threads import in_thread
-from serving.keys.ring import Caller
+from serving.gateway.submit import submit
+from serving.jobs.notifier import wait_heard
+from serving.keys import Caller
 
 router = APIRouter(prefix="/generate", tags=["generate"])
 _WAIT: Final = re.compile(r"\s*wait\s*=\s*\"?([^\",;]*)\"?", re.IGNORECASE)
@@ -123,27 +116,6 @@ async def _answer(asked: Asked, task: TaskSpec) -> JSONResponse:
         headers["Idempotent-Replayed"] = "true"
     status = 200 if wait_s is not None and job.is_terminal else 202
     return JSONResponse(job.model_dump(mode="json"), status, headers)
-
-
-def order_of(submission: Submission, task: str) -> Order:
-    """What a submission asks for."""
-    asked = submission.fields
-    body, has = asked.model_dump(mode="json"), settings_of(task)
-    webhook = None if asked.webhook is None else WebhookTarget(asked.webhook.url, asked.webhook.secret)
-    return Order(
-        task=task,
-        model=asked.model,
-        settings={name: value for name, value in body.items() if name in has},
-        pictures=submission.images,
-        body=body,
-        output_format=asked.output_format,
-        priority=asked.priority,
-        deadline_s=asked.deadline_s,
-        metadata=asked.metadata,
-        webhook=webhook,
-        previews=asked.previews,
-        interpolate=getattr(asked, "interpolate", False),
-    )
 
 
 def _parse_wait(prefer: str | None) -> int | None:

@@ -8,12 +8,11 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from stillmotion.types import Job, JobList, JobStatus
 
-from serving.gateway.auth import Who
-from serving.gateway.documented import errors
-from serving.gateway.idempotency import IdempotencyKey, repeat_of
+from serving.background import in_thread
+from serving.gateway.auth import IdempotencyKey, Who, repeat_of
+from serving.gateway.openapi import errors
 from serving.gateway.services import Parts
 from serving.jobs.dispatcher import QUEUE_TOPIC
-from serving.jobs.threads import in_thread
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model.video import decode_video
+from model.media.video import decode_video
 from tests.integration.triton_support import checkpoint, free_port, host, picture
 from tests.unit.deploy.support import Stage, stages
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import curation_gain, curation_gain_figures
-from model.video import encode_video
+from model.media.video import encode_video
 from training.curation.filter import Scores
 from training.data.starter import load_items
 

@@ -16,9 +16,9 @@ from cli.generate import default_model, outputs
 from cli.main import app
 from cli.options import FormatChoice
 from model.checkpoint import build_random
+from model.media.video import decode_video, frames_sha256, probe
 from model.presets import preset
 from model.tasks import TASKS
-from model.video import decode_video, frames_sha256, probe
 
 
 @pytest.fixture(scope="module")

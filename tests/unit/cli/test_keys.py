@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from model.errors import StillmotionError
+from serving import keys as secret
 from serving.gateway.auth import any_keys, check_exposed
-from serving.keys import secret
 
 
 def run(folder: Path, *arguments: str) -> tuple[int, str, str]:

@@ -15,7 +15,7 @@ from cli.main import app
 from cli.serve import _in_process
 from model.checkpoint import build_random, load
 from model.errors import InvalidRequest
-from model.lora.entry import FOLDER, LoraEntry
+from model.lora.catalog import FOLDER, LoraEntry
 from model.presets import preset
 from model.tasks import TASKS
 from tests.lora_support import drawn_lora

@@ -11,8 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli.main import app
-from model import provenance
 from model.checkpoint import build_random
+from model.media import mp4_manifest as provenance
 from model.presets import preset
 from model.tasks import TASKS
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.options import DenoiserChoice, DtypeChoice, FormatChoice, ResizeChoice, ScheduleChoice, SolverChoice
-from model.backends.makers import AUTO, MAKERS
+from model.backends.registry import AUTO, MAKERS
 from model.params import SCHEDULES, SOLVERS, OutputFormat, ResizeMode
 from serving.engine.settings import DtypeName
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from export.bisect import first_difference
 from export.onnx import Component
 from export.parity import ParityError, Tolerance, answers, check_components
-from model.backends.onnx_graph import Graph, Port, write_graph
+from model.backends.onnx_export import Graph, Port, write_graph
 
 TOLERANCE = Tolerance(1e-5, 50.0)
 

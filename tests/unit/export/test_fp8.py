@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from export.fp8 import LARGEST, quantize, round_weight
 from export.onnx import Component
 from export.tensorrt import BuildOptions, compile_engine
-from model.backends.onnx_graph import Graph, Port, write_graph
+from model.backends.onnx_export import Graph, Port, write_graph
 from model.backends.onnxruntime import OnnxGraph
-from model.backends.protocol import Cores
-from model.rewrites import relative_difference
+from model.denoiser import Cores
+from model.optimized.rewrites import relative_difference
 
 
 class Small(nn.Module):

@@ -11,7 +11,7 @@ import pytest
 from export.repository import Installed, install, installed, roll_back
 from export.triton_config import Instances, check_config, instances_of
 from model.errors import CheckpointError, InvalidRequest, StorageFull
-from model.manifest import MANIFEST, served_version
+from model.export_manifest import MANIFEST, served_version
 
 
 def version(content: str) -> Callable[[Path], None]:

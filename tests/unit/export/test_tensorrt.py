@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from export.onnx import Component
 from export.tensorrt import BuildFailed, BuildOptions, built_by, check_options, compile_engine, load_builder, profile_of
-from model.backends.onnx_graph import Graph, Port, write_graph
+from model.backends.onnx_export import Graph, Port, write_graph
 from model.errors import InvalidRequest, MissingExtra
 
 rtx = pytest.mark.skipif(not importlib.util.find_spec("tensorrt_rtx"), reason="tensorrt_rtx is not installed")

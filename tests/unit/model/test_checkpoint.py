@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from model.catalog import SIDECAR, describe, find, folder_version
 from model.checkpoint import build_random, load, save
-from model.conditioners import VisionTower
+from model.encoders import VisionTower
 from model.errors import CheckpointError
 from model.presets import preset
 from model.tasks import TASKS, task

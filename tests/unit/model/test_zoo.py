@@ -8,7 +8,7 @@ import json
 import pytest
 
 from model.catalog import ZOO, ModelEntry, zoo
-from model.chain import PAIR_FRAMES
+from model.interpolation import PAIR_FRAMES
 
 MB = 10**6
 

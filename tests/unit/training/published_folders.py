@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from model.checkpoint import build_random
-from model.conditioners import build_text_encoder, byte_tokenizer
+from model.encoders import build_text_encoder, byte_tokenizer
 from model.presets import preset
 from model.tasks import task
 

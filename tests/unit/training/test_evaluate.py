@@ -15,16 +15,16 @@ from PIL import Image
 from model.catalog import SIDECAR, ModelEntry
 from model.checkpoint import build_random
 from model.errors import DataError, InvalidRequest
+from model.media.video import encode_video
 from model.presets import preset
 from model.tasks import TASKS
-from model.video import encode_video
 from tests.unit.training.metrics.test_fvd import SmallI3D, scripted
 from tests.unit.training.support import moving_square
+from training.data.motion_bucket import MotionMap
 from training.data.starter import Item
 from training.evaluate import EvalSettings, evaluate, motion_map
 from training.metrics.figures import BUCKETS, distances, obedience
 from training.metrics.inputs import choose
-from training.motion import MotionMap
 
 
 @pytest.fixture(scope="module")

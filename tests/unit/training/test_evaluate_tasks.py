@@ -26,7 +26,7 @@ from training.metrics.image import psnr, ssim
 from training.metrics.inputs import RealClip
 from training.metrics.interpolation import between
 from training.metrics.prompted import obeyed
-from training.metrics.steady import flicker, warp_error
+from training.metrics.temporal import flicker, warp_error
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
 

@@ -16,10 +16,9 @@ from model.presets import preset
 from model.tasks import task
 from tests.unit.training.published_folders import TINY, stable_video_diffusion
 from training.config import DenoiserConfig
-from training.foundations import published_start
-from training.frozen import frozen_text, frozen_vae, frozen_vision
+from training.frozen_networks import frozen_text, frozen_vae, frozen_vision
+from training.initial_weights import Denoiser, build_network, published_start, unet_of
 from training.recipes.published import image_to_video_14
-from training.starts import Denoiser, build_network, unet_of
 
 
 def config(task_name: str, init: Path, size: str = "tiny") -> DenoiserConfig:

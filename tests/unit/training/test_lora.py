@@ -15,9 +15,9 @@ from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 
 from model.errors import DataError, InvalidRequest
-from model.lora.network import temporal_projections
+from model.lora.weights import temporal_projections
+from model.optimized.rewrites import rewrite_exactly
 from model.presets import preset
-from model.rewrites import rewrite_exactly
 from model.tasks import task
 from model.unet import build_unet, count_parameters
 from model.vae import build_vae
@@ -25,8 +25,8 @@ from tests.unit.training.support import moving_square
 from training.config import LoraConfig, Runtime, with_overrides
 from training.data.camera import MOTIONS, camera_clips
 from training.data.latents import LatentClip
+from training.data.motion_bucket import MotionMap
 from training.lora import LoraLinear, LoraObjective, adapt
-from training.motion import MotionMap
 from training.objectives.batch import Batch
 from training.objectives.examples.camera import CameraExamples
 from training.recipes.camera_lora import mini_camera_lora_horizontal, mini_camera_lora_static

@@ -15,12 +15,12 @@ from torch import nn
 from model.tasks import task
 from model.unet import count_parameters
 from training.config import LoraConfig, Runtime
+from training.initial_weights import Denoiser
+from training.memory_plan import inputs_of, meta_network
 from training.objectives.batch import Examples
 from training.objectives.denoise import DenoiseObjective
-from training.plan import inputs_of, meta_network
 from training.recipes import PUBLISHED, RECIPES
 from training.recipes.published import frame_interpolation, image_to_video_14
-from training.starts import Denoiser
 
 SVD = 1_524_623_082
 # What a task's inputs change: conv_in has 320 x 9 weights a channel, the vector's first layer 1280 a number of it.

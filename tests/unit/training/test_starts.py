@@ -12,8 +12,8 @@ from model.presets import preset
 from model.tasks import task
 from model.unet import build_unet
 from training.config import DenoiserConfig
+from training.initial_weights import NEUTRAL, Denoiser, become, empty_network
 from training.recipes import RECIPES
-from training.starts import NEUTRAL, Denoiser, become, empty_network
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from torch import nn
 
 from model.errors import DataError
 from training.config import Optim
-from training.ema import EMA
 from training.objectives.protocol import Pixels, backward_in_parallel, backward_of, generator
+from training.optimizers import EMA
 from training.recipes.vae import mini_vae
 from training.trainer import Trainer, learning_rate
 

@@ -16,17 +16,17 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from model.optimized.rewrites import rewrite_exactly
 from model.presets import preset
-from model.rewrites import rewrite_exactly
 from model.tasks import task
 from model.unet import build_unet
 from training.config import DenoiserConfig, with_overrides
 from training.data.latents import LatentClip
-from training.joint import take_pictures
+from training.initial_weights import unet_of
+from training.joint_image_video import take_pictures
 from training.objectives.batch import Batch
 from training.objectives.denoise import DenoiseObjective
 from training.recipes.text_to_video import mini_text_to_video
-from training.starts import unet_of
 from training.trainer import Trainer
 
 FRAMES = 3

@@ -158,7 +158,7 @@ def spoilt(frames: Frames) -> Frames:
 
 def write_clip(folder: Path, name: str, frames: Frames, fps: int = 6) -> None:
     """A clip and its spoilt copy as clips/NAME.mp4 and clips/NAME/spoilt.mp4."""
-    from model.video import encode_video
+    from model.media.video import encode_video
 
     for end, shown in (("", frames), ("/spoilt", spoilt(frames))):
         path = folder / "clips" / f"{name}{end}.mp4"
@@ -174,7 +174,7 @@ def _recipe(wanted: Calibration, report: Report) -> Train:
     """Training by the recipe; frozen networks and the cache of frames are shared by all proxies."""
 
     def train(recipe: str, data: Path, out: Path) -> Path:
-        from training.cli_entry import run
+        from training.train import run
 
         out.mkdir(parents=True, exist_ok=True)
         cache = wanted.folder / "cache"

@@ -1,6 +1,7 @@
 """The captioner that needs no weights: what can be measured in the middle frame, and how the camera moves.
 
-Its captions are in a small language of their own (training.captions) and stand under their own name, `measured`, so
+Its captions are in a small language of their own (training.data.attribute_captions) and stand under their own name,
+`measured`, so
 that nobody takes them for a captioner's. The camera's motion is the affine part of the flow at 2 fps (scores.motion),
 named where it explains a good part of what moves.
 """
@@ -11,12 +12,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.captions import attribute_caption
 from training.curation.captions.common import said
 from training.curation.frames import SAMPLED_FPS, ClipFrames, Frames
 from training.curation.records import CaptionRecord, Resources, ToolOptions
 from training.curation.scores.motion import STILL, Field, affine_part, stored_maps
 from training.curation.tools import MEASURED, known_options
+from training.data.attribute_captions import attribute_caption
 
 CAMERA_SHARE = 0.5
 """How much of the flow's energy the camera's part must hold to be named."""

@@ -1,6 +1,7 @@
 """How a clip moves: optical flow at 2 fps (paper, appendix C), and how much of it is stillness or the camera alone.
 
-Farneback's flow (training.motion) between frames half a second apart; each map is stored at a short side of 16 pixels,
+Farneback's flow (training.data.motion_bucket) between frames half a second apart; each map is stored at a short side
+of 16 pixels,
 in short sides a second. `flow_mean` is the mean of its magnitude over space and time, the paper's motion score. The
 small maps also give
 
@@ -23,7 +24,7 @@ from training.curation.frames import SAMPLED_FPS, ClipFrames, Frames
 from training.curation.records import Resources, ScoreRecord, ToolOptions
 from training.curation.scores.common import measured, not_scored
 from training.curation.tools import known_options, tool_version
-from training.motion import FARNEBACK, MEASURED_SHORT_SIDE, flow_fields
+from training.data.motion_bucket import FARNEBACK, MEASURED_SHORT_SIDE, flow_fields
 
 Field = np.ndarray[Any, np.dtype[np.float32]]
 

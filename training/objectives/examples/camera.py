@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLTemporalDecoder
 
 from training.config import LoraConfig
 from training.data.latents import LatentClip
-from training.motion import HIGHEST_BUCKET, LOWEST_BUCKET, MotionMap
+from training.data.motion_bucket import HIGHEST_BUCKET, LOWEST_BUCKET, MotionMap
 from training.objectives.batch import Batch
 from training.objectives.examples.drawing import chance, one_of, stretch
 from training.objectives.examples.film import pictured

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.vae import encode_mode
 from training.data.latents import LatentClip, to_pixels
-from training.motion import MotionMap
+from training.data.motion_bucket import MotionMap
 
 Thing = TypeVar("Thing")
 

@@ -1,7 +1,7 @@
 """Frame interpolation's examples: five film frames, of which the first and the last are given (paper, appendix D).
 
 The ends are latents as the diffusion model sees them, with noise put on the LATENTS; between them stands the learned
-mask embedding, and a binary mask says which is which (model.conditioning.ends). The context is the embedding of both
+mask embedding, and a binary mask says which is which (model.conditioning). The context is the embedding of both
 ends. Dropout zeroes all of that and keeps the vector.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from model.conditioning import between_ends
 from training.config import DenoiserConfig, EndsData
 from training.data.latents import LatentClip
-from training.motion import MotionMap
+from training.data.motion_bucket import MotionMap
 from training.objectives.batch import Batch
 from training.objectives.examples.drawing import chance, strength, stretch, strides_of
 

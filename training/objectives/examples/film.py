@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.config import CameraData, DenoiserConfig, FilmData
 from training.data.latents import LatentClip
-from training.motion import MotionMap
+from training.data.motion_bucket import MotionMap
 from training.objectives.batch import Batch
 from training.objectives.examples.drawing import Stretch, chance, noisy_latent, one_of, strength, stretch, strides_of
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.conditioners import TextTower
 from model.conditioning import text_context
-from training.captions import attribute_caption
+from model.encoders import TextTower
 from training.config import DenoiserConfig, PromptedData
 from training.curation.captions.choice import SHARES, choose_caption
+from training.data.attribute_captions import attribute_caption
 from training.data.latents import LatentClip
-from training.motion import MotionMap
+from training.data.motion_bucket import MotionMap
 from training.objectives.batch import Batch
 from training.objectives.examples.drawing import Stretch, chance, one_of, stretch, strides_of
 

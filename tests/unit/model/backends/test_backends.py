@@ -11,14 +11,14 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor
 
-from model.backends.makers import make_denoiser
-from model.backends.onnx_cache import cache_folder, cache_key, denoiser_file
+from model.backends.onnx_export import cache_folder, cache_key, denoiser_file
 from model.backends.onnxruntime import OnnxDenoiser, OnnxGraph
-from model.backends.protocol import Cores
+from model.backends.registry import make_denoiser
 from model.checkpoint import Checkpoint, build_random, load
+from model.denoiser import Cores
 from model.errors import CheckpointError, InvalidRequest
+from model.optimized.rewrites import relative_difference
 from model.presets import UNetSize, preset
-from model.rewrites import relative_difference
 from model.tasks import task
 
 TOLERANCE = {"torch": 1e-5, "torch-compiled": 1e-5, "onnxruntime": 1e-5}

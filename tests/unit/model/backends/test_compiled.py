@@ -21,10 +21,10 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from model.backends.compiled import CompiledDenoiser
-from model.backends.protocol import Cores
-from model.fused import fuse
+from model.denoiser import Cores
+from model.optimized.fused_blocks import fuse
+from model.optimized.rewrites import relative_difference
 from model.presets import UNetSize, preset
-from model.rewrites import relative_difference
 from model.tasks import task
 from model.unet import build_unet
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.backends.makers import backend_for
+from model.backends.registry import backend_for
 from model.backends.tensorrt import TensorRtDenoiser
 from model.catalog import ModelEntry
 from model.errors import CheckpointError, InvalidRequest, MissingExtra
-from model.manifest import Built, Manifest
+from model.export_manifest import Built, Manifest
 from model.tasks import task
 
 CPU = torch.device("cpu")

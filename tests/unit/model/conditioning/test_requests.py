@@ -11,11 +11,11 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from model.checkpoint import Checkpoint, build_random, load
-from model.conditioners import ImagePair, TextTower
 from model.conditioning import condition, image_context, picture_to_pixels
+from model.encoders import ImagePair, TextTower
 from model.errors import InvalidRequest
 from model.presets import preset
-from model.sampling.noise import draw_noise
+from model.sampling.prepare import draw_noise
 from model.sampling.row import Conditioning
 from model.tasks import TASKS, task
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from serving.engine.fairness import Ledger
-from serving.engine.policy import decide
+from serving.engine.policy import Ledger, decide
 from serving.engine.protocol import Priority
-from serving.engine.work import Batching, Decision, Limits, WorkItem
+from serving.engine.work_items import Batching, Decision, Limits, WorkItem
 
 
 @dataclass(eq=False)

@@ -7,10 +7,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.engine.fairness import Ledger
-from serving.engine.policy import decide, order
+from serving.engine.policy import Ledger, decide, order
 from serving.engine.protocol import Priority
-from serving.engine.work import Batching, Limits
+from serving.engine.work_items import Batching, Limits
 from tests.unit.serving.engine.policy_support import Engine, Task, finished
 
 priorities = st.sampled_from(["high", "normal", "low", "offline"])

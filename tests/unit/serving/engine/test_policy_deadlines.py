@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from serving.engine.work import Batching
+from serving.engine.work_items import Batching
 from tests.unit.serving.engine.policy_support import Engine, Task, finished
 
 unit_jobs = st.lists(st.tuples(st.integers(0, 8), st.integers(1, 6)), min_size=1, max_size=12)

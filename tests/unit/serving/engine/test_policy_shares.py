@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.engine.fairness import Ledger, charged, standings
-from serving.engine.policy import decide
-from serving.engine.work import Batching
+from serving.engine.policy import Ledger, charged, decide, standings
+from serving.engine.work_items import Batching
 from tests.unit.serving.engine.policy_support import Engine, Served, Task, finished
 
 ENDLESS = 10**6

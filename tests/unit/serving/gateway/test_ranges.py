@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.gateway.ranges import Span, Unsatisfiable, matches, parse_range
+from serving.gateway.routes.content import Span, Unsatisfiable, matches, parse_range
 
 
 @given(total=st.integers(0, 50), first=st.none() | st.integers(0, 60), last=st.none() | st.integers(0, 60))

@@ -17,7 +17,7 @@ from serving.jobs.database import MIGRATIONS, Database
 from serving.jobs.leases import Leases
 from serving.jobs.store import JobStore
 from serving.jobs.tables import Base, EventRow, JobRow
-from tests.unit.serving.jobs.test_states import new_job
+from tests.unit.serving.jobs.test_transitions import new_job
 
 
 def test_migrations_make_exactly_the_tables(tmp_path: Path) -> None:

@@ -24,12 +24,12 @@ from serving.engine.protocol import (
     Stepped,
 )
 from serving.jobs.artifacts import Artifacts
-from serving.jobs.bell import Bell
 from serving.jobs.database import Database
 from serving.jobs.dispatcher import QUEUE_TOPIC, Dispatcher
-from serving.jobs.follower import CHECKPOINT_NAME
 from serving.jobs.leases import Leases
+from serving.jobs.notifier import Bell
 from serving.jobs.records import NewJob, Terms
+from serving.jobs.runner import CHECKPOINT_NAME
 from serving.jobs.store import JobStore
 
 PARAMS = {

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from serving.jobs.admission import Repeat
 from serving.jobs.database import Database
 from serving.jobs.errors import Conflict, JobNotFound, LeaseLost, QueueFull, QuotaFull
-from serving.jobs.idempotency import Repeat
 from serving.jobs.leases import Leases
 from serving.jobs.records import Advance, Success, Terms
 from serving.jobs.store import JobStore
-from tests.unit.serving.jobs.test_states import OUTPUT, new_job
+from tests.unit.serving.jobs.test_transitions import OUTPUT, new_job
 
 
 @dataclass

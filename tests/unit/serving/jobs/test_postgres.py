@@ -24,7 +24,7 @@ from serving.jobs.records import Advance, Success, Terms
 from serving.jobs.retention import Retention
 from serving.jobs.store import JobStore
 from serving.jobs.tables import Base
-from tests.unit.serving.jobs.test_states import OUTPUT, new_job
+from tests.unit.serving.jobs.test_transitions import OUTPUT, new_job
 
 pgserver = pytest.importorskip("pgserver", reason="needs the pgserver wheel")
 pytest.importorskip("psycopg", reason="needs the postgres extra")

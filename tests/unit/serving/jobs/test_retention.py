@@ -10,17 +10,16 @@ import pytest
 
 from serving.jobs.artifacts import Artifacts
 from serving.jobs.batches import BatchStore, NewBatch
-from serving.jobs.bell import Bell
 from serving.jobs.database import Database
 from serving.jobs.errors import BatchNotFound, JobNotFound
-from serving.jobs.janitor import Janitor
 from serving.jobs.leases import Leases
-from serving.jobs.outbox import Outbox
+from serving.jobs.notifier import Bell
 from serving.jobs.records import BatchPlace, Success, Terms, WebhookTarget
-from serving.jobs.retention import Retention
+from serving.jobs.retention import Janitor, Retention
 from serving.jobs.store import JobStore
+from serving.jobs.webhooks import Outbox
 from tests.unit.serving.jobs.test_leases import Clock
-from tests.unit.serving.jobs.test_states import OUTPUT, new_job
+from tests.unit.serving.jobs.test_transitions import OUTPUT, new_job
 
 TERMS = Terms(waiting_s=100, kept_s=1000)
 

@@ -17,13 +17,12 @@ from stillmotion.webhooks import verify
 
 from serving.jobs.database import Database
 from serving.jobs.leases import Leases
-from serving.jobs.outbox import GIVE_UP_S, Outbox, delay_s
 from serving.jobs.records import Success, WebhookTarget
 from serving.jobs.store import JobStore
-from serving.jobs.webhooks import Deliverer
+from serving.jobs.webhooks import GIVE_UP_S, Deliverer, Outbox, delay_s
 from serving.net import AddressPolicy, PublicOnly, networks
 from tests.unit.serving.jobs.test_leases import Clock
-from tests.unit.serving.jobs.test_states import OUTPUT, new_job
+from tests.unit.serving.jobs.test_transitions import OUTPUT, new_job
 
 standardwebhooks = pytest.importorskip("standardwebhooks")
 SECRET = "whsec_" + base64.b64encode(b"the job's own secret").decode()

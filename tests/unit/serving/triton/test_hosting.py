@@ -7,11 +7,10 @@ import json
 from typing import Any
 
 from serving.engine.protocol import CancelledAt, Completed, EngineEvent, Failed, Stepped
-from serving.jobs.follower import ENGINE_STOPPED
+from serving.jobs.runner import ENGINE_STOPPED
 from serving.triton import client
-from serving.triton.described import entry_of
 from serving.triton.hosting import Host
-from serving.triton.wire import Frame, RequestFrame, Status, pack_control, unpack_event
+from serving.triton.wire import Frame, RequestFrame, Status, entry_of, pack_control, unpack_event
 from tests.contract.support import ScriptedEngine, entry, picture
 
 

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 from model.catalog import ModelEntry
-from model.lora.entry import LoraEntry
+from model.lora.catalog import LoraEntry
 from model.tasks import task
 from serving.engine.protocol import EngineRequest
-from serving.triton.described import entry_of, entry_told
-from serving.triton.wire import pack_request, unpack_request
+from serving.triton.wire import entry_of, entry_told, pack_request, unpack_request
 
 PAN = LoraEntry("pan", Path("/models/m/1/loras/pan.safetensors"), "0123456789ab", 16, 16.0, "image-to-video", "m@1")
 DEFAULTS = {

@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from serving.triton import wheel
-from serving.triton.server import Ports, TritonFailed, TritonServer, find, from_wheel, in_container, installed
-from serving.triton.wheel import NoTritonServer
+from serving.triton import server as wheel
+from serving.triton.server import (
+    NoTritonServer,
+    Ports,
+    TritonFailed,
+    TritonServer,
+    find,
+    from_wheel,
+    in_container,
+    installed,
+)
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from model.video import encode_video
+from model.media.video import encode_video
 from training.curation.frames import ClipFrames
 from training.curation.records import ClipRecord
 

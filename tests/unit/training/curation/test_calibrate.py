@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from model.errors import DataError, InvalidRequest
-from model.video import decode_video, encode_video
+from model.media.video import decode_video, encode_video
 from training.curation.calibrate.fit import fit
 from training.curation.calibrate.page import VotingServer
 from training.curation.calibrate.pairs import Pair, plan_pairs

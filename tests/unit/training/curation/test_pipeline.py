@@ -22,9 +22,9 @@ from training.curation.records import ClipRecord, ScoreRecord
 from training.curation.runners import RUNNERS
 from training.curation.tables import read_table
 from training.data.frames import load_clips
+from training.data.motion_bucket import MotionMap
 from training.data.shards import dataset_identity
 from training.data.starter import load_items
-from training.motion import MotionMap
 
 SETTINGS = Settings(rules=ClipRules(0.5, 2.0), scorers=("picture",), captioners=("measured",))
 

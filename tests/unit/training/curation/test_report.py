@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.video import encode_video
+from model.media.video import encode_video
 from training.curation.charts import histogram
 from training.curation.filter import THRESHOLDS
 from training.curation.records import ClipRecord, ScoreRecord, SourceRecord

@@ -19,7 +19,7 @@ from training.curation.scores.embedding import nearest_earlier
 from training.curation.scores.motion import affine_part, stored_maps
 from training.curation.scores.picture import black_border, colourfulness
 from training.curation.scores.text import covered
-from training.motion import measure_flow
+from training.data.motion_bucket import measure_flow
 
 
 def values(records: list[ScoreRecord]) -> dict[str, float | None]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model.errors import DataError
-from model.video import encode_video
+from model.media.video import encode_video
 from training.data.frames import load_clips, load_sized, readable_photos, shown_size
 from training.data.left_out import LeftOut
 from training.data.starter import Item

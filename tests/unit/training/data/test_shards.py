@@ -19,7 +19,7 @@ from training.data.shards import CURATED, dataset_identity, is_curated, open_mem
 from training.data.sources import FILM_SHA256
 from training.data.split import CREDITS_START_S, SHOT_STRIDE, Span
 from training.data.starter import load_items
-from training.footage import training_items
+from training.examples import training_items
 
 
 def test_a_clip_that_shares_a_moment_with_a_held_out_shot_is_held_out() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from training.data.motion_bucket import measure_flow
 from training.metrics.baselines import slow_zoom, still
-from training.motion import measure_flow
 
 
 @pytest.fixture

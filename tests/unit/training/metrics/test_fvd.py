@@ -13,7 +13,7 @@ from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
 from model.errors import DataError
-from training.metrics.fvd import i3d_features, protocol, video_distance
+from training.metrics.frechet import i3d_features, protocol, video_distance
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
 

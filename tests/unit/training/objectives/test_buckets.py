@@ -20,7 +20,7 @@ from tests.unit.training.toy_run import build as toy_objective
 from tests.unit.training.toy_run import config as toy_config
 from training.config import Buckets, DenoiserConfig
 from training.data.latents import LatentClip
-from training.footage import shapes_of
+from training.examples import shapes_of
 from training.objectives.batch import Batch
 from training.objectives.buckets import bucketed, sort_clips
 from training.objectives.denoise import DenoiseObjective

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.unit.training.support import moving_square
-from training.captions import attribute_caption
+from training.data.attribute_captions import attribute_caption
 from training.objectives.contrastive import ContrastiveObjective, learn_tokenizer
 from training.recipes.image_encoder import mini_image_encoder
 

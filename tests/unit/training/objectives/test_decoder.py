@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from model.optimized.rewrites import temporal_convolutions
 from model.presets import preset
-from model.rewrites import temporal_convolutions
 from model.vae import build_vae
 from tests.unit.training.support import moving_square
 from training.objectives.decoder import DecoderObjective
 from training.recipes.vae import mini_decoder_orbits
-from training.shared import LATE
+from training.release import LATE
 
 CONFIG = dataclasses.replace(
     mini_decoder_orbits(),

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from model.optimized.rewrites import rewrite_exactly
 from model.presets import preset
-from model.rewrites import rewrite_exactly
 from model.sampling.precondition import loss_weight, over, precondition
 from model.tasks import task
 from model.unet import build_unet
@@ -20,7 +20,7 @@ from tests.unit.training.support import moving_square
 from training.config import DenoiserConfig, FilmData
 from training.data.frames import thinned
 from training.data.latents import LatentClip, encode_clips, to_pixels
-from training.motion import MotionMap, measure_flow
+from training.data.motion_bucket import MotionMap, measure_flow
 from training.objectives.batch import Batch, calls
 from training.objectives.contrastive import CLIP_MEAN, CLIP_STD
 from training.objectives.denoise import DenoiseObjective, denoising_error
@@ -58,7 +58,7 @@ def film(objective: DenoiseObjective) -> FilmExamples:
 
 @pytest.fixture(scope="module")
 def objective(tmp_path_factory: pytest.TempPathFactory) -> DenoiseObjective:
-    from model.conditioners import VisionTower, build_image_encoder
+    from model.encoders import VisionTower, build_image_encoder
 
     torch.manual_seed(0)
     vae = build_vae(preset("tiny")).eval().requires_grad_(False)

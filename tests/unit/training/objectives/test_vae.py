@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.rewrites import skip_zero_branches
+from model.optimized.rewrites import skip_zero_branches
 from tests.unit.training.support import moving_square
 from training.objectives.vae import PatchPCA, VAEObjective, differences
 from training.recipes.vae import mini_vae

@@ -1,0 +1,112 @@
+"""CUDA graphs around a denoiser: one recording for each shape of call, replayed without asking Python for its kernels.
+
+A recording holds its memory for good, so only the shapes used last are kept. Replaying gives the bits of the recorded
+kernels. Recording is behind a small protocol, so that the bookkeeping is tested without a GPU.
+
+Legend: B places, T frames, C latent channels, K concatenated channels, N context tokens, D their width, V vector
+scalars; h, w latent.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from model.denoiser import Denoiser
+from model.errors import InvalidRequest
+
+KEPT = 4
+"""Recordings at once: a guided and an unguided call, each at two sizes."""
+WARM_UPS = 3
+"""Calls before a recording, in which libraries choose their kernels and the compiler compiles."""
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """A call that can be made again on other numbers."""
+
+    def replay(self) -> None:
+        """Run the recorded kernels on what the recorded inputs hold now."""
+        ...
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """Makes recordings."""
+
+    def record(self, call: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
+        """A recording of the call, and the tensor into which it and every replay write."""
+        ...
+
+
+class CudaRecorder:
+    """Records CUDA graphs that share one pool of memory, on one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        if device.type != "cuda":
+            raise InvalidRequest("CUDA graphs need an NVIDIA GPU; choose --denoiser torch-compiled", param="backend")
+        self._device = device
+
+    def record(self, call: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
+        """See Recorder. Warms up on a stream of its own, as recording demands."""
+        aside = torch.cuda.Stream(self._device)
+        aside.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UPS):
+                call()
+        torch.cuda.current_stream(self._device).wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        # The decode lane uses the device meanwhile: only this thread's forbidden calls are to end the recording.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            output = call()
+        return graph, output
+
+
+class GraphedDenoiser:
+    """A Denoiser (model.denoiser) around another, whose calls are recorded and replayed. Of one thread."""
+
+    def __init__(self, inner: Denoiser, recorder: Recorder, kept: int = KEPT) -> None:
+        self._inner = inner
+        self._recorder = recorder
+        self._most = kept
+        self._kept: OrderedDict[Shapes, tuple[Recording, tuple[Tensor, ...], Tensor]] = OrderedDict()
+
+    def __call__(
+        self,
+        latents: Float[Tensor, "B T C h w"],
+        timestep: Float[Tensor, " B"],
+        context: Float[Tensor, "B N D"],
+        concat: Float[Tensor, "B T K h w"],
+        vector: Float[Tensor, "B V"],
+    ) -> Float[Tensor, "B T C h w"]:
+        """See Denoiser. The answer is a copy: the next replay writes over the recorded one."""
+        inputs = (latents, timestep, context, concat, vector)
+        shapes = tuple(tuple(part.shape) for part in inputs)
+        with torch.inference_mode():
+            if shapes not in self._kept:
+                self._record(shapes, inputs)
+            self._kept.move_to_end(shapes)
+            recording, places, output = self._kept[shapes]
+            for place, part in zip(places, inputs, strict=True):
+                place.copy_(part, non_blocking=True)
+            recording.replay()
+            return output.clone()
+
+    @property
+    def recorded(self) -> tuple[Shapes, ...]:
+        """The shapes whose recordings are kept, the one used last at the end."""
+        return tuple(self._kept)
+
+    def _record(self, shapes: Shapes, inputs: tuple[Tensor, ...]) -> None:
+        while len(self._kept) >= self._most:
+            self._kept.popitem(last=False)
+        places = tuple(part.clone() for part in inputs)
+        recording, output = self._recorder.record(lambda: self._inner(*places))
+        self._kept[shapes] = (recording, places, output)

@@ -1,0 +1,278 @@
+"""Where the onnxruntime backend finds a denoiser's file: in an exported folder, or in a cache, exported on first use.
+
+The cache lies in the user's cache folder of the platform; STILLMOTION_CACHE names another. An entry's name holds all
+that its content depends on, and it appears at once or not at all.
+
+ONNX graphs, defined once: what goes in and out, in which dtype, which axes are free, and how they are written.
+
+The denoiser's graph is the Denoiser protocol: one `timestep` a PLACE, so places at different noise levels share a call,
+and a free batch axis. The frame count is fixed, as a checkpoint's is. What a task does not have (text-to-video
+concatenates nothing) is no input of its graph. `timestep` and `vector` are float32 whatever the weights' dtype, because
+their embeddings begin there.
+
+Legend: B places, T frames, C latent channels, K concatenated channels, N context tokens, D their width, V vector
+scalars; h, w latent.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from diffusers import UNetSpatioTemporalConditionModel
+from torch import Tensor, nn
+
+from model.checkpoint import Checkpoint
+from model.errors import MissingExtra
+from model.export_manifest import ONNX_FOLDER
+from model.optimized.rewrites import fold_blends, rewrite_exactly
+from model.shapes import VAE_STRIDE
+from model.tasks import TaskSpec
+
+Precision = Literal["float32", "float16", "bfloat16"]
+
+REWRITES = 1
+"""Counts changes of the graphs themselves, so that files exported by an older version are not taken for today's."""
+OPSET = 20
+"""MatMul and Softmax for attention: every runtime takes it. (23 has an Attention of its own, which TensorRT fuses only
+in half precision and for some head sizes.)"""
+EXTERNAL_OVER = 1_500_000_000
+"""Bytes of weights above which they lie beside the graph: one protobuf holds at most 2 GiB."""
+TRACED_BATCH = 2
+"""Places while tracing: not 1, which the tracer would take for a constant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or an output: a number is a fixed size, a name a free axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def sized(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with its free axes set."""
+        return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in self.shape)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype in torch's words."""
+        return cast(torch.dtype, getattr(torch, self.dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One graph: `name` is its file's stem; inputs in the order of the module's forward()."""
+
+    name: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The free axes, each once, in order of appearance."""
+        return tuple(dict.fromkeys(axis for port in self.inputs for axis in port.shape if isinstance(axis, str)))
+
+    def example(self, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
+        """Random inputs of the sizes; whole numbers for integer ports."""
+        generator = torch.Generator().manual_seed(seed)
+        made: dict[str, Tensor] = {}
+        for port in self.inputs:
+            if port.torch_dtype.is_floating_point:
+                made[port.name] = torch.randn(port.sized(sizes), generator=generator).to(port.torch_dtype)
+            else:
+                made[port.name] = torch.randint(1, 8, port.sized(sizes), generator=generator, dtype=port.torch_dtype)
+        return made
+
+
+class DenoiserModule(nn.Module):
+    """The denoiser as its graph sees it: one tensor a port, the concatenation inside."""
+
+    def __init__(self, unet: UNetSpatioTemporalConditionModel) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        vector: Tensor,
+        concat: Tensor | None = None,
+    ) -> Tensor:
+        """F of EDM's equation 7 for [B, T, C, h, w], in the weights' dtype."""
+        told = latents if concat is None else torch.cat([latents, concat], dim=2)
+        output: Tensor = self.unet(told, timestep, context, added_time_ids=vector, return_dict=False)[0]
+        return output
+
+
+def denoiser_graph(
+    task: TaskSpec, config: Mapping[str, Any], *, height: int, width: int, dtype: str, free_size: bool = False
+) -> Graph:
+    """The denoiser's graph.
+
+    Args:
+        config: the UNet's.
+        height, width: of the latents, h and w.
+        free_size: leave h and w free.
+    """
+    channels, frames = int(config["out_channels"]), int(config["num_frames"])
+    extra = int(config["in_channels"]) - channels
+    size: tuple[int | str, ...] = ("height", "width") if free_size else (height, width)
+    inputs = [
+        Port("latents", dtype, ("batch", frames, channels, *size)),
+        Port("timestep", "float32", ("batch",)),
+        Port("context", dtype, ("batch", task.context_tokens, int(config["cross_attention_dim"]))),
+        Port("vector", "float32", ("batch", len(task.vector))),
+    ]
+    if extra:
+        inputs.append(Port("concat", dtype, ("batch", frames, extra, *size)))
+    return Graph("unet", tuple(inputs), (Port("output", dtype, ("batch", frames, channels, *size)),))
+
+
+def write_graph(module: nn.Module, graph: Graph, file: Path, sizes: Mapping[str, int], opset: int = OPSET) -> None:
+    """Trace the module and write its ONNX file (and `FILE.data` beside it where its weights are large).
+
+    The module is in evaluation mode and already rewritten; nothing is computed on real numbers, so half precision
+    exports on a CPU too. `sizes` are those of the free axes while tracing, none of them 1.
+
+    Raises:
+        MissingExtra: onnx or onnxscript is not installed.
+    """
+    require_onnx("the ONNX export")
+    shapes = {
+        port.name: {place: axis for place, axis in enumerate(port.shape) if isinstance(axis, str)}
+        for port in graph.inputs
+    }
+    with _quietly(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            kwargs=graph.example(sizes),
+            dynamo=True,
+            input_names=[port.name for port in graph.inputs],
+            output_names=[port.name for port in graph.outputs],
+            dynamic_shapes=shapes,
+            opset_version=opset,
+            verbose=False,
+        )
+        assert program is not None
+        _forget_traces(program)
+        size = sum(value.numel() * value.element_size() for value in module.state_dict().values())
+        program.save(file, external_data=size > EXTERNAL_OVER)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """The exporter warns of its own internals and of libraries it does without; errors it raises.
+
+    torch.__trace is a structured log of every guess the tracer makes: where somebody listens at the root of all
+    loggers, writing it takes as long as the export.
+    """
+    logs = {log: log.level for log in map(logging.getLogger, ("torch.onnx", "torch.__trace"))}
+    for log in logs:
+        log.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for log, level in logs.items():
+                log.setLevel(level)
+
+
+def require_onnx(feature: str) -> None:
+    """Raise MissingExtra unless onnx and onnxscript are installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtra(feature, "export") from error
+
+
+def _forget_traces(program: Any) -> None:
+    """Drop the tracer's notes on source lines, which name folders of this machine; module paths stay."""
+    for node in program.model.graph.all_nodes():
+        for key in [key for key in node.metadata_props if not key.endswith("name_scopes")]:
+            del node.metadata_props[key]
+
+
+logger = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for stillmotion; it may not exist yet."""
+    if named := os.environ.get("STILLMOTION_CACHE"):
+        return Path(named)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "stillmotion"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "stillmotion" / "Cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stillmotion"
+
+
+def cache_key(checkpoint: Checkpoint) -> str:
+    """What an exported denoiser depends on: weights, dtype, rewrites, and the tools that wrote it."""
+    require_onnx("the onnxruntime backend's export")
+    dtype = str(checkpoint.unet.dtype).removeprefix("torch.")
+    tools = f"torch{version('torch')}-onnx{version('onnx')}-onnxscript{version('onnxscript')}"
+    return f"{checkpoint.entry.version}-{dtype}-r{REWRITES}-o{OPSET}-{tools}"
+
+
+def denoiser_file(checkpoint: Checkpoint, cache: Path | None = None) -> Path:
+    """The ONNX file of the checkpoint's denoiser.
+
+    An exported folder's own; else the cache's, where it is made if it is not there yet (minutes for a large network).
+
+    Raises:
+        MissingExtra: it is to be made, and onnx or onnxscript is not installed.
+    """
+    own = checkpoint.entry.path / ONNX_FOLDER / "unet.onnx"
+    if own.exists():
+        return own
+    folder = (cache or cache_folder()) / "denoisers" / cache_key(checkpoint)
+    if not folder.exists():
+        _make(checkpoint, folder)
+    return folder / "unet.onnx"
+
+
+def _make(checkpoint: Checkpoint, folder: Path) -> None:
+    entry = checkpoint.entry
+    logger.info("exporting the denoiser of %s to ONNX, once, into %s", entry.name, folder)
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    part.mkdir(parents=True)
+    try:
+        rewrite_exactly(checkpoint.unet, context_tokens=entry.task.context_tokens)
+        fold_blends(checkpoint.unet)
+        height, width = entry.height // VAE_STRIDE, entry.width // VAE_STRIDE
+        graph = denoiser_graph(
+            entry.task,
+            checkpoint.unet.config,
+            height=height,
+            width=width,
+            dtype=str(checkpoint.unet.dtype).removeprefix("torch."),
+            free_size=True,
+        )
+        sizes = {"batch": TRACED_BATCH, "height": height, "width": width}
+        write_graph(DenoiserModule(checkpoint.unet), graph, part / "unet.onnx", sizes)
+        _publish(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _publish(part: Path, folder: Path) -> None:
+    try:
+        part.rename(folder)
+    except OSError:
+        if not folder.exists():  # else another process made the same one first
+            raise

@@ -1,0 +1,184 @@
+"""Denoiser backends by name. A new one is one file and one line here; each is imported only when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from model.catalog import ModelEntry
+from model.checkpoint import Checkpoint
+from model.denoiser import Cores, Denoiser, Tuning
+from model.errors import InvalidRequest
+from model.lora.catalog import LoraUse, choose_lora
+from model.shapes import VideoShape
+
+
+def _torch(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
+    from model.backends.torch import TorchDenoiser
+    from model.optimized.attention import kernel
+    from model.optimized.fused_blocks import fuse
+
+    fuse(checkpoint.unet, kernel(tuning.attention))
+    if tuning.reuse_every > 1:
+        from model.optimized.feature_cache import FeatureReuse
+
+        return FeatureReuse(checkpoint.unet, cores, tuning.reuse_every)
+    return TorchDenoiser(checkpoint.unet, cores)
+
+
+def _compiled(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
+    from model.backends.compiled import CompiledDenoiser, compile_blocks, require_compiler_on
+    from model.optimized.attention import kernel
+    from model.optimized.fused_blocks import fuse
+
+    require_compiler_on(checkpoint.unet.device)
+    fuse(checkpoint.unet, kernel(tuning.attention))
+    if tuning.reuse_every > 1:
+        from model.optimized.feature_cache import FeatureReuse
+
+        compile_blocks(checkpoint.unet)
+        return FeatureReuse(checkpoint.unet, cores, tuning.reuse_every)
+    return CompiledDenoiser(checkpoint.unet, cores)
+
+
+def _graphed(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
+    from model.backends.cuda_graph import CudaRecorder, GraphedDenoiser
+
+    recorder = CudaRecorder(checkpoint.unet.device)
+    if tuning.reuse_every > 1:
+        raise InvalidRequest(
+            "torch-graphed replays whole evaluations; reuse features with --denoiser torch-compiled", param="reuse"
+        )
+    return GraphedDenoiser(_compiled(checkpoint, cores, tuning), recorder)
+
+
+def _onnxruntime(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
+    _only_default(tuning, "onnxruntime")
+    from model.backends.onnx_export import denoiser_file
+    from model.backends.onnxruntime import OnnxDenoiser
+
+    return OnnxDenoiser(denoiser_file(checkpoint), checkpoint.unet.device, cores)
+
+
+def _tensorrt(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
+    _only_default(tuning, "tensorrt")
+    from model.backends.tensorrt import TensorRtDenoiser
+
+    del cores  # an engine uses none
+    return TensorRtDenoiser(checkpoint.entry.path, checkpoint.unet.device)
+
+
+def _only_default(tuning: Tuning, backend: str) -> None:
+    """A graph has its own attention, and all of its layers."""
+    if tuning.attention != AUTO:
+        raise InvalidRequest(f"{backend} has its own attention; leave --attention out", param="attention")
+    if tuning.reuse_every > 1:
+        raise InvalidRequest(f"{backend} cannot reuse features; choose --denoiser torch", param="reuse")
+
+
+MAKERS: dict[str, Callable[[Checkpoint, Cores, Tuning], Denoiser]] = {
+    "torch": _torch,
+    "torch-compiled": _compiled,
+    "torch-graphed": _graphed,
+    "onnxruntime": _onnxruntime,
+    "tensorrt": _tensorrt,
+}
+
+
+AUTO = "auto"
+IN_TORCH = frozenset({"torch", "torch-compiled", "torch-graphed"})
+"""Backends that run the checkpoint's weights in torch."""
+LORA_BACKENDS = frozenset({"torch"})
+"""Backends known to read the weights anew at every call, so that a LoRA may be switched in between (model.lora.merge).
+
+Compiled blocks and recorded CUDA graphs take them from where they lie too, but that was not run."""
+
+
+def backend_for(entry: ModelEntry, asked: str) -> str:
+    """The backend called `asked`; for `auto`, onnxruntime for an exported folder and torch for a checkpoint.
+
+    Raises:
+        InvalidRequest: no backend is called that, or it needs weights that an exported folder does not have, or engines
+            that a checkpoint does not have.
+    """
+    if asked == AUTO:
+        return "onnxruntime" if entry.exported else "torch"
+    if asked not in MAKERS:
+        raise InvalidRequest(f"no backend is called {asked!r}; there are: {', '.join(MAKERS)}", param="backend")
+    if entry.exported and asked in IN_TORCH:
+        raise InvalidRequest(
+            f"{entry.name} is an export: it has graphs and no weights for {asked}; take --denoiser onnxruntime",
+            param="backend",
+        )
+    if asked == "tensorrt" and not entry.exported:
+        raise InvalidRequest(
+            f"{entry.name} is a checkpoint, and tensorrt runs engines: export it with --backend tensorrt or "
+            "tensorrt-rtx, and name REPOSITORY/NAME",
+            param="backend",
+        )
+    return asked
+
+
+def with_usable_loras(entry: ModelEntry, asked: str) -> ModelEntry:
+    """The checkpoint as it can be served on the backend asked for: without LoRAs that this could not apply.
+
+    Raises:
+        InvalidRequest: the backend does not fit (`backend_for`).
+    """
+    return entry if backend_for(entry, asked) in LORA_BACKENDS else replace(entry, loras=())
+
+
+def check_lora(entry: ModelEntry, backend: str, wanted: LoraUse | None) -> None:
+    """Refuse a LoRA that the checkpoint does not offer, or that its backend cannot apply.
+
+    Raises:
+        InvalidRequest: so it is.
+    """
+    if wanted is None:
+        return
+    if backend not in LORA_BACKENDS:
+        raise InvalidRequest(
+            f"{entry.name} runs on {backend}, which cannot apply the LoRA {wanted.name!r}: serve the checkpoint with "
+            "--denoiser torch, or ask for no LoRA",
+            code="lora_unsupported",
+            param="lora",
+        )
+    choose_lora(f"{wanted.name}@{wanted.version}", entry.loras, entry.name)
+
+
+def tuned(backend: str, checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Tuning:
+    """The tuning with its `auto` replaced by what holds for the checkpoint on its device.
+
+    Raises:
+        InvalidRequest: an attention kernel that does not run there.
+    """
+    from model.optimized.attention import choose
+
+    if backend not in IN_TORCH:
+        return tuning
+    entry, config = checkpoint.entry, checkpoint.unet.config
+    latent = VideoShape(entry.num_frames[0], entry.height, entry.width).latent(checkpoint.latent_channels)
+    heads = config["num_attention_heads"]
+    first = heads if isinstance(heads, int) else heads[0]
+    shape = (latent.num_frames, first, latent.height * latent.width, config["block_out_channels"][0] // first)
+    chosen = choose(tuning.attention, shape, checkpoint.unet.device, checkpoint.unet.dtype, pinned=cores.pinned)
+    return replace(tuning, attention=chosen)
+
+
+def make_denoiser(
+    backend: str, checkpoint: Checkpoint, cores: Cores | None = None, tuning: Tuning | None = None
+) -> Denoiser:
+    """A denoiser of the checkpoint's UNet on the backend called `backend`. The UNet is rewritten in place.
+
+    Args:
+        cores: of the CPU; None for as many as torch would use, not pinned.
+        tuning: how it works in torch; None for the default.
+
+    Raises:
+        InvalidRequest: no backend is called that, or it does not fit (`backend_for`).
+    """
+    backend = backend_for(checkpoint.entry, backend)
+    cores = cores or Cores(torch.get_num_threads())
+    return MAKERS[backend](checkpoint, cores, tuned(backend, checkpoint, cores, tuning or Tuning()))

@@ -1,0 +1,209 @@
+"""The frozen networks that read a request's pictures or prompt: one kind a source of context (TaskSpec.context).
+
+In a checkpoint's folder:
+
+    image_encoder/ feature_extractor/   for `image` and `image-pair`
+    conditioning.safetensors            for `image-pair`: `mask`, the learned embedding of a frame that is not given
+    text_encoder/ tokenizer/            for `text`
+
+Legend: C latent channels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import pre_tokenizers
+from torch import Tensor, nn
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    PreTrainedTokenizerBase,
+)
+
+from model.errors import CheckpointError
+from model.presets import ImageEncoderSize, Preset, TextEncoderSize
+from model.tasks import ContextSource, TaskSpec
+
+MASK_FILE = "conditioning.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class VisionTower:
+    """Reads pictures.
+
+    Args:
+        mean, std: CLIP normalisation of pictures in [0, 1], one number a channel.
+    """
+
+    encoder: CLIPVisionModelWithProjection
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def save(self, folder: Path) -> None:
+        """Write it into a checkpoint's folder."""
+        self.encoder.save_pretrained(folder / "image_encoder")
+        processor = CLIPImageProcessor(image_mean=list(self.mean), image_std=list(self.std))
+        processor.save_pretrained(folder / "feature_extractor")
+
+    def cast(self, dtype: torch.dtype) -> VisionTower:
+        """It in another dtype, in place."""
+        _module(self.encoder).to(dtype)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePair:
+    """Reads two pictures.
+
+    Args:
+        mask: stands for the frames between them.
+    """
+
+    vision: VisionTower
+    mask: Float[Tensor, " C"]
+
+    def save(self, folder: Path) -> None:
+        """Write it into a checkpoint's folder."""
+        self.vision.save(folder)
+        save_file({"mask": self.mask.detach().cpu().contiguous()}, folder / MASK_FILE)
+
+    def cast(self, dtype: torch.dtype) -> ImagePair:
+        """It in another dtype; the encoder in place."""
+        return ImagePair(self.vision.cast(dtype), self.mask.to(dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class TextTower:
+    """Reads a prompt."""
+
+    encoder: CLIPTextModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def save(self, folder: Path) -> None:
+        """Write it into a checkpoint's folder."""
+        self.encoder.save_pretrained(folder / "text_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+
+    def cast(self, dtype: torch.dtype) -> TextTower:
+        """It in another dtype, in place."""
+        _module(self.encoder).to(dtype)
+        return self
+
+
+Conditioners = VisionTower | ImagePair | TextTower
+"""What a checkpoint's task reads its requests with."""
+
+NetworkLoader = Callable[[type[Any], Path], Any]
+"""Gives a network of a class from its folder, in evaluation mode, on its device; raises CheckpointError."""
+
+
+def load_conditioners(path: Path, task: TaskSpec, network: NetworkLoader) -> Conditioners:
+    """Those of the checkpoint folder `path`, frozen.
+
+    Args:
+        network: loads a network of a class from its folder.
+
+    Raises:
+        CheckpointError: a piece that the task needs is missing or does not fit.
+    """
+    return _LOADERS[task.context](path, network)
+
+
+def _load_vision(path: Path, network: NetworkLoader) -> VisionTower:
+    encoder = network(CLIPVisionModelWithProjection, path / "image_encoder")
+    config = path / "feature_extractor" / "preprocessor_config.json"
+    try:
+        processor = json.loads(config.read_text())
+        return VisionTower(encoder, tuple(processor["image_mean"]), tuple(processor["image_std"]))
+    except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
+        raise CheckpointError(f"{config} is missing or not complete: {error}", param="model") from error
+
+
+def _load_pair(path: Path, network: NetworkLoader) -> ImagePair:
+    vision = _load_vision(path, network)
+    try:
+        mask = load_file(path / MASK_FILE)["mask"]
+    except (FileNotFoundError, SafetensorError, KeyError) as error:
+        raise CheckpointError(f"{path / MASK_FILE} holds no mask embedding: {error}", param="model") from error
+    return ImagePair(vision, mask.to(vision.encoder.device, torch.float32))
+
+
+def _load_text(path: Path, network: NetworkLoader) -> TextTower:
+    return load_text_tower(path / "text_encoder", path / "tokenizer", network)
+
+
+def load_text_tower(folder: Path, words: Path, network: NetworkLoader) -> TextTower:
+    """A CLIP text encoder and its tokenizer, each from its folder (which may be the same).
+
+    Raises:
+        CheckpointError: one is missing, or they do not belong together.
+    """
+    encoder = network(CLIPTextModel, folder)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{words} does not load: {error}", param="model") from error
+    # A tokenizer whose files are missing comes without complaint, and empty.
+    has = (len(tokenizer), int(tokenizer.model_max_length))
+    reads = (int(encoder.config.vocab_size), int(encoder.config.max_position_embeddings))
+    if has[0] != reads[0] or not 2 < has[1] <= reads[1]:
+        raise CheckpointError(
+            f"{words} has {has[0]} words and texts of {has[1]} tokens; its encoder reads {reads[0]} and "
+            f"{reads[1]}: they do not belong together, or a file is missing",
+            param="model",
+        )
+    return TextTower(encoder, tokenizer)
+
+
+_LOADERS: dict[ContextSource, Callable[[Path, NetworkLoader], Conditioners]] = {
+    "image": _load_vision,
+    "image-pair": _load_pair,
+    "text": _load_text,
+}
+
+
+def _module(network: object) -> nn.Module:
+    return cast(nn.Module, network)
+
+
+def build_image_encoder(size: ImageEncoderSize) -> CLIPVisionModelWithProjection:
+    """A freshly initialised CLIP vision tower."""
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**size.config()))
+
+
+def build_text_encoder(size: TextEncoderSize, tokenizer: PreTrainedTokenizerBase) -> CLIPTextModel:
+    """A freshly initialised CLIP text tower for a tokenizer."""
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return CLIPTextModel(CLIPTextConfig(**size.config(), vocab_size=len(tokenizer), **special))
+
+
+def byte_tokenizer(length: int) -> CLIPTokenizer:
+    """A CLIP tokenizer that has learned no merges: one token a byte."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: index for index, word in enumerate(words)}, merges=[], model_max_length=length)
+
+
+def build_conditioners(preset: Preset, task: TaskSpec) -> Conditioners:
+    """Freshly initialised ones of a preset's sizes."""
+    if task.context == "text":
+        tokenizer = byte_tokenizer(task.context_tokens)
+        return TextTower(build_text_encoder(preset.text_encoder, tokenizer), tokenizer)
+    processor = CLIPImageProcessor()
+    vision = VisionTower(
+        build_image_encoder(preset.image_encoder), tuple(processor.image_mean), tuple(processor.image_std)
+    )
+    return vision if task.context == "image" else ImagePair(vision, torch.randn(preset.vae.latent_channels))

@@ -1,0 +1,1 @@
+"""Memory: plans for a card, CPU offload, and the C allocator."""

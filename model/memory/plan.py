@@ -1,0 +1,273 @@
+"""A plan for a GPU with little memory: what stays on it, how many clips a call takes, and how many frames a chunk.
+
+From the most convenient way of working to the most careful one, the first whose computed peak fits the budget is
+taken. Weights are counted; activations are rehearsed (model.memory.plan); `SLACK` is allowed on top for what is not
+seen (the driver's own, kernels' workspaces, holes between allocations).
+
+How much memory a network needs, found by running it on tensors that have shapes and no numbers.
+
+A rehearsal on torch's meta device takes seconds for a network of any size, and no memory: every operation says what it
+would allocate, and a ledger keeps the sum of what is alive. Attention counts as its output alone, since the kernels
+used at size never hold the matrix of scores. What a kernel takes for itself meanwhile is not seen: model.memory.plan
+allows for it.
+
+Legend: B places, T frames, C channels; h, w latent.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from model.checkpoint import Checkpoint
+from model.encoders import ImagePair
+from model.errors import InvalidRequest
+from model.optimized.fused_blocks import fuse
+from model.shapes import LatentShape, even_chunks
+
+
+class Ledger(TorchDispatchMode):
+    """Bytes alive among the tensors made inside it, now and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = 0
+        self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run the operation, and note what it made."""
+        given = {_storage(leaf)._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._note(leaf, given)
+        return result
+
+    def _note(self, tensor: Tensor, given: set[int]) -> None:
+        storage = _storage(tensor)
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known or key in given:
+            return
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()
+
+
+class _OutputOnly(TorchFunctionMode):
+    """Attention as an allocation of its output."""
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            query, value = args[0], args[2]
+            return query.new_empty((*query.shape[:-1], value.shape[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Bytes of tensors alive at once while `work` ran, at most, beyond those that were there before."""
+    ledger = Ledger()
+    with torch.inference_mode(), _OutputOnly(), ledger:
+        kept = work()
+        del kept
+    return ledger.peak
+
+
+def parameter_bytes(*networks: nn.Module) -> int:
+    """Bytes of the networks' weights, each once."""
+    weights = {weight.data_ptr() or id(weight): weight for net in networks for weight in net.parameters()}
+    return sum(weight.numel() * weight.element_size() for weight in weights.values())
+
+
+def denoiser_bytes(unet: UNetSpatioTemporalConditionModel, latent: LatentShape, places: int) -> int:
+    """What a denoiser call of `places` clips allocates at most, beside the weights."""
+    shadow = _shadow(unet)
+    fuse(shadow)
+    config, dtype = unet.config, unet.dtype
+    vector = int(config["projection_class_embeddings_input_dim"]) // int(config["addition_time_embed_dim"])
+    with torch.device("meta"):
+        sample = torch.empty(
+            places, latent.num_frames, int(config["in_channels"]), latent.height, latent.width, dtype=dtype
+        )
+        told = (torch.empty(places), torch.empty(places, 1, int(config["cross_attention_dim"]), dtype=dtype))
+        scalars = torch.empty(places, vector)
+    return peak_bytes(lambda: shadow(sample, *told, added_time_ids=scalars, return_dict=False)[0].float())
+
+
+def decoder_bytes(vae: AutoencoderKLTemporalDecoder, latent: LatentShape, chunk: int) -> int:
+    """What decoding a chunk of frames allocates at most, beside the weights."""
+    shadow = _shadow(vae)
+    fuse(shadow)
+    dtype = next(vae.decoder.parameters()).dtype
+    with torch.device("meta"):
+        plain = torch.empty(chunk, latent.channels, latent.height, latent.width, dtype=dtype)
+    return peak_bytes(lambda: shadow.decode(plain, num_frames=chunk).sample.float())
+
+
+def encoder_bytes(vae: AutoencoderKLTemporalDecoder, latent: LatentShape) -> int:
+    """What encoding one picture allocates at most, beside the weights."""
+    shadow = _shadow(vae)
+    with torch.device("meta"):
+        picture = torch.empty(1, 3, latent.height * 8, latent.width * 8, dtype=vae.dtype)
+    return peak_bytes(lambda: shadow.encode(picture).latent_dist.mode())
+
+
+def _shadow(network: Any) -> Any:
+    """A network of the same configuration and dtypes, without numbers."""
+    with torch.device("meta"):
+        shadow = type(network).from_config(copy.deepcopy(dict(network.config)))
+    shadow.to("meta")  # AlphaBlender's number is made on the CPU whatever the default
+    for mine, theirs in zip(shadow.parameters(), network.parameters(), strict=True):
+        mine.data = mine.data.to(theirs.dtype)
+    return shadow.eval()
+
+
+GIB = 2**30
+SLACK_BYTES = int(0.8 * GIB)
+"""Of a CUDA context and its libraries. An allowance, not a measurement."""
+SLACK_SHARE = 1.15
+"""Of activations: workspaces and holes. An allowance, not a measurement."""
+MOST_PLACES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Bytes that a checkpoint's parts take on the device, at one clip size.
+
+    Args:
+        unet, vae, conditioners: weights.
+        denoise: activations of a denoiser call, by places.
+        decode: activations of a decoded chunk, by frames.
+        encode: activations of encoding a picture.
+    """
+
+    unet: int
+    vae: int
+    conditioners: int
+    denoise: Callable[[int], int]
+    decode: Callable[[int], int]
+    encode: int
+
+
+@dataclass(frozen=True, slots=True)
+class VramPlan:
+    """How to stay within a budget.
+
+    Args:
+        places: of one denoiser call, at most; below 2, the two places of a guided request take a call each.
+        decode_chunk: frames decoded at once, at most.
+        offload: whether encoders and autoencoder are on the device only while they are used.
+        peak_bytes: what this needs, as computed.
+    """
+
+    places: int
+    decode_chunk: int
+    offload: bool
+    peak_bytes: int
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready, for a manifest."""
+        return asdict(self)
+
+
+def needs_of(checkpoint: Checkpoint, latent: LatentShape) -> Needs:
+    """The needs of a loaded checkpoint whose weights have numbers (not of an export)."""
+    conditioners = checkpoint.conditioners
+    encoder = conditioners.vision.encoder if isinstance(conditioners, ImagePair) else conditioners.encoder
+    return Needs(
+        unet=parameter_bytes(checkpoint.unet),
+        vae=parameter_bytes(checkpoint.vae),
+        conditioners=parameter_bytes(encoder),
+        denoise=_in_proportion(lambda places: denoiser_bytes(checkpoint.unet, latent, places)),
+        decode=lambda chunk: decoder_bytes(checkpoint.vae, latent, chunk),
+        encode=encoder_bytes(checkpoint.vae, latent) if checkpoint.entry.task.pictures else 0,
+    )
+
+
+def _in_proportion(measure: Callable[[int], int]) -> Callable[[int], int]:
+    """A call of n places needs n times what a call of one does."""
+    one: list[int] = []
+
+    def bytes_of(places: int) -> int:
+        if not one:
+            one.append(measure(1))
+        return one[0] * places
+
+    return bytes_of
+
+
+def plan(needs: Needs, budget_bytes: int, frames: int, *, asked_chunk: int, overlap: bool) -> VramPlan:
+    """The most convenient way of working that fits.
+
+    Args:
+        frames: of the clip.
+        asked_chunk: frames decoded at once where memory allows.
+        overlap: whether chunks are decoded while another clip is denoised, as a service does.
+
+    Raises:
+        InvalidRequest: not even the most careful one fits.
+    """
+    best: VramPlan | None = None
+    for places, chunk, offload in _ways(frames, asked_chunk):
+        peak = _peak(needs, places, chunk, offload=offload, overlap=overlap)
+        best = VramPlan(places, chunk, offload, peak)
+        if peak <= budget_bytes:
+            return best
+    assert best is not None
+    raise InvalidRequest(
+        f"{budget_bytes / GIB:.1f} GiB are too little: with everything moved off the GPU that can be, it takes "
+        f"{best.peak_bytes / GIB:.1f} GiB; give that much, a smaller clip, or --dtype float16",
+        param="vram_budget",
+        code="vram_budget",
+    )
+
+
+def _ways(frames: int, asked_chunk: int) -> Iterator[tuple[int, int, bool]]:
+    """(places, chunk, offload), the most convenient first: batches go first, then residence, then the chunk."""
+    largest = max(even_chunks(frames, asked_chunk))
+    places = MOST_PLACES
+    while places > 2:
+        yield places, largest, False
+        places //= 2
+    for offload in (False, True):
+        yield 2, largest, offload
+    chunk = largest
+    while chunk > 2:
+        chunk = (chunk + 1) // 2
+        yield 2, chunk, True
+    for chunk in (largest, (largest + 1) // 2, 2, 1):
+        yield 1, min(chunk, largest), True
+
+
+def _peak(needs: Needs, places: int, chunk: int, *, offload: bool, overlap: bool) -> int:
+    denoise = SLACK_SHARE * needs.denoise(places)
+    decode = SLACK_SHARE * needs.decode(chunk)
+    encode = SLACK_SHARE * needs.encode
+    visitors = (needs.conditioners + needs.vae, 0, needs.vae) if offload else (needs.conditioners + needs.vae,) * 3
+    phases = [visitors[0] + encode, visitors[1] + denoise, visitors[2] + decode]
+    together = visitors[2] + denoise + decode if overlap else 0
+    return int(SLACK_BYTES + needs.unet + max(*phases, together))

@@ -1,0 +1,218 @@
+"""A checkpoint on its device with its denoiser: what the engine holds of each model it serves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import torch
+
+from model.backends.registry import LORA_BACKENDS, backend_for, check_lora, make_denoiser, tuned
+from model.catalog import ModelEntry
+from model.checkpoint import Checkpoint, load
+from model.denoiser import Cores, Denoiser, Tuning
+from model.encoders import ImagePair
+from model.errors import CheckpointError, InvalidRequest
+from model.latent_preview import LatentColours, latent_colours
+from model.lora.merge import switching_bytes, with_loras
+from model.lora.weights import Lora, read_lora
+from model.memory.cpu_offload import Visits
+from model.memory.malloc import keep_freed_memory
+from model.memory.plan import VramPlan
+from model.optimized.fused_blocks import fuse
+from model.params import Params
+from model.sampling.guidance import guidance_scale, needs_unconditional
+from model.sampling.row import BatchKey
+from model.sampling.solvers import evaluations
+from model.vae import upcast_encoder
+from serving.engine.profile import Machine, Profile
+from serving.engine.settings import DtypeName, EngineSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to sample.
+
+    Args:
+        settings: how it was loaded.
+        colours: draws previews; None where the checkpoint has no such map.
+        profile: what it costs on this machine; grows as it works.
+        vram: how it stays within a budget of GPU memory; None where none was given.
+        visits: how encoders and autoencoder come to the device for their use; None where they stay there.
+    """
+
+    checkpoint: Checkpoint
+    denoiser: Denoiser
+    settings: EngineSettings
+    colours: LatentColours | None = None
+    profile: Profile = field(default_factory=Profile)
+    vram: VramPlan | None = None
+    visits: Visits | None = None
+
+    @property
+    def entry(self) -> ModelEntry:
+        """What its folder says of itself."""
+        return self.checkpoint.entry
+
+    def key(self, params: Params) -> BatchKey:
+        """The BatchKey of a request's row, before there is one."""
+        latent = params.shape.latent(self.checkpoint.latent_channels)
+        dtype = str(self.checkpoint.unet.dtype).removeprefix("torch.")
+        return BatchKey(f"{self.entry.name}@{self.entry.version}", latent, dtype, params.adapter)
+
+    def check_lora(self, params: Params) -> None:
+        """Refuse a request for a LoRA that is not here, or not that version of it. Raises InvalidRequest."""
+        check_lora(self.entry, self.settings.backend, params.adapter)
+
+    def places(self, params: Params) -> int:
+        """Places a request's row takes in a denoiser call: 2 with guidance, 1 without."""
+        scale = guidance_scale(self.entry.task.guidance, *params.guidance_range, params.num_frames)
+        return 2 if needs_unconditional(scale) else 1
+
+    def estimate(self, params: Params) -> float | None:
+        """Seconds the request would take alone; None while nothing was measured."""
+        calls = evaluations(params.solver, params.num_inference_steps)
+        return self.profile.generation_s(params, self.key(params).latent, self.places(params), calls)
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """Within it, what encodes is on the device."""
+        conditioners = self.checkpoint.conditioners
+        encoder = conditioners.vision.encoder if isinstance(conditioners, ImagePair) else conditioners.encoder
+        return nullcontext() if self.visits is None else self.visits.of(encoder, self.checkpoint.vae)
+
+    def decoding(self) -> AbstractContextManager[None]:
+        """Within it, what decodes is on the device."""
+        return nullcontext() if self.visits is None else self.visits.of(self.checkpoint.vae)
+
+    def decode_chunk(self, asked: int) -> int:
+        """Frames decoded at once where `asked` were asked for."""
+        return asked if self.vram is None else min(asked, self.vram.decode_chunk)
+
+    @property
+    def machine(self) -> Machine:
+        """What its profile holds for."""
+        device = self.checkpoint.unet.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        settings = self.settings
+        tuned = "" if settings.attention in ("auto", "sdpa") else f"+{settings.attention}"
+        tuned += "" if settings.reuse_every == 1 else f"+reuse{settings.reuse_every}"
+        return Machine(
+            name, settings.backend + tuned, settings.dtype, settings.cores, settings.deterministic, torch.__version__
+        )
+
+
+def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
+    """Load a checkpoint and make its denoiser.
+
+    Where an autoencoder overflows in half precision (`force_upcast` in its config), its encoder stays in float32.
+
+    Raises:
+        CheckpointError: the folder is incomplete or does not fit, or a LoRA that it offers does not.
+        InvalidRequest: an unknown backend, or one that the folder has nothing for; a kernel that does not run here; a
+            budget of GPU memory that is too small.
+    """
+    settings = replace(settings, backend=backend_for(entry, settings.backend))
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    device = automatic if settings.device == "auto" else settings.device
+    if device == "cpu":
+        keep_freed_memory()
+    checkpoint = load(entry, device=device, dtype=getattr(torch, settings.dtype))
+    # An export keeps its own dtype, whatever is asked for.
+    settings = replace(settings, dtype=cast(DtypeName, str(checkpoint.unet.dtype).removeprefix("torch.")))
+    if not entry.exported:
+        if settings.dtype == "float16" and checkpoint.vae.config["force_upcast"]:
+            upcast_encoder(checkpoint.vae)
+        fuse(checkpoint.vae)
+    cores = Cores(settings.cores, settings.deterministic)
+    tuning = tuned(settings.backend, checkpoint, cores, Tuning(settings.attention, settings.reuse_every))
+    settings = replace(settings, attention=tuning.attention)
+    loras = _loras(checkpoint, settings.backend)
+    vram = plan_for(checkpoint, settings, loras)
+    denoiser = make_denoiser(settings.backend, checkpoint, cores, tuning)
+    if vram is not None and vram.places < 2:
+        denoiser = split(denoiser, vram.places)
+    elif vram is not None:
+        settings = replace(settings, max_batch=min(settings.max_batch or vram.places, vram.places))
+    if settings.deterministic and checkpoint.unet.device.type != "cpu":
+        from model.backends.batch_size import PaddedDenoiser
+
+        denoiser = PaddedDenoiser(denoiser, settings.max_batch or PADDED_PLACES)
+    denoiser = with_loras(denoiser, checkpoint.unet, loras)
+    visits = Visits(checkpoint.unet.device) if vram is not None and vram.offload else None
+    if visits is not None:
+        with LoadedModel(checkpoint, denoiser, settings, visits=visits).encoding():
+            pass  # a first visit leaves everything where it lives
+    return LoadedModel(checkpoint, denoiser, settings, latent_colours(entry), vram=vram, visits=visits)
+
+
+PADDED_PLACES = 2
+"""Places of every call in deterministic mode on a GPU: one guided request, the most that pays at full size."""
+
+
+def _loras(checkpoint: Checkpoint, backend: str) -> dict[str, Lora]:
+    """The LoRAs that the checkpoint offers, where its backend can apply them; elsewhere requests for them are refused.
+
+    Raises:
+        CheckpointError: one does not fit the network.
+    """
+    entry = checkpoint.entry
+    if backend not in LORA_BACKENDS:
+        return {}
+    here = f"{entry.name}@{entry.version}"
+    for one in entry.loras:
+        if one.task not in ("", entry.task.name):
+            raise CheckpointError(
+                f"the LoRA {one.name!r} ({one.path}) is for {one.task}, and {entry.name} is for {entry.task.name}",
+                code="bad_lora",
+                param="lora",
+            )
+        if one.base not in ("", here):
+            logger.warning("the LoRA %s was trained on %s, and is served with %s", one.name, one.base, here)
+    return {one.name: read_lora(one, checkpoint.unet) for one in entry.loras}
+
+
+def plan_for(
+    checkpoint: Checkpoint, settings: EngineSettings, loras: Mapping[str, Lora] | None = None
+) -> VramPlan | None:
+    """The plan for the settings' budget of GPU memory, at the checkpoint's own size; None where there is no budget.
+
+    Raises:
+        InvalidRequest: the budget is too small, or for a checkpoint that runs as graphs.
+    """
+    from model.memory.plan import GIB, needs_of, plan
+    from model.shapes import VideoShape
+
+    if settings.vram_budget_gib is None:
+        return None
+    entry = checkpoint.entry
+    if entry.exported:
+        raise InvalidRequest("an export has its memory laid out; leave --vram-budget out", param="vram_budget")
+    latent = VideoShape(entry.num_frames[0], entry.height, entry.width).latent(checkpoint.latent_channels)
+    asked = int(entry.defaults.get("decode_chunk_size", 8))
+    budget = int(settings.vram_budget_gib * GIB)
+    needs = needs_of(checkpoint, latent)
+    if loras:
+        needs = replace(needs, unet=needs.unet + switching_bytes(checkpoint.unet, loras))
+    return plan(needs, budget, latent.num_frames, asked_chunk=asked, overlap=True)
+
+
+def split(denoiser: Denoiser, places: int) -> Denoiser:
+    """A denoiser whose calls take fewer places than a guided request has.
+
+    Raises:
+        InvalidRequest: it keeps features by request.
+    """
+    from model.backends.batch_size import SplitDenoiser
+    from model.denoiser import ReusingDenoiser
+
+    if isinstance(denoiser, ReusingDenoiser):
+        raise InvalidRequest(
+            "reused features need both places of a guided request in one call; raise --vram-budget, or reuse none",
+            param="vram_budget",
+        )
+    return SplitDenoiser(denoiser, places)

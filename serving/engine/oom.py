@@ -1,0 +1,96 @@
+"""Memory: how large a denoiser call may be, and what is done when there was not enough.
+
+Legend: B places, T frames; h, w latent.
+
+What a caller is told of an exception: a stable code and a message with the remedy.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import time
+from collections.abc import Hashable
+
+import torch
+from diffusers import UNetSpatioTemporalConditionModel
+
+from model.errors import GenerationFailed, OutOfMemory, StillmotionError, StorageFull
+from model.shapes import LatentShape
+from serving.engine.protocol import Failed
+
+
+def failed(error: BaseException) -> Failed:
+    """The event for an exception raised by one job's work."""
+    if isinstance(error, StillmotionError):
+        return Failed(error.code, error.message)
+    if is_out_of_memory(error):
+        return Failed(
+            OutOfMemory.code,
+            "the device ran out of memory; ask for fewer frames, a smaller size or a smaller decode_chunk_size",
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return Failed(StorageFull.code, "the disk is full; free some space and send the job again")
+    code = GenerationFailed.code if isinstance(error, RuntimeError) else StillmotionError.code
+    return Failed(code, f"{type(error).__name__}: {error}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python or torch, on a device or on the CPU, could not allocate."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+logger = logging.getLogger(__name__)
+
+MOST_ELEMENTS = 2**31 - 1
+"""Of one tensor in a convolution or a matrix product: their kernels count in 32 bits."""
+_GEGLU = 8
+"""The feed-forward of a transformer block projects to 8 times its width: the widest tensor there is."""
+_FORGIVEN_AFTER_S = 120.0
+
+
+def most_places(unet: UNetSpatioTemporalConditionModel, latent: LatentShape) -> int:
+    """Places of the largest call whose tensors all stay within 2^31 elements; at least 1.
+
+    svd-xt at 25 x 72 x 128: 3, so two guided clips do not fit in one call.
+    """
+    widths = unet.config["block_out_channels"]
+    widest: int = max(
+        latent.num_frames * -(-latent.height // 2**level) * -(-latent.width // 2**level) * _GEGLU * width
+        for level, width in enumerate(widths)
+    )
+    return max(1, MOST_ELEMENTS // widest)
+
+
+def relieve() -> None:
+    """Give back what is held for nothing, before something is tried again."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class Ceiling:
+    """The batch that memory last refused, by BatchKey: calls stay below it for a while; others may use the device too.
+
+    Called from the step thread alone.
+    """
+
+    def __init__(self) -> None:
+        self._refused: dict[Hashable, tuple[int, float]] = {}
+
+    def refuse(self, key: Hashable, places: int) -> None:
+        """A call of `places` places did not fit."""
+        logger.warning(
+            "a call of %d places does not fit into memory; smaller ones for %.0f s", places, _FORGIVEN_AFTER_S
+        )
+        self._refused[key] = (places, time.monotonic())
+
+    def of(self, key: Hashable, most: int) -> int:
+        """Places that may be tried, up to `most`."""
+        places, when = self._refused.get(key, (most + 1, 0.0))
+        if time.monotonic() - when > _FORGIVEN_AFTER_S:
+            return most
+        return max(1, min(most, places - 1))

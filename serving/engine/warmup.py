@@ -1,0 +1,114 @@
+"""Measure a loaded model once: every network runs, and what it costs goes into its profile. Doubles as the warm-up."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from PIL import Image
+
+from model.params import Params
+from model.sampling.prepare import begin_row
+from model.sampling.row import Row
+from model.sampling.sampler import evaluate
+from model.shapes import even_chunks
+from model.vae import decode_chunk
+from serving.engine.loaded_model import LoadedModel
+from serving.engine.oom import is_out_of_memory, most_places, relieve
+from serving.engine.profile import read_profile, write_profile
+
+logger = logging.getLogger(__name__)
+
+LARGEST = 8
+_SLOW_S = 5.0
+"""A call slower than this is not doubled again: a batch that long would hold up everybody's cancel and progress."""
+_GAIN = 1.02
+
+
+def warm_up(model: LoadedModel) -> None:
+    """Run every network once at the checkpoint's own size; measure what no stored profile knows, and store it."""
+    started = time.perf_counter()
+    params = model.entry.resolve(_SAMPLE_REQUEST.get(model.entry.task.name, {}), seed=0)
+    row = _grey_row(model, params)
+    stored = read_profile(model.entry.path, model.machine)
+    if stored is None:
+        _measure(model, params, row)
+        if not write_profile(model.entry.path, model.machine, model.profile):
+            logger.info(
+                "the profile of %s cannot be kept beside it; it is measured anew at each start", model.entry.name
+            )
+    else:
+        model.profile.take(stored)
+        evaluate(model.denoiser, [row])
+        _decode(model, row, _chunk(model, params))
+    logger.info("warmed %s in %.1f s", model.entry.name, time.perf_counter() - started)
+
+
+_SAMPLE_REQUEST: dict[str, dict[str, object]] = {
+    "text-to-video": {"prompt": "grey"},
+    "multi-view": {"elevation": 0.0},
+}
+"""What a task needs said beyond its defaults."""
+
+
+def probe(model: LoadedModel) -> None:
+    """One short call of the denoiser, to see whether the device works again; raises what it raises."""
+    params = model.entry.resolve(_SAMPLE_REQUEST.get(model.entry.task.name, {}), seed=0)
+    evaluate(model.denoiser, [_grey_row(model, params)])
+
+
+def _grey_row(model: LoadedModel, params: Params) -> Row:
+    started = time.perf_counter()
+    grey = Image.new("RGB", (params.width, params.height), "grey")
+    with model.encoding():
+        row = begin_row(model.checkpoint, params, [grey] * len(model.entry.task.pictures))
+    model.profile.observe_encode(time.perf_counter() - started)
+    return row
+
+
+def _measure(model: LoadedModel, params: Params, row: Row) -> None:
+    profile, numel = model.profile, row.key.latent.numel
+    unguided = row.unguided()
+    most = min(LARGEST, model.settings.max_batch or LARGEST, most_places(model.checkpoint.unet, row.key.latent))
+    places, best = 1, float("inf")
+    while places <= max(most, len(row.conditions)):
+        try:
+            seconds = _timed(model, partial(evaluate, model.denoiser, [unguided] * places))
+        except (RuntimeError, MemoryError) as error:
+            if places == 1 or not is_out_of_memory(error):
+                raise
+            relieve()
+            break
+        profile.set_call(numel, places, seconds)
+        each = seconds / places
+        if places >= 4 and (each * _GAIN > best or seconds > _SLOW_S):
+            break
+        best = min(best, each)
+        places *= 2
+    size = _chunk(model, params)
+    seconds = _timed(model, lambda: _decode(model, row, size))
+    profile.observe_decode(size * params.height * params.width, seconds)
+
+
+def _chunk(model: LoadedModel, params: Params) -> int:
+    return even_chunks(params.num_frames, model.decode_chunk(params.decode_chunk_size))[0]
+
+
+def _decode(model: LoadedModel, row: Row, size: int) -> None:
+    with model.decoding():
+        decode_chunk(model.checkpoint.vae, row.latents[:size])
+
+
+def _timed(model: LoadedModel, work: Callable[[], object]) -> float:
+    """The faster of two runs: the first also compiles, allocates and warms."""
+    taken = []
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        if model.checkpoint.unet.device.type == "cuda":
+            torch.cuda.synchronize(model.checkpoint.unet.device)
+        taken.append(time.perf_counter() - started)
+    return min(taken)

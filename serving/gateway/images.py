@@ -1,0 +1,183 @@
+"""A caller's picture as it is kept: fitted to the clip and nothing else of it, in a PNG that costs next to no time.
+
+Fitting at the door keeps what is stored, and read again by the engine, as small as the clip, whatever was sent; fitting
+a fitted picture again changes nothing, so the engine makes the same video of it. The PNG is not compressed: that took
+ten times as long as everything else that a submission needs, for a third of the bytes.
+
+Pictures by URL: off unless the operator says so, and then only from public addresses, in limits of size and time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from model.errors import ImageTooLarge, InvalidRequest
+from model.media.image import as_rgb, fit_picture
+from model.params import Params, TextToVideoParams
+from serving.net import AddressPolicy, AddressRefused, PublicOnly, Resolve, resolve_host
+
+UrlChoice = Literal["off", "https", "http"]
+"""No URLs at all; https only; or plain http too."""
+
+_log = logging.getLogger(__name__)
+_PARAM: Final = "image.url"
+_MAX_REDIRECTS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """What a download may take.
+
+    Args:
+        max_bytes: of the body, after any decompression.
+        seconds: for everything, redirects included.
+    """
+
+    max_bytes: int = 20_000_000
+    seconds: float = 20.0
+
+
+class Fetcher:
+    """Fetches what callers name.
+
+    Args:
+        choice: which URLs are allowed.
+        limits: on each download.
+        policy: where to; public addresses with the allowed schemes if left out. Tests bring their own.
+        resolve: a host's addresses; tests bring their own.
+    """
+
+    def __init__(
+        self,
+        choice: UrlChoice,
+        limits: FetchLimits,
+        *,
+        policy: AddressPolicy | None = None,
+        resolve: Resolve = resolve_host,
+    ) -> None:
+        schemes = {"off": (), "https": ("https",), "http": ("http", "https")}[choice]
+        self._choice = choice
+        self._limits = limits
+        self._policy = policy or AddressPolicy(frozenset(schemes))
+        self._resolve = resolve
+
+    async def fetch(self, url: str) -> bytes:
+        """The bytes at a URL, whatever they claim to be: the decoder judges them.
+
+        Raises:
+            InvalidRequest: URLs are off, the address is refused, or nothing came in time; `param` says image.url.
+            ImageTooLarge: more than the limit.
+        """
+        if self._choice == "off":
+            raise InvalidRequest(
+                "this server fetches no URLs; send the picture itself", code="url_not_allowed", param=_PARAM
+            )
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                return await self._download(url)
+        except AddressRefused as error:
+            # The address itself stays in our log: what a name means inside of this network is not the caller's to know.
+            told = "it does not lead to a public address, or not in an allowed way"
+            raise InvalidRequest(f"{url[:200]} is not fetched: {told}", code=error.code, param=_PARAM) from error
+        except TimeoutError as error:
+            raise self._unreachable(f"it took longer than {self._limits.seconds:g} s") from error
+        except httpx.TooManyRedirects as error:
+            raise self._unreachable(f"more than {_MAX_REDIRECTS} redirects") from error
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+            _log.warning("a picture could not be fetched: %s", type(error).__name__)
+            raise self._unreachable("there is no whole answer from it") from error
+
+    async def _download(self, url: str) -> bytes:
+        self._check(url)
+        transport = PublicOnly(self._policy, resolve=self._resolve)
+        client = httpx.AsyncClient(
+            transport=transport, follow_redirects=True, max_redirects=_MAX_REDIRECTS, timeout=self._limits.seconds
+        )
+        headers = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "stillmotion"}
+        async with client, client.stream("GET", url, headers=headers) as answer:
+            if answer.status_code != 200:
+                raise self._unreachable(f"it answers {answer.status_code}")
+            body = bytearray()
+            async for piece in answer.aiter_bytes():
+                body += piece
+                if len(body) > self._limits.max_bytes:
+                    raise ImageTooLarge(
+                        f"the picture at the URL has more than {self._limits.max_bytes} bytes", param=_PARAM
+                    )
+            return bytes(body)
+
+    def _check(self, url: str) -> None:
+        """Refuse what can be told without resolving; httpx raises errors of its own for some of it."""
+        try:
+            self._policy.check_url(httpx.URL(url))
+        except httpx.InvalidURL as error:
+            _log.warning("refused to fetch what is no URL")
+            raise AddressRefused("no URL") from error
+        except AddressRefused as error:
+            _log.warning("refused to fetch a picture: %s", error.message)
+            raise
+
+    def _unreachable(self, why: str) -> InvalidRequest:
+        return InvalidRequest(
+            f"the picture cannot be fetched: {why}; send it in image.data", code="url_unreachable", param=_PARAM
+        )
+
+
+_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+_BLOCK: Final = 2**16 - 1
+"""Bytes of the longest stored block."""
+
+
+def kept(picture: Image.Image, params: Params) -> bytes:
+    """The picture as the sampler will see it, as PNG.
+
+    Args:
+        picture: upright RGB, of any size.
+        params: of a task that takes pictures.
+    """
+    if isinstance(params, TextToVideoParams):
+        raise TypeError("text-to-video takes no pictures")
+    return plain_png(fit_picture(picture, params.height, params.width, params.resize_mode))
+
+
+def plain_png(picture: Image.Image) -> bytes:
+    """An RGB picture as a PNG of stored scan lines without a filter (PNG specification, third edition, 10.1).
+
+    Its pieces are put together once, at the end: copies were most of what it cost.
+    """
+    pixels = np.asarray(as_rgb(picture))
+    height, width, _ = pixels.shape
+    lines = np.empty((height, 1 + 3 * width), np.uint8)
+    lines[:, 0] = 0  # each line begins with its filter's number: none
+    lines[:, 1:] = pixels.reshape(height, 3 * width)
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = (_chunk(b"IHDR", [head]), _chunk(b"IDAT", _stored(lines)), _chunk(b"IEND", []))
+    return b"".join([_SIGNATURE, *(piece for chunk in chunks for piece in chunk)])
+
+
+def _stored(lines: np.ndarray) -> list[bytes | memoryview]:
+    """The pieces of a zlib stream of stored blocks (RFC 1950, 2.2; RFC 1951, 3.2.4)."""
+    body = lines.reshape(-1).data
+    pieces: list[bytes | memoryview] = [b"\x78\x01"]
+    for first in range(0, len(body), _BLOCK):
+        part = body[first : first + _BLOCK]
+        pieces += [struct.pack("<BHH", first + _BLOCK >= len(body), len(part), len(part) ^ 0xFFFF), part]
+    return [*pieces, struct.pack(">I", zlib.adler32(body))]
+
+
+def _chunk(name: bytes, pieces: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """The pieces of a chunk: its length, name, body and checksum."""
+    check = zlib.crc32(name)
+    for piece in pieces:
+        check = zlib.crc32(piece, check)
+    return [struct.pack(">I", sum(map(len, pieces))), name, *pieces, struct.pack(">I", check)]

@@ -1,0 +1,208 @@
+"""Reading a submission: a multipart form or a JSON body becomes checked fields and the pictures' bytes.
+
+Nothing is stored here, and nothing is left behind if the caller goes away.
+
+Reading a batch: JSON lines become checked orders, all of them or none.
+
+The first line with a fault is named in the error, as `line 3: fps ...`, and nothing is kept of the batch.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass, replace
+from typing import Any, Final, NoReturn
+
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from stillmotion.types import REQUESTS, BatchLine, GenerationRequest, ImageData
+
+from model.errors import InvalidRequest, StillmotionError, UnreadableImage
+from model.params import settings_of
+from model.tasks import TASKS, TaskSpec
+from serving.gateway.errors import Problem, first_problem
+from serving.gateway.submit import Order
+from serving.jobs.records import WebhookTarget
+
+MULTIPART: Final = "multipart/form-data"
+JSON: Final = "application/json"
+_MAX_PARTS: Final = 64
+_JSON_FIELDS: Final = frozenset({"metadata", "webhook"})
+_MAX_FIELD_BYTES: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What a caller sent: checked one by one, not yet against a checkpoint.
+
+    Args:
+        images: the pictures, or URLs of them, in the order of the task's spec.
+    """
+
+    fields: GenerationRequest
+    images: tuple[bytes | str, ...]
+
+
+async def read_submission(request: Request, task: TaskSpec) -> Submission:
+    """Read the request's body.
+
+    Raises:
+        Problem: 415 for another content type, 400 for a body that cannot be parsed, 413 beyond the limit.
+        InvalidRequest: a field is unknown, missing or out of range; `param` names it.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == MULTIPART:
+        return await _read_form(request, task)
+    if kind == JSON:
+        return read_json(await request.body(), task)
+    raise Problem(415, "unsupported_media_type", f"send {MULTIPART} or {JSON}, not {kind or 'an untyped body'!r}")
+
+
+async def _read_form(request: Request, task: TaskSpec) -> Submission:
+    try:
+        async with request.form(max_files=4, max_fields=_MAX_PARTS, max_part_size=_MAX_FIELD_BYTES) as form:
+            values, files = _split_form(form, task)
+            images = tuple([await files[name].read() for name in task.pictures])
+    except HTTPException as error:
+        raise Problem(400, "malformed_body", f"the multipart body cannot be read: {error.detail}") from error
+    settings, _ = REQUESTS[task.name]
+    try:
+        return Submission(settings.model_validate(values), images)
+    except ValidationError as error:
+        raise first_problem(error, task.name) from error
+
+
+def _split_form(form: FormData, task: TaskSpec) -> tuple[dict[str, Any], dict[str, UploadFile]]:
+    """The plain fields and the pictures' parts."""
+    values: dict[str, Any] = {}
+    files: dict[str, UploadFile] = {}
+    for name, value in form.multi_items():
+        if name in values or name in files:
+            raise InvalidRequest(f"{name} is given twice", code="duplicate_field", param=name)
+        if name in task.pictures:
+            if not isinstance(value, UploadFile):
+                raise InvalidRequest(f"{name} must be a file part, with a filename", param=name)
+            files[name] = value
+        elif isinstance(value, UploadFile):
+            takes = f"its file parts are: {', '.join(task.pictures)}" if task.pictures else "it takes no files"
+            raise InvalidRequest(f"{task.name} has no file {name!r}; {takes}", code="unknown_field", param=name)
+        else:
+            values[name] = _parse_json(name, value) if name in _JSON_FIELDS else value
+    for name in task.pictures:
+        if name not in files:
+            raise InvalidRequest(f"{name} is required: a file part with the picture", code="missing_field", param=name)
+    return values, files
+
+
+def _parse_json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{name} must be a JSON object: {error}", param=name) from error
+
+
+def read_json(body: bytes, task: TaskSpec) -> Submission:
+    """Read a JSON body. Raises as `read_submission`."""
+    settings, with_pictures = REQUESTS[task.name]
+    try:
+        fields = with_pictures.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        if error.errors()[0]["type"] == "json_invalid":
+            message = f"the body is not valid JSON: {error.errors()[0]['msg']}"
+            raise Problem(400, "malformed_body", message) from error
+        raise first_problem(error, task.name) from error
+    images = tuple(_picture(name, getattr(fields, name)) for name in task.pictures)
+    return Submission(settings(**fields.model_dump(exclude=set(task.pictures))), images)
+
+
+def _picture(name: str, given: ImageData) -> bytes | str:
+    if given.url is not None:
+        if given.data is not None:
+            raise InvalidRequest(f"send {name}.data or {name}.url, not both", param=name)
+        return str(given.url)
+    if given.data is None:
+        raise InvalidRequest(
+            f"{name}.data is required: the picture, base64", code="missing_field", param=f"{name}.data"
+        )
+    try:
+        return base64.b64decode(given.data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UnreadableImage(f"{name}.data is not plain base64 ({error})", param=f"{name}.data") from error
+
+
+JSON_LINES: Final = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
+
+
+async def read_batch(request: Request, most_rows: int) -> list[tuple[BatchLine, Order]]:
+    """Read the request's body.
+
+    Raises:
+        Problem: 415 for another content type, 413 for more rows than `most_rows`.
+        InvalidRequest: a line is at fault; `param` names it and the field.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in JSON_LINES:
+        raise Problem(415, "unsupported_media_type", f"send {JSON_LINES[0]}: one JSON object a line")
+    lines = [line for line in (await request.body()).split(b"\n") if line.strip()]
+    if not lines:
+        raise InvalidRequest("the batch is empty: send one JSON object a line", code="missing_field")
+    if len(lines) > most_rows:
+        raise Problem(413, "batch_too_large", f"a batch may have {most_rows} rows, not {len(lines)}; split it")
+    rows = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        row = _read_line(number, line)
+        if row[0].custom_id in seen:
+            first = seen[row[0].custom_id]
+            message = f"line {number}: custom_id {row[0].custom_id!r} was used in line {first} already"
+            raise InvalidRequest(message, code="duplicate_field", param=f"line {number}: custom_id")
+        seen[row[0].custom_id] = number
+        rows.append(row)
+    return rows
+
+
+def _read_line(number: int, line: bytes) -> tuple[BatchLine, Order]:
+    try:
+        parsed = BatchLine.model_validate_json(line)
+    except ValidationError as error:
+        at_fault(number, first_problem(error, "a batch's line"))
+    if "priority" in parsed.body:
+        problem = InvalidRequest("a batch's rows are offline work; leave priority out", param="priority")
+        at_fault(number, problem)
+    task = TASKS[parsed.url.rpartition("/")[2]]
+    try:
+        order = order_of(read_json(json.dumps(parsed.body).encode(), task), task.name)
+    except InvalidRequest as error:
+        at_fault(number, error)
+    return parsed, replace(order, priority="offline")
+
+
+def at_fault(number: int, error: StillmotionError) -> NoReturn:
+    """Raise the error again, naming the line (from 1) that caused it."""
+    param = f"line {number}" if error.param is None else f"line {number}: {error.param}"
+    raise InvalidRequest(f"line {number}: {error.message}", code=error.code, param=param) from error
+
+
+def order_of(submission: Submission, task: str) -> Order:
+    """What a submission asks for."""
+    asked = submission.fields
+    body, has = asked.model_dump(mode="json"), settings_of(task)
+    webhook = None if asked.webhook is None else WebhookTarget(asked.webhook.url, asked.webhook.secret)
+    return Order(
+        task=task,
+        model=asked.model,
+        settings={name: value for name, value in body.items() if name in has},
+        pictures=submission.images,
+        body=body,
+        output_format=asked.output_format,
+        priority=asked.priority,
+        deadline_s=asked.deadline_s,
+        metadata=asked.metadata,
+        webhook=webhook,
+        previews=asked.previews,
+        interpolate=getattr(asked, "interpolate", False),
+    )

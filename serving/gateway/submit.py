@@ -1,0 +1,303 @@
+"""An order becomes a stored job: checked against its checkpoint, its owner's limits, the backlog and its deadline.
+
+What costs little is checked before what costs much, and nothing is kept of an order that is refused.
+
+Which checkpoint interpolates a chained request's clip.
+
+What of a webhook can be told at its submission, so that the caller hears of it and not only the log.
+
+Which checkpoints can draw previews, told without loading them.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import uuid4
+
+import httpx
+from stillmotion.types import Job, OutputFormat
+from stillmotion.webhooks import secret_bytes
+
+from model.catalog import ModelEntry
+from model.errors import InvalidRequest
+from model.interpolation import Interpolation, interpolation
+from model.media.image import open_picture
+from model.params import Params
+from model.tasks import FRAME_INTERPOLATION, TASKS
+from serving.background import in_thread, to_its_end
+from serving.engine.protocol import Priority
+from serving.gateway import deadlines
+from serving.gateway.images import kept
+from serving.gateway.safety import PictureRefused, Verdict
+from serving.gateway.services import NOTES_NAME, Services
+from serving.gateway.settings import Settings
+from serving.interpolation.assemble import estimate
+from serving.jobs.admission import hash_body
+from serving.jobs.dispatcher import QUEUE_TOPIC
+from serving.jobs.errors import QueueFull
+from serving.jobs.records import PRIORITIES, NewJob, WebhookTarget, input_names, told, total_steps
+from serving.keys import Caller
+from serving.net import AddressRefused
+
+_PARAM = "interpolate"
+
+
+def interpolator(models: Sequence[ModelEntry], asked: bool | str) -> ModelEntry | None:
+    """The checkpoint that a request's `interpolate` means; None where it asks for none.
+
+    Args:
+        models: what is served.
+        asked: True for the only one there is, or a name.
+
+    Raises:
+        InvalidRequest: none is served, none of that name, or several and no name is given.
+    """
+    if asked is False:
+        return None
+    able = [entry for entry in models if entry.task is FRAME_INTERPOLATION]
+    names = ", ".join(entry.name for entry in able)
+    if not able:
+        raise InvalidRequest(
+            "no frame-interpolation model is served here: leave interpolate out, or have one served as well "
+            "(stillmotion serve --model ... --model mini-frame-interpolation)",
+            code="no_interpolation_model",
+            param=_PARAM,
+        )
+    if asked is True:
+        if len(able) > 1:
+            raise InvalidRequest(
+                f"several frame-interpolation models are served: name one of {names} in interpolate",
+                code="ambiguous_model",
+                param=_PARAM,
+            )
+        return able[0]
+    chosen = next((entry for entry in able if entry.name == asked), None)
+    if chosen is None:
+        raise InvalidRequest(
+            f"no model {asked[:200]!r} is served for frame-interpolation; served: {names}",
+            code="model_not_found",
+            param=_PARAM,
+        )
+    return chosen
+
+
+def check_webhook(settings: Settings, webhook: WebhookTarget | None) -> None:
+    """Refuse a webhook that could never be delivered; its address is resolved and checked when it is.
+
+    Raises:
+        InvalidRequest: the URL cannot be read or has another scheme, or there is nothing to sign with.
+    """
+    if webhook is None:
+        return
+    try:
+        settings.webhook_policy.check_url(httpx.URL(webhook.url))
+    except httpx.InvalidURL as error:
+        raise InvalidRequest(f"webhook.url cannot be read: {error}", param="webhook.url") from error
+    except AddressRefused as error:
+        raise AddressRefused(error.message, param="webhook.url") from error
+    if webhook.secret is None:
+        if settings.webhook_secret is None:
+            raise InvalidRequest(
+                "this server has no webhook secret of its own: give webhook.secret, whsec_ and base64",
+                code="missing_field",
+                param="webhook.secret",
+            )
+        return
+    try:
+        secret_bytes(webhook.secret)
+    except ValueError as error:
+        raise InvalidRequest(f"webhook.secret: {error}", param="webhook.secret") from error
+
+
+def check_previews(entry: ModelEntry, wanted: bool, able: frozenset[str]) -> None:
+    """Refuse previews of a checkpoint that draws none. Raises InvalidRequest."""
+    if wanted and entry.name not in able:
+        can = ", ".join(sorted(able)) or "no model served here"
+        raise InvalidRequest(
+            f"{entry.name} draws no previews; leave previews out ({can} can)", code="no_previews", param="previews"
+        )
+
+
+_RANDOM_SEEDS: Final = 2**32
+"""Seeds drawn here stay exact in JavaScript too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a caller wants, each field checked by itself and none yet against a checkpoint.
+
+    Args:
+        task: which task.
+        model: which checkpoint; None for the task's first.
+        settings: the task's settings, by name; None or absent: the checkpoint's default.
+        pictures: the files, or URLs of them, in the order of the task's spec.
+        body: all that the caller sent besides pictures, to tell a repeat from another request.
+        webhook: where the news of its end goes.
+        interpolate: whether the clip is interpolated, or the name of the checkpoint that does it.
+    """
+
+    task: str
+    model: str | None
+    settings: Mapping[str, Any]
+    pictures: tuple[bytes | str, ...]
+    body: Mapping[str, Any]
+    output_format: OutputFormat = "mp4"
+    priority: Priority = "normal"
+    deadline_s: float | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    webhook: WebhookTarget | None = None
+    previews: bool = False
+    interpolate: bool | str = False
+
+
+async def submit(parts: Services, caller: Caller, order: Order, idempotency_key: str | None) -> tuple[Job, bool]:
+    """Store pictures and job, and wake the dispatcher.
+
+    Returns:
+        The job, and whether it is new: False if the idempotency key had already made it.
+
+    Raises:
+        InvalidRequest: a setting or a picture.
+        Conflict: the idempotency key came before with another order.
+        QueueFull, QuotaFull: no place is free; with the seconds until one should be.
+        DeadlineInfeasible: it would not be done in time.
+        StorageFull: the disk is full.
+    """
+    check_webhook(parts.settings, order.webhook)
+    entry, params, chain = _resolve(parts, order)
+    new = _new_job(caller, entry, order, params, chain, idempotency_key)
+    try:
+        known = await parts.admissions.admit(new, caller.max_jobs)
+        if known is not None:
+            return known, False
+        if order.deadline_s is not None:
+            own_s = estimate(parts.engine, entry.name, params, chain)
+            backlog = await parts.backlog.now(fresh=True)
+            deadlines.check_deadline(backlog, own_s, PRIORITIES[order.priority], order.deadline_s)
+        job, is_new = await to_its_end(_store(parts, order, new, params, caller.max_jobs))
+    except QueueFull as error:
+        # The store knows how long jobs took; the engine knows better what those take that lie before this one.
+        seconds = deadlines.retry_after(await parts.backlog.now(), error.retry_after_s)
+        raise type(error)(error.limit, seconds) from error
+    if is_new:
+        parts.outside.traces.remember(job.id)
+    parts.bell.ring(QUEUE_TOPIC)
+    return job, is_new
+
+
+def _resolve(parts: Services, order: Order) -> tuple[ModelEntry, Params, Interpolation | None]:
+    entry = parts.model(order.model, order.task)
+    check_previews(entry, order.previews, parts.previewable)
+    seed = order.settings.get("seed")
+    params = entry.resolve(dict(order.settings), secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed)
+    between = interpolator(parts.models, order.interpolate)
+    return entry, params, None if between is None else interpolation(between, params)
+
+
+def _new_job(
+    caller: Caller,
+    entry: ModelEntry,
+    order: Order,
+    params: Params,
+    chain: Interpolation | None,
+    idempotency_key: str | None,
+) -> NewJob:
+    images = [picture.encode() if isinstance(picture, str) else picture for picture in order.pictures]
+    return NewJob(
+        id=f"job_{uuid4().hex}",
+        task=order.task,
+        model=entry.name,
+        model_version=entry.version,
+        seed=params.seed,
+        params=told(params, order.output_format, chain),
+        total_steps=total_steps(params, chain),
+        output_format=order.output_format,
+        priority=order.priority,
+        metadata=order.metadata,
+        body_hash=hash_body({"task": order.task, **order.body}, *images),
+        idempotency_key=idempotency_key,
+        owner=caller.owner,
+        weight=caller.weight,
+        deadline_s=order.deadline_s,
+        webhook=order.webhook,
+        previews=order.previews,
+    )
+
+
+async def prepare(parts: Services, caller: Caller, order: Order) -> NewJob:
+    """Check one of many orders and store its files; who cannot store the job's row afterwards removes them.
+
+    Raises:
+        InvalidRequest: a setting, a picture, or the webhook.
+        StorageFull: the disk is full; nothing is left of the files.
+    """
+    check_webhook(parts.settings, order.webhook)
+    entry, params, chain = _resolve(parts, order)
+    new = _new_job(caller, entry, order, params, chain, None)
+    await _keep_files(parts, order, new.id, params)
+    return new
+
+
+async def _keep_files(parts: Services, order: Order, job_id: str, params: Params) -> None:
+    """Decode the order's pictures, and store them as they are kept. Raises as `prepare`."""
+    pictures = []
+    for name, given in zip(TASKS[order.task].pictures, order.pictures, strict=True):
+        with _named(name):
+            pictures.append((name, await parts.outside.fetcher.fetch(given) if isinstance(given, str) else given))
+    if pictures:
+        async with parts.decoding:
+            await in_thread(_decode_and_keep, parts, job_id, pictures, params)
+
+
+def _decode_and_keep(parts: Services, job_id: str, pictures: list[tuple[str, bytes]], params: Params) -> None:
+    cleaned, verdicts = [], []
+    for name, data in pictures:
+        with _named(name):
+            png, verdict = _clean(parts, data, params)
+        cleaned.append(png)
+        if verdict is not None:
+            verdicts.append(verdict.as_json())
+    try:
+        for name, png in zip(input_names(len(cleaned)), cleaned, strict=True):
+            parts.artifacts.put(job_id, name, png)
+        if verdicts:
+            parts.artifacts.put(job_id, NOTES_NAME, json.dumps({"safety": verdicts}).encode())
+    except BaseException:
+        parts.artifacts.remove(job_id)
+        raise
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Who decodes or fetches one picture knows it as `image`, whichever of the request's it is."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.param = None if error.param is None else error.param.replace("image", name, 1)
+        raise
+
+
+def _clean(parts: Services, data: bytes, params: Params) -> tuple[bytes, Verdict | None]:
+    """One picture as it is kept, and what the safety filter says of it."""
+    picture = open_picture(data, limits=parts.settings.image_limits)
+    verdict = None if parts.outside.safety is None else parts.outside.safety.check(picture)
+    if verdict is not None and not verdict.allowed:
+        raise PictureRefused(verdict)
+    return kept(picture, params), verdict
+
+
+async def _store(parts: Services, order: Order, new: NewJob, params: Params, quota: int | None) -> tuple[Job, bool]:
+    """The files first, then the row: a job in the store always has its pictures."""
+    await _keep_files(parts, order, new.id, params)
+    is_new = False
+    try:
+        job, is_new = await parts.admissions.create(new, quota)
+    finally:
+        if not is_new:
+            await in_thread(parts.artifacts.remove, new.id)
+    return job, is_new

@@ -1,0 +1,224 @@
+"""Who may come in: judged within the transaction that lets them in, so that limits hold whoever else comes.
+
+New jobs, many at once: their rows and first events go into the database in two statements, however many they are.
+
+Idempotency keys: the same key with the same request means what it made the first time.
+
+A key belongs to its owner, holds for every kind of POST, and goes when what it made is removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Final, cast
+
+from sqlalchemy import Table, func, insert, select
+from sqlalchemy.orm import Session
+from stillmotion.types import Job
+
+from serving.jobs import transitions
+from serving.jobs.errors import Conflict, QueueFull, QuotaFull
+from serving.jobs.records import PRIORITIES, NewJob, Terms, to_wire
+from serving.jobs.tables import EventRow, IdempotencyRow, JobRow
+
+_FIRST_EVENT = 1
+# Into the tables rather than through the mapped classes, whose bookkeeping cost as much as the insertion.
+_NEW_JOBS: Final = insert(cast(Table, JobRow.__table__))
+_NEW_EVENTS: Final = insert(cast(Table, EventRow.__table__))
+_UNSET: Final = dict.fromkeys(attribute.key for attribute in JobRow.__mapper__.column_attrs)
+
+
+def add_jobs(
+    session: Session, new: Sequence[NewJob], now: float, terms: Terms, waiting: Mapping[int, int]
+) -> list[Job]:
+    """Write queued jobs in this order, each with the event that tells of it.
+
+    Args:
+        now: Unix seconds.
+        waiting: how many jobs of each class wait already (`changes.count_waiting`), which gives their places.
+    """
+    if not new:
+        return []
+    before = dict(waiting)
+    rows, events, jobs = [], [], []
+    for one in new:
+        values = _values(one, now, terms)
+        priority = values["priority"]
+        ahead = sum(count for other, count in before.items() if other >= priority)
+        before[priority] = before.get(priority, 0) + 1
+        # Only read, so no mapped row, which watches each of its forty attributes being set.
+        job = to_wire(cast(JobRow, SimpleNamespace(**_UNSET | values)), ahead)
+        rows.append(values)
+        jobs.append(job)
+        events.append({"job_id": one.id, "id": _FIRST_EVENT, "event": "queued", "job": job.model_dump(mode="json")})
+    connection = transitions.tables(session)
+    connection.execute(_NEW_JOBS, [{"metadata": row.pop("labels"), **row} for row in rows])
+    connection.execute(_NEW_EVENTS, events)
+    return jobs
+
+
+def _values(new: NewJob, now: float, terms: Terms) -> dict[str, Any]:
+    return {
+        "id": new.id,
+        "task": new.task,
+        "status": "queued",
+        "phase": "queued",
+        "progress": 0,
+        "step": 0,
+        "total_steps": new.total_steps,
+        "created_at": now,
+        "expires_at": now + min(terms.waiting_s, math.inf if new.deadline_s is None else new.deadline_s),
+        "model": new.model,
+        "model_version": new.model_version,
+        "seed": new.seed,
+        "params": dict(new.params),
+        "output_format": new.output_format,
+        "priority": PRIORITIES[new.priority],
+        "labels": dict(new.metadata),
+        "timings": {},
+        "files": {},
+        "cancel_requested": False,
+        "last_event": _FIRST_EVENT,
+        "owner": new.owner,
+        "weight": new.weight,
+        "deadline_s": new.deadline_s,
+        "attempt": 0,
+        "previews": new.previews,
+        "webhook_url": None if new.webhook is None else new.webhook.url,
+        "webhook_secret": None if new.webhook is None else new.webhook.secret,
+        "batch_id": None if new.batch is None else new.batch.batch_id,
+        "batch_row": None if new.batch is None else new.batch.row,
+        "custom_id": None if new.batch is None else new.batch.custom_id,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """What tells a repeat: the caller's key, and the hash of the request."""
+
+    owner: str
+    key: str
+    request_hash: str
+
+
+def hash_body(fields: Mapping[str, Any], *images: bytes) -> str:
+    """SHA-256 over what a caller sent, whatever the order of the fields."""
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+    for image in images:
+        digest.update(hashlib.sha256(image).digest())
+    return digest.hexdigest()
+
+
+def made_before(session: Session, repeat: Repeat | None) -> str | None:
+    """The id of what the key made before; None if it is new, or there is no key.
+
+    Raises:
+        Conflict: it came before with another request.
+    """
+    if repeat is None:
+        return None
+    row = session.get(IdempotencyRow, (repeat.owner, repeat.key))
+    if row is None:
+        return None
+    if row.request_hash != repeat.request_hash:
+        raise Conflict(
+            "this Idempotency-Key came before with another request; use a new key for a new request",
+            code="idempotency_mismatch",
+            param="Idempotency-Key",
+        )
+    return row.target
+
+
+def remember(session: Session, repeat: Repeat | None, target: str) -> None:
+    """Note what the key has made; within the transaction that makes it."""
+    if repeat is not None:
+        session.add(IdempotencyRow(owner=repeat.owner, key=repeat.key, request_hash=repeat.request_hash, target=target))
+
+
+_RECENT = 20
+_UNKNOWN_JOB_S = 5.0
+_LONGEST_WAIT_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One who would come in.
+
+    Args:
+        quota: jobs of the same owner that may wait or run; None for any number.
+    """
+
+    new: NewJob
+    quota: int | None = None
+
+
+class Door:
+    """Judges one after the other; those it has let in count for those behind them.
+
+    Args:
+        session: a transaction; nothing may be added to the queue beside it.
+        queue_limit: jobs that may wait, of all owners together, offline ones aside.
+    """
+
+    def __init__(self, session: Session, queue_limit: int) -> None:
+        self._session = session
+        self._limit = queue_limit
+        self.waiting = transitions.count_waiting(session)
+        """Of each class, before the first was let in."""
+        self._now = Counter(self.waiting)
+        self._let_in: Counter[str] = Counter()
+
+    def judge(self, asked: Asked) -> str | None:
+        """Let one in and note their idempotency key; the id of the job that the key made before, if it did.
+
+        Raises:
+            Conflict: the key was used with another request.
+            QueueFull, QuotaFull: no place is free.
+        """
+        new = asked.new
+        repeat = None
+        if new.idempotency_key is not None:
+            repeat = Repeat(new.owner, new.idempotency_key, new.body_hash)
+        known = made_before(self._session, repeat)
+        if known is not None:
+            return known
+        self.check(new.owner, asked.quota)
+        remember(self._session, repeat, new.id)
+        self._now[PRIORITIES[new.priority]] += 1
+        self._let_in[new.owner] += 1
+        return None
+
+    def check(self, owner: str, quota: int | None) -> None:
+        """Raise QueueFull or QuotaFull where no place is free for one more."""
+        if transitions.without_offline(self._now) >= self._limit:
+            raise QueueFull(self._limit, retry_after(self._session))
+        check_quota(self._session, owner, quota, self._let_in[owner] + 1)
+
+
+def check_quota(session: Session, owner: str, quota: int | None, more: int) -> None:
+    """Raise QuotaFull if so many more jobs would be more than the owner may have waiting and running."""
+    if quota is None:
+        return
+    open_jobs = select(func.count()).select_from(JobRow)
+    open_jobs = open_jobs.where(JobRow.owner == owner, JobRow.status.in_(("queued", "in_progress")))
+    if (session.scalar(open_jobs) or 0) + more > quota:
+        raise QuotaFull(quota, retry_after(session))
+
+
+def retry_after(session: Session) -> int:
+    """Seconds until a place should be free: what a job takes, by the newest completed ones."""
+    recent = (
+        select(JobRow.completed_at - JobRow.started_at)
+        .where(JobRow.status == "completed")
+        .order_by(JobRow.completed_at.desc())
+        .limit(_RECENT)
+    )
+    took = [seconds for seconds in session.scalars(recent) if seconds is not None]
+    typical = sum(took) / len(took) if took else _UNKNOWN_JOB_S
+    return min(max(1, math.ceil(typical)), _LONGEST_WAIT_S)

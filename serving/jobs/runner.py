@@ -1,0 +1,329 @@
+"""One job's run, from its lease to its end: what the engine tells of it is written down as it happens.
+
+Whatever the end is, it counts only while this server holds the lease. An engine that was stopped is no end: the job
+goes back into the queue, and on from its last checkpoint.
+
+How a job can end, and how a result becomes files.
+
+How far a job is, in per cent: a fixed share for each phase, filled by what the engine really did.
+
+A chained job has two stages: the phases before `interpolate` share what the first one has of the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+from sqlalchemy.exc import OperationalError
+from stillmotion.types import Job, JobOutput, OutputFormat, Variant
+
+from model.errors import GenerationFailed, InvalidRequest, StorageFull
+from model.tasks import TASKS
+from serving.background import in_thread
+from serving.engine.protocol import (
+    CancelledAt,
+    Checkpointed,
+    Completed,
+    Decoded,
+    Engine,
+    EngineEvent,
+    EngineRequest,
+    Failed,
+    PhaseStarted,
+    Previewed,
+    Queued,
+    Stepped,
+)
+from serving.interpolation.assemble import first_share
+from serving.interpolation.pair_store import kept_names
+from serving.jobs.artifacts import Artifacts
+from serving.jobs.errors import LeaseLost
+from serving.jobs.leases import Leases
+from serving.jobs.notifier import Bell
+from serving.jobs.records import Advance, LeasedJob, StoredFile, Success, asked, input_names, job_urls, preview_name
+
+Outcome = Success | Failed | CancelledAt
+
+MEDIA_TYPES: Final[dict[OutputFormat, str]] = {"mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif"}
+
+
+def store_result(artifacts: Artifacts, request: EngineRequest, result: Completed, attempt: int) -> Success:
+    """Store a result's files. Either all are stored or none.
+
+    Args:
+        attempt: goes into the names from the second on, so that a server which lost the job in the meantime
+            overwrites no file of the one that has it.
+
+    Raises:
+        StorageFull: no room.
+    """
+    media_type = MEDIA_TYPES[request.output_format]
+    manifest = json.dumps(result.manifest, indent=2, sort_keys=True).encode()
+    mark = "" if attempt == 1 else f".{attempt}"
+    contents: dict[Variant, tuple[str, bytes, str]] = {
+        "video": (f"video{mark}.{request.output_format}", result.video, media_type),
+        "thumbnail": (f"thumbnail{mark}.jpg", result.thumbnail, "image/jpeg"),
+        "frames": (f"frames{mark}.png", result.frames, "image/png"),
+        "manifest": (f"manifest{mark}.json", manifest, "application/json"),
+    }
+    files: dict[Variant, StoredFile] = {}
+    try:
+        for variant, (name, data, kind) in contents.items():
+            files[variant] = artifacts.write(request.job_id, name, data, kind)
+    except (OSError, StorageFull):
+        artifacts.discard(request.job_id, *(name for name, _, _ in contents.values()))
+        raise
+    output = JobOutput(
+        url=job_urls(request.job_id).content,
+        sha256=result.video_sha256,
+        frames_sha256=result.frames_sha256,
+        bytes=len(result.video),
+        width=result.width,
+        height=result.height,
+        num_frames=result.num_frames,
+        fps=result.fps,
+        degraded=result.degraded,
+    )
+    return Success(output, files, result.timings)
+
+
+_START: Final[dict[str, int]] = {"queued": 0, "encode": 1, "denoise": 3, "decode": 85, "mux": 97}
+_END: Final[dict[str, int]] = {"queued": 0, "encode": 3, "denoise": 85, "decode": 97, "mux": 99}
+
+
+def percent(phase: str, done: int = 0, total: int = 1, first: float = 1.0) -> int:
+    """Per cent for `done` of `total` units within `phase`; 100 is kept for a completed job.
+
+    Args:
+        first: the first stage's part of the work: 1 where there is no second.
+
+    Raises:
+        KeyError: no such phase.
+    """
+    if phase == "interpolate":
+        start, end = _START["mux"] * first, float(_START["mux"])
+    else:
+        scale = 1.0 if phase == "mux" else first
+        start, end = _START[phase] * scale, _END[phase] * scale
+    share = min(max(done / total, 0.0), 1.0) if total > 0 else 0.0
+    return int(start + (end - start) * share)
+
+
+_log = logging.getLogger(__name__)
+CHECKPOINT_NAME: Final = "checkpoint.safetensors"
+ENGINE_STOPPED: Final = "engine_stopped"
+"""The code with which an engine lets go of a job it will not finish."""
+_TRY_AGAIN_S: Final = 1.0
+
+
+@dataclass(slots=True)
+class Run:
+    """What is remembered of a running job between two events.
+
+    Args:
+        first: the first stage's part of the work, of a chained job.
+        steps_before: of the stages before the present one.
+    """
+
+    job: LeasedJob
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    stepped: bool = False
+    phase: str = "queued"
+    first: float = 1.0
+    steps_before: int = 0
+    written_at: float = -math.inf
+    shown_at: float = -math.inf
+
+
+class Follower:
+    """Follows jobs through an engine.
+
+    Args:
+        engine: what serves them.
+        leases, artifacts: where they are kept.
+        bell: rung for a job at every change.
+        step_interval_s: progress within a phase is written at most this often.
+    """
+
+    def __init__(
+        self, engine: Engine, leases: Leases, artifacts: Artifacts, bell: Bell, step_interval_s: float
+    ) -> None:
+        self._engine = engine
+        self._leases = leases
+        self._artifacts = artifacts
+        self._bell = bell
+        self._interval = step_interval_s
+
+    async def follow(self, run: Run) -> None:
+        """Follow one job to its end, whatever the end is."""
+        job = run.job
+        try:
+            outcome = await self._outcome(run)
+            if isinstance(outcome, Failed):
+                self._engine.cancel(job.id)  # the engine may still be at it
+            await self._settle(job, outcome)
+        except LeaseLost as error:
+            self._engine.cancel(job.id)
+            _log.warning("%s", error.message)
+
+    async def _outcome(self, run: Run) -> Outcome:
+        try:
+            return await self._run(run)
+        except GenerationFailed as error:
+            return Failed(error.code, error.message)
+        except LeaseLost:
+            raise
+        except Exception:  # noqa: BLE001 - the boundary: one job's surprise must not stop the others
+            _log.exception("job %s met an unexpected error", run.job.id)
+            return Failed("internal_error", "an unexpected error; the server's log has it under the job's id")
+
+    async def _run(self, run: Run) -> Outcome:
+        """Run a job; its terminal event, with a result's files already stored."""
+        try:
+            request = await self._request(run.job)
+        except (FileNotFoundError, InvalidRequest, KeyError, TypeError) as error:
+            _log.exception("job %s cannot be read back", run.job.id)
+            return Failed("job_unreadable", f"the stored job cannot be read back: {error}")
+        run.first = first_share(self._engine, request.model, request.params, request.interpolate)
+        outcome = await self._submit(run, request)
+        unusable = isinstance(outcome, Failed) and outcome.code == InvalidRequest.code and not run.stepped
+        if unusable and request.resume_from is not None:
+            _log.warning("job %s cannot go on from its checkpoint and begins anew: %s", run.job.id, outcome)
+            await in_thread(self._artifacts.discard, run.job.id, CHECKPOINT_NAME)
+            outcome = await self._submit(run, await self._request(run.job))
+        return outcome
+
+    async def _submit(self, run: Run, request: EngineRequest) -> Outcome:
+        if run.stop.is_set():
+            return CancelledAt(step=0, compute_s=0.0)
+        async for event in self._engine.submit(request):
+            if isinstance(event, Completed):
+                return await in_thread(store_result, self._artifacts, request, event, run.job.attempt)
+            if isinstance(event, (Failed, CancelledAt)):
+                return event
+            if run.stop.is_set():  # it may have been asked before the engine knew of the job
+                self._engine.cancel(run.job.id)
+            await self._note(run, event)
+        raise GenerationFailed("the engine ended the job's events without a result")
+
+    async def _request(self, job: LeasedJob) -> EngineRequest:
+        params, chain = asked(job.task, job.params)
+        names = input_names(len(TASKS[job.task].pictures))
+        images = tuple([await in_thread(self._artifacts.read, job.id, name) for name in names])
+        checkpoint = await in_thread(self._checkpoint, job.id)
+        shown = (job.id, job.model, params, images, job.output_format, job.share, checkpoint, job.previews)
+        return EngineRequest(*shown, interpolate=chain)
+
+    def _checkpoint(self, job_id: str) -> bytes | None:
+        try:
+            return self._artifacts.read(job_id, CHECKPOINT_NAME)
+        except FileNotFoundError:
+            return None
+
+    async def _note(self, run: Run, event: EngineEvent) -> None:
+        """Write progress down: every phase, and within a phase the first, the last and one per interval."""
+        match event:
+            case Queued(position):
+                name, whole = "queued", True
+                change = Advance("queued", percent("queued"), engine_position=position)
+            case PhaseStarted(phase):
+                run.phase = phase
+                run.steps_before = int(run.job.params["num_inference_steps"]) if phase == "interpolate" else 0
+                name, change, whole = "phase", Advance(phase, percent(phase, first=run.first)), True
+            case Stepped(step, total, eta_s):
+                run.stepped = True
+                phase = "interpolate" if run.phase == "interpolate" else "denoise"
+                done = percent(phase, step, total, run.first)
+                name, change = "step", Advance(phase, done, run.steps_before + step, eta_s)
+                whole = step in (1, total)
+            case Checkpointed(_, state):
+                await self._keep(run.job, state)
+                return
+            case Previewed(step, jpeg):
+                await self._show(run, step, jpeg)
+                return
+            case Decoded(frames, total):
+                done = percent("decode", frames, total, run.first)
+                name, change, whole = "decode", Advance("decode", done), frames == total
+            case _:
+                raise TypeError(f"not a progress event: {event!r}")
+        now = time.monotonic()
+        if whole or now - run.written_at >= self._interval:
+            run.written_at = now
+            try:
+                await in_thread(self._leases.advance, run.job, name, change)
+            except (OperationalError, StorageFull):
+                _log.exception("the progress of job %s cannot be stored now", run.job.id)
+            self._bell.ring(run.job.id)
+
+    async def _keep(self, job: LeasedJob, state: bytes) -> None:
+        """Store a checkpoint in place of the one before; without it a crash costs more, nothing else."""
+        try:
+            await in_thread(self._artifacts.write, job.id, CHECKPOINT_NAME, state, "application/vnd.safetensors")
+        except (OSError, StorageFull):
+            _log.exception("a checkpoint of job %s cannot be stored", job.id)
+
+    async def _show(self, run: Run, step: int, jpeg: bytes) -> None:
+        """Keep a preview in place of the one before, at most one an interval; without it nothing else is lost."""
+        now = time.monotonic()
+        if now - run.shown_at < self._interval:
+            return
+        run.shown_at = now
+        job, name = run.job, preview_name(step, run.job.attempt)
+        try:
+            file = await in_thread(self._artifacts.write, job.id, name, jpeg, "image/jpeg")
+            before = await in_thread(self._leases.preview, job, step, file)
+        except (OSError, OperationalError, StorageFull):
+            _log.exception("a preview of job %s cannot be stored", job.id)
+            return
+        except LeaseLost:
+            await in_thread(self._artifacts.discard, job.id, name)
+            raise
+        if before is not None and before != name:
+            await in_thread(self._artifacts.discard, job.id, before)
+        self._bell.ring(job.id)
+
+    async def _settle(self, job: LeasedJob, outcome: Outcome) -> None:
+        """Write the end down; a database that cannot be written now is tried until it can.
+
+        Raises:
+            LeaseLost: the end does not count; a result's files are removed.
+        """
+        while True:
+            try:
+                ended = await in_thread(self._end, job, outcome)
+            except (OperationalError, StorageFull):
+                _log.exception("the end of job %s cannot be stored yet", job.id)
+                await asyncio.sleep(_TRY_AGAIN_S)
+                continue
+            except LeaseLost:
+                if isinstance(outcome, Success):
+                    names = [file.name for file in outcome.files.values()]
+                    await in_thread(self._artifacts.discard, job.id, *names)
+                raise
+            if ended.error is not None and ended.error.code == StorageFull.code:
+                await in_thread(self._artifacts.remove, job.id)
+            elif ended.is_terminal:
+                await in_thread(self._artifacts.discard, job.id, CHECKPOINT_NAME, *_kept_of(job))
+            self._bell.ring(job.id)
+            return
+
+    def _end(self, job: LeasedJob, outcome: Outcome) -> Job:
+        if isinstance(outcome, Failed):
+            if outcome.code == ENGINE_STOPPED:
+                return self._leases.give_back(job)
+            return self._leases.fail(job, outcome.code, outcome.message)
+        if isinstance(outcome, CancelledAt):
+            return self._leases.stopped(job, outcome.step, outcome.compute_s)
+        return self._leases.complete(job, outcome)
+
+
+def _kept_of(job: LeasedJob) -> list[str]:
+    """The files that a chained job keeps until its end; none of any other."""
+    return kept_names(int(job.params["num_frames"]) - 1) if "interpolate" in job.params else []

@@ -1,0 +1,155 @@
+"""A dry run: every row checked, its pictures opened and decoded, and the time that all would take. Nothing is rendered.
+
+Faults are told with their row and column as they are found. The estimate comes from the checkpoints' measured profiles
+on this machine (which are measured now if they never were), added up over the rows that are not complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Final
+
+from model.errors import StillmotionError
+from model.params import Params, TextToVideoParams
+from serving.engine.settings import EngineSettings
+from serving.offline.manifest import Line, Names, open_manifest, read_lines
+from serving.offline.output import RECORDS, Output, PictureReader
+from serving.offline.rows import Ask, Reading, read_row
+from serving.offline.run import Batch, Report
+
+_READERS: Final = 8
+_AT_ONCE: Final = 64
+_REMEMBERED: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with a row: `column` is empty where it is the row as a whole."""
+
+    row: int
+    column: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a dry run found.
+
+    Args:
+        rows: looked at.
+        complete: of them, in the output folder already.
+        faulty: of them, not to be rendered.
+        estimate_s: seconds for the rest, one after another on one engine like this machine's; None while no profile
+            knows.
+    """
+
+    rows: int
+    complete: int
+    faulty: int
+    estimate_s: float | None
+
+
+def survey(batch: Batch, tell: Callable[[Fault], None], report: Report) -> Survey:
+    """Look at every row.
+
+    Args:
+        tell: given each fault, in the manifest's order.
+
+    Raises:
+        DataError: the manifest as a whole cannot be read.
+        CheckpointError: a checkpoint does not load.
+    """
+    manifest = open_manifest(batch.manifest)
+    reading = batch.reading(manifest)
+    total = batch.portion.count(manifest.count())
+    done = Names(Output(batch.out).names(RECORDS))
+    kinds: Counter[tuple[str, Params]] = Counter()
+    rows = complete = faulty = 0
+    for line, found in _checked(read_lines(manifest, batch.portion, reading), reading):
+        rows += 1
+        if isinstance(found, StillmotionError):
+            faulty += 1
+            tell(Fault(line.row, found.param or "", found.code, found.message))
+        elif line.id in done:
+            complete += 1
+        else:
+            kinds[(found.entry.name, _kind(found.params))] += 1
+        report("rows checked", rows, total)
+    return Survey(rows, complete, faulty, asyncio.run(_estimate(batch, kinds, report)) if kinds else 0.0)
+
+
+def _checked(lines: Iterable[Line], reading: Reading) -> Iterator[tuple[Line, Ask | StillmotionError]]:
+    """Each line with its request or its fault; pictures are opened by several threads, a bounded number ahead."""
+    pictures = _Pictures()
+    waiting: list[tuple[Line, Future[Ask | StillmotionError]]] = []
+    with ThreadPoolExecutor(_READERS, "stillmotion-survey") as pool:
+        for line in lines:
+            waiting.append((line, pool.submit(_check, line, reading, pictures)))
+            if len(waiting) == _AT_ONCE:
+                first, future = waiting.pop(0)
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+
+
+class _Pictures:
+    """Opens pictures; one that many rows name is opened once."""
+
+    def __init__(self) -> None:
+        self._reader = PictureReader()
+        self._remembered = lru_cache(_REMEMBERED)(self._problem)
+
+    def check(self, ask: Ask) -> None:
+        """Raises InvalidRequest, Unreachable: `param` names the column."""
+        for name, given in zip(ask.entry.task.pictures, ask.pictures, strict=True):
+            problem = self._remembered(given)
+            if problem is not None:
+                raise type(problem)(problem.message, code=problem.code, param=name)
+
+    def _problem(self, given: bytes | str) -> StillmotionError | None:
+        try:
+            self._reader.open(given)
+        except StillmotionError as error:
+            return error
+        return None
+
+
+def _check(line: Line, reading: Reading, pictures: _Pictures) -> Ask | StillmotionError:
+    try:
+        if line.fault is not None:
+            raise line.fault
+        ask = read_row(json.loads(line.text), reading, strict=line.strict)
+        pictures.check(ask)
+    except StillmotionError as error:
+        return error
+    return ask
+
+
+def _kind(params: Params) -> Params:
+    """The settings without what costs no time, so that rows are counted by few kinds."""
+    plain = replace(params, seed=0, fps=1, motion_bucket_id=1)
+    return replace(plain, prompt="-") if isinstance(plain, TextToVideoParams) else plain
+
+
+async def _estimate(batch: Batch, kinds: Counter[tuple[str, Params]], report: Report) -> float | None:
+    from serving.engine.inprocess import InProcessEngine
+
+    report("measuring", 0, 0)
+    names = {name for name, _ in kinds}
+    entries = [entry for entry in batch.entries if entry.name in names]
+    settings: EngineSettings = replace(batch.settings, warm_up=True)
+    engine = InProcessEngine(entries, settings)
+    try:
+        await engine.start()
+        each = {kind: engine.estimate(*kind) for kind in kinds}
+    finally:
+        await engine.stop()
+    seconds = [one * kinds[kind] for kind, one in each.items() if one is not None]
+    return sum(seconds) if len(seconds) == len(each) else None

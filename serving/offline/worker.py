@@ -1,0 +1,293 @@
+"""One row from its text to its record, on an engine that many rows share.
+
+    read   the row, and whether it is complete already            here, at once
+    fetch  its pictures, decoded                                  a thread
+    make   encode, denoise, decode, mux                           the engine's lanes, in company
+    write  thumbnail and video, then the record                   a thread
+
+So nothing but sampling is done on the step thread, and a row is complete when its record is there, not before.
+
+The actor that Ray starts for each GPU, or for the CPU: one engine on an event loop of its own, many rows in flight.
+
+Ray calls it from several threads at once, a row a call, and the calls meet on the event loop, where the engine batches
+their steps. So Ray retries, balances and reports single rows, while the engine never waits for a batch to fill or to
+drain. (Ray Data's own way, an `async` function over the rows of one block, drains at the end of every block.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+from uuid import uuid4
+
+import pyarrow as pa
+
+from model.errors import GenerationFailed, InvalidRequest, StillmotionError, StorageFull
+from serving.engine.protocol import CancelledAt, Completed, Engine, EngineRequest, Failed, Share
+from serving.engine.settings import EngineSettings
+from serving.offline.manifest import Line
+from serving.offline.output import ATTEMPTS, FAILURES, RECORDS, Output, PictureReader
+from serving.offline.result_log import Result, failure, parse, success, thumbnail_name, video_name
+from serving.offline.rows import Ask, Reading, as_json, name_of, read_row
+from serving.offline.tables import packed, results_table
+from serving.provenance.finish import finish
+
+_log = logging.getLogger(__name__)
+_GONE: Final = frozenset({"engine_stopped", "engine_broken"})
+_HOPELESS: Final = frozenset({"not_finite", StorageFull.code})
+"""Failures that come again however often they are tried."""
+LOSSES: Final = 3
+"""Workers that one row may take down in a run: after so many it is taken for the cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All that a worker is told.
+
+    Args:
+        out: the output folder.
+        settings: of its engine.
+        in_flight: rows it works on at once.
+        retries: how often a row that failed is tried again in a run.
+        pause_s: before the first of them; doubled each time.
+        run: names this run, to tell its attempts from those of runs before.
+    """
+
+    out: str
+    reading: Reading
+    settings: EngineSettings
+    in_flight: int
+    retries: int = 2
+    pause_s: float = 1.0
+    pictures: PictureReader = field(default_factory=PictureReader)
+    run: str = field(default_factory=lambda: uuid4().hex)
+
+
+class RowRenderer:
+    """Renders rows; as many at once as callers ask for, `in_flight` of them in work.
+
+    Args:
+        make_engine: called at the start, and again should an engine break; each result is started here.
+    """
+
+    def __init__(self, work: Work, make_engine: Callable[[], Engine]) -> None:
+        self._work = work
+        self._make_engine = make_engine
+        self._engine: Engine | None = None
+        self._output = Output(work.out)
+        self._room = asyncio.Semaphore(work.in_flight)
+        self._reviving = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Start the engine. Raises CheckpointError."""
+        self._engine = self._make_engine()
+        await self._engine.start()
+
+    async def stop(self) -> None:
+        """Stop the engine."""
+        if self._engine is not None:
+            await self._engine.stop()
+
+    async def render(self, line: Line) -> Result:
+        """Bring one row to its end; an error of the row is its result, not raised."""
+        ask: Ask | None = None
+        try:
+            if line.fault is not None:
+                return await self._failed(failure(line.row, line.id, line.fault))
+            ask = read_row(json.loads(line.text), self._work.reading, strict=line.strict)
+            known = await self._known(line.row, ask)
+            if known is not None:
+                return known
+            async with self._room:
+                return await self._try(line.row, ask)
+        except InvalidRequest as error:
+            return await self._failed(failure(line.row, line.id, error))
+        except Exception as error:  # noqa: BLE001 - the boundary: one row's surprise must not stop the others
+            return failure(line.row, line.id if ask is None else ask.id, _expected(error), ask)
+
+    async def _known(self, row: int, ask: Ask) -> Result | None:
+        """The result of a row that is complete."""
+        record = await asyncio.to_thread(self._output.get, f"{RECORDS}/{ask.id}.json")
+        if record is None:
+            return None
+        found = parse(record)
+        if found.content == ask.content:
+            return replace(found, row=row)
+        told = f"{ask.id} in {self._work.out} was made from another row or checkpoint; take another id or folder"
+        return failure(row, ask.id, InvalidRequest(told, code="id_taken", param="id"), ask)
+
+    async def _try(self, row: int, ask: Ask) -> Result:
+        """Try a row until it is complete, is hopeless, or was tried often enough."""
+        lost = await asyncio.to_thread(self._lost, ask)
+        marker, attempt, pause = f"{ATTEMPTS}/{ask.id}.json", lost, self._work.pause_s
+        if lost >= LOSSES:
+            await asyncio.to_thread(self._output.remove, marker)
+            return await self._failed(failure(row, ask.id, _lost_with(lost), ask, lost))
+        while True:
+            attempt += 1
+            mark = json.dumps({"run": self._work.run, "lost": lost + 1}).encode()  # if nobody comes to remove it
+            await asyncio.to_thread(self._output.put, marker, mark)
+            try:
+                result = await self._once(row, ask, attempt)
+            except Exception as error:  # noqa: BLE001 - a store that does not answer has errors of its own, and may again
+                problem = _expected(error)
+                if not _may_pass(problem) or attempt > lost + self._work.retries:
+                    result = await self._failed(failure(row, ask.id, problem, ask, attempt))
+                else:
+                    _log.warning("row %d (%s) is tried again: %s", row, ask.id, problem.message)
+                    await asyncio.sleep(pause)
+                    pause *= 2
+                    continue
+            await asyncio.to_thread(self._output.remove, marker)
+            return result
+
+    def _lost(self, ask: Ask) -> int:
+        """How many workers were lost over this row in this run."""
+        mark = self._output.get(f"{ATTEMPTS}/{ask.id}.json")
+        if mark is None:
+            return 0
+        values = json.loads(mark)
+        return int(values["lost"]) if values["run"] == self._work.run else 0
+
+    async def _once(self, row: int, ask: Ask, attempt: int) -> Result:
+        began = time.perf_counter()
+        pictures = await asyncio.to_thread(self._work.pictures.read, ask.entry.task, ask.pictures)
+        fetched = time.perf_counter()
+        made = await self._make(ask, pictures)
+        timings = {"fetch": fetched - began, **made.timings}
+        return await asyncio.to_thread(self._keep, row, ask, made, pictures, attempt, timings)
+
+    async def _make(self, ask: Ask, pictures: tuple[bytes, ...]) -> Completed:
+        engine, job_id = self._engine, f"{ask.id}-{uuid4().hex[:8]}"
+        assert engine is not None
+        request = EngineRequest(
+            job_id, ask.entry.name, ask.params, pictures, ask.output_format, Share(priority="offline")
+        )
+        async for event in engine.submit(request):
+            if isinstance(event, Completed):
+                return event
+            if isinstance(event, Failed):
+                if event.code in _GONE:
+                    await self._revive(engine)
+                raise GenerationFailed(event.message, code=event.code)
+            if isinstance(event, CancelledAt):
+                break
+        raise GenerationFailed("the engine ended the row without a result")
+
+    def _keep(
+        self,
+        row: int,
+        ask: Ask,
+        made: Completed,
+        pictures: tuple[bytes, ...],
+        attempt: int,
+        timings: dict[str, float],
+    ) -> Result:
+        """Write the files and then the record; who comes second to the record keeps what is there."""
+        record = f"{RECORDS}/{ask.id}.json"
+        finished = finish(made, ask.params, pictures, ask.output_format)
+        began = time.perf_counter()
+        # A worker of a killed run may have lived to complete the row: its files are those that its record tells of.
+        if (before := self._output.get(record)) is not None:
+            return replace(parse(before), row=row)
+        self._output.put(thumbnail_name(ask), made.thumbnail)
+        self._output.put(video_name(ask), finished.video)
+        timings["write"] = time.perf_counter() - began
+        result = success(row, ask, made, finished, attempts=attempt, timings=timings)
+        if not self._output.put_once(record, result.as_json()):
+            return replace(parse(self._output.get(record) or b"{}"), row=row)
+        return result
+
+    async def _failed(self, result: Result) -> Result:
+        """Write a failure down, so that a person finds it; the next run tries the row again."""
+        if result.error_code != StorageFull.code:
+            await asyncio.to_thread(self._output.put, f"{FAILURES}/{result.id}.json", result.as_json())
+        return result
+
+    async def _revive(self, broken: Engine) -> None:
+        """Another engine in place of one that broke; of the rows that notice, one does it."""
+        async with self._reviving:
+            if self._engine is broken:
+                _log.warning("the engine broke; another is started")
+                await broken.stop()
+                await self.start()
+
+
+def _expected(error: Exception) -> StillmotionError:
+    """One of ours; others are told by their type."""
+    if isinstance(error, StillmotionError):
+        return error
+    _log.error("an unexpected error", exc_info=error)
+    return GenerationFailed(f"{type(error).__name__}: {error}", code="internal_error")
+
+
+def _may_pass(error: StillmotionError) -> bool:
+    """Whether trying again could help."""
+    return isinstance(error, GenerationFailed) and error.code not in _HOPELESS
+
+
+def _lost_with(count: int) -> GenerationFailed:
+    told = f"{count} workers in turn were lost with this row in work; --in-flight 1 shows whether it is the cause"
+    return GenerationFailed(told, code="worker_lost")
+
+
+class Worker:
+    """Called by Ray Data with tables of rows; answers with tables of results, one for each, in the same order.
+
+    Args:
+        work: what to do.
+
+    Raises:
+        CheckpointError: a checkpoint does not load here.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(ThreadPoolExecutor(2 * work.in_flight + 2, "stillmotion-io"))
+        threading.Thread(target=self._loop.run_forever, name="stillmotion-rows", daemon=True).start()
+        self._renderer = asyncio.run_coroutine_threadsafe(self._begin(), self._loop).result()
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Render the rows; their columns are a request's fields."""
+        return results_table(self._render([as_line(values) for values in rows.to_pylist()]))
+
+    def _render(self, lines: list[Line]) -> list[Result]:
+        return asyncio.run_coroutine_threadsafe(self._all(lines), self._loop).result()
+
+    async def _begin(self) -> RowRenderer:
+        renderer = RowRenderer(self._work, self._engine)
+        await renderer.start()
+        return renderer
+
+    def _engine(self) -> Engine:
+        from serving.engine.inprocess import InProcessEngine  # here: the driver has no use for torch
+
+        return InProcessEngine(self._work.reading.entries, self._work.settings)
+
+    async def _all(self, lines: list[Line]) -> list[Result]:
+        return await asyncio.gather(*(self._renderer.render(line) for line in lines))
+
+
+class PacketWorker(Worker):
+    """Called with packets of a manifest's rows (serving.offline.cluster), answers with packets of results."""
+
+    def __call__(self, packets: pa.Table) -> pa.Table:
+        """Render the rows."""
+        lines = [Line(**values) for packet in packets.column("lines").to_pylist() for values in packet]
+        return packed(self._render(lines))
+
+
+def as_line(values: dict[str, Any]) -> Line:
+    """A row of a Ray Dataset, which has no number."""
+    text = as_json(values)
+    row_id = name_of(values.get("id")) or f"row-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return Line(0, row_id, False, text)

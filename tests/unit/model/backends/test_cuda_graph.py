@@ -1,0 +1,83 @@
+"""Recorded calls: one a shape, replayed on new numbers, the oldest let go. On a stand-in recorder, without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.backends.cuda_graph import CudaRecorder, GraphedDenoiser, Recording
+from model.errors import InvalidRequest
+
+
+class Replayed:
+    """Runs the call again into the same tensor, as a CUDA graph does."""
+
+    def __init__(self, call: Callable[[], Tensor], output: Tensor) -> None:
+        self._call, self._output = call, output
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        self._output.copy_(self._call())
+
+
+class Recorder:
+    """Records by keeping the call."""
+
+    def __init__(self) -> None:
+        self.made: list[Replayed] = []
+
+    def record(self, call: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
+        output = call()
+        self.made.append(Replayed(call, output))
+        return self.made[-1], output
+
+
+def network(latents: Tensor, timestep: Tensor, context: Tensor, concat: Tensor, vector: Tensor) -> Tensor:
+    """Something that reads all of its inputs."""
+    told = timestep + context.mean((1, 2)) + concat.flatten(1).mean(1) + vector.sum(1)
+    return latents * told[:, None, None, None, None]
+
+
+def inputs(places: int, side: int = 4, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    sizes = ((places, 3, 4, side, side), (places,), (places, 1, 8), (places, 3, 4, side, side), (places, 3))
+    a, b, c, d, e = (torch.randn(size, generator=g) for size in sizes)
+    return a, b, c, d, e
+
+
+def test_every_call_gives_what_the_network_gives() -> None:
+    recorder = Recorder()
+    denoiser = GraphedDenoiser(network, recorder)
+    answers = []
+    for seed in range(3):
+        for places in (1, 2):
+            answers.append((denoiser(*inputs(places, seed=seed)), network(*inputs(places, seed=seed))))
+    assert all(torch.equal(given, expected) for given, expected in answers)
+    assert [one.replays for one in recorder.made] == [3, 3]
+
+
+def test_the_oldest_recording_is_let_go() -> None:
+    recorder = Recorder()
+    denoiser = GraphedDenoiser(network, recorder, kept=2)
+    for places in (1, 2, 1, 3):
+        denoiser(*inputs(places))
+    assert [shapes[0][0] for shapes in denoiser.recorded] == [1, 3]
+    denoiser(*inputs(2))
+    assert len(recorder.made) == 4
+
+
+def test_another_size_is_another_recording() -> None:
+    recorder = Recorder()
+    denoiser = GraphedDenoiser(network, recorder)
+    denoiser(*inputs(2, side=4))
+    denoiser(*inputs(2, side=6))
+    assert len(recorder.made) == 2
+
+
+def test_a_cpu_is_told() -> None:
+    with pytest.raises(InvalidRequest, match="--denoiser torch-compiled"):
+        CudaRecorder(torch.device("cpu"))

@@ -1,0 +1,58 @@
+"""The memory plan: the most convenient way that fits; and the rehearsal it rests on, against what a run allocates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.errors import InvalidRequest
+from model.memory.plan import GIB, Needs, decoder_bytes, denoiser_bytes, parameter_bytes, peak_bytes, plan
+from model.presets import preset
+from model.shapes import LatentShape
+from model.tasks import task
+from model.unet import build_unet
+from model.vae import build_vae
+
+NEEDS = Needs(
+    unet=3 * GIB,
+    vae=GIB // 4,
+    conditioners=GIB,
+    denoise=lambda places: places * GIB,
+    decode=lambda chunk: chunk * GIB // 2,
+    encode=GIB // 2,
+)
+
+
+def test_more_memory_is_more_convenience() -> None:
+    plans = [plan(NEEDS, gib * GIB, 14, asked_chunk=8, overlap=True) for gib in (80, 12, 10, 8, 7)]
+    assert [one.places for one in plans] == sorted((one.places for one in plans), reverse=True)
+    assert plans[0].places == 8 and not plans[0].offload and plans[0].decode_chunk == 7
+    assert plans[-1].offload and plans[-1].decode_chunk < 7
+    assert all(one.peak_bytes <= gib * GIB for one, gib in zip(plans, (80, 12, 10, 8, 7), strict=True))
+
+
+def test_too_little_is_told_with_what_it_takes() -> None:
+    with pytest.raises(InvalidRequest, match=r"4\.0 GiB are too little.*--dtype float16") as caught:
+        plan(NEEDS, 4 * GIB, 14, asked_chunk=8, overlap=False)
+    assert caught.value.param == "vram_budget"
+
+
+def test_the_ledger_keeps_what_is_alive() -> None:
+    def work() -> None:
+        a = torch.empty(1000, device="meta")  # 4,000 bytes
+        b = a + 1
+        del a
+        c = b * 2
+        del b
+        c.add_(1)
+
+    assert peak_bytes(work) == 8000
+
+
+def test_a_rehearsal_grows_with_what_is_rehearsed() -> None:
+    unet, vae = build_unet(preset("tiny"), task("image-to-video")), build_vae(preset("tiny"))
+    latent = LatentShape(6, 4, 8, 8)
+    one, two = (denoiser_bytes(unet, latent, places) for places in (1, 2))
+    assert 1.7 * one < two < 2.1 * one
+    assert decoder_bytes(vae, latent, 3) < decoder_bytes(vae, latent, 6)
+    assert parameter_bytes(unet) == 4 * sum(weight.numel() for weight in unet.parameters())

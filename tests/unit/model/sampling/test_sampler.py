@@ -1,0 +1,111 @@
+"""Rows of different requests in one denoiser call: nothing mixes, places are counted, guidance is left out if idle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model.params import SolverName
+from model.sampling.guidance import guidance_scale
+from model.sampling.row import BatchKey, Conditioning, Row
+from model.sampling.sampler import advance, places, sample
+from model.sampling.schedule import karras_sigmas
+from model.shapes import LatentShape
+
+LATENT = LatentShape(3, 2, 4, 4)
+
+
+@dataclass
+class Mixer:
+    """A denoiser that uses every input of each place, and records how many places each call had."""
+
+    calls: list[int] = field(default_factory=list)
+
+    def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor, concat: Tensor, vector: Tensor) -> Tensor:
+        self.calls.append(len(latents))
+        told = context.mean((1, 2)) + vector.mean(1) * 0.01 + timestep
+        return torch.tanh(latents + concat[:, :, :2] + told[:, None, None, None, None])
+
+
+def row(seed: int, steps: int, name: SolverName = "euler", low: float = 1.0, high: float = 3.0) -> Row:
+    generator = torch.Generator().manual_seed(seed)
+    conditioning = Conditioning(
+        context=torch.randn(1, 8, generator=generator),
+        concat=torch.randn(1, 2, 4, 4, generator=generator).expand(3, -1, -1, -1),
+        vector=torch.randn(3, generator=generator),
+    )
+    return Row.begin(
+        BatchKey("mixer", LATENT, "float32"),
+        solver=name,
+        sigmas=karras_sigmas(steps, 0.002, 80.0),
+        noise=torch.randn(LATENT.as_tuple(), generator=generator),
+        conditioning=conditioning,
+        scale=guidance_scale("linear", low, high, 3),
+        seed=seed,
+    )
+
+
+requests = st.lists(
+    st.tuples(st.integers(0, 99), st.integers(1, 5), st.sampled_from(["euler", "heun"]), st.sampled_from([1.0, 2.5])),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(requests)
+def test_rows_in_company_equal_their_solo_runs(wanted: list[tuple[int, int, SolverName, float]]) -> None:
+    rows = [row(seed, steps, name, 1.0, high) for seed, steps, name, high in wanted]
+    solo = [sample(Mixer(), each) for each in rows]
+    together = dict(enumerate(rows))
+    while pending := [index for index, each in together.items() if not each.done]:
+        stepped = advance(Mixer(), [together[index] for index in pending])
+        together |= dict(zip(pending, stepped, strict=True))
+    for index, alone in enumerate(solo):
+        assert (together[index].latents - alone.latents).abs().max() < 1e-5
+
+
+def test_a_guided_row_takes_two_places_and_an_unguided_one_one() -> None:
+    denoiser = Mixer()
+    rows = [row(1, 2), row(2, 3, high=1.0), row(3, 4)]
+    advance(denoiser, rows)
+    assert denoiser.calls == [5]
+    assert places(rows) == 5
+
+
+def test_leaving_the_unconditional_pass_out_at_scale_one_changes_nothing() -> None:
+    plain = row(4, 6, low=1.0, high=1.0)
+    barely = row(4, 6, low=1.0, high=1.0 + 1e-6)
+    assert not plain.guided
+    assert barely.guided
+    assert (sample(Mixer(), plain).latents - sample(Mixer(), barely).latents).abs().max() < 1e-4
+
+
+def test_the_unconditional_place_has_zeroed_pictures_and_the_same_vector() -> None:
+    nothing, told = row(5, 1).conditions
+    assert not nothing.context.any()
+    assert not nothing.concat.any()
+    assert torch.equal(nothing.vector, told.vector)
+    assert told.context.any()
+
+
+@pytest.mark.parametrize(("name", "calls"), [("euler", 4), ("heun", 7)])
+def test_the_plain_loop_tells_every_step_once(name: SolverName, calls: int) -> None:
+    told: list[int] = []
+    denoiser = Mixer()
+    done = sample(denoiser, row(6, 4, name), lambda current: told.append(current.step))
+    assert done.done
+    assert told == [1, 2, 3, 4]
+    assert len(denoiser.calls) == calls
+
+
+def test_noise_starts_at_the_standard_deviation_the_models_were_trained_with() -> None:
+    start = row(7, 5)
+    unit = torch.randn(LATENT.as_tuple(), generator=torch.Generator().manual_seed(7))
+    assert start.latents.std() == pytest.approx((80.0**2 + 1) ** 0.5, rel=0.3)
+    assert unit.shape == start.latents.shape

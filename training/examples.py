@@ -1,0 +1,290 @@
+"""The footage of a run: dataset folder to training examples, everything slow cached beside the runs.
+
+Held-out footage never gets past here. What cannot be read, and what is too short, is counted and named (LeftOut).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from model.checkpoint import Checkpoint
+from model.encoders import VisionTower
+from model.errors import DataError, InvalidRequest
+from model.presets import preset
+from model.shapes import VAE_STRIDE, VideoShape, nearest
+from model.tasks import task
+from training.config import DenoiserConfig, EndsData, FilmData, LoraConfig, OrbitData, PromptedData
+from training.data.camera import camera_clips
+from training.data.frames import Clip, load_sized, readable_photos, shown_size, thinned
+from training.data.latents import LatentClip, encode_clips
+from training.data.left_out import LeftOut
+from training.data.motion_bucket import MotionMap
+from training.data.moves import camera_moves
+from training.data.orbits import load_orbits
+from training.data.split import refuse_held_out
+from training.data.starter import Item, load_items
+from training.frozen_networks import frozen_text, frozen_vae, frozen_vision, has_vision
+from training.initial_weights import Denoiser
+from training.objectives.batch import Examples
+from training.objectives.buckets import WeightedExamples, bucketed, sort_clips
+from training.objectives.examples.camera import CameraExamples
+from training.objectives.examples.ends import EndsExamples
+from training.objectives.examples.film import FilmExamples
+from training.objectives.examples.orbits import OrbitExamples
+from training.objectives.examples.prompted import PromptedExamples
+from training.runs import find
+
+Report = Callable[[str, int, int], None]
+
+
+def training_items(data: Path, left_out: LeftOut | None = None) -> list[Item]:
+    """The dataset's training items.
+
+    Args:
+        left_out: told of what cannot be read, which is then passed over.
+
+    Raises:
+        DataError: an item marked for training overlaps what is held out, or too much cannot be read.
+    """
+    items = load_items(data, left_out)
+    if left_out is not None:
+        left_out.refuse_too_many(len(items))
+    chosen = [item for item in items if item.split == "train"]
+    refuse_held_out([item.span for item in chosen], [item.span for item in items if item.split == "heldout"])
+    return chosen
+
+
+def shapes_of(config: DenoiserConfig) -> tuple[VideoShape, ...]:
+    """The sizes that a recipe's clips are sorted into; its own alone where it has no buckets.
+
+    Raises:
+        InvalidRequest: its own size is no multiple of the network's steps, or its data has one size by nature.
+    """
+    if not config.buckets.on:
+        return (VideoShape(config.num_frames, config.height, config.width),)
+    if isinstance(config.data, OrbitData):
+        raise InvalidRequest("orbits have one size; leave the buckets out", param="buckets")
+    unit = VAE_STRIDE * 2 ** (len(preset(config.preset).unet.channels) - 1)
+    own = VideoShape(config.num_frames, config.height, config.width, unit)
+    return own.variants(config.buckets.largest_aspect, config.buckets.lengths)
+
+
+def examples_of(
+    config: DenoiserConfig, network: nn.Module, data: Path, out: Path, report: Report, left_out: LeftOut | None = None
+) -> Examples:
+    """The examples a config names.
+
+    Args:
+        network: what trains, as training.initial_weights builds it.
+        data: the dataset folder.
+        out: the folder of runs.
+        left_out: told of the clips that the run goes without.
+
+    Raises:
+        DataError: the folder is not of the kind of data this config trains on, too much of it cannot be read or none is
+            long enough, or the frozen networks are missing.
+        InvalidRequest: the config's buckets make no sense.
+    """
+    footage = _Footage(config, data, out, report, left_out or LeftOut(report, config.most_unreadable))
+    wanted = config.data
+    if isinstance(wanted, FilmData):
+        return footage.film_and_moves(wanted)
+    if isinstance(wanted, PromptedData):
+        return footage.prompted(wanted)
+    if isinstance(wanted, OrbitData):
+        return footage.orbits(wanted)
+    if not isinstance(network, Denoiser):
+        raise DataError(f"{config.task} has no mask to learn; data with given ends trains frame-interpolation")
+    return footage.ends(wanted, network)
+
+
+def camera_examples(
+    config: LoraConfig, base: Checkpoint, data: Path, out: Path, report: Report, left_out: LeftOut
+) -> Examples:
+    """Clips of the camera motions that a LoRA is to learn, as its base's frozen networks see them.
+
+    Args:
+        data: the dataset folder, whose photographs and film frames the camera moves over.
+        out: the folder of runs.
+        left_out: told of the clips that the run goes without.
+
+    Raises:
+        DataError: the folder holds nothing to train on, too much of it cannot be read, or a motion that no clip can
+            have.
+    """
+    wanted, cache = config.data, out / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    items = training_items(data, left_out)
+    readable_photos(data, items, left_out)
+    made = camera_clips(
+        data,
+        camera_sources(items, left_out),
+        cache,
+        config.height,
+        config.width,
+        count=wanted.clips,
+        frames=config.num_frames,
+        seed=config.optim.seed,
+        motions=wanted.motions,
+    )
+    if not made:
+        raise DataError(f"{data} has no footage to move a camera over")
+    assert isinstance(base.conditioners, VisionTower)
+    clips = encode_clips([clip for clip, _ in made], base.vae, base.conditioners, cache, (1,), report)
+    return CameraExamples(config, clips, base.vae, MotionMap())
+
+
+def camera_sources(items: list[Item], left_out: LeftOut) -> list[Item]:
+    """What the virtual camera moves over: photographs are few and film frames many, so each stands for several."""
+    readable = [item for item in items if item.id not in left_out.unreadable]
+    return readable + [item for item in readable if item.kind == "photo"] * 3
+
+
+class _Footage:
+    """A dataset folder at a recipe's sizes, with the frozen networks that read it."""
+
+    def __init__(self, config: DenoiserConfig, data: Path, out: Path, report: Report, left_out: LeftOut) -> None:
+        self.config, self.data, self.report, self.left_out = config, data, report, left_out
+        self.cache, self.size = out / "cache", preset(config.preset)
+        self.cache.mkdir(parents=True, exist_ok=True)
+        self.shapes = shapes_of(config)
+        self.own = next(shape for shape in self.shapes if self._is_own(shape))
+        self.vae = frozen_vae(find(config.vae, out, "vae"), self.size)
+        self.towers = find(config.image_encoder, out, "image_encoder")
+        self.scaling = float(self.vae.config["scaling_factor"])
+        self.motion = MotionMap()
+
+    def _is_own(self, shape: VideoShape) -> bool:
+        config = self.config
+        return (shape.num_frames, shape.height, shape.width) == (config.num_frames, config.height, config.width)
+
+    def encoded(self, clips: list[Clip], strides: tuple[int, ...]) -> list[LatentClip]:
+        # A network that is told words alone needs no embeddings of pictures; a run's towers give them all the same.
+        wanted = task(self.config.task).context != "text" or has_vision(self.towers)
+        vision = frozen_vision(self.towers, self.size) if wanted else None
+        return encode_clips(clips, self.vae, vision, self.cache, strides, self.report)
+
+    def film(self, items: list[Item], keep_every: int) -> list[Clip]:
+        """The shots, each at the size of its aspect, thinned."""
+        shots = [item for item in items if item.kind == "shot"]
+        spatial = [shape for shape in self.shapes if shape.num_frames == self.config.num_frames]
+
+        def size_of(item: Item) -> tuple[int, int]:
+            shape = self.own
+            if len(spatial) > 1:
+                shape = nearest(spatial, self.config.num_frames, *shown_size(self.data, item)) or shape
+            return shape.height, shape.width
+
+        clips = load_sized(self.data, shots, self.cache, size_of, self.report, self.left_out)
+        return [thinned(clip, keep_every) if keep_every > 1 else clip for clip in clips]
+
+    def by_size(
+        self,
+        film: list[LatentClip],
+        made: int,
+        made_share: float,
+        make: Callable[[DenoiserConfig, list[LatentClip], bool, float], WeightedExamples],
+    ) -> Examples:
+        """Examples of one size, or of several.
+
+        Args:
+            made: how many clips there are that were made, at the recipe's own size.
+            made_share: of all rows, how many are to be of those.
+            make: examples from a config of one size, its clips, whether the made ones are among them, and their share.
+        """
+        groups, short = sort_clips(film, self.shapes)
+        self.left_out.too_short([c.clip.item.id for c in short], len(film), self.shortest)
+        if not groups and not made:
+            raise DataError(f"{self.data} has no clip of {self.shortest} frames or more to train on")
+        if len(self.shapes) == 1:
+            return make(self.config, groups.get(self.own, []), True, made_share if groups else 1.0)
+
+        def of_shape(shape: VideoShape, clips: list[LatentClip], share: float) -> WeightedExamples:
+            config = dataclasses.replace(
+                self.config, num_frames=shape.num_frames, height=shape.height, width=shape.width
+            )
+            return make(config, clips, share > 0, share)
+
+        found = bucketed(self.own, groups, made_share if made else 0.0, of_shape)
+        for bucket in found.buckets:
+            shape, count = bucket.shape, len(groups.get(bucket.shape, []))
+            told = f"{shape.num_frames} frames of {shape.width}x{shape.height}"
+            self.report(f"{told}: {count} clips, {bucket.share:.1%} of the iterations", 0, 0)
+        return found
+
+    @property
+    def shortest(self) -> int:
+        """The smallest frame count that a clip may have."""
+        return min(shape.num_frames for shape in self.shapes)
+
+    def film_and_moves(self, wanted: FilmData) -> Examples:
+        items, config = training_items(self.data, self.left_out), self.config
+        photos = readable_photos(self.data, items, self.left_out) if wanted.moves else []
+        moves = camera_moves(
+            self.data,
+            photos,
+            self.cache,
+            config.height,
+            config.width,
+            count=wanted.moves,
+            frames=config.num_frames,
+            seed=config.optim.seed,
+        )
+        film = self.film(items, wanted.keep_every)
+        latents = self.encoded(film + moves, wanted.strides)
+        own_moves = latents[len(film) :]
+
+        def make(config: DenoiserConfig, clips: list[LatentClip], with_moves: bool, share: float) -> FilmExamples:
+            data = dataclasses.replace(wanted, still_share=share)
+            return FilmExamples(config, data, clips + (own_moves if with_moves else []), self.vae, self.motion)
+
+        return self.by_size(latents[: len(film)], len(own_moves), wanted.still_share, make)
+
+    def prompted(self, wanted: PromptedData) -> Examples:
+        items, config = training_items(self.data, self.left_out), self.config
+        film = self.encoded(self.film(items, wanted.keep_every), wanted.strides)
+        camera: list[tuple[LatentClip, str]] = []
+        if wanted.camera_clips:
+            readable_photos(self.data, items, self.left_out)
+            made = camera_clips(
+                self.data,
+                camera_sources(items, self.left_out),
+                self.cache,
+                config.height,
+                config.width,
+                count=wanted.camera_clips,
+                frames=config.num_frames,
+                seed=0,
+                motions=wanted.motions,
+                pan_travel=wanted.pan_travel,
+            )
+            latents = self.encoded([clip for clip, _ in made], wanted.strides)
+            camera = [(latent, motion) for latent, (_, motion) in zip(latents, made, strict=True)]
+        text, made_share = frozen_text(self.towers, self.size), 1 - wanted.film_share
+
+        def make(config: DenoiserConfig, clips: list[LatentClip], with_made: bool, share: float) -> PromptedExamples:
+            data = wanted if share == made_share else dataclasses.replace(wanted, film_share=1 - share)
+            own = camera if with_made else []
+            return PromptedExamples(config, data, clips, own, text, self.scaling, self.motion)
+
+        return self.by_size(film, len(camera), made_share, make)
+
+    def ends(self, wanted: EndsData, network: Denoiser) -> Examples:
+        film = self.encoded(self.film(training_items(self.data, self.left_out), 1), wanted.strides)
+
+        def make(config: DenoiserConfig, clips: list[LatentClip], _with: bool, _share: float) -> EndsExamples:
+            return EndsExamples(config, wanted, clips, network.mask, self.scaling, self.motion)
+
+        return self.by_size(film, 0, 0.0, make)
+
+    def orbits(self, wanted: OrbitData) -> Examples:
+        if self.own.height != self.own.width:
+            raise InvalidRequest(f"orbits are square, not {self.own.width} x {self.own.height}", param="width")
+        orbits = load_orbits(self.data, "train", self.left_out, self.own.height)
+        latents = self.encoded([orbit.clip for orbit in orbits], ())
+        placed = [(latent, orbit.item.elevation) for latent, orbit in zip(latents, orbits, strict=True)]
+        return OrbitExamples(self.config, wanted, placed, self.vae)

@@ -1,0 +1,285 @@
+"""What a run needs, before it starts: the network's inputs and sizes, and the memory of one process.
+
+The network is built on the meta device, where it takes no memory, and run there once: what autograd would keep of that
+run is counted, tensor by tensor. So the figures are of the real network at its real size, on any machine.
+
+    weights, and of what trains gradients, the optimizer's moments and the average, in float32; over the processes
+    if sharded
+    + the largest block once more, whole, if sharded
+    + what autograd keeps of one call; with checkpointing the blocks' inputs, and the insides of the largest one
+
+Not counted: the frozen networks (latents are cached), the allocator's slack, and the kernels' own scratch space.
+
+Legend: B rows a call, T frames, C latent channels, K concatenated channels, N context tokens; h, w latent.
+
+Memory that training really takes, to be held against what its plan (training.memory_plan) predicts.
+
+On a GPU: the most that was allocated. On a CPU: how far the resident memory grew at its peak, and what the network,
+its average and the optimizer held already when counting began. Frozen networks and cached latents are in neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.models.resnet import AlphaBlender
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from model.memory.malloc import give_back_freed_memory
+from model.optimized.rewrites import rewrite_exactly
+from model.presets import preset
+from model.shapes import VAE_STRIDE
+from model.tasks import task
+from model.unet import build_unet, count_parameters
+from training.config import Denoising, LoraConfig
+from training.lora import adapt
+from training.optimizers import moments
+
+GIB = 2**30
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class PeakMemory:
+    """Counts from when it is made.
+
+    Args:
+        device: where the network trains.
+        held: tensors that belong to the training and are there already.
+    """
+
+    def __init__(self, device: torch.device, held: Iterable[Tensor]) -> None:
+        self._device = device
+        self._held = self._began = 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in held}
+        self._held = sum(storages.values())
+        give_back_freed_memory()  # or what was freed before would serve the work unseen
+        if _CLEAR.exists():
+            _CLEAR.write_text("5")  # the kernel's peak starts anew from what is resident now
+        self._began = _resident("VmRSS")
+
+    @property
+    def bytes(self) -> int | None:
+        """The peak up to now; None where the system does not tell."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device))
+        peak = _resident("VmHWM")
+        return self._held + max(0, peak - self._began) if peak else None
+
+
+def _resident(field: str) -> int:
+    """A line of the kernel's account of this process, in bytes; 0 where there is none."""
+    if not _STATUS.exists():
+        return 0
+    line = next((one for one in _STATUS.read_text().splitlines() if one.startswith(field + ":")), None)
+    return int(line.split()[1]) * 1024 if line else 0
+
+
+def compared(predicted: int | None, measured: int | None) -> str:
+    """Both, for a person."""
+    told = [f"{name} {size / GIB:.2f} GiB" for name, size in _both(predicted, measured) if size is not None]
+    return "memory of one process: " + (", ".join(told) or "this system does not tell")
+
+
+def logged(predicted: int | None, measured: int | None) -> dict[str, float]:
+    """Both, for the log."""
+    return {f"{name}_gib": round(size / GIB, 4) for name, size in _both(predicted, measured) if size is not None}
+
+
+def _both(predicted: int | None, measured: int | None) -> tuple[tuple[str, int | None], ...]:
+    return ("predicted", predicted), ("measured", measured)
+
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The needs of one process; memory in bytes.
+
+    Args:
+        parameters, trainable: numbers of the network, and how many of them change once every layer trains.
+        inputs: shape of every tensor that one call is given.
+        states: weights, gradients, moments and average.
+        whole_block: the largest block gathered, if sharded.
+        activations: what autograd keeps of one call.
+    """
+
+    parameters: int
+    trainable: int
+    inputs: dict[str, tuple[int, ...]]
+    states: int
+    whole_block: int
+    activations: int
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        return self.states + self.whole_block + self.activations
+
+    def lines(self) -> list[str]:
+        """For a person to read."""
+        parts = {"states": self.states, "whole block": self.whole_block, "activations": self.activations}
+        told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+        return [
+            f"parameters {self.parameters:,}, of which {self.trainable:,} train",
+            *(f"{name} {list(shape)}" for name, shape in self.inputs.items()),
+            f"memory of one process: {self.bytes / GIB:.2f} GiB ({told})",
+        ]
+
+
+def rows_a_call(config: Denoising, processes: int) -> int:
+    """Rows of one call of the network in one process."""
+    rows = -(-config.optim.batch // processes)
+    return 1 if config.runtime.sharding != "none" else -(-rows // config.runtime.accumulate)
+
+
+def inputs_of(config: Denoising, rows: int) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that a call on `rows` clips is given, from the task's spec."""
+    spec, size = task(config.task), preset(config.preset)
+    channels = size.vae.latent_channels
+    latent = (config.height // VAE_STRIDE, config.width // VAE_STRIDE)
+    return {
+        "noisy": (rows, config.num_frames, channels, *latent),
+        "concat": (rows, config.num_frames, spec.concat_channels(channels), *latent),
+        "sigma": (rows,),
+        "context": (rows, spec.context_tokens, size.unet.context_dim),
+        "vector": (rows, len(spec.vector)),
+    }
+
+
+def meta_network(config: Denoising) -> UNetSpatioTemporalConditionModel:
+    """The recipe's network on the meta device, rewritten as it would train."""
+    spec = task(config.task)
+    unet = build_unet(preset(config.preset), spec, device="meta", num_frames=config.num_frames)
+    rewrite_exactly(cast(nn.Module, unet), context_tokens=spec.context_tokens)
+    for layer in unet.modules():
+        if isinstance(layer, AlphaBlender):
+            layer.__dict__["forward"] = _blend(layer)
+    unet.train()
+    if isinstance(config, LoraConfig):
+        adapt(unet, config.rank, config.alpha, config.optim.seed)
+    return unet
+
+
+def _blend(blender: AlphaBlender) -> Callable[..., Tensor]:
+    """A blender over clips; diffusers' own keeps its weight on the CPU, which meta tensors do not meet."""
+
+    def forward(x_spatial: Tensor, x_temporal: Tensor, image_only_indicator: Tensor | None = None) -> Tensor:
+        del image_only_indicator
+        weight = torch.sigmoid(cast(Tensor, blender.mix_factor).to(x_spatial))
+        return weight * x_spatial + (1 - weight) * x_temporal
+
+    return forward
+
+
+def plan(config: Denoising, processes: int = 1) -> Plan:
+    """What the run of a config needs on one of `processes` processes."""
+    unet = meta_network(config)
+    rows = rows_a_call(config, processes)
+    inputs = inputs_of(config, rows)
+    parameters = count_parameters(cast(nn.Module, unet))
+    trainable = count_parameters(cast(nn.Module, unet), trainable=True)
+    sharded = config.runtime.sharding != "none" and processes > 1
+    blocks = [count_parameters(block) for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks)]
+    numbers = parameters + 2 * trainable + moments(cast(nn.Module, unet), config.optim)  # 2: gradients, the average
+    return Plan(
+        parameters=parameters,
+        trainable=trainable,
+        inputs=inputs,
+        states=FLOAT32 * (-(-numbers // processes) if sharded else numbers),
+        whole_block=FLOAT32 * max(blocks) * 2 if sharded else 0,
+        activations=_kept(unet, config, inputs),
+    )
+
+
+def _kept(unet: UNetSpatioTemporalConditionModel, config: Denoising, inputs: dict[str, tuple[int, ...]]) -> int:
+    """Bytes that autograd keeps of one call."""
+    counter = _Counter(unet)
+    largest_inside = [0]
+    if config.runtime.checkpointing:
+        unet.enable_gradient_checkpointing()
+        for module in unet.modules():
+            if hasattr(module, "_gradient_checkpointing_func"):
+                module._gradient_checkpointing_func = _segments(unet, counter, largest_inside)
+    given = {name: torch.zeros(shape, device="meta") for name, shape in inputs.items()}
+    low = config.runtime.precision == "bfloat16"
+    with counter.counting(), _FusedAttention(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+        unet(
+            torch.cat([given["noisy"], given["concat"]], dim=2),
+            given["sigma"],
+            encoder_hidden_states=given["context"],
+            added_time_ids=given["vector"],
+            return_dict=False,
+        )
+    return counter.bytes + largest_inside[0]
+
+
+class _Fused(torch.autograd.Function):
+    """Attention that keeps its inputs and its output, as fused kernels do, not the scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """An output of the right shape; nothing is computed on the meta device."""
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Within the block, attention is `_Fused`: the meta device has no fused kernel of its own, GPUs have."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Replace the one function."""
+        del types
+        if func is F.scaled_dot_product_attention:
+            return _Fused.apply(*args[:3])  # type: ignore[no-untyped-call]
+        return func(*args, **(kwargs or {}))
+
+
+class _Counter:
+    """Adds up what autograd keeps, each storage once, parameters not at all."""
+
+    def __init__(self, unet: UNetSpatioTemporalConditionModel) -> None:
+        self._seen = {p.untyped_storage()._cdata for p in unet.parameters()}
+        self._alive: list[Tensor] = []
+        self.bytes = 0
+
+    def add(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self._alive.append(tensor)  # a freed storage's address may come again
+            self.bytes += storage.nbytes()
+        return tensor
+
+    def counting(self) -> saved_tensors_hooks:
+        return saved_tensors_hooks(self.add, lambda kept: kept)
+
+
+def _segments(unet: UNetSpatioTemporalConditionModel, outside: _Counter, largest: list[int]) -> Callable[..., Any]:
+    """In the place of checkpointing: keep a segment's inputs, and count what is inside apart."""
+
+    def segment(module: nn.Module, *args: Any) -> Any:
+        for tensor in args:
+            if isinstance(tensor, Tensor):
+                outside.add(tensor)
+        inside = _Counter(unet)
+        with inside.counting():
+            out = module(*args)
+        largest[0] = max(largest[0], inside.bytes)
+        return out
+
+    return segment

@@ -1,0 +1,169 @@
+"""What `stillmotion train RECIPE` runs: a recipe's config, the data it needs, and the trainer.
+
+Runs lie side by side in one folder, and find what they build on there by name: the denoiser reads the autoencoder and
+the image encoder of `OUT/mini-vae` and `OUT/mini-image-encoder`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from torch import nn
+
+from model.errors import DataError, InvalidRequest
+from model.memory.malloc import keep_freed_memory
+from model.presets import preset
+from training.config import Config, DecoderConfig, DenoiserConfig, LoraConfig, VAEConfig, with_overrides
+from training.data import orbits
+from training.data.frames import load_clips
+from training.data.left_out import LeftOut
+from training.data.shards import dataset_identity
+from training.distributed import distributed, first_alone, join, world
+from training.examples import examples_of, training_items
+from training.lora import LoraObjective, base_entry, hold_to_base, load_base, release_lora
+from training.memory_plan import compared, plan
+from training.objectives.protocol import Objective
+from training.recipes import PUBLISHED, RECIPES
+from training.runs import find
+from training.trainer import Trainer
+
+Report = Callable[[str, int, int], None]
+
+
+def run(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool, report: Report) -> Path:
+    """Train one recipe on a dataset folder; returns the run folder, OUT/RECIPE.
+
+    A denoiser's run ends with a checkpoint folder, OUT/RECIPE/checkpoint, that the service and diffusers load; a LoRA's
+    with a file, OUT/RECIPE/lora.safetensors.
+
+    Raises:
+        InvalidRequest: no such recipe or setting.
+        DataError: the data is missing, changed or held out; or there is nothing to resume.
+    """
+    known = {**RECIPES, **PUBLISHED}
+    if recipe not in known:
+        raise InvalidRequest(f"no recipe is called {recipe!r}; there are: {', '.join(known)}", param="recipe")
+    config = with_overrides(known[recipe](), overrides)
+    folder = out / recipe
+    if not resume and (folder / "state.pt").exists():
+        raise DataError(f"{folder} already holds a run: add --resume to go on with it, or name another folder")
+    keep_freed_memory()
+    left_out = LeftOut(report, config.most_unreadable)
+    objective = build_objective(config, data, folder, report, left_out)
+    trainer = _trainer(objective, config, folder, report)
+    (folder / "data.json").write_text(json.dumps({**dataset_identity(data), "left_out": left_out.record()}) + "\n")
+    if resume:
+        trainer.resume()
+    trainer.run(report)
+    if world()[0] == 0:
+        _release(trainer, out)
+    return folder
+
+
+def _trainer(objective: Objective, config: Config, folder: Path, report: Report) -> Trainer:
+    """The trainer of a run, told what the run's plan predicts."""
+    if not isinstance(config, DenoiserConfig | LoraConfig) or world()[0]:
+        return Trainer(objective, config, folder)
+    predicted = plan(config, world()[1]).bytes
+    report(compared(predicted, None), 0, 0)
+    beside = cast(nn.Module, objective.unet) if isinstance(objective, LoraObjective) else None
+    return Trainer(objective, config, folder, predicted, beside)
+
+
+def _release(trainer: Trainer, out: Path) -> None:
+    """Write what a finished run is served from."""
+    config, objective, folder = trainer.config, trainer.objective, trainer.folder
+    if isinstance(config, LoraConfig):
+        assert isinstance(objective, LoraObjective)
+        with trainer.ema.swapped(objective.module):
+            release_lora(objective, config, base_entry(config, out), folder)
+    if isinstance(config, DenoiserConfig):
+        from training.frozen_networks import frozen_vae
+        from training.objectives.denoise import DenoiseObjective
+        from training.release import fit_latent_colours, release
+
+        assert isinstance(objective, DenoiseObjective)
+        vae = frozen_vae(find(config.vae, out, "vae"), preset(config.preset))
+        colours = fit_latent_colours(objective.examples.clips, float(vae.config["scaling_factor"]))
+        release(folder, folder / "checkpoint", colours)
+
+
+def build_objective(config: Config, data: Path, folder: Path, report: Report, left_out: LeftOut) -> Objective:
+    """The objective a config names, on its data, for the run in `folder`.
+
+    Args:
+        left_out: told of the clips that the run goes without.
+
+    Raises:
+        InvalidRequest: the config wants several processes, and there is one; or one, and there are several.
+    """
+    out = folder.parent
+    cache = out / "cache"
+    if isinstance(config, LoraConfig):
+        return _lora_objective(config, data, folder, report, left_out)
+    if isinstance(config, DenoiserConfig):
+        from model.vae import decode
+        from training.frozen_networks import frozen_vae
+        from training.initial_weights import build_network
+        from training.objectives.denoise import DenoiseObjective
+
+        device = join()
+        if config.runtime.sharding != "none" and not distributed():
+            raise InvalidRequest(
+                f"runtime.sharding={config.runtime.sharding} takes several processes: start them with torchrun or "
+                "accelerate launch, or use --set runtime.sharding=none",
+                param="set",
+            )
+        network = build_network(config, out).to(device)
+        vae = frozen_vae(find(config.vae, out, "vae"), preset(config.preset))
+        with first_alone():
+            examples = examples_of(config, network, data, out, report, left_out)
+        return DenoiseObjective(config, network, examples, lambda latents: decode(vae, latents, 7))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InvalidRequest("only denoisers train in several processes; start this recipe in one", param="recipe")
+    if isinstance(config, DecoderConfig):
+        return _decoder_objective(config, data, out, report, left_out)
+    items = training_items(data, left_out)
+    size = (128, 224)
+    clips = load_clips(data, items, cache, *size, report, left_out)
+    if isinstance(config, VAEConfig):
+        from training.objectives.vae import VAEObjective
+
+        return VAEObjective(config, clips)
+    from training.objectives.contrastive import ContrastiveObjective
+
+    towers = ContrastiveObjective(config, clips)
+    towers.tokenizer.save_pretrained(folder / "tokenizer")
+    return towers
+
+
+def _decoder_objective(config: DecoderConfig, data: Path, out: Path, report: Report, left_out: LeftOut) -> Objective:
+    """The objective of a decoder's run: on orbits, or on footage at the mini size."""
+    from training.frozen_networks import frozen_vae
+    from training.objectives.decoder import DecoderObjective
+
+    vae = frozen_vae(find(config.vae, out, "vae"), preset(config.preset))
+    if dataset_identity(data)["name"] == orbits.NAME:
+        return DecoderObjective(config, vae, [orbit.clip for orbit in orbits.load_orbits(data, "train", left_out)])
+    items = training_items(data, left_out)
+    return DecoderObjective(config, vae, load_clips(data, items, out / "cache", 128, 224, report, left_out))
+
+
+def _lora_objective(config: LoraConfig, data: Path, folder: Path, report: Report, left_out: LeftOut) -> Objective:
+    """The objective of a LoRA's run, on its base."""
+    from model.vae import decode
+    from training.examples import camera_examples
+
+    device, out = join(), folder.parent
+    entry = base_entry(config, out)
+    folder.mkdir(parents=True, exist_ok=True)
+    hold_to_base(folder, entry)
+    base = load_base(config, entry)
+    with first_alone():
+        examples = camera_examples(config, base, data, out, report, left_out)
+    base.unet.to(device)
+    return LoraObjective(config, base.unet, examples, lambda latents: decode(base.vae, latents, 7))
