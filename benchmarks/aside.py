@@ -74,9 +74,9 @@ class PipelineAside:
 def _serve(pipe: Connection, folder: Path, still: Image.Image, kept_memory: bool, threads: int) -> None:
     torch.set_num_threads(threads)
     if kept_memory:
-        from model.memory.malloc import keep_freed_memory
+        from model.memory.malloc import retain_freed_memory
 
-        keep_freed_memory()
+        retain_freed_memory()
     pipeline = Pipeline(folder, still, "cpu")
     while True:
         try:

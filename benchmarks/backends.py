@@ -21,8 +21,8 @@ from torch import Tensor
 from model.backends.registry import make_denoiser
 from model.catalog import ModelEntry, find
 from model.checkpoint import build_random, load
-from model.denoiser import Cores
-from model.memory.malloc import keep_freed_memory
+from model.denoiser import CpuThreads
+from model.memory.malloc import retain_freed_memory
 from model.optimized.rewrites import relative_difference
 from model.presets import preset
 from model.shapes import VideoShape
@@ -52,7 +52,7 @@ def measure(entry: ModelEntry, backends: list[str], calls: int) -> None:
     told, expected = inputs(entry), None
     for backend in backends:
         started = time.perf_counter()
-        denoiser = make_denoiser(backend, load(entry), Cores(torch.get_num_threads()))
+        denoiser = make_denoiser(backend, load(entry), CpuThreads(torch.get_num_threads()))
         answer = denoiser(*told)
         ready = time.perf_counter() - started
         took = []
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", default=["torch", "onnxruntime"])
     parser.add_argument("--calls", type=int, default=5)
     wanted = parser.parse_args()
-    keep_freed_memory()  # as the engine does
+    retain_freed_memory()  # as the engine does
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print("| model | backend | seconds a call | difference | seconds until ready |")
     print("| --- | --- | ---: | ---: | ---: |")

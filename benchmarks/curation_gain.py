@@ -36,7 +36,7 @@ from training.curation.write import read_tables
 from training.data.held_out import clip_split
 from training.data.sources import sha256_of
 from training.data.starter import Item
-from training.train import run
+from training.train import train as run_recipe
 
 PIECE_S: Final = 4.0
 SIZE: Final = (448, 256)
@@ -120,7 +120,7 @@ def train(out: Path, networks: Path, arm: str, recipe: str, data: Path, settings
             (runs / name).symlink_to(target.resolve())
     checkpoint = runs / recipe / "checkpoint"
     if not checkpoint.exists():
-        run(recipe, data, runs, list(settings), (runs / recipe / "state.pt").exists(), _say)
+        run_recipe(recipe, data, runs, list(settings), (runs / recipe / "state.pt").exists(), _say)
     return checkpoint
 
 

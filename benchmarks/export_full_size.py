@@ -92,7 +92,7 @@ def parity(folder: Path) -> dict[str, float]:
 
     from export.onnx import export_component
     from model.backends.onnxruntime import OnnxGraph
-    from model.denoiser import Cores
+    from model.denoiser import CpuThreads
     from model.optimized.rewrites import relative_difference
 
     component = build("unet", SMALL, "float32")
@@ -106,7 +106,7 @@ def parity(folder: Path) -> dict[str, float]:
         expected = component.module(**given)
     took = time.perf_counter() - started
     del component
-    graph = OnnxGraph(file, torch.device("cpu"), Cores(torch.get_num_threads()))
+    graph = OnnxGraph(file, torch.device("cpu"), CpuThreads(torch.get_num_threads()))
     started = time.perf_counter()
     actual = graph.run(given, expected.shape)
     return {

@@ -21,7 +21,7 @@ import numpy as np
 from training.config import METHODS
 from training.metrics.frechet import interval, resamples
 from training.recipes import RECIPES
-from training.train import run
+from training.train import train
 
 WARMUP = 15
 RESAMPLES = 1000
@@ -37,7 +37,7 @@ def losses(recipe: str, data: Path, networks: Path, method: str, iterations: int
         told = {"iterations": iterations, "warmup": WARMUP, "method": method, "log_every": 1}
         told["checkpoint_every"] = iterations + 1
         began = time.process_time()
-        run(recipe, data, runs, [f"optim.{name}={value}" for name, value in told.items()], False, lambda *_: None)
+        train(recipe, data, runs, [f"optim.{name}={value}" for name, value in told.items()], False, lambda *_: None)
         spent = time.process_time() - began
         lines = (runs / recipe / "log.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines], spent / iterations

@@ -43,7 +43,7 @@ from model.catalog import ModelEntry, find
 from model.media.image import fit_picture, open_picture, to_png
 from model.media.video import encode_video
 from model.params import Params
-from model.sampling.prepare import begin_row
+from model.sampling.prepare import prepare_row
 from model.sampling.sampler import advance
 from model.vae import decode
 from serving.engine.inprocess import InProcessEngine
@@ -134,7 +134,7 @@ class RequestBatching:
         torch.set_num_threads(self._model.settings.cores)
         vae = self._model.checkpoint.vae
         with torch.inference_mode():
-            rows = [begin_row(self._model.checkpoint, params, [self._still]) for params, _, _ in batch]
+            rows = [prepare_row(self._model.checkpoint, params, [self._still]) for params, _, _ in batch]
             first = None
             while running := [n for n, row in enumerate(rows) if not row.done]:
                 for n, row in zip(running, advance(self._model.denoiser, [rows[n] for n in running]), strict=True):
@@ -213,7 +213,7 @@ async def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.check:
         params = entry.resolve({"num_inference_steps": SHORT}, seed=3)
         torch.set_num_threads(settings.cores)
-        row = begin_row(model.checkpoint, params, [still])
+        row = prepare_row(model.checkpoint, params, [still])
         while not row.done:
             (row,) = advance(model.denoiser, [row])
         difference = float((row.latents - pipeline.latents(params)).abs().max())

@@ -32,7 +32,7 @@ from cli.options import (
 if TYPE_CHECKING:
     from cli.progress import Report
     from model.catalog import ModelEntry
-    from model.interpolation import Interpolation
+    from model.interpolation import InterpolationStage
     from model.params import Params
     from model.tasks import TaskSpec
     from serving.engine.local import Generated
@@ -93,7 +93,7 @@ def generate(
     """Turn a still, two stills or a prompt into a short video."""
     from cli.progress import reporting
     from model.catalog import find
-    from model.interpolation import interpolation
+    from model.interpolation import plan_interpolation
     from model.media.image import open_picture
     from serving.provenance.finish import finish
 
@@ -123,7 +123,7 @@ def generate(
     }
     params = entry.resolve(asked, secrets.randbelow(2**31) if seed is None else seed)
     between = find(interpolation_model or SHIPPED_INTERPOLATOR) if interpolate or interpolation_model else None
-    chain = None if between is None else (between, interpolation(between, params))
+    chain = None if between is None else (between, plan_interpolation(between, params))
     with reporting() as report:
         how = {
             "backend": denoiser.value,
@@ -155,13 +155,13 @@ def default_model(stills: Collection[str], prompt: str | None, elevation: float 
 
 def adapted(entry: ModelEntry, lora: str | None) -> tuple[ModelEntry, str | None]:
     """The checkpoint, and the name by which it offers the LoRA: one of its own, or a file's."""
-    from model.catalog import adding
+    from model.catalog import with_lora
     from model.lora.catalog import describe_lora
 
     if lora is None or not Path(lora).is_file():
         return entry, lora
     one = describe_lora(Path(lora))
-    return adding(entry, one), one.pinned
+    return with_lora(entry, one), one.pinned
 
 
 def _pictures(task: TaskSpec, stills: dict[str, Path]) -> tuple[bytes, ...]:
@@ -205,7 +205,7 @@ def outputs(stills: Sequence[Path], out: Path | None, format: FormatChoice | Non
 
 def _sample(
     entry: ModelEntry,
-    chain: tuple[ModelEntry, Interpolation] | None,
+    chain: tuple[ModelEntry, InterpolationStage] | None,
     params: Params,
     pictures: tuple[bytes, ...],
     container: FormatChoice,

@@ -33,7 +33,7 @@ def replay(
 ) -> None:
     """Make a video again from its manifest, and say whether it is identical. Exit code 1: it is not."""
     from cli.progress import of_events, reporting
-    from model.catalog import adding, find
+    from model.catalog import find, with_lora
     from model.errors import InvalidRequest
     from model.lora.catalog import describe_lora
     from serving.provenance.finish import finish
@@ -46,7 +46,7 @@ def replay(
     if lora is not None:
         if recipe.params.adapter is None:
             raise InvalidRequest("the video was made without a LoRA; leave --lora out", param="lora")
-        entry = adding(entry, describe_lora(lora, recipe.params.adapter.name))
+        entry = with_lora(entry, describe_lora(lora, recipe.params.adapter.name))
     chain = recipe.interpolate
     if chain is None and interpolation_model is not None:
         raise typer.BadParameter("the video was not interpolated; leave it out", param_hint="--interpolation-model")

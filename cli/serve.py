@@ -162,7 +162,7 @@ def serve(
 
 def _in_process(names: Sequence[str], loras: Sequence[str], how: dict[str, Any]) -> tuple[Engine, Sequence[ModelEntry]]:
     from model.backends.registry import LORA_BACKENDS, with_usable_loras
-    from model.catalog import find, offer, zoo
+    from model.catalog import attach_loras, find, zoo
     from serving.engine.inprocess import InProcessEngine
     from serving.engine.settings import EngineSettings
 
@@ -175,7 +175,7 @@ def _in_process(names: Sequence[str], loras: Sequence[str], how: dict[str, Any])
             code="lora_unsupported",
             param="lora",
         )
-    entries = [with_usable_loras(entry, how["backend"]) for entry in offer(entries, loras)]
+    entries = [with_usable_loras(entry, how["backend"]) for entry in attach_loras(entries, loras)]
     return InProcessEngine(entries, EngineSettings(**how)), entries
 
 

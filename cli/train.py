@@ -45,10 +45,10 @@ def train(
         )
 
     from cli.progress import reporting
-    from training.train import run
+    from training.train import train as run_recipe
 
     with reporting() as report:
-        folder = run(recipe, data, out, overrides, resume, report)
+        folder = run_recipe(recipe, data, out, overrides, resume, report)
     typer.echo(str(folder))
 
 

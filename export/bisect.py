@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from model.backends.onnxruntime import OnnxGraph
-from model.denoiser import Cores
+from model.denoiser import CpuThreads
 from model.optimized.rewrites import relative_difference
 
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -99,7 +99,7 @@ def _run_until(graph: Any, file: Path, value: str, inputs: Mapping[str, Tensor],
     with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".onnx") as part:  # beside it: weights are found by path
         onnx.save(cut, part.name)
         try:
-            session = OnnxGraph(Path(part.name), torch.device("cpu"), Cores(torch.get_num_threads()))
+            session = OnnxGraph(Path(part.name), torch.device("cpu"), CpuThreads(torch.get_num_threads()))
             return session.run(dict(inputs), like.shape)
         except (CheckpointError, Fail, InvalidGraph, RuntimeException):
             return None

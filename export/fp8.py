@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.backends.onnx_export import EXTERNAL_OVER
 from model.backends.onnxruntime import OnnxGraph
-from model.denoiser import Cores
+from model.denoiser import CpuThreads
 
 LARGEST = 448.0
 """Of E4M3 without infinities."""
@@ -104,7 +104,7 @@ def _calibrate(
     try:
         large = probe.ByteSize() > EXTERNAL_OVER
         onnx.save(probe, written, save_as_external_data=large, location=data.name if large else None)
-        session = OnnxGraph(written, torch.device("cpu"), Cores(torch.get_num_threads()))
+        session = OnnxGraph(written, torch.device("cpu"), CpuThreads(torch.get_num_threads()))
         seen = torch.stack([session.run(dict(given), (len(names),)) for given in inputs])
     finally:
         written.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 from model.backends.onnx_export import OPSET, TRACED_BATCH, DenoiserModule, Graph, Port, denoiser_graph, write_graph
 from model.checkpoint import Checkpoint
 from model.conditioning import CLIP_SIZE
-from model.encoders import ImagePair, TextTower
+from model.encoders import ImagePairEncoder, TextEncoder
 from model.errors import CheckpointError
 from model.optimized.rewrites import fold_blends, rewrite_exactly
 from model.shapes import VAE_STRIDE, VideoShape
@@ -109,8 +109,8 @@ class ImageEncoder(nn.Module):
         return embeds
 
 
-class TextEncoder(nn.Module):
-    """The text tower as a graph sees it."""
+class TextEncoderGraph(nn.Module):
+    """The text encoder as it is traced: tokens in, the last hidden states out."""
 
     def __init__(self, encoder: CLIPTextModel) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ def _autoencoder(checkpoint: Checkpoint, size: ExportSize) -> list[Component]:
 
 def _conditioner(checkpoint: Checkpoint) -> Component:
     conditioners = checkpoint.conditioners
-    if isinstance(conditioners, TextTower):
+    if isinstance(conditioners, TextEncoder):
         encoder, tokens = conditioners.encoder, int(conditioners.tokenizer.model_max_length)
         if getattr(encoder.config, "use_attention_mask", False):
             raise CheckpointError("a text encoder that masks its padding is not exported", param="model")
@@ -203,8 +203,8 @@ def _conditioner(checkpoint: Checkpoint) -> Component:
             (Port("tokens", "int64", ("batch", tokens)),),
             (Port("context", _dtype(encoder), ("batch", tokens, int(encoder.config.hidden_size))),),
         )
-        return Component(TextEncoder(encoder), text, {"batch": TRACED_BATCH}, {"batch": 1})
-    tower = conditioners.vision if isinstance(conditioners, ImagePair) else conditioners
+        return Component(TextEncoderGraph(encoder), text, {"batch": TRACED_BATCH}, {"batch": 1})
+    tower = conditioners.vision if isinstance(conditioners, ImagePairEncoder) else conditioners
     vision = Graph(
         "image_encoder",
         (Port("pixels", _dtype(tower.encoder), ("batch", 3, CLIP_SIZE, CLIP_SIZE)),),

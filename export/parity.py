@@ -24,10 +24,10 @@ from export.samples import BATCHES, Samples
 from model.backends.onnxruntime import OnnxGraph
 from model.backends.registry import make_denoiser
 from model.checkpoint import Checkpoint
-from model.denoiser import Cores
+from model.denoiser import CpuThreads
 from model.errors import StillmotionError
 from model.optimized.rewrites import relative_difference
-from model.sampling.prepare import begin_row
+from model.sampling.prepare import prepare_row
 from model.sampling.sampler import advance
 from model.vae import decode
 
@@ -109,7 +109,7 @@ def check_components(
     """
     found = []
     for component in components:
-        graph = OnnxGraph(files[component.name], torch.device("cpu"), Cores(torch.get_num_threads()))
+        graph = OnnxGraph(files[component.name], torch.device("cpu"), CpuThreads(torch.get_num_threads()))
         for given, answer in zip(inputs[component.name], expected[component.name], strict=True):
             size = " ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in given.items())
             difference = _difference(graph.run(given, answer.shape), answer)
@@ -159,8 +159,8 @@ def check_video(
 def sample_videos(checkpoint: Checkpoint, samples: Samples, together: int) -> list[np.ndarray]:
     """Frames, [T, H, W, 3] uint8, of `together` requests that share every denoiser call."""
     exported = checkpoint.entry.exported
-    denoiser = make_denoiser("onnxruntime" if exported else "torch", checkpoint, Cores(torch.get_num_threads()))
-    rows = [begin_row(checkpoint, *samples.request(checkpoint.entry, index)) for index in range(together)]
+    denoiser = make_denoiser("onnxruntime" if exported else "torch", checkpoint, CpuThreads(torch.get_num_threads()))
+    rows = [prepare_row(checkpoint, *samples.request(checkpoint.entry, index)) for index in range(together)]
     while not rows[0].done:
         rows = advance(denoiser, rows)
     chunk = int(checkpoint.entry.defaults["decode_chunk_size"])

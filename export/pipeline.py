@@ -36,7 +36,7 @@ from model.backends.onnx_export import require_onnx
 from model.catalog import SIDECAR, ModelEntry, describe
 from model.checkpoint import load
 from model.errors import CheckpointError, InvalidRequest
-from model.export_manifest import ENGINE_FOLDER, MANIFEST, ONNX_FOLDER, Manifest, file_hash
+from model.export_manifest import ENGINE_FOLDER, MANIFEST, ONNX_FOLDER, ExportManifest, file_hash
 
 Backend = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 Told = Callable[[str, int, int], None]
@@ -196,10 +196,10 @@ def _copy_small(entry: ModelEntry, folder: Path, size: ExportSize) -> None:
 
 def _manifest(
     entry: ModelEntry, options: ExportOptions, size: ExportSize, folder: Path, measured: Sequence[Measured]
-) -> Manifest:
+) -> ExportManifest:
     builder = BUILDERS[options.backend]
     written = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return Manifest(
+    return ExportManifest(
         checkpoint=entry.name,
         checkpoint_version=entry.version,
         task=entry.task.name,

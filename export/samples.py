@@ -19,11 +19,11 @@ from export.onnx import Component
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint
 from model.conditioning import clip_input, picture_to_pixels
-from model.encoders import ImagePair, TextTower
+from model.encoders import ImagePairEncoder, TextEncoder
 from model.media.image import fit_picture, open_picture
 from model.params import Params, settings_of
-from model.sampling.precondition import over, precondition
-from model.sampling.prepare import begin_row
+from model.sampling.precondition import append_dims, precondition
+from model.sampling.prepare import prepare_row
 from model.vae import encode_mode
 
 BATCHES = (1, 3)
@@ -45,7 +45,7 @@ class Samples:
     prompts: tuple[str, ...] = PROMPTS
 
     def request(self, entry: ModelEntry, index: int) -> tuple[Params, list[Image.Image]]:
-        """The settings and pictures of request `index`, as model.sampling.prepare.begin_row takes them."""
+        """The settings and pictures of request `index`, as model.sampling.prepare.prepare_row takes them."""
         has = settings_of(entry.task.name)
         width, height = self.pictures[0].size
         asked: dict[str, Any] = {"num_inference_steps": STEPS, "width": width, "height": height}
@@ -119,14 +119,14 @@ def calibration_inputs(checkpoint: Checkpoint, denoiser: Component, samples: Sam
 def _places(checkpoint: Checkpoint, pixels: Tensor, samples: Samples) -> dict[str, Tensor]:
     """Places at noise levels over the checkpoint's range: a still clip of each picture, under its row's noise."""
     count, noise = len(pixels), checkpoint.noise
-    rows = [begin_row(checkpoint, *samples.request(checkpoint.entry, index)) for index in range(count)]
+    rows = [prepare_row(checkpoint, *samples.request(checkpoint.entry, index)) for index in range(count)]
     sigma = torch.tensor(np.geomspace(noise.sigma_max, noise.sigma_min, count), dtype=torch.float32)
     c = precondition(sigma)
     unit = torch.stack([row.latents / (row.sigmas[0] ** 2 + 1) ** 0.5 for row in rows])
-    noisy = _clean(checkpoint, pixels)[:, None] + over(sigma, unit) * unit
+    noisy = _clean(checkpoint, pixels)[:, None] + append_dims(sigma, unit) * unit
     told = [row.conditions[-1] for row in rows]
     return {
-        "latents": noisy * over(c.c_in, noisy),
+        "latents": noisy * append_dims(c.c_in, noisy),
         "timestep": c.c_noise,
         "context": torch.stack([condition.context for condition in told]),
         "vector": torch.stack([condition.vector for condition in told]),
@@ -141,15 +141,15 @@ def _decoder_inputs(checkpoint: Checkpoint, pixels: Tensor) -> list[dict[str, Te
 
 def _vision_inputs(checkpoint: Checkpoint, pixels: Tensor) -> list[dict[str, Tensor]]:
     conditioners = checkpoint.conditioners
-    assert not isinstance(conditioners, TextTower)
-    tower = conditioners.vision if isinstance(conditioners, ImagePair) else conditioners
+    assert not isinstance(conditioners, TextEncoder)
+    tower = conditioners.vision if isinstance(conditioners, ImagePairEncoder) else conditioners
     seen = clip_input(pixels, tower.mean, tower.std)
     return [{"pixels": seen[:count]} for count in BATCHES]
 
 
 def _text_inputs(checkpoint: Checkpoint, samples: Samples) -> list[dict[str, Tensor]]:
     tower = checkpoint.conditioners
-    assert isinstance(tower, TextTower)
+    assert isinstance(tower, TextEncoder)
     length = int(tower.tokenizer.model_max_length)
     tokens = tower.tokenizer(list(samples.prompts), padding="max_length", max_length=length, return_tensors="pt")
     return [{"tokens": tokens.input_ids[:count]} for count in BATCHES]

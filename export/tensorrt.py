@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from export.onnx import Component
 from model.errors import InvalidRequest, MissingExtra, StillmotionError
-from model.export_manifest import Built
+from model.export_manifest import EngineBuild
 
 Builder = Literal["tensorrt", "tensorrt_rtx"]
 
@@ -132,16 +132,16 @@ def compile_engine(
     return BuildReport(component.name, seconds, engine_file.stat().st_size, peak, network.num_layers, shapes)
 
 
-def built_by(builder: Builder, options: BuildOptions) -> Built:
+def built_by(builder: Builder, options: BuildOptions) -> EngineBuild:
     """What the manifest says of engines compiled here: a machine that does not match it refuses them."""
     trt = load_builder(builder)
     if builder == "tensorrt_rtx":
-        return Built(builder, str(trt.__version__), options.capabilities, None, options.strip_weights)
+        return EngineBuild(builder, str(trt.__version__), options.capabilities, None, options.strip_weights)
     import torch
 
     major, minor = torch.cuda.get_device_capability()
     here = () if options.hardware_compatible else (f"{major}.{minor}",)
-    return Built(builder, str(trt.__version__), here, torch.cuda.get_device_name(), options.strip_weights)
+    return EngineBuild(builder, str(trt.__version__), here, torch.cuda.get_device_name(), options.strip_weights)
 
 
 def check_options(builder: Builder, options: BuildOptions) -> None:

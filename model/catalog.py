@@ -216,7 +216,7 @@ def zoo() -> list[ModelEntry]:
     return [describe(path, path.name) for path in folders]
 
 
-def offer(entries: Sequence[ModelEntry], given: Sequence[str]) -> list[ModelEntry]:
+def attach_loras(entries: Sequence[ModelEntry], given: Sequence[str]) -> list[ModelEntry]:
     """The checkpoints, with the LoRAs that are named added to those in their own folders.
 
     A LoRA goes to the checkpoint that its file says it was trained on; where that is not served, or not said, to the
@@ -237,12 +237,12 @@ def offer(entries: Sequence[ModelEntry], given: Sequence[str]) -> list[ModelEntr
             raise InvalidRequest(f"two LoRAs are called {name!r}: name them with NAME=FILE", param="lora")
     served = {entry.name: entry for entry in entries}
     for one in found:
-        entry = _home(one, list(served.values()))
-        served[entry.name] = adding(entry, one)
+        entry = _matching_checkpoint(one, list(served.values()))
+        served[entry.name] = with_lora(entry, one)
     return list(served.values())
 
 
-def adding(entry: ModelEntry, lora: LoraEntry) -> ModelEntry:
+def with_lora(entry: ModelEntry, lora: LoraEntry) -> ModelEntry:
     """The checkpoint with one more LoRA, in place of one of the same name."""
     others = tuple(one for one in entry.loras if one.name != lora.name)
     return replace(entry, loras=(*others, lora))
@@ -261,7 +261,7 @@ def _named(text: str) -> tuple[LoraEntry, ...]:
     return (describe_lora(path, name or None),)
 
 
-def _home(lora: LoraEntry, entries: Sequence[ModelEntry]) -> ModelEntry:
+def _matching_checkpoint(lora: LoraEntry, entries: Sequence[ModelEntry]) -> ModelEntry:
     """The checkpoint that is to offer it."""
     able = [
         entry

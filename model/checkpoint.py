@@ -25,8 +25,8 @@ from diffusers import (
 from transformers import CLIPImageProcessor
 
 from model.catalog import SIDECAR, ModelEntry, describe
-from model.denoiser import Cores
-from model.encoders import Conditioners, NetworkLoader, VisionTower, build_conditioners, load_conditioners
+from model.denoiser import CpuThreads
+from model.encoders import Conditioners, ImageEncoder, NetworkLoader, build_conditioners, load_conditioners
 from model.errors import CheckpointError
 from model.presets import NoiseRange, Preset
 from model.tasks import TaskSpec
@@ -113,7 +113,7 @@ def _exported(path: Path, device: torch.device | str) -> NetworkLoader:
     """Runs graphs in place of weights; their dtype is that of the export."""
     from model.backends.exported_networks import ExportedNetworks
 
-    return ExportedNetworks(path, torch.device(device), Cores(torch.get_num_threads()))
+    return ExportedNetworks(path, torch.device(device), CpuThreads(torch.get_num_threads()))
 
 
 def _check_inputs(entry: ModelEntry, unet: UNetSpatioTemporalConditionModel) -> None:
@@ -164,7 +164,7 @@ def save(
     unet.to(dtype)
     vae.to(dtype)
     conditioners = conditioners.cast(dtype)
-    if sidecar["task"] == "image-to-video" and isinstance(conditioners, VisionTower):
+    if sidecar["task"] == "image-to-video" and isinstance(conditioners, ImageEncoder):
         pipeline = StableVideoDiffusionPipeline(
             vae=vae,
             image_encoder=conditioners.encoder,

@@ -17,7 +17,7 @@ from model.lora.catalog import LoraUse
 
 
 @dataclass(frozen=True, slots=True)
-class Cores:
+class CpuThreads:
     """The part of a CPU a denoiser may use; a GPU backend has no use for it.
 
     Args:
@@ -35,7 +35,7 @@ class Cores:
 
 
 @dataclass(frozen=True, slots=True)
-class Tuning:
+class TorchOptions:
     """How a denoiser that runs in torch is to work; the others take the default only.
 
     Args:
@@ -82,7 +82,7 @@ class AdaptableDenoiser(Denoiser, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CachedFeatures:
     """What a row keeps of an evaluation for the next ones.
 
     Args:
@@ -99,8 +99,8 @@ class ReusingDenoiser(Denoiser, Protocol):
     """A Denoiser that can skip its deep layers where a row has kept what they gave at an evaluation before."""
 
     def reusing(
-        self, inputs: tuple[Tensor, ...], kept: Sequence[Kept | None], places: Sequence[int]
-    ) -> tuple[Float[Tensor, "B T C h w"], list[Kept]]:
+        self, inputs: tuple[Tensor, ...], kept: Sequence[CachedFeatures | None], places: Sequence[int]
+    ) -> tuple[Float[Tensor, "B T C h w"], list[CachedFeatures]]:
         """The output at every place, and what each row keeps.
 
         Args:

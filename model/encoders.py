@@ -41,7 +41,7 @@ MASK_FILE = "conditioning.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class VisionTower:
+class ImageEncoder:
     """Reads pictures.
 
     Args:
@@ -58,21 +58,21 @@ class VisionTower:
         processor = CLIPImageProcessor(image_mean=list(self.mean), image_std=list(self.std))
         processor.save_pretrained(folder / "feature_extractor")
 
-    def cast(self, dtype: torch.dtype) -> VisionTower:
+    def cast(self, dtype: torch.dtype) -> ImageEncoder:
         """It in another dtype, in place."""
         _module(self.encoder).to(dtype)
         return self
 
 
 @dataclass(frozen=True, slots=True)
-class ImagePair:
+class ImagePairEncoder:
     """Reads two pictures.
 
     Args:
         mask: stands for the frames between them.
     """
 
-    vision: VisionTower
+    vision: ImageEncoder
     mask: Float[Tensor, " C"]
 
     def save(self, folder: Path) -> None:
@@ -80,13 +80,13 @@ class ImagePair:
         self.vision.save(folder)
         save_file({"mask": self.mask.detach().cpu().contiguous()}, folder / MASK_FILE)
 
-    def cast(self, dtype: torch.dtype) -> ImagePair:
+    def cast(self, dtype: torch.dtype) -> ImagePairEncoder:
         """It in another dtype; the encoder in place."""
-        return ImagePair(self.vision.cast(dtype), self.mask.to(dtype))
+        return ImagePairEncoder(self.vision.cast(dtype), self.mask.to(dtype))
 
 
 @dataclass(frozen=True, slots=True)
-class TextTower:
+class TextEncoder:
     """Reads a prompt."""
 
     encoder: CLIPTextModel
@@ -97,13 +97,13 @@ class TextTower:
         self.encoder.save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
-    def cast(self, dtype: torch.dtype) -> TextTower:
+    def cast(self, dtype: torch.dtype) -> TextEncoder:
         """It in another dtype, in place."""
         _module(self.encoder).to(dtype)
         return self
 
 
-Conditioners = VisionTower | ImagePair | TextTower
+Conditioners = ImageEncoder | ImagePairEncoder | TextEncoder
 """What a checkpoint's task reads its requests with."""
 
 NetworkLoader = Callable[[type[Any], Path], Any]
@@ -122,30 +122,30 @@ def load_conditioners(path: Path, task: TaskSpec, network: NetworkLoader) -> Con
     return _LOADERS[task.context](path, network)
 
 
-def _load_vision(path: Path, network: NetworkLoader) -> VisionTower:
+def _load_vision(path: Path, network: NetworkLoader) -> ImageEncoder:
     encoder = network(CLIPVisionModelWithProjection, path / "image_encoder")
     config = path / "feature_extractor" / "preprocessor_config.json"
     try:
         processor = json.loads(config.read_text())
-        return VisionTower(encoder, tuple(processor["image_mean"]), tuple(processor["image_std"]))
+        return ImageEncoder(encoder, tuple(processor["image_mean"]), tuple(processor["image_std"]))
     except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
         raise CheckpointError(f"{config} is missing or not complete: {error}", param="model") from error
 
 
-def _load_pair(path: Path, network: NetworkLoader) -> ImagePair:
+def _load_pair(path: Path, network: NetworkLoader) -> ImagePairEncoder:
     vision = _load_vision(path, network)
     try:
         mask = load_file(path / MASK_FILE)["mask"]
     except (FileNotFoundError, SafetensorError, KeyError) as error:
         raise CheckpointError(f"{path / MASK_FILE} holds no mask embedding: {error}", param="model") from error
-    return ImagePair(vision, mask.to(vision.encoder.device, torch.float32))
+    return ImagePairEncoder(vision, mask.to(vision.encoder.device, torch.float32))
 
 
-def _load_text(path: Path, network: NetworkLoader) -> TextTower:
+def _load_text(path: Path, network: NetworkLoader) -> TextEncoder:
     return load_text_tower(path / "text_encoder", path / "tokenizer", network)
 
 
-def load_text_tower(folder: Path, words: Path, network: NetworkLoader) -> TextTower:
+def load_text_tower(folder: Path, words: Path, network: NetworkLoader) -> TextEncoder:
     """A CLIP text encoder and its tokenizer, each from its folder (which may be the same).
 
     Raises:
@@ -165,7 +165,7 @@ def load_text_tower(folder: Path, words: Path, network: NetworkLoader) -> TextTo
             f"{reads[1]}: they do not belong together, or a file is missing",
             param="model",
         )
-    return TextTower(encoder, tokenizer)
+    return TextEncoder(encoder, tokenizer)
 
 
 _LOADERS: dict[ContextSource, Callable[[Path, NetworkLoader], Conditioners]] = {
@@ -201,9 +201,9 @@ def build_conditioners(preset: Preset, task: TaskSpec) -> Conditioners:
     """Freshly initialised ones of a preset's sizes."""
     if task.context == "text":
         tokenizer = byte_tokenizer(task.context_tokens)
-        return TextTower(build_text_encoder(preset.text_encoder, tokenizer), tokenizer)
+        return TextEncoder(build_text_encoder(preset.text_encoder, tokenizer), tokenizer)
     processor = CLIPImageProcessor()
-    vision = VisionTower(
+    vision = ImageEncoder(
         build_image_encoder(preset.image_encoder), tuple(processor.image_mean), tuple(processor.image_std)
     )
-    return vision if task.context == "image" else ImagePair(vision, torch.randn(preset.vae.latent_channels))
+    return vision if task.context == "image" else ImagePairEncoder(vision, torch.randn(preset.vae.latent_channels))

@@ -24,7 +24,7 @@ ENGINE_FOLDER = "engines"
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class EngineBuild:
     """How engines were compiled.
 
     Args:
@@ -43,7 +43,7 @@ class Built:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class ExportManifest:
     """What an exported folder is.
 
     Args:
@@ -68,7 +68,7 @@ class Manifest:
     files: Mapping[str, str]
     tools: Mapping[str, str]
     parity: tuple[Mapping[str, Any], ...]
-    built: Built | None = None
+    built: EngineBuild | None = None
     fp8: bool = False
     format: int = FORMAT
 
@@ -86,7 +86,7 @@ class Manifest:
                 raise CheckpointError(f"{file} is not the file that was exported; export it again", param="model")
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> ExportManifest:
     """The folder's manifest.
 
     Raises:
@@ -99,13 +99,13 @@ def read_manifest(folder: Path) -> Manifest:
             raise CheckpointError(f"{file} has format {told['format']}, not {FORMAT}; export it again", param="model")
         built = told.pop("built")
         if built is not None:
-            built = Built(**built | {"capabilities": tuple(built["capabilities"])})
-        return Manifest(**told | {"built": built, "parity": tuple(told["parity"])})
+            built = EngineBuild(**built | {"capabilities": tuple(built["capabilities"])})
+        return ExportManifest(**told | {"built": built, "parity": tuple(told["parity"])})
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is missing or not complete: {error}", param="model") from error
 
 
-def check_engine(built: Built, builder: str, version: str, capability: str | None) -> None:
+def check_engine(built: EngineBuild, builder: str, version: str, capability: str | None) -> None:
     """Refuse an engine that this machine cannot run, before its gigabytes are read.
 
     Args:

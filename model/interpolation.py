@@ -36,7 +36,7 @@ Frames = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class Interpolation:
+class InterpolationStage:
     """The second stage of a chained request.
 
     Args:
@@ -59,7 +59,7 @@ class Interpolation:
         return {"model": self.model, "model_version": self.version, "params": params}
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any], seed: int) -> Interpolation:
+    def from_dict(cls, told: Mapping[str, Any], seed: int) -> InterpolationStage:
         """What `as_dict` gave; `seed` is the clip's.
 
         Raises:
@@ -68,7 +68,7 @@ class Interpolation:
         return cls(told["model"], told["model_version"], FrameInterpolationParams(**told["params"], seed=seed))
 
 
-def interpolation(entry: ModelEntry, first: Params) -> Interpolation:
+def plan_interpolation(entry: ModelEntry, first: Params) -> InterpolationStage:
     """The second stage for a first one, with the checkpoint's own defaults.
 
     A pair's clip is conditioned on four times the first stage's fps, up to the 60 that a checkpoint can be told of.
@@ -95,7 +95,7 @@ def interpolation(entry: ModelEntry, first: Params) -> Interpolation:
         told = f"the clip cannot be interpolated: {error.message}; leave interpolate out, or name another model"
         raise InvalidRequest(told, code=error.code, param="interpolate") from error
     assert isinstance(params, FrameInterpolationParams)
-    return Interpolation(entry.name, entry.version, params)
+    return InterpolationStage(entry.name, entry.version, params)
 
 
 def pairs_of(first: Params) -> int:
@@ -119,7 +119,7 @@ def pair_seed(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode("ascii")).digest()[:4], "big")
 
 
-def weave(first: Frames, between: Sequence[Frames]) -> Frames:
+def interleave(first: Frames, between: Sequence[Frames]) -> Frames:
     """The whole clip: the first stage's frames as they are, and after each but the last the three made there.
 
     Args:

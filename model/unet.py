@@ -28,7 +28,7 @@ SCALAR_WIDTH = 256
 """Sinusoidal numbers a scalar of the vector is embedded in."""
 
 
-def grow(
+def grow_inputs(
     unet: UNetSpatioTemporalConditionModel, was: TaskSpec, becomes: TaskSpec, *, num_frames: int | None = None
 ) -> UNetSpatioTemporalConditionModel:
     """Give a denoiser of the task `was` the inputs of the task `becomes`, in place; returns it.

@@ -10,12 +10,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-async def in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+async def run_in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run `work` in a thread, to its end: a transaction must not outlive the database it is made in."""
-    return await to_its_end(asyncio.to_thread(work, *args, **kwargs))
+    return await shielded(asyncio.to_thread(work, *args, **kwargs))
 
 
-async def to_its_end(work: Coroutine[Any, Any, R]) -> R:
+async def shielded(work: Coroutine[Any, Any, R]) -> R:
     """Await `work`; if the caller is cancelled, it still ends before the cancellation goes on."""
     task = asyncio.ensure_future(work)
     try:

@@ -33,7 +33,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from model.errors import InvalidRequest
-from serving.background import in_thread
+from serving.background import run_in_thread
 from serving.jobs.database import Database
 from serving.jobs.tables import ApiKeyRow
 
@@ -344,6 +344,6 @@ class KeyRing:
         async with self._reading:
             if self._clock() - self._read_at < _FRESH_S:
                 return
-            found = await in_thread(self._store.all)
+            found = await run_in_thread(self._store.all)
             self._keys = {stored.key.id: stored for stored in found}
             self._read_at = self._clock()

@@ -14,7 +14,7 @@ from typing import Any
 
 from model.errors import DataError
 from model.media.video import encode_video
-from training.metrics.inputs import Frames, Shown
+from training.metrics.inputs import Frames
 from training.model_card import flatten
 
 PAGE = "index.html"
@@ -41,7 +41,7 @@ all.forEach(v=>v.onended=()=>{if(all.every(w=>w.ended))again()});again();
 """
 
 
-def write_page(folder: Path, found: dict[str, Any], shown: Sequence[Shown]) -> Path:
+def write_eval_page(folder: Path, found: dict[str, Any], shown: Sequence[EvalSample]) -> Path:
     """Write the page of an evaluation.
 
     Args:
@@ -88,7 +88,7 @@ def _page(found: dict[str, Any], rows: list[str], of: int) -> str:
 """
 
 
-def _row(folder: Path, number: int, one: Shown, fps: int) -> str:
+def _row(folder: Path, number: int, one: EvalSample, fps: int) -> str:
     clips = ({} if one.real is None else {"real": one.real}) | dict(one.sides)
     cells = "".join(
         _cell(folder, f"{number:03d}-{side.replace(' ', '-')}", side, clip, fps) for side, clip in clips.items()

@@ -20,11 +20,11 @@ from model.catalog import SIDECAR, ModelEntry
 from model.errors import InvalidRequest
 from model.tasks import TASKS
 from training.data.motion_bucket import MotionMap
-from training.eval_page import write_page
+from training.eval_page import write_eval_page
 from training.metrics import figures, frechet, interpolation, loss, multi_view, prompted
 from training.metrics.baselines import slow_zoom, still
 from training.metrics.generate import ClipMaker, Wanted
-from training.metrics.inputs import RealClip, Shown, real_clips, stills
+from training.metrics.inputs import EvalSample, RealClip, real_clips, stills
 from training.metrics.loss import loss_figure
 from training.metrics.rife import rife_between
 from training.metrics.transnet import clip_features
@@ -100,7 +100,7 @@ def evaluate(
         "protocol_hash": protocol_hash(protocol),
     }
     if settings.page:
-        write_page(settings.page, found, shown)
+        write_eval_page(settings.page, found, shown)
     return found
 
 
@@ -122,7 +122,7 @@ class _Run:
     scale: MotionMap
 
 
-Measured = tuple[dict[str, Any], dict[str, str], list[Shown]]
+Measured = tuple[dict[str, Any], dict[str, str], list[EvalSample]]
 """Figures, how each was taken, and clips to look at."""
 
 
@@ -163,7 +163,8 @@ def _image_to_video(run: _Run) -> Measured:
         measured["fvd"] = frechet.video_distance(films, sides, frechet.i3d_features(run.settings.i3d), report)
         protocol |= frechet.protocol(run.settings.i3d)
     shown = [
-        Shown(clip.name, clip.frames, {side: clips[k] for side, clips in sides.items()}) for k, clip in enumerate(real)
+        EvalSample(clip.name, clip.frames, {side: clips[k] for side, clips in sides.items()})
+        for k, clip in enumerate(real)
     ]
     return measured, protocol, shown
 

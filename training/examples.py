@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from model.checkpoint import Checkpoint
-from model.encoders import VisionTower
+from model.encoders import ImageEncoder
 from model.errors import DataError, InvalidRequest
 from model.presets import preset
 from model.shapes import VAE_STRIDE, VideoShape, nearest
@@ -36,7 +36,7 @@ from training.objectives.examples.ends import EndsExamples
 from training.objectives.examples.film import FilmExamples
 from training.objectives.examples.orbits import OrbitExamples
 from training.objectives.examples.prompted import PromptedExamples
-from training.runs import find
+from training.runs import resolve_source
 
 Report = Callable[[str, int, int], None]
 
@@ -89,7 +89,7 @@ def examples_of(
             long enough, or the frozen networks are missing.
         InvalidRequest: the config's buckets make no sense.
     """
-    footage = _Footage(config, data, out, report, left_out or LeftOut(report, config.most_unreadable))
+    footage = ExampleBuilder(config, data, out, report, left_out or LeftOut(report, config.most_unreadable))
     wanted = config.data
     if isinstance(wanted, FilmData):
         return footage.film_and_moves(wanted)
@@ -133,7 +133,7 @@ def camera_examples(
     )
     if not made:
         raise DataError(f"{data} has no footage to move a camera over")
-    assert isinstance(base.conditioners, VisionTower)
+    assert isinstance(base.conditioners, ImageEncoder)
     clips = encode_clips([clip for clip, _ in made], base.vae, base.conditioners, cache, (1,), report)
     return CameraExamples(config, clips, base.vae, MotionMap())
 
@@ -144,7 +144,7 @@ def camera_sources(items: list[Item], left_out: LeftOut) -> list[Item]:
     return readable + [item for item in readable if item.kind == "photo"] * 3
 
 
-class _Footage:
+class ExampleBuilder:
     """A dataset folder at a recipe's sizes, with the frozen networks that read it."""
 
     def __init__(self, config: DenoiserConfig, data: Path, out: Path, report: Report, left_out: LeftOut) -> None:
@@ -153,8 +153,8 @@ class _Footage:
         self.cache.mkdir(parents=True, exist_ok=True)
         self.shapes = shapes_of(config)
         self.own = next(shape for shape in self.shapes if self._is_own(shape))
-        self.vae = frozen_vae(find(config.vae, out, "vae"), self.size)
-        self.towers = find(config.image_encoder, out, "image_encoder")
+        self.vae = frozen_vae(resolve_source(config.vae, out, "vae"), self.size)
+        self.towers = resolve_source(config.image_encoder, out, "image_encoder")
         self.scaling = float(self.vae.config["scaling_factor"])
         self.motion = MotionMap()
 

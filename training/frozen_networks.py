@@ -19,7 +19,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from model.checkpoint import pretrained
-from model.encoders import TextTower, VisionTower, load_conditioners, load_text_tower
+from model.encoders import ImageEncoder, TextEncoder, load_conditioners, load_text_tower
 from model.errors import CheckpointError, DataError
 from model.importers.sgm import read, vision_tower
 from model.importers.stable_diffusion import autoencoder_from
@@ -84,7 +84,7 @@ def has_vision(path: Path) -> bool:
     return is_run(path) or is_single_file(path) or (path / "image_encoder").is_dir()
 
 
-def frozen_vision(path: Path, size: Preset) -> VisionTower:
+def frozen_vision(path: Path, size: Preset) -> ImageEncoder:
     """The network that reads pictures, with its normalisation.
 
     Raises:
@@ -92,17 +92,17 @@ def frozen_vision(path: Path, size: Preset) -> VisionTower:
         CheckpointError: there is none, or it is incomplete.
     """
     if is_run(path):
-        tower = VisionTower(trained_towers(path)[0].image, CLIP_MEAN, CLIP_STD)
+        tower = ImageEncoder(trained_towers(path)[0].image, CLIP_MEAN, CLIP_STD)
     elif is_single_file(path):
         tower = vision_tower(read(path, size, "encoder")[0])
         cast(nn.Module, tower.encoder).float().eval().requires_grad_(False)
     else:
-        tower = cast(VisionTower, load_conditioners(path, TASKS["image-to-video"], pretrained("cpu", torch.float32)))
+        tower = cast(ImageEncoder, load_conditioners(path, TASKS["image-to-video"], pretrained("cpu", torch.float32)))
     _refuse_other_width(path, int(tower.encoder.config.projection_dim), size)
     return tower
 
 
-def frozen_text(path: Path, size: Preset) -> TextTower:
+def frozen_text(path: Path, size: Preset) -> TextEncoder:
     """The network that reads prompts, without a projection, and its tokenizer.
 
     Raises:
@@ -120,12 +120,12 @@ def frozen_text(path: Path, size: Preset) -> TextTower:
     return tower
 
 
-def _trained_text(folder: Path) -> TextTower:
+def _trained_text(folder: Path) -> TextEncoder:
     towers, tokenizer = trained_towers(folder)
     encoder = CLIPTextModel(towers.text.config)
     weights = towers.text.text_model.state_dict()
     encoder.load_state_dict({name.removeprefix("text_model."): value for name, value in weights.items()})
-    return TextTower(encoder.eval().requires_grad_(False), tokenizer)
+    return TextEncoder(encoder.eval().requires_grad_(False), tokenizer)
 
 
 def _refuse_other_width(path: Path, width: int, size: Preset) -> None:

@@ -1,7 +1,7 @@
 """What network a run trains, and what weights it starts from: nothing, another run's averaged ones, or published ones.
 
-A run of another task is given the inputs it lacks, with weights of zero (model.unet.grow), or loses those its new
-task has not, so that it computes what it did with them dropped (`narrow`). Another size is refused by name.
+A run of another task is given the inputs it lacks, with weights of zero (model.unet.grow_inputs), or loses those its
+new task has not, so that it computes what it did with them dropped (`narrow`). Another size is refused by name.
 
 Denoisers out of published weights, as what a run starts from.
 
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from model.catalog import describe
 from model.checkpoint import pretrained
-from model.encoders import ImagePair, load_conditioners
+from model.encoders import ImagePairEncoder, load_conditioners
 from model.errors import DataError
 from model.importers.sgm import read
 from model.importers.stable_diffusion import denoiser_from
@@ -43,10 +43,10 @@ from model.importers.strict_load import class_of, load_whole
 from model.optimized.rewrites import rewrite_exactly, temporal_convolutions
 from model.presets import PRESETS, Preset, preset
 from model.tasks import TASKS, TaskSpec, task
-from model.unet import SCALAR_WIDTH, build_unet, grow
+from model.unet import SCALAR_WIDTH, build_unet, grow_inputs
 from training.config import DenoiserConfig
-from training.joint_image_video import take_pictures
-from training.runs import find, is_run, is_single_file, run_config, start_from
+from training.joint_image_video import enable_image_rows
+from training.runs import is_run, is_single_file, resolve_source, run_config, start_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def _checkpoint(path: Path, size: Preset) -> Start:
         )
     if not entry.task.concat_masks:
         return Start(unet, entry.task)
-    pair = cast(ImagePair, load_conditioners(entry.path, entry.task, pretrained("cpu", torch.float32)))
+    pair = cast(ImagePairEncoder, load_conditioners(entry.path, entry.task, pretrained("cpu", torch.float32)))
     return Start(unet, entry.task, pair.mask.clone())
 
 
@@ -235,15 +235,15 @@ def build_network(config: DenoiserConfig, out: Path) -> nn.Module:
     spec = task(config.task)
     mask: Tensor | None = None
     if config.init:
-        path = find(config.init, out, "init")
+        path = resolve_source(config.init, out, "init")
         start = _from_run(config, path) if is_run(path) else published_start(path, preset(config.preset))
-        unet, mask = become(start.unet, start.task, spec, config.num_frames), start.mask
+        unet, mask = convert_task(start.unet, start.task, spec, config.num_frames), start.mask
     else:
         unet = build_unet(preset(config.preset), spec, num_frames=config.num_frames)
         if config.copying_start:
             start_denoiser(unet)
     rewrite_exactly(cast(nn.Module, unet), context_tokens=spec.context_tokens)
-    take_pictures(unet)
+    enable_image_rows(unet)
     if not spec.concat_masks:
         return cast(nn.Module, unet)
     return Denoiser(unet, torch.zeros(int(unet.config["out_channels"])) if mask is None else mask)
@@ -262,7 +262,7 @@ def _from_run(config: DenoiserConfig, run: Path) -> Start:
     return Start(unet_of(network), task(values["task"]), mask)
 
 
-def become(
+def convert_task(
     unet: UNetSpatioTemporalConditionModel, was: TaskSpec, spec: TaskSpec, num_frames: int
 ) -> UNetSpatioTemporalConditionModel:
     """A denoiser of the task `was` as the start of one of `spec`, in place: narrowed first where it must be."""
@@ -271,12 +271,12 @@ def become(
         return unet
     fewer = spec.concat_latents < was.concat_latents or spec.concat_masks < was.concat_masks
     if fewer or any(name not in spec.vector for name in was.vector):
-        return narrow(unet, was, spec, num_frames)
-    return grow(unet, was, spec, num_frames=num_frames)
+        return drop_inputs(unet, was, spec, num_frames)
+    return grow_inputs(unet, was, spec, num_frames=num_frames)
 
 
 @torch.no_grad()
-def narrow(
+def drop_inputs(
     unet: UNetSpatioTemporalConditionModel, was: TaskSpec, becomes: TaskSpec, num_frames: int
 ) -> UNetSpatioTemporalConditionModel:
     """Take away the inputs that `becomes` has not, so that the rest computes what it did when they were dropped.

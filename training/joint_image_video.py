@@ -30,10 +30,10 @@ _INDICATOR: ContextVar[Tensor | None] = ContextVar("image_only_indicator", defau
 _TEMPORAL: ContextVar[bool] = ContextVar("temporal_layers_computed", default=True)
 
 
-def take_pictures(unet: UNetSpatioTemporalConditionModel) -> None:
+def enable_image_rows(unet: UNetSpatioTemporalConditionModel) -> None:
     """Let the blocks of a denoiser heed `pictures_marked`."""
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
-        block.register_forward_pre_hook(_heed, with_kwargs=True)
+        block.register_forward_pre_hook(_inject_indicator, with_kwargs=True)
     for layer in _temporal_layers(unet):
         _make_skippable(layer)
 
@@ -64,7 +64,7 @@ def _make_skippable(layer: nn.Module) -> None:
 
 
 @contextmanager
-def pictures_marked(indicator: Float[Tensor, "B T"] | None, temporal: bool = True) -> Iterator[None]:
+def image_rows(indicator: Float[Tensor, "B T"] | None, temporal: bool = True) -> Iterator[None]:
     """Within the block, in this thread, the frames marked 1 are pictures; None: all frames belong to clips.
 
     Args:
@@ -79,7 +79,9 @@ def pictures_marked(indicator: Float[Tensor, "B T"] | None, temporal: bool = Tru
         _TEMPORAL.reset(tokens[1])
 
 
-def _heed(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _inject_indicator(
+    _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     marked = _INDICATOR.get()
     if marked is not None:
         kwargs = kwargs | {"image_only_indicator": marked.to(kwargs["image_only_indicator"])}

@@ -33,7 +33,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from model.memory.malloc import give_back_freed_memory
+from model.memory.malloc import trim_freed_memory
 from model.optimized.rewrites import rewrite_exactly
 from model.presets import preset
 from model.shapes import VAE_STRIDE
@@ -63,7 +63,7 @@ class PeakMemory:
             return
         storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in held}
         self._held = sum(storages.values())
-        give_back_freed_memory()  # or what was freed before would serve the work unseen
+        trim_freed_memory()  # or what was freed before would serve the work unseen
         if _CLEAR.exists():
             _CLEAR.write_text("5")  # the kernel's peak starts anew from what is resident now
         self._began = _resident("VmRSS")
@@ -85,13 +85,13 @@ def _resident(field: str) -> int:
     return int(line.split()[1]) * 1024 if line else 0
 
 
-def compared(predicted: int | None, measured: int | None) -> str:
+def describe(predicted: int | None, measured: int | None) -> str:
     """Both, for a person."""
     told = [f"{name} {size / GIB:.2f} GiB" for name, size in _both(predicted, measured) if size is not None]
     return "memory of one process: " + (", ".join(told) or "this system does not tell")
 
 
-def logged(predicted: int | None, measured: int | None) -> dict[str, float]:
+def log_values(predicted: int | None, measured: int | None) -> dict[str, float]:
     """Both, for the log."""
     return {f"{name}_gib": round(size / GIB, 4) for name, size in _both(predicted, measured) if size is not None}
 
@@ -104,7 +104,7 @@ FLOAT32 = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MemoryPlan:
     """The needs of one process; memory in bytes.
 
     Args:
@@ -183,7 +183,7 @@ def _blend(blender: AlphaBlender) -> Callable[..., Tensor]:
     return forward
 
 
-def plan(config: Denoising, processes: int = 1) -> Plan:
+def plan(config: Denoising, processes: int = 1) -> MemoryPlan:
     """What the run of a config needs on one of `processes` processes."""
     unet = meta_network(config)
     rows = rows_a_call(config, processes)
@@ -193,7 +193,7 @@ def plan(config: Denoising, processes: int = 1) -> Plan:
     sharded = config.runtime.sharding != "none" and processes > 1
     blocks = [count_parameters(block) for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks)]
     numbers = parameters + 2 * trainable + moments(cast(nn.Module, unet), config.optim)  # 2: gradients, the average
-    return Plan(
+    return MemoryPlan(
         parameters=parameters,
         trainable=trainable,
         inputs=inputs,

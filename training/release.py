@@ -26,7 +26,7 @@ from transformers import CLIPTextModelWithProjection
 
 from model.catalog import SIDECAR
 from model.checkpoint import save
-from model.encoders import Conditioners, ImagePair
+from model.encoders import Conditioners, ImagePairEncoder
 from model.presets import Preset, preset
 from model.shapes import VAE_STRIDE
 from model.tasks import TaskSpec, task
@@ -35,7 +35,7 @@ from training.data.motion_bucket import MotionMap
 from training.frozen_networks import frozen_text, frozen_vae, frozen_vision, trained_towers
 from training.initial_weights import Denoiser, empty_network, unet_of
 from training.model_card import CURVE, plot_curves
-from training.runs import averaged, find, is_run, place, run_config, version_of
+from training.runs import averaged, is_run, locate, resolve_source, run_config, version_of
 
 _CELLS = 50_000
 
@@ -76,7 +76,7 @@ LATE = ("decoder.up_blocks.", "decoder.conv_norm_out.", "decoder.conv_out.", "de
 """How the names begin of the decoder's late layers, which a fitted decoder has of its own."""
 
 
-def split(vae: Path) -> None:
+def split_vae_weights(vae: Path) -> None:
     """Turn the one weight file of an autoencoder's folder into two, the shared one first."""
     whole = vae / SAFETENSORS_WEIGHTS_NAME
     weights = load_file(whole)
@@ -149,7 +149,7 @@ def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: d
     """
     values = run_config(run)
     spec, size = task(values["task"]), preset(values["preset"])
-    stands_on = {name: find(values[name], run.parent, name) for name in ("vae", "image_encoder")}
+    stands_on = {name: resolve_source(values[name], run.parent, name) for name in ("vae", "image_encoder")}
     starts = _starts(run.parent, values)
     folders = {path.name: path for path in (*stands_on.values(), *starts, run) if is_run(path)}
     sources = stands_on | ({"init": starts[0]} if starts else {})
@@ -177,7 +177,7 @@ def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: d
         noise=size.noise,
         sidecar=sidecar,
     )
-    split(folder / "vae")
+    split_vae_weights(folder / "vae")
     plot_curves(folders, folder / CURVE)
     if "init" in published and (published["init"] / CURVE).exists():
         _put_above(published["init"] / CURVE, folder / CURVE)
@@ -201,7 +201,7 @@ def _put_above(earlier: Path, curve: Path) -> None:
 def _starts(out: Path, values: dict[str, Any]) -> list[Path]:
     """What a run's weights went through before it, the earliest first, as far as it is still there."""
     found: list[Path] = []
-    while values.get("init") and (path := place(values["init"], out)) is not None and path not in found:
+    while values.get("init") and (path := locate(values["init"], out)) is not None and path not in found:
         found.insert(0, path)
         values = run_config(path) if is_run(path) else {}
     return found
@@ -212,7 +212,7 @@ def _conditioners(spec: TaskSpec, network: nn.Module, towers: Path, size: Preset
     if spec.context == "text":
         return frozen_text(towers, size)
     vision = frozen_vision(towers, size)
-    return ImagePair(vision, network.mask.detach()) if isinstance(network, Denoiser) else vision
+    return ImagePairEncoder(vision, network.mask.detach()) if isinstance(network, Denoiser) else vision
 
 
 def release_text_encoder(run: Path, folder: Path) -> None:

@@ -16,7 +16,7 @@ from training.objectives.protocol import Objective, Pixels
 SAMPLE_FPS = 7
 
 
-class Monitor:
+class RunLog:
     """A run's log; a context manager.
 
     Args:
@@ -28,7 +28,7 @@ class Monitor:
         self._log: IO[str] | None = None
         self._board: Any = None
 
-    def __enter__(self) -> Monitor:
+    def __enter__(self) -> RunLog:
         """Open the log, and tensorboard where it is installed."""
         if self._folder is not None:
             self._log = (self._folder / "log.jsonl").open("a")

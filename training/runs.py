@@ -35,12 +35,12 @@ PUBLISHED_NAMES = {
 """What the published recipes (training.recipes.published) name and no run of ours makes."""
 
 
-def place(name: str, out: Path) -> Path | None:
+def locate(name: str, out: Path) -> Path | None:
     """Where a name's run or weights lie, `out` first; None: nowhere."""
     return next((path for path in (out / name, Path(name)) if path.exists()), None)
 
 
-def find(name: str, out: Path, setting: str) -> Path:
+def resolve_source(name: str, out: Path, setting: str) -> Path:
     """Where a name's run or weights lie.
 
     Args:
@@ -50,7 +50,7 @@ def find(name: str, out: Path, setting: str) -> Path:
     Raises:
         DataError: nowhere; the message says what to put where.
     """
-    if (path := place(name, out)) is not None:
+    if (path := locate(name, out)) is not None:
         return path
     meant = PUBLISHED_NAMES.get(name)
     remedy = f"put or link {meant} there" if meant else f"train it first (stillmotion train {name} --out {out})"

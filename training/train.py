@@ -15,7 +15,7 @@ from typing import cast
 from torch import nn
 
 from model.errors import DataError, InvalidRequest
-from model.memory.malloc import keep_freed_memory
+from model.memory.malloc import retain_freed_memory
 from model.presets import preset
 from training.config import Config, DecoderConfig, DenoiserConfig, LoraConfig, VAEConfig, with_overrides
 from training.data import orbits
@@ -25,16 +25,16 @@ from training.data.shards import dataset_identity
 from training.distributed import distributed, first_alone, join, world
 from training.examples import examples_of, training_items
 from training.lora import LoraObjective, base_entry, hold_to_base, load_base, release_lora
-from training.memory_plan import compared, plan
+from training.memory_plan import describe, plan
 from training.objectives.protocol import Objective
 from training.recipes import PUBLISHED, RECIPES
-from training.runs import find
+from training.runs import resolve_source
 from training.trainer import Trainer
 
 Report = Callable[[str, int, int], None]
 
 
-def run(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool, report: Report) -> Path:
+def train(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool, report: Report) -> Path:
     """Train one recipe on a dataset folder; returns the run folder, OUT/RECIPE.
 
     A denoiser's run ends with a checkpoint folder, OUT/RECIPE/checkpoint, that the service and diffusers load; a LoRA's
@@ -51,7 +51,7 @@ def run(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool, 
     folder = out / recipe
     if not resume and (folder / "state.pt").exists():
         raise DataError(f"{folder} already holds a run: add --resume to go on with it, or name another folder")
-    keep_freed_memory()
+    retain_freed_memory()
     left_out = LeftOut(report, config.most_unreadable)
     objective = build_objective(config, data, folder, report, left_out)
     trainer = _trainer(objective, config, folder, report)
@@ -69,7 +69,7 @@ def _trainer(objective: Objective, config: Config, folder: Path, report: Report)
     if not isinstance(config, DenoiserConfig | LoraConfig) or world()[0]:
         return Trainer(objective, config, folder)
     predicted = plan(config, world()[1]).bytes
-    report(compared(predicted, None), 0, 0)
+    report(describe(predicted, None), 0, 0)
     beside = cast(nn.Module, objective.unet) if isinstance(objective, LoraObjective) else None
     return Trainer(objective, config, folder, predicted, beside)
 
@@ -87,7 +87,7 @@ def _release(trainer: Trainer, out: Path) -> None:
         from training.release import fit_latent_colours, release
 
         assert isinstance(objective, DenoiseObjective)
-        vae = frozen_vae(find(config.vae, out, "vae"), preset(config.preset))
+        vae = frozen_vae(resolve_source(config.vae, out, "vae"), preset(config.preset))
         colours = fit_latent_colours(objective.examples.clips, float(vae.config["scaling_factor"]))
         release(folder, folder / "checkpoint", colours)
 
@@ -119,7 +119,7 @@ def build_objective(config: Config, data: Path, folder: Path, report: Report, le
                 param="set",
             )
         network = build_network(config, out).to(device)
-        vae = frozen_vae(find(config.vae, out, "vae"), preset(config.preset))
+        vae = frozen_vae(resolve_source(config.vae, out, "vae"), preset(config.preset))
         with first_alone():
             examples = examples_of(config, network, data, out, report, left_out)
         return DenoiseObjective(config, network, examples, lambda latents: decode(vae, latents, 7))
@@ -146,7 +146,7 @@ def _decoder_objective(config: DecoderConfig, data: Path, out: Path, report: Rep
     from training.frozen_networks import frozen_vae
     from training.objectives.decoder import DecoderObjective
 
-    vae = frozen_vae(find(config.vae, out, "vae"), preset(config.preset))
+    vae = frozen_vae(resolve_source(config.vae, out, "vae"), preset(config.preset))
     if dataset_identity(data)["name"] == orbits.NAME:
         return DecoderObjective(config, vae, [orbit.clip for orbit in orbits.load_orbits(data, "train", left_out)])
     items = training_items(data, left_out)

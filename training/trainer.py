@@ -23,10 +23,10 @@ from torch import nn
 from model.errors import DataError
 from training.config import Config, Optim, completed
 from training.distributed import average_plain_gradients, clip_gradients, gathered, like, local, world
-from training.memory_plan import PeakMemory, compared, logged
+from training.memory_plan import PeakMemory, describe, log_values
 from training.objectives.protocol import Objective
 from training.optimizers import EMA, optimizer_of
-from training.run_log import Monitor
+from training.run_log import RunLog
 
 Report = Callable[[str, int, int], None]
 _MAY_CHANGE = ("runtime", "most_unreadable")
@@ -154,13 +154,13 @@ class Trainer:
             (self.folder / "config.json").write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
         began, began_at, memory = time.monotonic(), self.step, self._memory()
         sums: dict[str, float] = {}
-        with Monitor(self.folder if first else None) as monitor:
+        with RunLog(self.folder if first else None) as monitor:
             while self.step < last:
                 for name, value in self._iterate().items():
                     sums[name] = sums.get(name, 0.0) + value / optim.log_every
                 if self.step % optim.log_every == 0:
                     rate = (time.monotonic() - began) / (self.step - began_at)
-                    taken = logged(self.predicted, memory.bytes)
+                    taken = log_values(self.predicted, memory.bytes)
                     monitor.log(self.step, {"s_per_iteration": round(rate, 4), **taken, **sums})
                     report(" ".join(f"{k} {v:.4f}" for k, v in sums.items()), self.step, last)
                     sums = {}
@@ -168,7 +168,7 @@ class Trainer:
                     self.save()
                     with self.ema.swapped(self.objective.module):
                         monitor.samples(self.step, self.objective)
-        report(compared(self.predicted, memory.bytes), 0, 0)
+        report(describe(self.predicted, memory.bytes), 0, 0)
 
     def _memory(self) -> PeakMemory:
         """Counts from now on, the network, its average and the optimizer's states included."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serving.engine.work_items import Batching
+from serving.engine.work_items import BatchingProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ class Shape:
         return self.place_s * (1 + self.marginal * (places - 1))
 
     @property
-    def batching(self) -> Batching:
+    def batching(self) -> BatchingProfile:
         """What a profile of these calls says: what a second row, guided where two fit, adds to the first."""
         row = 2 if self.largest >= 4 else 1
-        return Batching(self.largest, self.call_s(2 * row) / self.call_s(row) - 1)
+        return BatchingProfile(self.largest, self.call_s(2 * row) / self.call_s(row) - 1)
 
 
 def _shape(

@@ -9,10 +9,10 @@ from typing import Protocol
 from policysim.costs import LARGE, SMALL
 from policysim.trace import Request
 from serving.engine.policy import Ledger, decide
-from serving.engine.work_items import Batching, Kind, Limits, WorkItem
+from serving.engine.work_items import BatchingProfile, Kind, Limits, WorkItem
 
 MAX_RESIDENT = 8
-_BATCHING: Mapping[object, Batching] = {shape.name: shape.batching for shape in (LARGE, SMALL)}
+_BATCHING: Mapping[object, BatchingProfile] = {shape.name: shape.batching for shape in (LARGE, SMALL)}
 
 
 @dataclass(eq=False, slots=True)

@@ -14,16 +14,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.backends.compiled import compile_blocks
 from model.backends.registry import make_denoiser
 from model.checkpoint import Checkpoint
-from model.denoiser import Cores, Denoiser, Tuning
+from model.denoiser import CpuThreads, Denoiser, TorchOptions
 from model.media.video import encode_video
 from model.optimized.attention import KERNELS, usable
 from model.optimized.fused_blocks import fuse
 from model.optimized.rewrites import relative_difference
-from model.sampling.prepare import begin_row, draw_noise
+from model.sampling.prepare import draw_noise, prepare_row
 from model.sampling.sampler import sample
 from model.unet import build_unet
 from model.vae import decode, decode_clip, upcast_encoder
-from serving.engine.oom import most_places
+from serving.engine.oom import max_batch_size
 from svd_xt.bench import TASK, Bench, relieve
 
 Found = dict[str, Any]
@@ -118,7 +118,7 @@ def ours_graphed(bench: Bench, _: Found) -> Found:
     return _ours(bench, "torch-graphed")
 
 
-def ready(bench: Bench, backend: str, tuning: Tuning | None = None) -> tuple[Checkpoint, Denoiser]:
+def ready(bench: Bench, backend: str, tuning: TorchOptions | None = None) -> tuple[Checkpoint, Denoiser]:
     """A copy of the networks, as our engine would run them."""
     checkpoint = bench.ours()
     if bench.dtype == torch.float16:
@@ -126,7 +126,7 @@ def ready(bench: Bench, backend: str, tuning: Tuning | None = None) -> tuple[Che
     fuse(checkpoint.vae)
     if backend != "torch":
         compile_blocks(checkpoint.vae)
-    return checkpoint, make_denoiser(backend, checkpoint, Cores(torch.get_num_threads()), tuning)
+    return checkpoint, make_denoiser(backend, checkpoint, CpuThreads(torch.get_num_threads()), tuning)
 
 
 def generation(bench: Bench, checkpoint: Checkpoint, denoiser: Denoiser, **asked: object) -> Callable[[], object]:
@@ -135,7 +135,7 @@ def generation(bench: Bench, checkpoint: Checkpoint, denoiser: Denoiser, **asked
 
     def whole() -> bytes:
         with torch.inference_mode():
-            row = sample(denoiser, begin_row(checkpoint, params, [bench.still]))
+            row = sample(denoiser, prepare_row(checkpoint, params, [bench.still]))
             return encode_video(decode(checkpoint.vae, row.latents, params.decode_chunk_size), params.fps, "mp4")
 
     return whole
@@ -168,7 +168,7 @@ def ays(bench: Bench, found: Found) -> Found:
 def reuse(bench: Bench, found: Found) -> Found:
     """Deep features reused by every second evaluation, on the fastest of ours that can."""
     backend = "torch" if fastest(found) == "torch" else "torch-compiled"
-    checkpoint, denoiser = ready(bench, backend, Tuning(reuse_every=2))
+    checkpoint, denoiser = ready(bench, backend, TorchOptions(reuse_every=2))
     whole = generation(bench, checkpoint, denoiser)
     return {"end_to_end": bench.timed(whole, repeats=2, warm_ups=1).as_dict(), "every": 2}
 
@@ -203,7 +203,7 @@ def attention(bench: Bench, _: Found) -> Found:
 def curve(bench: Bench, found: Found) -> Found:
     """A call by number of places, and a guided call by number of frames."""
     _, denoiser = ready(bench, fastest(found))
-    most = min(8, most_places(bench.plain.unet, bench.latent))
+    most = min(8, max_batch_size(bench.plain.unet, bench.latent))
     answers: Found = {"places": {}, "frames": {}}
     for places in (count for count in (1, 2, 3, 4, 8) if count <= most):
         inputs = bench.inputs(places)
@@ -251,7 +251,7 @@ def _latents(bench: Bench, plain: Checkpoint, steps: int, backend: str) -> tuple
     theirs = bench.pipeline(plain)(still, generator=generator, **settings).frames[0]
     checkpoint, denoiser = ready(bench, backend)
     with torch.inference_mode():
-        row = begin_row(checkpoint, bench.params(num_inference_steps=steps), [still])
+        row = prepare_row(checkpoint, bench.params(num_inference_steps=steps), [still])
         mine = sample(denoiser, row).latents
     return theirs.float().cpu(), mine.float().cpu()
 

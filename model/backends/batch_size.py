@@ -15,7 +15,7 @@ from torch import Tensor
 from model.denoiser import Denoiser
 
 
-class PaddedDenoiser:
+class FixedBatchDenoiser:
     """A Denoiser (model.denoiser) around another, called with exactly `places` places each time."""
 
     def __init__(self, inner: Denoiser, places: int) -> None:
@@ -43,7 +43,7 @@ class PaddedDenoiser:
         return self._inner(*(part[index] for part in group))[:here]
 
 
-class SplitDenoiser:
+class MaxBatchDenoiser:
     """A Denoiser (model.denoiser) around another, called with at most `places` places."""
 
     def __init__(self, inner: Denoiser, places: int) -> None:

@@ -19,9 +19,9 @@ from diffusers import UNetSpatioTemporalConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.denoiser import Cores
+from model.denoiser import CpuThreads
 from model.errors import InvalidRequest
-from model.optimized.fused_blocks import LeanResBlock, LeanTransformer
+from model.optimized.fused_blocks import FusedResBlock, FusedTransformer
 
 VARIANTS = 128
 """Compiled forms of one block class, at most: one for each pair of widths it occurs in (svd-xt has about twenty)."""
@@ -34,7 +34,7 @@ class CompiledDenoiser:
         InvalidRequest: the UNet is on a CPU, and there is no C++ compiler.
     """
 
-    def __init__(self, unet: UNetSpatioTemporalConditionModel, cores: Cores) -> None:
+    def __init__(self, unet: UNetSpatioTemporalConditionModel, cores: CpuThreads) -> None:
         require_compiler_on(unet.device)
         self._unet = unet.eval()
         self._one_by_one = cores.pinned or unet.device.type == "cpu"
@@ -79,7 +79,7 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
     torch.fx.experimental._config.use_duck_shape = False
     count = 0
     for block in network.modules():
-        if isinstance(block, LeanResBlock | LeanTransformer):
+        if isinstance(block, FusedResBlock | FusedTransformer):
             block.compile(dynamic=True, fullgraph=True, backend=backend)
             count += 1
     return count

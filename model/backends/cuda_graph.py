@@ -20,7 +20,7 @@ from torch import Tensor
 from model.denoiser import Denoiser
 from model.errors import InvalidRequest
 
-KEPT = 4
+MAX_GRAPHS = 4
 """Recordings at once: a guided and an unguided call, each at two sizes."""
 WARM_UPS = 3
 """Calls before a recording, in which libraries choose their kernels and the compiler compiles."""
@@ -69,10 +69,10 @@ class CudaRecorder:
         return graph, output
 
 
-class GraphedDenoiser:
+class CudaGraphDenoiser:
     """A Denoiser (model.denoiser) around another, whose calls are recorded and replayed. Of one thread."""
 
-    def __init__(self, inner: Denoiser, recorder: Recorder, kept: int = KEPT) -> None:
+    def __init__(self, inner: Denoiser, recorder: Recorder, kept: int = MAX_GRAPHS) -> None:
         self._inner = inner
         self._recorder = recorder
         self._most = kept

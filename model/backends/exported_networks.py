@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from model.backends.onnxruntime import OnnxGraph
-from model.denoiser import Cores
+from model.denoiser import CpuThreads
 from model.errors import CheckpointError
 from model.export_manifest import ONNX_FOLDER, read_manifest
 from model.shapes import VAE_STRIDE
@@ -36,7 +36,7 @@ class ExportedNetworks:
         MissingExtra: onnxruntime is not installed.
     """
 
-    def __init__(self, folder: Path, device: torch.device, cores: Cores) -> None:
+    def __init__(self, folder: Path, device: torch.device, cores: CpuThreads) -> None:
         self._folder, self._device, self._cores = folder, device, cores
         self.manifest = read_manifest(folder)
         self.manifest.check_files(folder)
@@ -58,7 +58,7 @@ class ExportedNetworks:
         config = self._config("unet")
         with torch.device("meta"):
             network = UNetSpatioTemporalConditionModel.from_config(config)
-        _hollow(network, self._device, getattr(torch, self.manifest.dtype))
+        _strip_layers(network, self._device, getattr(torch, self.manifest.dtype))
         return network
 
     def vae(self) -> AutoencoderKLTemporalDecoder:
@@ -80,7 +80,7 @@ class ExportedNetworks:
             return SimpleNamespace(sample=decoder.run({"latents": latents}, (num_frames, 3, height, width)))
 
         network.__dict__.update(encode=encode, decode=decode)
-        _hollow(network, self._device, decoder.dtype)
+        _strip_layers(network, self._device, decoder.dtype)
         return network
 
     def image_encoder(self) -> CLIPVisionModelWithProjection:
@@ -96,7 +96,7 @@ class ExportedNetworks:
             )
 
         network.__dict__["forward"] = forward
-        _hollow(network, self._device, graph.dtype)
+        _strip_layers(network, self._device, graph.dtype)
         return network
 
     def text_encoder(self) -> CLIPTextModel:
@@ -113,7 +113,7 @@ class ExportedNetworks:
             return SimpleNamespace(last_hidden_state=hidden)
 
         network.__dict__["forward"] = forward
-        _hollow(network, self._device, graph.dtype)
+        _strip_layers(network, self._device, graph.dtype)
         return network
 
     def _graph(self, name: str) -> OnnxGraph:
@@ -124,7 +124,7 @@ class ExportedNetworks:
         return told
 
 
-def _hollow(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+def _strip_layers(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Take a network's layers away; one empty parameter says on which device and in which dtype it computes."""
     network._modules.clear()
     network.register_parameter("empty", nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False))

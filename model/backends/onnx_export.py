@@ -42,7 +42,7 @@ from model.tasks import TaskSpec
 
 Precision = Literal["float32", "float16", "bfloat16"]
 
-REWRITES = 1
+GRAPH_VERSION = 1
 """Counts changes of the graphs themselves, so that files exported by an older version are not taken for today's."""
 OPSET = 20
 """MatMul and Softmax for attention: every runtime takes it. (23 has an Attention of its own, which TensorRT fuses only
@@ -226,7 +226,7 @@ def cache_key(checkpoint: Checkpoint) -> str:
     require_onnx("the onnxruntime backend's export")
     dtype = str(checkpoint.unet.dtype).removeprefix("torch.")
     tools = f"torch{version('torch')}-onnx{version('onnx')}-onnxscript{version('onnxscript')}"
-    return f"{checkpoint.entry.version}-{dtype}-r{REWRITES}-o{OPSET}-{tools}"
+    return f"{checkpoint.entry.version}-{dtype}-r{GRAPH_VERSION}-o{OPSET}-{tools}"
 
 
 def denoiser_file(checkpoint: Checkpoint, cache: Path | None = None) -> Path:

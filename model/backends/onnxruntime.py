@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.denoiser import Cores
+from model.denoiser import CpuThreads
 from model.errors import CheckpointError, InvalidRequest, MissingExtra
 
 _ELEMENTS: dict[str, tuple[torch.dtype, int]] = {
@@ -43,7 +43,7 @@ class OnnxGraph:
         CheckpointError: the file does not load.
     """
 
-    def __init__(self, file: Path, device: torch.device, cores: Cores) -> None:
+    def __init__(self, file: Path, device: torch.device, cores: CpuThreads) -> None:
         self.file = file
         self.device = device
         self._session = _open(file, device, cores)
@@ -104,11 +104,11 @@ class OnnxGraph:
 class OnnxDenoiser:
     """A Denoiser (model.denoiser) around an exported UNet."""
 
-    def __init__(self, file: Path, device: torch.device, cores: Cores) -> None:
+    def __init__(self, file: Path, device: torch.device, cores: CpuThreads) -> None:
         self._pool: ThreadPoolExecutor | None = None
         if cores.pinned:
             self._pool = ThreadPoolExecutor(cores.count, "stillmotion-onnx")
-            cores = Cores(1, pinned=True)
+            cores = CpuThreads(1, pinned=True)
         self._graph = OnnxGraph(file, device, cores)
 
     def __call__(
@@ -132,7 +132,7 @@ class OnnxDenoiser:
         return output.to(told[0].device, torch.float32)
 
 
-def _open(file: Path, device: torch.device, cores: Cores) -> Any:
+def _open(file: Path, device: torch.device, cores: CpuThreads) -> Any:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:

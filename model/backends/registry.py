@@ -9,13 +9,13 @@ import torch
 
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint
-from model.denoiser import Cores, Denoiser, Tuning
+from model.denoiser import CpuThreads, Denoiser, TorchOptions
 from model.errors import InvalidRequest
 from model.lora.catalog import LoraUse, choose_lora
 from model.shapes import VideoShape
 
 
-def _torch(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
+def _torch(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> Denoiser:
     from model.backends.torch import TorchDenoiser
     from model.optimized.attention import kernel
     from model.optimized.fused_blocks import fuse
@@ -28,7 +28,7 @@ def _torch(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
     return TorchDenoiser(checkpoint.unet, cores)
 
 
-def _compiled(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
+def _compiled(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> Denoiser:
     from model.backends.compiled import CompiledDenoiser, compile_blocks, require_compiler_on
     from model.optimized.attention import kernel
     from model.optimized.fused_blocks import fuse
@@ -43,18 +43,18 @@ def _compiled(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
     return CompiledDenoiser(checkpoint.unet, cores)
 
 
-def _graphed(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
-    from model.backends.cuda_graph import CudaRecorder, GraphedDenoiser
+def _graphed(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> Denoiser:
+    from model.backends.cuda_graph import CudaGraphDenoiser, CudaRecorder
 
     recorder = CudaRecorder(checkpoint.unet.device)
     if tuning.reuse_every > 1:
         raise InvalidRequest(
             "torch-graphed replays whole evaluations; reuse features with --denoiser torch-compiled", param="reuse"
         )
-    return GraphedDenoiser(_compiled(checkpoint, cores, tuning), recorder)
+    return CudaGraphDenoiser(_compiled(checkpoint, cores, tuning), recorder)
 
 
-def _onnxruntime(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
+def _onnxruntime(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> Denoiser:
     _only_default(tuning, "onnxruntime")
     from model.backends.onnx_export import denoiser_file
     from model.backends.onnxruntime import OnnxDenoiser
@@ -62,7 +62,7 @@ def _onnxruntime(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denois
     return OnnxDenoiser(denoiser_file(checkpoint), checkpoint.unet.device, cores)
 
 
-def _tensorrt(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
+def _tensorrt(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> Denoiser:
     _only_default(tuning, "tensorrt")
     from model.backends.tensorrt import TensorRtDenoiser
 
@@ -70,7 +70,7 @@ def _tensorrt(checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Denoiser:
     return TensorRtDenoiser(checkpoint.entry.path, checkpoint.unet.device)
 
 
-def _only_default(tuning: Tuning, backend: str) -> None:
+def _only_default(tuning: TorchOptions, backend: str) -> None:
     """A graph has its own attention, and all of its layers."""
     if tuning.attention != AUTO:
         raise InvalidRequest(f"{backend} has its own attention; leave --attention out", param="attention")
@@ -78,7 +78,7 @@ def _only_default(tuning: Tuning, backend: str) -> None:
         raise InvalidRequest(f"{backend} cannot reuse features; choose --denoiser torch", param="reuse")
 
 
-MAKERS: dict[str, Callable[[Checkpoint, Cores, Tuning], Denoiser]] = {
+BACKENDS: dict[str, Callable[[Checkpoint, CpuThreads, TorchOptions], Denoiser]] = {
     "torch": _torch,
     "torch-compiled": _compiled,
     "torch-graphed": _graphed,
@@ -105,8 +105,8 @@ def backend_for(entry: ModelEntry, asked: str) -> str:
     """
     if asked == AUTO:
         return "onnxruntime" if entry.exported else "torch"
-    if asked not in MAKERS:
-        raise InvalidRequest(f"no backend is called {asked!r}; there are: {', '.join(MAKERS)}", param="backend")
+    if asked not in BACKENDS:
+        raise InvalidRequest(f"no backend is called {asked!r}; there are: {', '.join(BACKENDS)}", param="backend")
     if entry.exported and asked in IN_TORCH:
         raise InvalidRequest(
             f"{entry.name} is an export: it has graphs and no weights for {asked}; take --denoiser onnxruntime",
@@ -148,7 +148,7 @@ def check_lora(entry: ModelEntry, backend: str, wanted: LoraUse | None) -> None:
     choose_lora(f"{wanted.name}@{wanted.version}", entry.loras, entry.name)
 
 
-def tuned(backend: str, checkpoint: Checkpoint, cores: Cores, tuning: Tuning) -> Tuning:
+def resolve_options(backend: str, checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> TorchOptions:
     """The tuning with its `auto` replaced by what holds for the checkpoint on its device.
 
     Raises:
@@ -168,7 +168,7 @@ def tuned(backend: str, checkpoint: Checkpoint, cores: Cores, tuning: Tuning) ->
 
 
 def make_denoiser(
-    backend: str, checkpoint: Checkpoint, cores: Cores | None = None, tuning: Tuning | None = None
+    backend: str, checkpoint: Checkpoint, cores: CpuThreads | None = None, tuning: TorchOptions | None = None
 ) -> Denoiser:
     """A denoiser of the checkpoint's UNet on the backend called `backend`. The UNet is rewritten in place.
 
@@ -180,5 +180,5 @@ def make_denoiser(
         InvalidRequest: no backend is called that, or it does not fit (`backend_for`).
     """
     backend = backend_for(checkpoint.entry, backend)
-    cores = cores or Cores(torch.get_num_threads())
-    return MAKERS[backend](checkpoint, cores, tuned(backend, checkpoint, cores, tuning or Tuning()))
+    cores = cores or CpuThreads(torch.get_num_threads())
+    return BACKENDS[backend](checkpoint, cores, resolve_options(backend, checkpoint, cores, tuning or TorchOptions()))

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.errors import CheckpointError, MissingExtra
-from model.export_manifest import ENGINE_FOLDER, ONNX_FOLDER, Built, check_engine, read_manifest
+from model.export_manifest import ENGINE_FOLDER, ONNX_FOLDER, EngineBuild, check_engine, read_manifest
 
 
 class Scratch:
@@ -140,7 +140,7 @@ def fitting_runtime(folder: Path, device: torch.device) -> Any:
     return trt
 
 
-def _runtime(built: Built) -> Any:
+def _runtime(built: EngineBuild) -> Any:
     try:
         return importlib.import_module(built.builder)
     except ModuleNotFoundError as error:

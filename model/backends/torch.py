@@ -16,13 +16,13 @@ from diffusers import UNetSpatioTemporalConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from model.denoiser import Cores
+from model.denoiser import CpuThreads
 
 
 class TorchDenoiser:
     """A Denoiser (model.denoiser) around a diffusers UNet; runs in inference mode."""
 
-    def __init__(self, unet: UNetSpatioTemporalConditionModel, cores: Cores) -> None:
+    def __init__(self, unet: UNetSpatioTemporalConditionModel, cores: CpuThreads) -> None:
         self._unet = unet.eval()
         self._cores = cores
         on_cpu = unet.device.type == "cpu"

@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.checkpoint import Checkpoint
-from model.encoders import ImagePair, TextTower, VisionTower
+from model.encoders import ImageEncoder, ImagePairEncoder, TextEncoder
 from model.errors import InvalidRequest
 from model.params import PARAMS, Params, TextToVideoParams
 from model.sampling.row import Conditioning
@@ -89,7 +89,7 @@ def fitting_pixels(name: str, picture: Image, height: int, width: int) -> Float[
     return picture_to_pixels(picture)
 
 
-def image_context(tower: VisionTower, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+def image_context(tower: ImageEncoder, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
     """CLIP embeddings of pictures in [-1, 1], float32."""
     encoder = tower.encoder
     seen = clip_input(pixels, tower.mean, tower.std)
@@ -136,7 +136,7 @@ def _blur(pixels: Tensor, factor: float, *, vertical: bool) -> Tensor:
     return functional.conv2d(padded, weight.view(1, 1, *shape).expand(channels, 1, *shape), groups=channels)
 
 
-def text_context(tower: TextTower, prompt: str) -> Float[Tensor, "N D"]:
+def text_context(tower: TextEncoder, prompt: str) -> Float[Tensor, "N D"]:
     """The tokens of a prompt, padded to the tokenizer's length, float32.
 
     Raises:
@@ -193,10 +193,10 @@ def condition(
 
 def _context(checkpoint: Checkpoint, params: Params, pixels: list[Tensor]) -> Float[Tensor, "N D"]:
     conditioners = checkpoint.conditioners
-    if isinstance(conditioners, TextTower):
+    if isinstance(conditioners, TextEncoder):
         assert isinstance(params, TextToVideoParams)
         return text_context(conditioners, params.prompt)
-    tower = conditioners if isinstance(conditioners, VisionTower) else conditioners.vision
+    tower = conditioners if isinstance(conditioners, ImageEncoder) else conditioners.vision
     return image_context(tower, torch.stack(pixels))
 
 
@@ -207,7 +207,7 @@ def _concat(
     if isinstance(params, TextToVideoParams):
         latent = params.shape.latent(checkpoint.latent_channels)
         return torch.zeros(params.num_frames, 0, latent.height, latent.width, device=checkpoint.unet.device)
-    if isinstance(conditioners, ImagePair):
+    if isinstance(conditioners, ImagePairEncoder):
         latents = image_latents(vae, torch.stack(pixels)) * checkpoint.scaling_factor
         start, end = latents + params.noise_aug_strength * noise.to(latents.device)
         return between_ends(start, end, conditioners.mask, params.num_frames)

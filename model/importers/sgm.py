@@ -31,7 +31,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from model.catalog import PUBLISHED, ModelEntry, describe
 from model.checkpoint import save
-from model.encoders import VisionTower, build_image_encoder
+from model.encoders import ImageEncoder, build_image_encoder
 from model.errors import CheckpointError
 from model.importers.strict_load import some
 from model.presets import Preset
@@ -276,10 +276,10 @@ def read(file: Path, preset: Preset, only: Part | None = None) -> tuple[Networks
     return networks, aside
 
 
-def vision_tower(networks: Networks) -> VisionTower:
+def vision_tower(networks: Networks) -> ImageEncoder:
     """The picture encoder of such a file, with OpenCLIP's normalisation, which no weight tells."""
     processor = CLIPImageProcessor()
-    return VisionTower(networks.encoder, tuple(processor.image_mean), tuple(processor.image_std))
+    return ImageEncoder(networks.encoder, tuple(processor.image_mean), tuple(processor.image_std))
 
 
 def adapt(

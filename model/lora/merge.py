@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.denoiser import Denoiser, Kept, ReusingDenoiser
+from model.denoiser import CachedFeatures, Denoiser, ReusingDenoiser
 from model.errors import InvalidRequest
 from model.lora.catalog import LoraUse
 from model.lora.weights import Lora, temporal_projections
@@ -94,8 +94,8 @@ class AdaptedReuse(AdaptedDenoiser):
         self._reusing = inner
 
     def reusing(
-        self, inputs: tuple[Tensor, ...], kept: Sequence[Kept | None], places: Sequence[int]
-    ) -> tuple[Float[Tensor, "B T C h w"], list[Kept]]:
+        self, inputs: tuple[Tensor, ...], kept: Sequence[CachedFeatures | None], places: Sequence[int]
+    ) -> tuple[Float[Tensor, "B T C h w"], list[CachedFeatures]]:
         """See ReusingDenoiser."""
         return self._reusing.reusing(inputs, kept, places)
 

@@ -26,11 +26,11 @@ from jaxtyping import Float32, Int64, UInt8
 
 Picture = UInt8[np.ndarray, "H W 3"]
 
-REACH = 8
+WINDOW_RADIUS = 8
 """Pixels from the middle of a window to its border; windows end with the picture."""
 
 
-def hold_ends(
+def restore_end_frames(
     frames: UInt8[np.ndarray, "T H W 3"], ends: Sequence[Picture], noise: float = 0.0
 ) -> UInt8[np.ndarray, "T H W 3"]:
     """The decoded frames [T, H, W, 3], corrected so that the first and the last are the two `ends`.
@@ -66,7 +66,7 @@ def _window_sums(values: Int64[np.ndarray, "H W"]) -> Int64[np.ndarray, "H W"]:
     """Sums over the window of each point, from a table of the sums over all that is above and to the left; exact."""
     table = np.pad(values, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     (top, bottom), (left, right) = (
-        (np.clip(np.arange(size) - REACH, 0, size), np.clip(np.arange(size) + REACH + 1, 0, size))
+        (np.clip(np.arange(size) - WINDOW_RADIUS, 0, size), np.clip(np.arange(size) + WINDOW_RADIUS + 1, 0, size))
         for size in values.shape
     )
     across = table[:, right] - table[:, left]

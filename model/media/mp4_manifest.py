@@ -71,7 +71,7 @@ def pictures(manifest: Mapping[str, Any]) -> tuple[bytes, ...]:
         raise InvalidRequest(f"a picture in the manifest is no base64: {error}", code="bad_manifest") from error
 
 
-def encoded(picture: bytes) -> str:
+def encode_picture(picture: bytes) -> str:
     """A PNG as the manifest holds it."""
     return base64.b64encode(picture).decode("ascii")
 

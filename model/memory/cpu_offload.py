@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 
-class Visits:
+class CpuOffload:
     """Networks on the CPU between uses. Several threads may use one at once; the last to leave moves it back.
 
     Args:

@@ -26,7 +26,7 @@ _SETTINGS: Final = (
 
 
 @cache
-def keep_freed_memory() -> bool:
+def retain_freed_memory() -> bool:
     """Let this process keep what it frees; whether it does now.
 
     For the process's life, and once. Not with another C library than glibc, and not where the environment sets the
@@ -39,7 +39,7 @@ def keep_freed_memory() -> bool:
     return all(bool(mallopt(option, value)) for option, value in _SETTINGS)
 
 
-def give_back_freed_memory() -> bool:
+def trim_freed_memory() -> bool:
     """Return to the kernel what is freed now, kept or not; whether this C library does that.
 
     For whoever measures how much memory some work takes.

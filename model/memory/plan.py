@@ -31,13 +31,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model.checkpoint import Checkpoint
-from model.encoders import ImagePair
+from model.encoders import ImagePairEncoder
 from model.errors import InvalidRequest
 from model.optimized.fused_blocks import fuse
 from model.shapes import LatentShape, even_chunks
 
 
-class Ledger(TorchDispatchMode):
+class AllocationTracker(TorchDispatchMode):
     """Bytes alive among the tensors made inside it, now and at most."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class _OutputOnly(TorchFunctionMode):
 
 def peak_bytes(work: Callable[[], object]) -> int:
     """Bytes of tensors alive at once while `work` ran, at most, beyond those that were there before."""
-    ledger = Ledger()
+    ledger = AllocationTracker()
     with torch.inference_mode(), _OutputOnly(), ledger:
         kept = work()
         del kept
@@ -155,7 +155,7 @@ MOST_PLACES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class MemoryNeeds:
     """Bytes that a checkpoint's parts take on the device, at one clip size.
 
     Args:
@@ -194,11 +194,11 @@ class VramPlan:
         return asdict(self)
 
 
-def needs_of(checkpoint: Checkpoint, latent: LatentShape) -> Needs:
+def needs_of(checkpoint: Checkpoint, latent: LatentShape) -> MemoryNeeds:
     """The needs of a loaded checkpoint whose weights have numbers (not of an export)."""
     conditioners = checkpoint.conditioners
-    encoder = conditioners.vision.encoder if isinstance(conditioners, ImagePair) else conditioners.encoder
-    return Needs(
+    encoder = conditioners.vision.encoder if isinstance(conditioners, ImagePairEncoder) else conditioners.encoder
+    return MemoryNeeds(
         unet=parameter_bytes(checkpoint.unet),
         vae=parameter_bytes(checkpoint.vae),
         conditioners=parameter_bytes(encoder),
@@ -220,7 +220,7 @@ def _in_proportion(measure: Callable[[int], int]) -> Callable[[int], int]:
     return bytes_of
 
 
-def plan(needs: Needs, budget_bytes: int, frames: int, *, asked_chunk: int, overlap: bool) -> VramPlan:
+def plan(needs: MemoryNeeds, budget_bytes: int, frames: int, *, asked_chunk: int, overlap: bool) -> VramPlan:
     """The most convenient way of working that fits.
 
     Args:
@@ -232,7 +232,7 @@ def plan(needs: Needs, budget_bytes: int, frames: int, *, asked_chunk: int, over
         InvalidRequest: not even the most careful one fits.
     """
     best: VramPlan | None = None
-    for places, chunk, offload in _ways(frames, asked_chunk):
+    for places, chunk, offload in _candidate_plans(frames, asked_chunk):
         peak = _peak(needs, places, chunk, offload=offload, overlap=overlap)
         best = VramPlan(places, chunk, offload, peak)
         if peak <= budget_bytes:
@@ -246,7 +246,7 @@ def plan(needs: Needs, budget_bytes: int, frames: int, *, asked_chunk: int, over
     )
 
 
-def _ways(frames: int, asked_chunk: int) -> Iterator[tuple[int, int, bool]]:
+def _candidate_plans(frames: int, asked_chunk: int) -> Iterator[tuple[int, int, bool]]:
     """(places, chunk, offload), the most convenient first: batches go first, then residence, then the chunk."""
     largest = max(even_chunks(frames, asked_chunk))
     places = MOST_PLACES
@@ -263,7 +263,7 @@ def _ways(frames: int, asked_chunk: int) -> Iterator[tuple[int, int, bool]]:
         yield 1, min(chunk, largest), True
 
 
-def _peak(needs: Needs, places: int, chunk: int, *, offload: bool, overlap: bool) -> int:
+def _peak(needs: MemoryNeeds, places: int, chunk: int, *, offload: bool, overlap: bool) -> int:
     denoise = SLACK_SHARE * needs.denoise(places)
     decode = SLACK_SHARE * needs.decode(chunk)
     encode = SLACK_SHARE * needs.encode

@@ -24,7 +24,7 @@ from diffusers import UNetSpatioTemporalConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from model.denoiser import Cores, Kept
+from model.denoiser import CachedFeatures, CpuThreads
 from model.errors import InvalidRequest
 
 Place = tuple[tuple[Tensor, ...], Tensor | None]
@@ -42,7 +42,7 @@ class FeatureReuse:
         InvalidRequest: `every` below 1, or a depth that the network does not have.
     """
 
-    def __init__(self, unet: UNetSpatioTemporalConditionModel, cores: Cores, every: int, depth: int = 1) -> None:
+    def __init__(self, unet: UNetSpatioTemporalConditionModel, cores: CpuThreads, every: int, depth: int = 1) -> None:
         outermost = len(unet.up_blocks[-1].resnets)
         if every < 1 or not 1 <= depth <= outermost:
             raise InvalidRequest(
@@ -67,19 +67,19 @@ class FeatureReuse:
         return self._outputs([((latents, timestep, context, concat, vector), None)])[0][0]
 
     def reusing(
-        self, inputs: tuple[Tensor, ...], kept: Sequence[Kept | None], places: Sequence[int]
-    ) -> tuple[Float[Tensor, "B T C h w"], list[Kept]]:
+        self, inputs: tuple[Tensor, ...], kept: Sequence[CachedFeatures | None], places: Sequence[int]
+    ) -> tuple[Float[Tensor, "B T C h w"], list[CachedFeatures]]:
         """See ReusingDenoiser. Rows at the same kind of evaluation share a call; on a CPU each place has its own."""
         parts = list(zip(*(part.split(list(places)) for part in inputs), strict=True))
         features = [self._usable(one, count) for one, count in zip(kept, places, strict=True)]
         answers = self._outputs(list(zip(parts, features, strict=True)))
         after = [
-            Kept(deep, 0 if old is None or one is None else one.age + 1)
+            CachedFeatures(deep, 0 if old is None or one is None else one.age + 1)
             for (_, deep), old, one in zip(answers, features, kept, strict=True)
         ]
         return torch.cat([output for output, _ in answers]), after
 
-    def _usable(self, kept: Kept | None, places: int) -> Tensor | None:
+    def _usable(self, kept: CachedFeatures | None, places: int) -> Tensor | None:
         """The features, unless they are too old or there are too few (a row that is guided again)."""
         if kept is None or kept.age + 1 >= self._every or len(kept.features) < places:
             return None
@@ -142,7 +142,7 @@ def run_unet(
     With `deep` None this is diffusers' own forward function, layer for layer.
     """
     rows, frames = sample.shape[:2]
-    told = _Told(unet, sample, timestep, context, vector)
+    told = _LayerInputs(unet, sample, timestep, context, vector)
     x = unet.conv_in(sample.flatten(0, 1))
     skips = [x]
     first, last = unet.down_blocks[0], unet.up_blocks[-1]
@@ -165,7 +165,7 @@ def run_unet(
     return x.unflatten(0, (rows, frames)), deep
 
 
-def _inner(unet: UNetSpatioTemporalConditionModel, x: Tensor, outer_skips: list[Tensor], told: _Told) -> Tensor:
+def _inner(unet: UNetSpatioTemporalConditionModel, x: Tensor, outer_skips: list[Tensor], told: _LayerInputs) -> Tensor:
     """Everything below the outermost level: its output, back at full size."""
     down, up = list(unet.down_blocks), list(unet.up_blocks)
     skips: list[Tensor] = []
@@ -184,7 +184,7 @@ def _inner(unet: UNetSpatioTemporalConditionModel, x: Tensor, outer_skips: list[
     return x
 
 
-class _Told:
+class _LayerInputs:
     """What every layer is told besides its input: the embeddings of time and vector, the context, the clip's length."""
 
     def __init__(self, unet: Any, sample: Tensor, timestep: Tensor, context: Tensor, vector: Tensor) -> None:

@@ -31,10 +31,10 @@ from torch.nn import functional as F
 
 from model.optimized.attention import Attend, scaled_dot_product
 from model.optimized.rewrites import skip_zero_branches
-from model.optimized.upsample import LeanUpsample, can_be_lean, phases
+from model.optimized.upsample import PhaseUpsample2D, can_be_lean, phases
 
 
-class LeanResBlock(SpatioTemporalResBlock):  # type: ignore[misc]
+class FusedResBlock(SpatioTemporalResBlock):  # type: ignore[misc]
     """A residual block in space, then one in time, blended."""
 
     def forward(
@@ -59,7 +59,7 @@ def _spatial(block: Any, x: Tensor, temb: Tensor | None) -> Tensor:
         return cast(Tensor, block(x, temb))
     hidden = block.conv1(F.silu(block.norm1(x), inplace=True))
     if block.time_emb_proj is not None:
-        hidden = hidden + block.time_emb_proj(_active(temb))[:, :, None, None]
+        hidden = hidden + block.time_emb_proj(_silu(temb))[:, :, None, None]
     hidden = block.conv2(F.silu(block.norm2(hidden), inplace=True))
     through = x if block.conv_shortcut is None else block.conv_shortcut(x)
     return cast(Tensor, hidden.add_(through))
@@ -71,11 +71,11 @@ def _temporal(block: Any, clip: Tensor, temb: Tensor | None) -> Tensor:
         return torch.zeros_like(clip)
     hidden = _over_time(block.conv1, F.silu(block.norm1(clip), inplace=True))
     if block.time_emb_proj is not None:
-        hidden = hidden + block.time_emb_proj(_active(temb)).transpose(1, 2)[..., None]
+        hidden = hidden + block.time_emb_proj(_silu(temb)).transpose(1, 2)[..., None]
     return _over_time(block.conv2, F.silu(block.norm2(hidden), inplace=True))
 
 
-def _active(temb: Tensor | None) -> Tensor:
+def _silu(temb: Tensor | None) -> Tensor:
     assert temb is not None  # a block that projects an embedding is given one
     return F.silu(temb)
 
@@ -85,7 +85,7 @@ def _over_time(conv: nn.Conv3d, clip: Tensor) -> Tensor:
     return F.conv2d(clip, conv.weight.squeeze(-1), conv.bias, padding=(1, 0))
 
 
-class LeanTransformer(TransformerSpatioTemporalModel):  # type: ignore[misc]
+class FusedTransformer(TransformerSpatioTemporalModel):  # type: ignore[misc]
     """Transformer blocks in space and in time, in turn."""
 
     attend: Attend
@@ -200,13 +200,13 @@ def fuse(network: nn.Module, attend: Attend = scaled_dot_product) -> int:
                 _fuse_transformer(layer, attend, int(cast(Any, network).config["num_frames"]))
                 count += 1
             elif isinstance(layer, SpatioTemporalResBlock):
-                _keep(layer, "temporal_share", _temporal_share(layer.time_mixer))
-                layer.__class__ = LeanResBlock
+                _set_buffer(layer, "temporal_share", _temporal_share(layer.time_mixer))
+                layer.__class__ = FusedResBlock
                 count += 1
             elif can_be_lean(layer):
                 small = phases(cast(nn.Conv2d, layer.conv).weight)
-                _keep(layer, "phases", small.contiguous(memory_format=torch.channels_last))
-                layer.__class__ = LeanUpsample
+                _set_buffer(layer, "phases", small.contiguous(memory_format=torch.channels_last))
+                layer.__class__ = PhaseUpsample2D
         _lay_channels_last(network)
     return count
 
@@ -222,12 +222,12 @@ def _lay_channels_last(network: nn.Module) -> None:
 def _fuse_transformer(layer: Any, attend: Attend, frames: int) -> None:
     dtype = layer.proj_in.weight.dtype
     index = torch.arange(frames, device=layer.proj_in.weight.device)
-    _keep(layer, "kept_frames", layer.time_pos_embed(layer.time_proj(index).to(dtype))[:, None])
-    _keep(layer, "temporal_share", _temporal_share(layer.time_mixer))
+    _set_buffer(layer, "kept_frames", layer.time_pos_embed(layer.time_proj(index).to(dtype))[:, None])
+    _set_buffer(layer, "temporal_share", _temporal_share(layer.time_mixer))
     for block in (*layer.transformer_blocks, *layer.temporal_transformer_blocks):
         stack_projections(block.attn1)
     layer.attend = attend
-    layer.__class__ = LeanTransformer
+    layer.__class__ = FusedTransformer
 
 
 def stack_projections(attn: Attention) -> None:
@@ -237,7 +237,7 @@ def stack_projections(attn: Attention) -> None:
     stacked = torch.cat([part.weight for part in parts])
     for part, view in zip(parts, stacked.chunk(3), strict=True):
         part.weight = nn.Parameter(view, requires_grad=False)
-    _keep(attn, "stacked", stacked)
+    _set_buffer(attn, "stacked", stacked)
 
 
 def _temporal_share(blender: AlphaBlender) -> Tensor:
@@ -248,6 +248,6 @@ def _temporal_share(blender: AlphaBlender) -> Tensor:
     return share.to(mix.dtype).reshape(())
 
 
-def _keep(layer: nn.Module, name: str, value: Tensor) -> None:
+def _set_buffer(layer: nn.Module, name: str, value: Tensor) -> None:
     """A value of the layer that is in no state dict."""
     layer.register_buffer(name, value.detach(), persistent=False)

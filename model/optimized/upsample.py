@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class LeanUpsample(Upsample2D):  # type: ignore[misc]
+class PhaseUpsample2D(Upsample2D):  # type: ignore[misc]
     """Nearest doubling and its 3 x 3 convolution, as four 2 x 2 convolutions where that was found to be faster."""
 
     def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         """[N, C, H, W] to [N, C', 2H, 2W], or to the size asked for."""
         if output_size is not None or hidden_states.device.type != "cpu" or torch.compiler.is_compiling():
             return cast(Tensor, super().forward(hidden_states, output_size, *args, **kwargs))
-        return doubled(hidden_states, cast(Tensor, self.phases), cast("Tensor | None", self.conv.bias))
+        return upsample_nearest_conv(hidden_states, cast(Tensor, self.phases), cast("Tensor | None", self.conv.bias))
 
 
 def can_be_lean(layer: nn.Module) -> bool:
@@ -54,7 +54,7 @@ def _halves(weight: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     return torch.cat([first, middle + last], axis), torch.cat([first + middle, last], axis)
 
 
-def doubled(
+def upsample_nearest_conv(
     pictures: Float[Tensor, "N C H W"], weights: Float[Tensor, "E C 2 2"], bias: Float[Tensor, " D"] | None
 ) -> Float[Tensor, "N E//4 2*H 2*W"]:
     """The convolution of the doubled pictures; in channels-last layout.

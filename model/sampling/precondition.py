@@ -40,7 +40,7 @@ def loss_weight(sigma: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
     return (1 + sigma.square()) / sigma.square()
 
 
-def slope(
+def ode_derivative(
     scaled: Float[Tensor, "B ..."], output: Float[Tensor, "B ..."], sigma: Float[Tensor, " B"]
 ) -> Float[Tensor, "B ..."]:
     """dx/dsigma = (x - D(x; sigma)) / sigma of the probability-flow ODE (EDM, equation 3), row by row.
@@ -52,10 +52,10 @@ def slope(
         scaled: c_in x, what the network was given.
         output: F, what it gave.
     """
-    c_in = over((sigma.square() + 1).rsqrt(), scaled)
-    return (over(sigma, scaled) * scaled).add_(output).mul_(c_in)
+    c_in = append_dims((sigma.square() + 1).rsqrt(), scaled)
+    return (append_dims(sigma, scaled) * scaled).add_(output).mul_(c_in)
 
 
-def over(coefficient: Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+def append_dims(coefficient: Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
     """The coefficient shaped to multiply `like` row by row."""
     return torch.reshape(coefficient, (-1,) + (1,) * (like.ndim - 1))

@@ -55,7 +55,7 @@ def draw_noise(seed: int, task: TaskSpec, video: VideoShape, latent: LatentShape
     return RequestNoise(augmentation, latents)
 
 
-def begin_row(checkpoint: Checkpoint, params: Params, pictures: Sequence[Image]) -> Row:
+def prepare_row(checkpoint: Checkpoint, params: Params, pictures: Sequence[Image]) -> Row:
     """The row of one request, on the checkpoint's device.
 
     Args:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from model.denoiser import Kept
+from model.denoiser import CachedFeatures
 from model.errors import InvalidRequest
 from model.lora.catalog import LoraUse
 from model.params import SolverName
@@ -89,7 +89,7 @@ class Row:
     scale: Float[Tensor, " T"]
     seed: int
     interval: tuple[float, float] | None = None
-    kept: Kept | None = None
+    kept: CachedFeatures | None = None
 
     @classmethod
     def begin(
@@ -171,7 +171,7 @@ MADE_BY = "model"
 _STEP, _FINGERPRINT, _HISTORY = "step", "fingerprint", ("slope", "denoised")
 
 
-def store(row: Row) -> bytes:
+def save_state(row: Row) -> bytes:
     """The row's state, to go on from with `restore`."""
     state = row.state
     tensors = {"x": state.x}
@@ -182,7 +182,7 @@ def store(row: Row) -> bytes:
     return save(ready, metadata={MADE_BY: row.key.model})
 
 
-def restore(fresh: Row, stored: bytes) -> Row:
+def load_state(fresh: Row, stored: bytes) -> Row:
     """The row that `stored` was made of.
 
     Args:

@@ -21,12 +21,12 @@ from torch import Tensor
 from model.denoiser import AdaptableDenoiser, Denoiser, ReusingDenoiser
 from model.errors import InvalidRequest
 from model.sampling.guidance import guide
-from model.sampling.precondition import over, precondition, slope
+from model.sampling.precondition import append_dims, precondition
 from model.sampling.row import Row
 from model.sampling.solvers import Latents
 
 
-def places(rows: Sequence[Row]) -> int:
+def batch_size(rows: Sequence[Row]) -> int:
     """How many places of the denoiser's batch the rows take."""
     return sum(len(row.told) for row in rows)
 
@@ -47,7 +47,7 @@ def _evaluate(denoiser: Denoiser, rows: Sequence[Row]) -> tuple[list[Latents], l
     x = torch.stack([evaluation.x for evaluation in wanted])
     sigma = torch.cat([torch.full((1,), evaluation.sigma, device=x.device) for evaluation in wanted])
     c = precondition(sigma)
-    scaled = x * over(c.c_in, x)
+    scaled = x * append_dims(c.c_in, x)
     place = [index for index, row in enumerate(rows) for _ in row.told]
     told = [condition for row in rows for condition in row.told]
     inputs = (
@@ -62,7 +62,7 @@ def _evaluate(denoiser: Denoiser, rows: Sequence[Row]) -> tuple[list[Latents], l
         rows = [replace(row, kept=one) for row, one in zip(rows, kept, strict=True)]
     else:
         output = denoiser(*inputs)
-    return list(slope(scaled, torch.stack(_guided(output, rows)), sigma)), list(rows)
+    return list(ode_derivative(scaled, torch.stack(_guided(output, rows)), sigma)), list(rows)
 
 
 def _adapt(denoiser: Denoiser, rows: Sequence[Row]) -> None:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import torch
 
-from serving.engine.job import Decoding, Job, row_of
+from serving.engine.job import DecodeProgress, Job, row_of
 from serving.engine.protocol import Decoded
 from serving.engine.settings import EngineSettings
 from serving.engine.stats import Recorder
@@ -51,10 +51,10 @@ class DecodeLane:
         return torch.cuda.stream(self._streams[device])
 
 
-def begin_decoding(job: Job) -> Decoding:
+def begin_decoding(job: Job) -> DecodeProgress:
     """Lay out the chunks of a denoised job; smaller ones than asked for, where the GPU's budget wants it."""
     params = job.request.params
     largest = job.model.decode_chunk(params.decode_chunk_size)
-    job.decoding = Decoding.begin(params.num_frames, largest)
+    job.decoding = DecodeProgress.begin(params.num_frames, largest)
     job.decoding.degraded = largest < params.decode_chunk_size
     return job.decoding

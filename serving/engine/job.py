@@ -24,15 +24,15 @@ from model.sampling.solvers import Latents
 from model.shapes import even_chunks
 from model.vae import decode_chunk
 from serving.engine.loaded_model import LoadedModel
-from serving.engine.oom import is_out_of_memory, relieve
-from serving.engine.profile import Pace
+from serving.engine.oom import free_cached_memory, is_out_of_memory
+from serving.engine.profile import SmoothedRate
 from serving.engine.protocol import EngineEvent, EngineRequest, PhaseStarted
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Decoding:
+class DecodeProgress:
     """How far a job's frames are.
 
     Args:
@@ -48,7 +48,7 @@ class Decoding:
     degraded: bool = False
 
     @classmethod
-    def begin(cls, total: int, largest_chunk: int) -> Decoding:
+    def begin(cls, total: int, largest_chunk: int) -> DecodeProgress:
         """With an even plan."""
         return cls(total, even_chunks(total, largest_chunk))
 
@@ -84,7 +84,7 @@ class Decoding:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or size == 1:
                     raise
-                relieve()
+                free_cached_memory()
                 self.plan = even_chunks(self.total - self.done, (size + 1) // 2)
                 self.degraded = True
                 logger.warning(
@@ -128,9 +128,9 @@ class Job:
     phase: Phase = "queued"
     row: Row | None = None
     resident: bool = False
-    decoding: Decoding | None = None
+    decoding: DecodeProgress | None = None
     timings: dict[str, float] = field(default_factory=dict[str, float])
-    pace: Pace = field(default_factory=Pace)
+    pace: SmoothedRate = field(default_factory=SmoothedRate)
     compute_s: float = 0.0
     position: int = -1
     expected_end: tuple[float, float] | None = None

@@ -10,17 +10,17 @@ from typing import cast
 
 import torch
 
-from model.backends.registry import LORA_BACKENDS, backend_for, check_lora, make_denoiser, tuned
+from model.backends.registry import LORA_BACKENDS, backend_for, check_lora, make_denoiser, resolve_options
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, load
-from model.denoiser import Cores, Denoiser, Tuning
-from model.encoders import ImagePair
+from model.denoiser import CpuThreads, Denoiser, TorchOptions
+from model.encoders import ImagePairEncoder
 from model.errors import CheckpointError, InvalidRequest
 from model.latent_preview import LatentColours, latent_colours
 from model.lora.merge import switching_bytes, with_loras
 from model.lora.weights import Lora, read_lora
-from model.memory.cpu_offload import Visits
-from model.memory.malloc import keep_freed_memory
+from model.memory.cpu_offload import CpuOffload
+from model.memory.malloc import retain_freed_memory
 from model.memory.plan import VramPlan
 from model.optimized.fused_blocks import fuse
 from model.params import Params
@@ -52,7 +52,7 @@ class LoadedModel:
     colours: LatentColours | None = None
     profile: Profile = field(default_factory=Profile)
     vram: VramPlan | None = None
-    visits: Visits | None = None
+    visits: CpuOffload | None = None
 
     @property
     def entry(self) -> ModelEntry:
@@ -82,7 +82,7 @@ class LoadedModel:
     def encoding(self) -> AbstractContextManager[None]:
         """Within it, what encodes is on the device."""
         conditioners = self.checkpoint.conditioners
-        encoder = conditioners.vision.encoder if isinstance(conditioners, ImagePair) else conditioners.encoder
+        encoder = conditioners.vision.encoder if isinstance(conditioners, ImagePairEncoder) else conditioners.encoder
         return nullcontext() if self.visits is None else self.visits.of(encoder, self.checkpoint.vae)
 
     def decoding(self) -> AbstractContextManager[None]:
@@ -120,7 +120,7 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     device = automatic if settings.device == "auto" else settings.device
     if device == "cpu":
-        keep_freed_memory()
+        retain_freed_memory()
     checkpoint = load(entry, device=device, dtype=getattr(torch, settings.dtype))
     # An export keeps its own dtype, whatever is asked for.
     settings = replace(settings, dtype=cast(DtypeName, str(checkpoint.unet.dtype).removeprefix("torch.")))
@@ -128,8 +128,10 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
         if settings.dtype == "float16" and checkpoint.vae.config["force_upcast"]:
             upcast_encoder(checkpoint.vae)
         fuse(checkpoint.vae)
-    cores = Cores(settings.cores, settings.deterministic)
-    tuning = tuned(settings.backend, checkpoint, cores, Tuning(settings.attention, settings.reuse_every))
+    cores = CpuThreads(settings.cores, settings.deterministic)
+    tuning = resolve_options(
+        settings.backend, checkpoint, cores, TorchOptions(settings.attention, settings.reuse_every)
+    )
     settings = replace(settings, attention=tuning.attention)
     loras = _loras(checkpoint, settings.backend)
     vram = plan_for(checkpoint, settings, loras)
@@ -139,18 +141,18 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     elif vram is not None:
         settings = replace(settings, max_batch=min(settings.max_batch or vram.places, vram.places))
     if settings.deterministic and checkpoint.unet.device.type != "cpu":
-        from model.backends.batch_size import PaddedDenoiser
+        from model.backends.batch_size import FixedBatchDenoiser
 
-        denoiser = PaddedDenoiser(denoiser, settings.max_batch or PADDED_PLACES)
+        denoiser = FixedBatchDenoiser(denoiser, settings.max_batch or FIXED_BATCH)
     denoiser = with_loras(denoiser, checkpoint.unet, loras)
-    visits = Visits(checkpoint.unet.device) if vram is not None and vram.offload else None
+    visits = CpuOffload(checkpoint.unet.device) if vram is not None and vram.offload else None
     if visits is not None:
         with LoadedModel(checkpoint, denoiser, settings, visits=visits).encoding():
             pass  # a first visit leaves everything where it lives
     return LoadedModel(checkpoint, denoiser, settings, latent_colours(entry), vram=vram, visits=visits)
 
 
-PADDED_PLACES = 2
+FIXED_BATCH = 2
 """Places of every call in deterministic mode on a GPU: one guided request, the most that pays at full size."""
 
 
@@ -207,7 +209,7 @@ def split(denoiser: Denoiser, places: int) -> Denoiser:
     Raises:
         InvalidRequest: it keeps features by request.
     """
-    from model.backends.batch_size import SplitDenoiser
+    from model.backends.batch_size import MaxBatchDenoiser
     from model.denoiser import ReusingDenoiser
 
     if isinstance(denoiser, ReusingDenoiser):
@@ -215,4 +217,4 @@ def split(denoiser: Denoiser, places: int) -> Denoiser:
             "reused features need both places of a guided request in one call; raise --vram-budget, or reuse none",
             param="vram_budget",
         )
-    return SplitDenoiser(denoiser, places)
+    return MaxBatchDenoiser(denoiser, places)

@@ -23,7 +23,7 @@ from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.mux import build_result
 from serving.engine.protocol import Completed, Decoded, EngineEvent, EngineRequest, Stepped
 from serving.engine.settings import EngineSettings
-from serving.engine.stages import build_manifest, check_finite, encode_request, finished_frames
+from serving.engine.stages import check_finite, encode_request, finished_frames, video_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def generate(
         fps=params.fps,
         output_format=None if raw else output_format,
         degraded=decoding.degraded,
-        manifest=build_manifest(model, params, output_format, decoding),
+        manifest=video_manifest(model, params, output_format, decoding),
     )
     job.close_phase()
     return Generated(replace(completed, timings=dict(job.timings)), frames, job.row.latents.cpu())

@@ -28,7 +28,7 @@ from serving.engine.decode_lane import DecodeLane
 from serving.engine.job import Job
 from serving.engine.loaded_model import LoadedModel
 from serving.engine.mux import build_result
-from serving.engine.oom import failed, is_out_of_memory, relieve
+from serving.engine.oom import failure_event, free_cached_memory, is_out_of_memory
 from serving.engine.protocol import (
     CancelledAt,
     Checkpointed,
@@ -41,7 +41,7 @@ from serving.engine.protocol import (
 )
 from serving.engine.scheduler import Scheduler
 from serving.engine.settings import EngineSettings
-from serving.engine.stages import build_manifest, finished_frames
+from serving.engine.stages import finished_frames, video_manifest
 from serving.engine.stats import EngineStats, Recorder
 from serving.engine.step_lane import StepLane
 from serving.engine.warmup import probe
@@ -194,7 +194,7 @@ class StepLoop:
 
     def _try_again(self) -> None:
         """Nothing to do and memory ran out before: see whether the device works again."""
-        relieve()
+        free_cached_memory()
         try:
             for model in self._models.values():
                 probe(model)
@@ -249,7 +249,7 @@ class StepLoop:
                 fps=request.params.fps,
                 output_format=None if request.raw else request.output_format,
                 degraded=job.decoding.degraded,
-                manifest=build_manifest(job.model, request.params, request.output_format, job.decoding),
+                manifest=video_manifest(job.model, request.params, request.output_format, job.decoding),
             )
             job.close_phase()
             if job.cancel_requested:
@@ -284,8 +284,8 @@ class StepLoop:
             if is_out_of_memory(error):
                 self._healthy = False
                 self._recorder.ran_out()
-                relieve()
-            self._end(job, failed(error))
+                free_cached_memory()
+            self._end(job, failure_event(error))
 
     def _end(self, job: Job, event: Completed | Failed | CancelledAt) -> None:
         with self._changed:
@@ -299,7 +299,7 @@ class StepLoop:
 
     def _unknown(self, name: str) -> Failed:
         served = ", ".join(self._models)
-        return failed(InvalidRequest(f"no model is called {name!r}; served: {served}", param="model"))
+        return failure_event(InvalidRequest(f"no model is called {name!r}; served: {served}", param="model"))
 
 
 def stopped() -> Failed:

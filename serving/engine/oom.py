@@ -21,7 +21,7 @@ from model.shapes import LatentShape
 from serving.engine.protocol import Failed
 
 
-def failed(error: BaseException) -> Failed:
+def failure_event(error: BaseException) -> Failed:
     """The event for an exception raised by one job's work."""
     if isinstance(error, StillmotionError):
         return Failed(error.code, error.message)
@@ -52,7 +52,7 @@ _GEGLU = 8
 _FORGIVEN_AFTER_S = 120.0
 
 
-def most_places(unet: UNetSpatioTemporalConditionModel, latent: LatentShape) -> int:
+def max_batch_size(unet: UNetSpatioTemporalConditionModel, latent: LatentShape) -> int:
     """Places of the largest call whose tensors all stay within 2^31 elements; at least 1.
 
     svd-xt at 25 x 72 x 128: 3, so two guided clips do not fit in one call.
@@ -65,14 +65,14 @@ def most_places(unet: UNetSpatioTemporalConditionModel, latent: LatentShape) -> 
     return max(1, MOST_ELEMENTS // widest)
 
 
-def relieve() -> None:
+def free_cached_memory() -> None:
     """Give back what is held for nothing, before something is tried again."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-class Ceiling:
+class BatchSizeBackoff:
     """The batch that memory last refused, by BatchKey: calls stay below it for a while; others may use the device too.
 
     Called from the step thread alone.

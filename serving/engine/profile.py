@@ -25,7 +25,7 @@ _WEIGHT = 0.3
 """Of the newest measurement: follows a change of company within a few steps, without jumping at each."""
 
 
-class Pace:
+class SmoothedRate:
     """Seconds a unit, exponentially smoothed."""
 
     def __init__(self, seconds_per_unit: float | None = None) -> None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from model.interpolation import Interpolation
+from model.interpolation import InterpolationStage
 from model.params import OutputFormat, Params
 
 Priority = Literal["high", "normal", "low", "offline"]
@@ -63,7 +63,7 @@ class EngineRequest:
     share: Share = Share()
     resume_from: bytes | None = None
     previews: bool = False
-    interpolate: Interpolation | None = None
+    interpolate: InterpolationStage | None = None
     raw: bool = False
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 
 from serving.engine.job import Job, row_of
-from serving.engine.oom import Ceiling, most_places
+from serving.engine.oom import BatchSizeBackoff, max_batch_size
 from serving.engine.policy import Ledger, decide, order
 from serving.engine.settings import EngineSettings
 from serving.engine.warmup import LARGEST
-from serving.engine.work_items import Batching, Decision, Kind, Limits, WorkItem
+from serving.engine.work_items import BatchingProfile, Decision, Kind, Limits, WorkItem
 
 _UNKNOWN_S = 1.0
 """A denoiser evaluation before any was measured; only proportions matter then."""
@@ -27,7 +27,7 @@ class Scheduler:
         self._settings = settings
         self._calls = Ledger()
         self._chunks = Ledger()
-        self.ceiling = Ceiling()
+        self.ceiling = BatchSizeBackoff()
 
     def next_call(self, jobs: Iterable[Job], now: float) -> Decision | None:
         """For the step thread: an encoding, or the rows of a denoiser call."""
@@ -52,7 +52,7 @@ class Scheduler:
         return [self._item(job) for job in jobs]
 
     def _limits(self, jobs: Iterable[Job], now: float) -> Limits:
-        batching: dict[Hashable, Batching] = {}
+        batching: dict[Hashable, BatchingProfile] = {}
         for job in jobs:
             if job.key not in batching:
                 batching[job.key] = job_batching(job, self._settings, self.ceiling)
@@ -81,13 +81,13 @@ class Scheduler:
         )
 
 
-def job_batching(job: Job, settings: EngineSettings, ceiling: Ceiling) -> Batching:
+def job_batching(job: Job, settings: EngineSettings, ceiling: BatchSizeBackoff) -> BatchingProfile:
     """What the profile, the settings and memory allow for calls of the job's key."""
     numel, profile = job.key.latent.numel, job.model.profile
-    most = min(settings.max_batch or LARGEST, most_places(job.model.checkpoint.unet, job.key.latent))
+    most = min(settings.max_batch or LARGEST, max_batch_size(job.model.checkpoint.unet, job.key.latent))
     most = ceiling.of(job.key, most)
     largest = most if settings.max_batch is not None else profile.worth(numel, most)
-    return Batching(max(1, largest), profile.marginal(numel))
+    return BatchingProfile(max(1, largest), profile.marginal(numel))
 
 
 def _work(job: Job) -> tuple[Kind, float, float]:

@@ -14,12 +14,12 @@ import torch
 from PIL.Image import Image
 
 from model.errors import GenerationFailed
-from model.media.end_frames import hold_ends
+from model.media.end_frames import restore_end_frames
 from model.media.image import fit_picture, open_picture
 from model.params import OutputFormat, Params, TextToVideoParams
-from model.sampling.prepare import begin_row
+from model.sampling.prepare import prepare_row
 from model.sampling.row import Row
-from serving.engine.job import Decoding
+from serving.engine.job import DecodeProgress
 from serving.engine.loaded_model import LoadedModel
 from serving.engine.protocol import EngineRequest
 
@@ -34,8 +34,8 @@ def _lora(model: LoadedModel, params: Params) -> dict[str, object] | None:
     return told | {"rank": entry.rank, "alpha": entry.alpha, "base": entry.base}
 
 
-def build_manifest(
-    model: LoadedModel, params: Params, output_format: OutputFormat, decoding: Decoding
+def video_manifest(
+    model: LoadedModel, params: Params, output_format: OutputFormat, decoding: DecodeProgress
 ) -> dict[str, object]:
     """Everything the pixels depend on, as JSON-ready values."""
     entry, settings = model.entry, model.settings
@@ -77,7 +77,7 @@ def encode_request(model: LoadedModel, request: EngineRequest) -> Row:
     model.check_lora(params)
     fitted = _fitted(request)
     with model.encoding():
-        row = begin_row(model.checkpoint, params, fitted)
+        row = prepare_row(model.checkpoint, params, fitted)
     return replace(row, interval=model.settings.guidance_interval)
 
 
@@ -89,12 +89,12 @@ def _fitted(request: EngineRequest) -> list[Image]:
     return [fit_picture(picture, params.height, params.width, params.resize_mode) for picture in opened]
 
 
-def finished_frames(model: LoadedModel, request: EngineRequest, decoding: Decoding) -> np.ndarray:
+def finished_frames(model: LoadedModel, request: EngineRequest, decoding: DecodeProgress) -> np.ndarray:
     """What the request gets of its decoded frames, [T, H, W, 3] uint8: between given ends, with the ends held."""
     frames = decoding.frames()
     if not model.entry.task.holds_ends:
         return frames
-    return hold_ends(frames, [np.asarray(picture) for picture in _fitted(request)], model.entry.frame_noise)
+    return restore_end_frames(frames, [np.asarray(picture) for picture in _fitted(request)], model.entry.frame_noise)
 
 
 def check_finite(row: Row) -> None:

@@ -21,18 +21,18 @@ import torch
 
 from model.errors import InvalidRequest
 from model.latent_preview import denoised, preview_jpeg
-from model.sampling.row import Row, restore, store
-from model.sampling.sampler import advance, places
+from model.sampling.row import Row, load_state, save_state
+from model.sampling.sampler import advance, batch_size
 from serving.engine.decode_lane import begin_decoding
 from serving.engine.job import Job, row_of
-from serving.engine.oom import Ceiling, is_out_of_memory, relieve
+from serving.engine.oom import BatchSizeBackoff, free_cached_memory, is_out_of_memory
 from serving.engine.protocol import Checkpointed, Failed, Previewed, Stepped
 from serving.engine.settings import EngineSettings
 from serving.engine.stages import check_finite, encode_request
 from serving.engine.stats import Recorder
 
 
-class Behind:
+class CallAheadLimiter:
     """Waits on a device's calls, one late. Of one thread."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class StepLane:
     def __init__(
         self,
         settings: EngineSettings,
-        ceiling: Ceiling,
+        ceiling: BatchSizeBackoff,
         recorder: Recorder,
         contained: Callable[[Job], AbstractContextManager[None]],
         end: Callable[[Job, Failed], None],
@@ -71,7 +71,7 @@ class StepLane:
         self._ceiling = ceiling
         self._recorder = recorder
         self._contained = contained
-        self._behind = Behind()
+        self._behind = CallAheadLimiter()
         self._end = end
 
     def encode(self, job: Job) -> None:
@@ -90,10 +90,10 @@ class StepLane:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            relieve()
+            free_cached_memory()
             row = encode_request(job.model, job.request)
         if job.request.resume_from is not None:
-            row = restore(row, job.request.resume_from)
+            row = load_state(row, job.request.resume_from)
         seconds = time.perf_counter() - started
         job.row, job.checkpoint_step = row, row.step
         job.compute_s += seconds
@@ -114,7 +114,7 @@ class StepLane:
             self._after_failure(jobs, error)
             return
         seconds = time.perf_counter() - started
-        taken = places(rows)
+        taken = batch_size(rows)
         self._recorder.called(len(rows), taken, seconds)
         jobs[0].model.profile.observe_call(jobs[0].key.latent.numel, taken, seconds)
         for job, before, row in zip(jobs, rows, advanced, strict=True):
@@ -123,9 +123,9 @@ class StepLane:
 
     def _after_failure(self, jobs: list[Job], error: Exception) -> None:
         if is_out_of_memory(error):
-            relieve()
+            free_cached_memory()
             if len(jobs) > 1:
-                self._ceiling.refuse(jobs[0].key, places([row_of(job) for job in jobs]))
+                self._ceiling.refuse(jobs[0].key, batch_size([row_of(job) for job in jobs]))
                 middle = len(jobs) // 2
                 self.advance(jobs[:middle])
                 self.advance(jobs[middle:])
@@ -169,7 +169,7 @@ class StepLane:
     @staticmethod
     def stored(job: Job) -> bytes:
         """What a Checkpointed event carries."""
-        return store(row_of(job))
+        return save_state(row_of(job))
 
     def _seconds_left(self, job: Job) -> float | None:
         params = job.request.params

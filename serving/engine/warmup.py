@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from model.params import Params
-from model.sampling.prepare import begin_row
+from model.sampling.prepare import prepare_row
 from model.sampling.row import Row
 from model.sampling.sampler import evaluate
 from model.shapes import even_chunks
 from model.vae import decode_chunk
 from serving.engine.loaded_model import LoadedModel
-from serving.engine.oom import is_out_of_memory, most_places, relieve
+from serving.engine.oom import free_cached_memory, is_out_of_memory, max_batch_size
 from serving.engine.profile import read_profile, write_profile
 
 logger = logging.getLogger(__name__)
@@ -32,10 +32,10 @@ def warm_up(model: LoadedModel) -> None:
     """Run every network once at the checkpoint's own size; measure what no stored profile knows, and store it."""
     started = time.perf_counter()
     params = model.entry.resolve(_SAMPLE_REQUEST.get(model.entry.task.name, {}), seed=0)
-    row = _grey_row(model, params)
+    row = _dummy_row(model, params)
     stored = read_profile(model.entry.path, model.machine)
     if stored is None:
-        _measure(model, params, row)
+        calibrate(model, params, row)
         if not write_profile(model.entry.path, model.machine, model.profile):
             logger.info(
                 "the profile of %s cannot be kept beside it; it is measured anew at each start", model.entry.name
@@ -57,22 +57,22 @@ _SAMPLE_REQUEST: dict[str, dict[str, object]] = {
 def probe(model: LoadedModel) -> None:
     """One short call of the denoiser, to see whether the device works again; raises what it raises."""
     params = model.entry.resolve(_SAMPLE_REQUEST.get(model.entry.task.name, {}), seed=0)
-    evaluate(model.denoiser, [_grey_row(model, params)])
+    evaluate(model.denoiser, [_dummy_row(model, params)])
 
 
-def _grey_row(model: LoadedModel, params: Params) -> Row:
+def _dummy_row(model: LoadedModel, params: Params) -> Row:
     started = time.perf_counter()
     grey = Image.new("RGB", (params.width, params.height), "grey")
     with model.encoding():
-        row = begin_row(model.checkpoint, params, [grey] * len(model.entry.task.pictures))
+        row = prepare_row(model.checkpoint, params, [grey] * len(model.entry.task.pictures))
     model.profile.observe_encode(time.perf_counter() - started)
     return row
 
 
-def _measure(model: LoadedModel, params: Params, row: Row) -> None:
+def calibrate(model: LoadedModel, params: Params, row: Row) -> None:
     profile, numel = model.profile, row.key.latent.numel
     unguided = row.unguided()
-    most = min(LARGEST, model.settings.max_batch or LARGEST, most_places(model.checkpoint.unet, row.key.latent))
+    most = min(LARGEST, model.settings.max_batch or LARGEST, max_batch_size(model.checkpoint.unet, row.key.latent))
     places, best = 1, float("inf")
     while places <= max(most, len(row.conditions)):
         try:
@@ -80,7 +80,7 @@ def _measure(model: LoadedModel, params: Params, row: Row) -> None:
         except (RuntimeError, MemoryError) as error:
             if places == 1 or not is_out_of_memory(error):
                 raise
-            relieve()
+            free_cached_memory()
             break
         profile.set_call(numel, places, seconds)
         each = seconds / places

@@ -78,7 +78,7 @@ class WorkItem:
 
 
 @dataclass(frozen=True, slots=True)
-class Batching:
+class BatchingProfile:
     """What the measured profile says of calls of one BatchKey.
 
     Args:
@@ -91,7 +91,7 @@ class Batching:
     marginal: float = 1.0
 
 
-ALONE = Batching()
+ALONE = BatchingProfile()
 """Of a key that was not measured."""
 
 
@@ -110,11 +110,11 @@ class Limits:
 
     now_s: float
     max_resident: int
-    batching: Mapping[Hashable, Batching] = field(default_factory=lambda: MappingProxyType({}))
+    batching: Mapping[Hashable, BatchingProfile] = field(default_factory=lambda: MappingProxyType({}))
     ageing_s: float = 60.0
     patience: float = 4.0
 
-    def of(self, item: WorkItem) -> Batching:
+    def of(self, item: WorkItem) -> BatchingProfile:
         """What holds for calls with this item."""
         return self.batching.get(item.key, ALONE)
 

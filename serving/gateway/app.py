@@ -13,9 +13,9 @@ from model.catalog import ModelEntry
 from serving.engine.protocol import Engine
 from serving.gateway import errors, openapi
 from serving.gateway.auth import authenticated
-from serving.gateway.middleware import BodyLimit, RequestId, Watch
+from serving.gateway.middleware import AccessLog, BodyLimit, RequestId
 from serving.gateway.routes import batches, content, events, generate, jobs, openai, system
-from serving.gateway.services import Outside, close_services, open_services
+from serving.gateway.services import Integrations, close_services, open_services
 from serving.gateway.settings import Settings
 from serving.observe.metrics import Metrics
 
@@ -24,7 +24,7 @@ its events, then fetch its content. Every error has the shape of `ErrorResponse`
 
 
 def create_app(
-    engine: Engine, models: Sequence[ModelEntry], settings: Settings, *, outside: Outside | None = None
+    engine: Engine, models: Sequence[ModelEntry], settings: Settings, *, outside: Integrations | None = None
 ) -> FastAPI:
     """The gateway in front of `engine`, which it starts and stops itself.
 
@@ -40,7 +40,7 @@ def create_app(
         MissingExtra: a setting asks for something that is not installed.
         InvalidRequest: the files to sign with do not fit.
     """
-    beyond = outside or Outside.of(settings)
+    beyond = outside or Integrations.of(settings)
     metrics = Metrics()
 
     @asynccontextmanager
@@ -68,11 +68,11 @@ def create_app(
     )
     errors.install(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    app.add_middleware(Watch, metrics=metrics, traces=beyond.traces)
+    app.add_middleware(AccessLog, metrics=metrics, traces=beyond.traces)
     app.add_middleware(RequestId)
     app.state.metrics = metrics
     for part in (generate, batches, jobs, events, content, system, openai):
-        app.include_router(part.router, dependencies=[Depends(authenticated)], responses=openapi.errors(401))
+        app.include_router(part.router, dependencies=[Depends(authenticated)], responses=openapi.error_responses(401))
     app.include_router(system.public)
     openapi.install(app)
     return app

@@ -19,8 +19,8 @@ from fastapi.security import HTTPBearer
 
 from model.errors import StillmotionError
 from serving.gateway.errors import Problem
-from serving.gateway.services import Parts
-from serving.jobs.admission import Repeat, hash_body
+from serving.gateway.services import ServicesDep
+from serving.jobs.admission import IdempotentRequest, hash_body
 from serving.jobs.database import Database
 from serving.keys import Caller, KeyStore
 
@@ -30,7 +30,7 @@ _SCHEME: Final = HTTPBearer(
 _CHALLENGE: Final = {"WWW-Authenticate": "Bearer"}
 
 
-async def authenticated(request: Request, parts: Parts, _: Annotated[object, Depends(_SCHEME)]) -> Caller:
+async def authenticated(request: Request, parts: ServicesDep, _: Annotated[object, Depends(_SCHEME)]) -> Caller:
     """The caller.
 
     Raises:
@@ -46,11 +46,11 @@ async def authenticated(request: Request, parts: Parts, _: Annotated[object, Dep
     return caller
 
 
-Who = Annotated[Caller, Depends(authenticated)]
+CallerDep = Annotated[Caller, Depends(authenticated)]
 """A route's parameter: who calls."""
 
 
-async def submitting(caller: Who, parts: Parts) -> Caller:
+async def rate_limited(caller: CallerDep, parts: ServicesDep) -> Caller:
     """The caller, who may submit now.
 
     Raises:
@@ -68,11 +68,11 @@ async def submitting(caller: Who, parts: Parts) -> Caller:
     return caller
 
 
-Submitter = Annotated[Caller, Depends(submitting)]
+Submitter = Annotated[Caller, Depends(rate_limited)]
 """A submitting route's parameter: who calls, within their rate."""
 
 
-async def operating(caller: Who) -> Caller:
+async def operator_only(caller: CallerDep) -> Caller:
     """The caller, who may see what concerns all keys: anybody while there are none.
 
     Raises:
@@ -133,6 +133,6 @@ IdempotencyKey = Annotated[
 ]
 
 
-def repeat_of(caller: Caller, key: str | None, request: Mapping[str, Any]) -> Repeat | None:
+def repeat_of(caller: Caller, key: str | None, request: Mapping[str, Any]) -> IdempotentRequest | None:
     """What tells a repeat of this request; None without a key."""
-    return None if key is None else Repeat(caller.owner, key, hash_body(request))
+    return None if key is None else IdempotentRequest(caller.owner, key, hash_body(request))

@@ -22,11 +22,11 @@ from typing import Any, Final
 from sqlalchemy import select
 
 from model.errors import InvalidRequest, StillmotionError
-from serving.background import in_thread
+from serving.background import run_in_thread
 from serving.engine.protocol import Engine
 from serving.interpolation.assemble import estimate
 from serving.jobs.database import Database
-from serving.jobs.records import asked
+from serving.jobs.records import params_from_json
 from serving.jobs.tables import JobRow
 
 _LONGEST_RETRY_S: Final = 3600
@@ -52,7 +52,7 @@ class DeadlineInfeasible(StillmotionError):
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class PendingWork:
     """One job that has not ended.
 
     Args:
@@ -68,8 +68,8 @@ class Work:
 class Backlog:
     """What an engine has before it."""
 
-    running: Sequence[Work] = ()
-    waiting: Sequence[Work] = ()
+    running: Sequence[PendingWork] = ()
+    waiting: Sequence[PendingWork] = ()
 
 
 def seconds_until_place(backlog: Backlog) -> float | None:
@@ -140,26 +140,26 @@ class BacklogReader:
         """The backlog, a second old at most; `fresh`: as it is."""
         async with self._reading:
             if fresh or self._clock() - self._read_at >= _FRESH_S:
-                self._found = await in_thread(self._read)
+                self._found = await run_in_thread(self._read)
                 self._read_at = self._clock()
             return self._found
 
     def _read(self) -> Backlog:
         columns = (JobRow.status, JobRow.task, JobRow.model, JobRow.params, JobRow.priority, JobRow.progress)
-        running: list[Work] = []
-        waiting: list[Work] = []
+        running: list[PendingWork] = []
+        waiting: list[PendingWork] = []
         with self._database.read() as session:
             query = select(*columns).where(JobRow.status.in_(("queued", "in_progress")))
             for status, task, model, params, priority, progress in session.execute(query):
                 whole = self._seconds(task, model, params)
                 if status == "queued":
-                    waiting.append(Work(whole, priority))
+                    waiting.append(PendingWork(whole, priority))
                 else:
-                    running.append(Work(None if whole is None else whole * (1 - progress / 100), priority))
+                    running.append(PendingWork(None if whole is None else whole * (1 - progress / 100), priority))
         return Backlog(running, waiting)
 
     def _seconds(self, task: str, model: str, params: dict[str, Any]) -> float | None:
         try:
-            return estimate(self._engine, model, *asked(task, params))
+            return estimate(self._engine, model, *params_from_json(task, params))
         except (InvalidRequest, KeyError, TypeError):  # stored by another version, or for a checkpoint not served here
             return None

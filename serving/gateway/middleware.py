@@ -109,7 +109,7 @@ _UNKNOWN: Final = "(none)"
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-class Watch:
+class AccessLog:
     """Tells of each request once its answer begins.
 
     Args:

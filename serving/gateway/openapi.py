@@ -32,7 +32,7 @@ _MEANINGS: Final[dict[int, str]] = {
 }
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """FastAPI's `responses` for these error statuses, 422 and 500 always among them."""
     return {
         status: {"model": ErrorResponse, "description": _MEANINGS[status]} for status in sorted({422, 500, *statuses})

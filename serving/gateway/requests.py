@@ -25,7 +25,7 @@ from model.errors import InvalidRequest, StillmotionError, UnreadableImage
 from model.params import settings_of
 from model.tasks import TASKS, TaskSpec
 from serving.gateway.errors import Problem, first_problem
-from serving.gateway.submit import Order
+from serving.gateway.submit import JobRequest
 from serving.jobs.records import WebhookTarget
 
 MULTIPART: Final = "multipart/form-data"
@@ -137,7 +137,7 @@ def _picture(name: str, given: ImageData) -> bytes | str:
 JSON_LINES: Final = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 
 
-async def read_batch(request: Request, most_rows: int) -> list[tuple[BatchLine, Order]]:
+async def read_batch(request: Request, most_rows: int) -> list[tuple[BatchLine, JobRequest]]:
     """Read the request's body.
 
     Raises:
@@ -165,7 +165,7 @@ async def read_batch(request: Request, most_rows: int) -> list[tuple[BatchLine, 
     return rows
 
 
-def _read_line(number: int, line: bytes) -> tuple[BatchLine, Order]:
+def _read_line(number: int, line: bytes) -> tuple[BatchLine, JobRequest]:
     try:
         parsed = BatchLine.model_validate_json(line)
     except ValidationError as error:
@@ -187,12 +187,12 @@ def at_fault(number: int, error: StillmotionError) -> NoReturn:
     raise InvalidRequest(f"line {number}: {error.message}", code=error.code, param=param) from error
 
 
-def order_of(submission: Submission, task: str) -> Order:
+def order_of(submission: Submission, task: str) -> JobRequest:
     """What a submission asks for."""
     asked = submission.fields
     body, has = asked.model_dump(mode="json"), settings_of(task)
     webhook = None if asked.webhook is None else WebhookTarget(asked.webhook.url, asked.webhook.secret)
-    return Order(
+    return JobRequest(
         task=task,
         model=asked.model,
         settings={name: value for name, value in body.items() if name in has},

@@ -20,7 +20,7 @@ from fastapi import Depends, Request
 
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
-from serving.background import in_thread
+from serving.background import run_in_thread
 from serving.engine.protocol import Engine
 from serving.gateway.deadlines import BacklogReader
 from serving.gateway.errors import Problem
@@ -32,9 +32,9 @@ from serving.jobs.artifacts import Artifacts
 from serving.jobs.batches import BatchStore
 from serving.jobs.database import Database
 from serving.jobs.dispatcher import Dispatcher
-from serving.jobs.group_commit import Admissions
+from serving.jobs.group_commit import GroupCommit
 from serving.jobs.leases import Leases
-from serving.jobs.notifier import Bell, Watcher
+from serving.jobs.notifier import Notifier, RemoteChangePoller
 from serving.jobs.retention import Janitor, Retention
 from serving.jobs.store import JobStore
 from serving.jobs.webhooks import Deliverer, Outbox
@@ -46,7 +46,7 @@ from serving.provenance.finish import FinishingEngine, Signer
 
 
 @dataclass(frozen=True, slots=True)
-class Outside:
+class Integrations:
     """The optional parts.
 
     Args:
@@ -62,7 +62,7 @@ class Outside:
     traces: Traces
 
     @classmethod
-    def of(cls, settings: Settings) -> Outside:
+    def of(cls, settings: Settings) -> Integrations:
         """What the settings ask for.
 
         Raises:
@@ -114,17 +114,17 @@ class Services:
     models: Sequence[ModelEntry]
     database: Database
     store: JobStore
-    admissions: Admissions
+    admissions: GroupCommit
     artifacts: Artifacts
-    bell: Bell
+    bell: Notifier
     dispatcher: Dispatcher
     janitor: Janitor
-    watcher: Watcher
+    watcher: RemoteChangePoller
     deliverer: Deliverer
     batches: BatchStore
     keys: KeyRing
     backlog: BacklogReader
-    outside: Outside
+    outside: Integrations
     decoding: asyncio.Semaphore
     previewable: frozenset[str]
     warmup: Warmup = field(default_factory=Warmup)
@@ -158,20 +158,20 @@ class Services:
 
 
 async def open_services(
-    engine: Engine, models: Sequence[ModelEntry], settings: Settings, outside: Outside, metrics: Metrics
+    engine: Engine, models: Sequence[ModelEntry], settings: Settings, outside: Integrations, metrics: Metrics
 ) -> Services:
     """Open the database (bringing its tables up to date) and the artifacts, and make the dispatcher.
 
     The engine is given three wrappers: one runs chained requests through it, one finishes its results, one counts and
     traces what it does.
     """
-    artifacts = await in_thread(Artifacts.open, settings.artifacts)
-    database = await in_thread(Database, settings.database_url)
+    artifacts = await run_in_thread(Artifacts.open, settings.artifacts)
+    database = await run_in_thread(Database, settings.database_url)
     engine = ChainedEngine(engine, artifacts, models)
     engine = FinishingEngine(engine, partial(_notes, artifacts), outside.signer)
     engine = WatchedEngine(engine, metrics, outside.traces)
     metrics.read_at_scrape(QueueCollector(database), EngineCollector(engine))
-    store, bell = JobStore(database, terms=settings.terms), Bell()
+    store, bell = JobStore(database, terms=settings.terms), Notifier()
     leases = Leases(database, _server_name(), terms=settings.terms)
     dispatcher = Dispatcher(engine, leases, artifacts, bell, settings.progress_interval_s)
     janitor = Janitor(Retention(database, terms=settings.terms), store, artifacts, bell)
@@ -181,12 +181,12 @@ async def open_services(
         models=models,
         database=database,
         store=store,
-        admissions=Admissions(store, settings.queue_limit),
+        admissions=GroupCommit(store, settings.queue_limit),
         artifacts=artifacts,
         bell=bell,
         dispatcher=dispatcher,
         janitor=janitor,
-        watcher=Watcher(store, bell),
+        watcher=RemoteChangePoller(store, bell),
         deliverer=Deliverer(Outbox(database), PublicOnly(settings.webhook_policy), _webhook_secret(settings)),
         batches=BatchStore(database, terms=settings.terms),
         keys=KeyRing(KeyStore(database)),
@@ -215,7 +215,7 @@ async def close_services(services: Services, warming: asyncio.Task[None]) -> Non
     await services.engine.stop()
     await services.dispatcher.stop()
     await services.deliverer.stop()
-    await in_thread(services.database.close)
+    await run_in_thread(services.database.close)
 
 
 def _webhook_secret(settings: Settings) -> str | None:
@@ -231,5 +231,5 @@ async def _services(request: Request) -> Services:  # async, or FastAPI would as
     return cast(Services, request.app.state.services)
 
 
-Parts = Annotated[Services, Depends(_services)]
+ServicesDep = Annotated[Services, Depends(_services)]
 """A route's parameter: the running gateway's parts."""

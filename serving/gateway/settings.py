@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from model.media.image import ImageLimits
 from serving.gateway.images import UrlChoice
 from serving.gateway.safety import SafetyChoice
-from serving.jobs.records import Terms
+from serving.jobs.records import Lifetimes
 from serving.net import AddressPolicy, networks
 from serving.provenance.c2pa import Algorithm
 
@@ -71,9 +71,9 @@ class Settings(BaseSettings):
         return AddressPolicy(schemes, networks([text for text in self.webhook_allow.split(",") if text.strip()]))
 
     @property
-    def terms(self) -> Terms:
+    def terms(self) -> Lifetimes:
         """How long jobs and leases last."""
-        return Terms(self.lease_s, self.waiting_s, self.kept_s, self.attempts)
+        return Lifetimes(self.lease_s, self.waiting_s, self.kept_s, self.attempts)
 
     @property
     def image_limits(self) -> ImageLimits:

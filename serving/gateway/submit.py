@@ -25,11 +25,11 @@ from stillmotion.webhooks import secret_bytes
 
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
-from model.interpolation import Interpolation, interpolation
+from model.interpolation import InterpolationStage, plan_interpolation
 from model.media.image import open_picture
 from model.params import Params
 from model.tasks import FRAME_INTERPOLATION, TASKS
-from serving.background import in_thread, to_its_end
+from serving.background import run_in_thread, shielded
 from serving.engine.protocol import Priority
 from serving.gateway import deadlines
 from serving.gateway.images import kept
@@ -40,7 +40,7 @@ from serving.interpolation.assemble import estimate
 from serving.jobs.admission import hash_body
 from serving.jobs.dispatcher import QUEUE_TOPIC
 from serving.jobs.errors import QueueFull
-from serving.jobs.records import PRIORITIES, NewJob, WebhookTarget, input_names, told, total_steps
+from serving.jobs.records import PRIORITIES, NewJob, WebhookTarget, input_names, params_to_json, total_steps
 from serving.keys import Caller
 from serving.net import AddressRefused
 
@@ -128,7 +128,7 @@ _RANDOM_SEEDS: Final = 2**32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class JobRequest:
     """What a caller wants, each field checked by itself and none yet against a checkpoint.
 
     Args:
@@ -155,7 +155,7 @@ class Order:
     interpolate: bool | str = False
 
 
-async def submit(parts: Services, caller: Caller, order: Order, idempotency_key: str | None) -> tuple[Job, bool]:
+async def submit(parts: Services, caller: Caller, order: JobRequest, idempotency_key: str | None) -> tuple[Job, bool]:
     """Store pictures and job, and wake the dispatcher.
 
     Returns:
@@ -179,7 +179,7 @@ async def submit(parts: Services, caller: Caller, order: Order, idempotency_key:
             own_s = estimate(parts.engine, entry.name, params, chain)
             backlog = await parts.backlog.now(fresh=True)
             deadlines.check_deadline(backlog, own_s, PRIORITIES[order.priority], order.deadline_s)
-        job, is_new = await to_its_end(_store(parts, order, new, params, caller.max_jobs))
+        job, is_new = await shielded(_store(parts, order, new, params, caller.max_jobs))
     except QueueFull as error:
         # The store knows how long jobs took; the engine knows better what those take that lie before this one.
         seconds = deadlines.retry_after(await parts.backlog.now(), error.retry_after_s)
@@ -190,21 +190,21 @@ async def submit(parts: Services, caller: Caller, order: Order, idempotency_key:
     return job, is_new
 
 
-def _resolve(parts: Services, order: Order) -> tuple[ModelEntry, Params, Interpolation | None]:
+def _resolve(parts: Services, order: JobRequest) -> tuple[ModelEntry, Params, InterpolationStage | None]:
     entry = parts.model(order.model, order.task)
     check_previews(entry, order.previews, parts.previewable)
     seed = order.settings.get("seed")
     params = entry.resolve(dict(order.settings), secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed)
     between = interpolator(parts.models, order.interpolate)
-    return entry, params, None if between is None else interpolation(between, params)
+    return entry, params, None if between is None else plan_interpolation(between, params)
 
 
 def _new_job(
     caller: Caller,
     entry: ModelEntry,
-    order: Order,
+    order: JobRequest,
     params: Params,
-    chain: Interpolation | None,
+    chain: InterpolationStage | None,
     idempotency_key: str | None,
 ) -> NewJob:
     images = [picture.encode() if isinstance(picture, str) else picture for picture in order.pictures]
@@ -214,7 +214,7 @@ def _new_job(
         model=entry.name,
         model_version=entry.version,
         seed=params.seed,
-        params=told(params, order.output_format, chain),
+        params=params_to_json(params, order.output_format, chain),
         total_steps=total_steps(params, chain),
         output_format=order.output_format,
         priority=order.priority,
@@ -229,7 +229,7 @@ def _new_job(
     )
 
 
-async def prepare(parts: Services, caller: Caller, order: Order) -> NewJob:
+async def prepare(parts: Services, caller: Caller, order: JobRequest) -> NewJob:
     """Check one of many orders and store its files; who cannot store the job's row afterwards removes them.
 
     Raises:
@@ -243,7 +243,7 @@ async def prepare(parts: Services, caller: Caller, order: Order) -> NewJob:
     return new
 
 
-async def _keep_files(parts: Services, order: Order, job_id: str, params: Params) -> None:
+async def _keep_files(parts: Services, order: JobRequest, job_id: str, params: Params) -> None:
     """Decode the order's pictures, and store them as they are kept. Raises as `prepare`."""
     pictures = []
     for name, given in zip(TASKS[order.task].pictures, order.pictures, strict=True):
@@ -251,7 +251,7 @@ async def _keep_files(parts: Services, order: Order, job_id: str, params: Params
             pictures.append((name, await parts.outside.fetcher.fetch(given) if isinstance(given, str) else given))
     if pictures:
         async with parts.decoding:
-            await in_thread(_decode_and_keep, parts, job_id, pictures, params)
+            await run_in_thread(_decode_and_keep, parts, job_id, pictures, params)
 
 
 def _decode_and_keep(parts: Services, job_id: str, pictures: list[tuple[str, bytes]], params: Params) -> None:
@@ -291,7 +291,9 @@ def _clean(parts: Services, data: bytes, params: Params) -> tuple[bytes, Verdict
     return kept(picture, params), verdict
 
 
-async def _store(parts: Services, order: Order, new: NewJob, params: Params, quota: int | None) -> tuple[Job, bool]:
+async def _store(
+    parts: Services, order: JobRequest, new: NewJob, params: Params, quota: int | None
+) -> tuple[Job, bool]:
     """The files first, then the row: a job in the store always has its pictures."""
     await _keep_files(parts, order, new.id, params)
     is_new = False
@@ -299,5 +301,5 @@ async def _store(parts: Services, order: Order, new: NewJob, params: Params, quo
         job, is_new = await parts.admissions.create(new, quota)
     finally:
         if not is_new:
-            await in_thread(parts.artifacts.remove, new.id)
+            await run_in_thread(parts.artifacts.remove, new.id)
     return job, is_new

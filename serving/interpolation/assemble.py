@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from model.interpolation import FACTOR, Interpolation, pair_seed, pairs_of, weave
+from model.interpolation import FACTOR, InterpolationStage, interleave, pair_seed, pairs_of
 from model.params import OutputFormat, Params
 from serving.engine.mux import build_result
 from serving.engine.protocol import Completed, Engine
 from serving.interpolation.pair_store import Rendered
 
 
-def estimate(engine: Engine, model: str, params: Params, chain: Interpolation | None) -> float | None:
+def estimate(engine: Engine, model: str, params: Params, chain: InterpolationStage | None) -> float | None:
     """Seconds a request would take on an idle engine, both stages; None while unknown.
 
     Pairs count as one after another: batching them makes it less.
@@ -27,7 +27,7 @@ def estimate(engine: Engine, model: str, params: Params, chain: Interpolation | 
     return None if pair is None else first + pairs_of(params) * pair
 
 
-def first_share(engine: Engine, model: str, params: Params, chain: Interpolation | None) -> float:
+def first_share(engine: Engine, model: str, params: Params, chain: InterpolationStage | None) -> float:
     """The first stage's part of a request's work, for its progress: by measured times, else by frames and steps."""
     if chain is None:
         return 1.0
@@ -46,7 +46,7 @@ _OWN: Final = frozenset(
 
 
 def whole(
-    first: Rendered, between: Sequence[Rendered], chain: Interpolation, fps: int, output_format: OutputFormat
+    first: Rendered, between: Sequence[Rendered], chain: InterpolationStage, fps: int, output_format: OutputFormat
 ) -> Completed:
     """The result of a chained job; the caller, who knows them, adds the timings.
 
@@ -55,7 +55,7 @@ def whole(
         fps: of the first stage; the video plays at four times as many (a gif at 50 at most: model.media.video).
     """
     return build_result(
-        weave(first.frames, [pair.frames for pair in between]),
+        interleave(first.frames, [pair.frames for pair in between]),
         fps=FACTOR * fps,
         output_format=output_format,
         degraded=first.degraded or any(pair.degraded for pair in between),
@@ -63,7 +63,7 @@ def whole(
     )
 
 
-def _manifest(first: dict[str, Any], chain: Interpolation, pairs: list[dict[str, Any]]) -> dict[str, object]:
+def _manifest(first: dict[str, Any], chain: InterpolationStage, pairs: list[dict[str, Any]]) -> dict[str, object]:
     """The first stage's manifest with, under `interpolate`, all that the second stage's pixels depend on.
 
     Args:

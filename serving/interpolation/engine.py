@@ -18,8 +18,8 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from model.catalog import ModelEntry
-from model.interpolation import Interpolation
-from serving.background import in_thread
+from model.interpolation import InterpolationStage
+from serving.background import run_in_thread
 from serving.engine.protocol import (
     TERMINAL,
     CancelledAt,
@@ -52,7 +52,7 @@ class Flight:
         self,
         engine: Engine,
         request: EngineRequest,
-        chain: Interpolation,
+        chain: InterpolationStage,
         kept: Kept,
         version_of: Callable[[str], str],
     ) -> None:
@@ -73,7 +73,7 @@ class Flight:
     async def run(self) -> AsyncGenerator[EngineEvent, None]:
         """The job's events, the last a terminal one."""
         mark = f"{self._request.model}@{self._version_of(self._request.model)}"
-        first = await in_thread(self._kept.rendered, STAGE, mark)
+        first = await run_in_thread(self._kept.rendered, STAGE, mark)
         if first is None:
             async with aclosing(self._first_stage()) as events:
                 async for event in events:
@@ -83,7 +83,7 @@ class Flight:
                     yield event
             if first is None:
                 return
-            await in_thread(self._kept.keep, STAGE, mark, first)
+            await run_in_thread(self._kept.keep, STAGE, mark, first)
         async with aclosing(self._second_stage(first)) as events:
             async for event in events:
                 yield event
@@ -131,7 +131,7 @@ class Flight:
         timings["interpolate"] = time.monotonic() - began
         yield PhaseStarted("mux")
         began = time.monotonic()
-        result = await in_thread(self._result, first, pairs.made)
+        result = await run_in_thread(self._result, first, pairs.made)
         if self._cancelled.is_set():
             total = steps + pairs.step
             yield CancelledAt(total, first.compute_s + pairs.compute_s)
@@ -185,7 +185,7 @@ class ChainedEngine(EngineAround):
         else:
             flight.cancel()
 
-    async def _chained(self, request: EngineRequest, chain: Interpolation) -> AsyncGenerator[EngineEvent, None]:
+    async def _chained(self, request: EngineRequest, chain: InterpolationStage) -> AsyncGenerator[EngineEvent, None]:
         kept = Kept(self._artifacts, request.job_id)
         flight = self._flights[request.job_id] = Flight(self._engine, request, chain, kept, self._version_of)
         try:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from PIL import Image
 
 from model.catalog import ModelEntry
-from model.interpolation import Interpolation, pairs_of, weave
+from model.interpolation import InterpolationStage, interleave, pairs_of
 from model.media.image import to_png
 from model.params import OutputFormat, Params
 from serving.engine.loaded_model import load_model
@@ -26,7 +26,7 @@ def generate_chained(
     entries: tuple[ModelEntry, ModelEntry],
     params: Params,
     images: tuple[bytes, ...],
-    chain: Interpolation,
+    chain: InterpolationStage,
     *,
     output_format: OutputFormat = "mp4",
     progress: Callable[[EngineEvent], None] | None = None,
@@ -69,7 +69,7 @@ def generate_chained(
     result = whole(_rendered(first), between, chain, params.fps, output_format)
     spent = sum(sum(pair.timings.values()) for pair in between)
     timings = {**first.completed.timings, "interpolate": spent}
-    frames = weave(first.frames, [pair.frames for pair in between])
+    frames = interleave(first.frames, [pair.frames for pair in between])
     return Generated(replace(result, timings=timings), frames, first.latents)
 
 

@@ -19,9 +19,9 @@ from typing import Final
 from PIL import Image
 
 from model.errors import InvalidRequest
-from model.interpolation import Frames, Interpolation
+from model.interpolation import Frames, InterpolationStage
 from model.media.image import to_png
-from serving.background import in_thread
+from serving.background import run_in_thread
 from serving.engine.protocol import CancelledAt, Checkpointed, Completed, Engine, EngineRequest, Failed, Share, Stepped
 from serving.engine.wrapper import events_of
 from serving.interpolation.pair_store import Kept, Rendered, pair_name
@@ -48,7 +48,7 @@ class Pairs:
         self,
         engine: Engine,
         job: EngineRequest,
-        chain: Interpolation,
+        chain: InterpolationStage,
         frames: Frames,
         kept: Kept,
         *,
@@ -104,7 +104,7 @@ class Pairs:
             await asyncio.gather(everything, return_exceptions=True)
 
     async def _all(self) -> None:
-        self._mark += f" of {await in_thread(_digest, self._frames)}"
+        self._mark += f" of {await run_in_thread(_digest, self._frames)}"
         async with asyncio.TaskGroup() as group:
             for index in range(self._count):
                 group.create_task(self._pair(index))
@@ -113,7 +113,7 @@ class Pairs:
         async with self._room:
             if self._is_over():
                 return
-            made = await in_thread(self._kept.rendered, pair_name(index), self._mark)
+            made = await run_in_thread(self._kept.rendered, pair_name(index), self._mark)
             if made is not None:
                 self._found += self._chain.params.num_inference_steps
                 self._note(index, made)
@@ -122,8 +122,8 @@ class Pairs:
         if isinstance(outcome, Completed):
             made = Rendered.of(outcome).inner()
             self._note(index, made)
-            await in_thread(self._kept.keep, pair_name(index), self._mark, made)
-            await in_thread(self._kept.discard_state, index)
+            await run_in_thread(self._kept.keep, pair_name(index), self._mark, made)
+            await run_in_thread(self._kept.discard_state, index)
         elif isinstance(outcome, CancelledAt):
             self.compute_s += outcome.compute_s
         elif self._failure is None:
@@ -134,17 +134,17 @@ class Pairs:
 
     async def _render(self, index: int) -> Completed | Failed | CancelledAt:
         """Make one pair, on from its checkpoint if it has one that is of use."""
-        state = await in_thread(self._kept.state, index, self._mark)
+        state = await run_in_thread(self._kept.state, index, self._mark)
         outcome = await self._submit(index, state)
         unusable = isinstance(outcome, Failed) and outcome.code == InvalidRequest.code and not self._steps[index]
         if unusable and state is not None and not self._is_over():
             _log.warning("pair %d of job %s begins anew: %s", index, self._job.job_id, outcome)
-            await in_thread(self._kept.discard_state, index)
+            await run_in_thread(self._kept.discard_state, index)
             outcome = await self._submit(index, None)
         return outcome
 
     async def _submit(self, index: int, state: bytes | None) -> Completed | Failed | CancelledAt:
-        request = await in_thread(self._request, index, state)
+        request = await run_in_thread(self._request, index, state)
         if self._is_over():
             return CancelledAt(0, 0.0)
         self._running.add(request.job_id)
@@ -155,7 +155,7 @@ class Pairs:
                         case Stepped(step):
                             self._tell(index, step, resumed=state is not None)
                         case Checkpointed(_, newer):
-                            await in_thread(self._kept.keep_state, index, self._mark, newer)
+                            await run_in_thread(self._kept.keep_state, index, self._mark, newer)
                         case Completed() | Failed() | CancelledAt():
                             return event
                         case _:  # the phases of one pair are not the job's

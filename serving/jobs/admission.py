@@ -24,7 +24,7 @@ from stillmotion.types import Job
 
 from serving.jobs import transitions
 from serving.jobs.errors import Conflict, QueueFull, QuotaFull
-from serving.jobs.records import PRIORITIES, NewJob, Terms, to_wire
+from serving.jobs.records import PRIORITIES, Lifetimes, NewJob, to_wire
 from serving.jobs.tables import EventRow, IdempotencyRow, JobRow
 
 _FIRST_EVENT = 1
@@ -34,8 +34,8 @@ _NEW_EVENTS: Final = insert(cast(Table, EventRow.__table__))
 _UNSET: Final = dict.fromkeys(attribute.key for attribute in JobRow.__mapper__.column_attrs)
 
 
-def add_jobs(
-    session: Session, new: Sequence[NewJob], now: float, terms: Terms, waiting: Mapping[int, int]
+def insert_jobs(
+    session: Session, new: Sequence[NewJob], now: float, terms: Lifetimes, waiting: Mapping[int, int]
 ) -> list[Job]:
     """Write queued jobs in this order, each with the event that tells of it.
 
@@ -63,7 +63,7 @@ def add_jobs(
     return jobs
 
 
-def _values(new: NewJob, now: float, terms: Terms) -> dict[str, Any]:
+def _values(new: NewJob, now: float, terms: Lifetimes) -> dict[str, Any]:
     return {
         "id": new.id,
         "task": new.task,
@@ -99,7 +99,7 @@ def _values(new: NewJob, now: float, terms: Terms) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Repeat:
+class IdempotentRequest:
     """What tells a repeat: the caller's key, and the hash of the request."""
 
     owner: str
@@ -115,7 +115,7 @@ def hash_body(fields: Mapping[str, Any], *images: bytes) -> str:
     return digest.hexdigest()
 
 
-def made_before(session: Session, repeat: Repeat | None) -> str | None:
+def find_previous(session: Session, repeat: IdempotentRequest | None) -> str | None:
     """The id of what the key made before; None if it is new, or there is no key.
 
     Raises:
@@ -135,7 +135,7 @@ def made_before(session: Session, repeat: Repeat | None) -> str | None:
     return row.target
 
 
-def remember(session: Session, repeat: Repeat | None, target: str) -> None:
+def remember(session: Session, repeat: IdempotentRequest | None, target: str) -> None:
     """Note what the key has made; within the transaction that makes it."""
     if repeat is not None:
         session.add(IdempotencyRow(owner=repeat.owner, key=repeat.key, request_hash=repeat.request_hash, target=target))
@@ -147,7 +147,7 @@ _LONGEST_WAIT_S = 600
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AdmissionRequest:
     """One who would come in.
 
     Args:
@@ -158,7 +158,7 @@ class Asked:
     quota: int | None = None
 
 
-class Door:
+class AdmissionControl:
     """Judges one after the other; those it has let in count for those behind them.
 
     Args:
@@ -174,7 +174,7 @@ class Door:
         self._now = Counter(self.waiting)
         self._let_in: Counter[str] = Counter()
 
-    def judge(self, asked: Asked) -> str | None:
+    def judge(self, asked: AdmissionRequest) -> str | None:
         """Let one in and note their idempotency key; the id of the job that the key made before, if it did.
 
         Raises:
@@ -184,8 +184,8 @@ class Door:
         new = asked.new
         repeat = None
         if new.idempotency_key is not None:
-            repeat = Repeat(new.owner, new.idempotency_key, new.body_hash)
-        known = made_before(self._session, repeat)
+            repeat = IdempotentRequest(new.owner, new.idempotency_key, new.body_hash)
+        known = find_previous(self._session, repeat)
         if known is not None:
             return known
         self.check(new.owner, asked.quota)

@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 from stillmotion.types import TERMINAL_STATUSES, Batch, BatchCounts, BatchResult, BatchUrls
 
 from serving.jobs import transitions
-from serving.jobs.admission import Repeat, add_jobs, check_quota, made_before, remember
+from serving.jobs.admission import IdempotentRequest, check_quota, find_previous, insert_jobs, remember
 from serving.jobs.database import Database
 from serving.jobs.errors import BatchNotFound, QueueFull
-from serving.jobs.records import OFFLINE, NewJob, Terms
+from serving.jobs.records import OFFLINE, Lifetimes, NewJob
 from serving.jobs.tables import BatchRow, JobRow
 
 _RETRY_AFTER_S = 60
@@ -37,7 +37,7 @@ class NewBatch:
     id: str
     owner: str
     jobs: Sequence[NewJob]
-    repeat: Repeat | None = None
+    repeat: IdempotentRequest | None = None
     quota: int | None = None
 
 
@@ -50,12 +50,16 @@ class BatchStore:
         terms: how long jobs wait and are kept.
     """
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.time, terms: Terms = Terms()) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self, database: Database, clock: Callable[[], float] = time.time, terms: Lifetimes = Lifetimes()
+    ) -> None:
         self._database = database
         self._clock = clock
         self._terms = terms
 
-    def admit(self, rows: int, limit: int, owner: str, repeat: Repeat | None, quota: int | None = None) -> Batch | None:
+    def admit(
+        self, rows: int, limit: int, owner: str, repeat: IdempotentRequest | None, quota: int | None = None
+    ) -> Batch | None:
         """Whether so many rows may come in: the batch that the key already made, or None if they may.
 
         Raises:
@@ -81,7 +85,7 @@ class BatchStore:
             row = BatchRow(id=new.id, owner=new.owner, created_at=now, total=len(new.jobs))
             session.add(row)
             session.flush()
-            add_jobs(session, new.jobs, now, self._terms, transitions.count_waiting(session))
+            insert_jobs(session, new.jobs, now, self._terms, transitions.count_waiting(session))
             remember(session, new.repeat, new.id)
             return _wire(session, row), True
 
@@ -110,7 +114,9 @@ class BatchStore:
                 for row in session.scalars(query)
             ]
 
-    def cancel(self, batch_id: str, owner: str = "", repeat: Repeat | None = None) -> tuple[Batch, list[str]]:
+    def cancel(
+        self, batch_id: str, owner: str = "", repeat: IdempotentRequest | None = None
+    ) -> tuple[Batch, list[str]]:
         """Cancel what waits and ask what runs to stop; the ids of the jobs concerned beside the batch.
 
         Raises:
@@ -119,7 +125,7 @@ class BatchStore:
         """
         with self._database.write() as session:
             batch = _find(session, batch_id, owner)
-            if made_before(session, repeat) is None:
+            if find_previous(session, repeat) is None:
                 remember(session, repeat, batch_id)
             open_rows = (
                 select(JobRow)
@@ -138,9 +144,9 @@ class BatchStore:
             return _wire(session, batch), [row.id for row in rows]
 
     def _admit(
-        self, session: Session, rows: int, limit: int, owner: str, repeat: Repeat | None, quota: int | None
+        self, session: Session, rows: int, limit: int, owner: str, repeat: IdempotentRequest | None, quota: int | None
     ) -> Batch | None:
-        known = made_before(session, repeat)
+        known = find_previous(session, repeat)
         if known is not None:
             return _wire(session, _find(session, known, owner))
         if transitions.count_waiting(session).get(OFFLINE, 0) + rows > limit:

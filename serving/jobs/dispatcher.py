@@ -11,14 +11,14 @@ import logging
 import time
 from typing import Final
 
-from serving.background import in_thread
+from serving.background import run_in_thread
 from serving.engine.protocol import Engine
 from serving.jobs.artifacts import Artifacts
 from serving.jobs.errors import LeaseLost
 from serving.jobs.leases import Leases
-from serving.jobs.notifier import Bell, wait_heard
+from serving.jobs.notifier import Notifier, wait_heard
 from serving.jobs.records import LeasedJob
-from serving.jobs.runner import Follower, Run
+from serving.jobs.runner import JobRunner, RunState
 
 _log = logging.getLogger(__name__)
 QUEUE_TOPIC: Final = "queue"
@@ -39,13 +39,13 @@ class Dispatcher:
     """
 
     def __init__(
-        self, engine: Engine, leases: Leases, artifacts: Artifacts, bell: Bell, step_interval_s: float = 0.25
+        self, engine: Engine, leases: Leases, artifacts: Artifacts, bell: Notifier, step_interval_s: float = 0.25
     ) -> None:
         self._engine = engine
         self._leases = leases
         self._bell = bell
-        self._follower = Follower(engine, leases, artifacts, bell, step_interval_s)
-        self._runs: dict[str, Run] = {}
+        self._follower = JobRunner(engine, leases, artifacts, bell, step_interval_s)
+        self._runs: dict[str, RunState] = {}
         self._following: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._draining = False
@@ -114,20 +114,20 @@ class Dispatcher:
             busy = sum(run.job.share.priority != "offline" for run in self._runs.values())
             if busy >= self._engine.capacity:
                 return
-            job = await in_thread(self._leases.take, offline=len(self._runs) < self._engine.capacity)
+            job = await run_in_thread(self._leases.take, offline=len(self._runs) < self._engine.capacity)
             if job is None:
                 return
             # Its lease may have been lost while the engine was at it, and the engine still is; or the service stops.
             if job.id in self._runs or self._draining:
                 await self._give_back(job)
                 return
-            self._runs[job.id] = Run(job)
+            self._runs[job.id] = RunState(job)
             self._bell.ring(job.id)
             task = asyncio.create_task(self._follow(self._runs[job.id]), name=job.id)
             self._following.add(task)
             task.add_done_callback(self._following.discard)
 
-    async def _follow(self, run: Run) -> None:
+    async def _follow(self, run: RunState) -> None:
         try:
             await self._follower.follow(run)
         finally:
@@ -141,7 +141,7 @@ class Dispatcher:
             await asyncio.sleep(min(_LOOK_AGAIN_S, self._leases.lease_s / 3))
             try:
                 runs = list(self._runs.values())
-                pulse = await in_thread(self._leases.pulse, [run.job for run in runs])
+                pulse = await run_in_thread(self._leases.pulse, [run.job for run in runs])
                 for run in runs:
                     # Given back and leased again meanwhile, it is another run, of which the pulse says nothing.
                     if run.job.id in pulse.to_stop | pulse.lost and self._runs.get(run.job.id) is run:
@@ -153,14 +153,14 @@ class Dispatcher:
                 _log.exception("the leases could not be kept; trying again")
 
     async def _reclaim(self) -> None:
-        for job in await in_thread(self._leases.reclaim):
+        for job in await run_in_thread(self._leases.reclaim):
             _log.warning("job %s was interrupted; it is %s now", job.id, job.status)
             self._bell.ring(job.id)
             self._bell.ring(QUEUE_TOPIC)
 
     async def _give_back(self, job: LeasedJob) -> None:
         try:
-            await in_thread(self._leases.give_back, job)
+            await run_in_thread(self._leases.give_back, job)
         except LeaseLost:
             _log.debug("job %s has ended or runs elsewhere", job.id)
         self._bell.ring(job.id)

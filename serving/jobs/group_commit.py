@@ -17,8 +17,8 @@ import time
 
 from stillmotion.types import Job
 
-from serving.background import in_thread, to_its_end
-from serving.jobs.admission import Asked
+from serving.background import run_in_thread, shielded
+from serving.jobs.admission import AdmissionRequest
 from serving.jobs.errors import QueueFull
 from serving.jobs.records import NewJob
 from serving.jobs.store import JobStore
@@ -33,7 +33,7 @@ _ROOMY_S = 1.0
 _Made = tuple[Job, bool]
 
 
-class Admissions:
+class GroupCommit:
     """Creates jobs.
 
     Args:
@@ -45,20 +45,20 @@ class Admissions:
         self._store = store
         self._limit = queue_limit
         self._roomy_until = -math.inf
-        self._waiting: list[tuple[Asked, asyncio.Future[_Made]]] = []
+        self._waiting: list[tuple[AdmissionRequest, asyncio.Future[_Made]]] = []
         self._writing: asyncio.Task[None] | None = None
 
     async def admit(self, new: NewJob, quota: int | None) -> Job | None:
         """Whether this job may come in, as far as is known yet. Returns and raises as `JobStore.admit`."""
         if new.idempotency_key is None and time.monotonic() < self._roomy_until:
             return None
-        return await in_thread(self._store.admit, new.idempotency_key, new.body_hash, self._limit, new.owner, quota)
+        return await run_in_thread(self._store.admit, new.idempotency_key, new.body_hash, self._limit, new.owner, quota)
 
     async def create(self, new: NewJob, quota: int | None) -> _Made:
         """Store a queued job, as `JobStore.create` does; ends also if the caller is cancelled meanwhile."""
-        return await to_its_end(self._create(Asked(new, quota)))
+        return await shielded(self._create(AdmissionRequest(new, quota)))
 
-    async def _create(self, asked: Asked) -> _Made:
+    async def _create(self, asked: AdmissionRequest) -> _Made:
         done: asyncio.Future[_Made] = asyncio.get_running_loop().create_future()
         self._waiting.append((asked, done))
         if self._writing is None:
@@ -74,9 +74,9 @@ class Admissions:
         finally:
             self._writing = None
 
-    async def _write_some(self, taken: list[tuple[Asked, asyncio.Future[_Made]]]) -> None:
+    async def _write_some(self, taken: list[tuple[AdmissionRequest, asyncio.Future[_Made]]]) -> None:
         try:
-            outcomes = await in_thread(self._store.create_all, [asked for asked, _ in taken], self._limit)
+            outcomes = await run_in_thread(self._store.create_all, [asked for asked, _ in taken], self._limit)
         except Exception as error:  # noqa: BLE001 - handed to whoever waits for it
             if len(taken) == 1:
                 taken[0][1].set_exception(error)

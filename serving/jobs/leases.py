@@ -23,7 +23,7 @@ from serving.engine.protocol import Share
 from serving.jobs import transitions
 from serving.jobs.database import Database
 from serving.jobs.errors import JobNotFound, LeaseLost
-from serving.jobs.records import CLASSES, OFFLINE, Advance, LeasedJob, StoredFile, Success, Terms
+from serving.jobs.records import CLASSES, OFFLINE, LeasedJob, Lifetimes, ProgressUpdate, StoredFile, Success
 from serving.jobs.tables import JobRow
 from serving.jobs.transitions import check_transition
 
@@ -31,7 +31,7 @@ _SHARE_WINDOW_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
+class Heartbeat:
     """What a server hears when it says that it lives.
 
     Args:
@@ -58,7 +58,7 @@ class Leases:
         database: Database,
         server: str,
         clock: Callable[[], float] = time.time,
-        terms: Terms = Terms(),  # noqa: B008 - frozen
+        terms: Lifetimes = Lifetimes(),  # noqa: B008 - frozen
     ) -> None:
         self._database = database
         self._server = server
@@ -102,7 +102,7 @@ class Leases:
             transitions.emit(session, row, "phase")
             return _leased(row)
 
-    def pulse(self, jobs: Collection[LeasedJob]) -> Pulse:
+    def pulse(self, jobs: Collection[LeasedJob]) -> Heartbeat:
         """Say that this server lives and runs these jobs, which prolongs their leases."""
         held: dict[str, bool] = {}
         if jobs:
@@ -117,12 +117,12 @@ class Leases:
                     .execution_options(synchronize_session=False)
                 )
                 held = {job_id: stop for job_id, attempt, stop in rows if attempts[job_id] == attempt}
-        return Pulse(
+        return Heartbeat(
             lost=frozenset(job.id for job in jobs if job.id not in held),
             to_stop=frozenset(job_id for job_id, stop in held.items() if stop),
         )
 
-    def advance(self, job: LeasedJob, event: str, change: Advance) -> Job:
+    def advance(self, job: LeasedJob, event: str, change: ProgressUpdate) -> Job:
         """Write down how far a running job came; its progress never goes back.
 
         Raises:

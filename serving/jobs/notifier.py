@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from serving.background import in_thread
+from serving.background import run_in_thread
 from serving.jobs.store import JobStore
 
 
-class Bell:
+class Notifier:
     """One bell for every job, on one event loop."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ _AT_ONCE: Final = 500
 """Ids a query: databases limit a statement's parameters."""
 
 
-class Watcher:
+class RemoteChangePoller:
     """Looks at the jobs that are listened for.
 
     Args:
@@ -72,7 +72,7 @@ class Watcher:
         every_s: seconds between two looks.
     """
 
-    def __init__(self, store: JobStore, bell: Bell, every_s: float = 0.5) -> None:
+    def __init__(self, store: JobStore, bell: Notifier, every_s: float = 0.5) -> None:
         self._store = store
         self._bell = bell
         self._every_s = every_s
@@ -95,7 +95,7 @@ class Watcher:
         topics = [topic for topic in self._bell.topics() if topic.startswith("job_")]
         now: dict[str, int | None] = dict.fromkeys(topics)
         for start in range(0, len(topics), _AT_ONCE):
-            now |= await in_thread(self._store.newest_events, topics[start : start + _AT_ONCE])
+            now |= await run_in_thread(self._store.newest_events, topics[start : start + _AT_ONCE])
         for topic, newest in now.items():
             # A listener that is new has looked before it waits, perhaps just before the change: ring once for it too.
             if topic not in self._known or self._known[topic] != newest:

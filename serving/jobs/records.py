@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from stillmotion.types import Job, JobError, JobOutput, JobUrls, Variant
 
-from model.interpolation import Interpolation
+from model.interpolation import InterpolationStage
 from model.params import PARAMS, OutputFormat, Params
 from serving.engine.protocol import Priority, Share
 from serving.jobs.tables import JobRow
@@ -20,13 +20,13 @@ _BESIDE: Final = frozenset({"output_format", "interpolate"})
 """What lies among a job's params and is no setting of its task."""
 
 
-def told(params: Params, output_format: OutputFormat, chain: Interpolation | None) -> dict[str, Any]:
+def params_to_json(params: Params, output_format: OutputFormat, chain: InterpolationStage | None) -> dict[str, Any]:
     """A job's `params` as they are stored, and shown to callers."""
     second = {} if chain is None else {"interpolate": chain.as_dict()}
     return {**asdict(params), "output_format": output_format, **second}
 
 
-def asked(task: str, stored: Mapping[str, Any]) -> tuple[Params, Interpolation | None]:
+def params_from_json(task: str, stored: Mapping[str, Any]) -> tuple[Params, InterpolationStage | None]:
     """What `told` was told.
 
     Raises:
@@ -34,10 +34,10 @@ def asked(task: str, stored: Mapping[str, Any]) -> tuple[Params, Interpolation |
     """
     params = PARAMS[task](**{name: value for name, value in stored.items() if name not in _BESIDE})
     second = stored.get("interpolate")
-    return params, None if second is None else Interpolation.from_dict(second, params.seed)
+    return params, None if second is None else InterpolationStage.from_dict(second, params.seed)
 
 
-def total_steps(params: Params, chain: Interpolation | None) -> int:
+def total_steps(params: Params, chain: InterpolationStage | None) -> int:
     """Solver steps of a job, both stages."""
     second = 0 if chain is None else (params.num_frames - 1) * chain.params.num_inference_steps
     return params.num_inference_steps + second
@@ -54,7 +54,7 @@ def input_names(count: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class Lifetimes:
     """How long things last, in seconds.
 
     Args:
@@ -148,7 +148,7 @@ class StoredFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Advance:
+class ProgressUpdate:
     """How far a running job came; None leaves a value as it is."""
 
     phase: str

@@ -18,12 +18,12 @@ from typing import Final
 from sqlalchemy import select
 from stillmotion.types import TERMINAL_STATUSES, Job
 
-from serving.background import in_thread
+from serving.background import run_in_thread
 from serving.jobs import transitions
 from serving.jobs.artifacts import Artifacts
 from serving.jobs.database import Database
-from serving.jobs.notifier import Bell
-from serving.jobs.records import Terms
+from serving.jobs.notifier import Notifier
+from serving.jobs.records import Lifetimes
 from serving.jobs.store import JobStore
 from serving.jobs.tables import BatchRow, JobRow
 
@@ -40,7 +40,9 @@ class Retention:
         terms: how long an expired job is kept.
     """
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.time, terms: Terms = Terms()) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self, database: Database, clock: Callable[[], float] = time.time, terms: Lifetimes = Lifetimes()
+    ) -> None:
         self._database = database
         self._clock = clock
         self._terms = terms
@@ -96,7 +98,7 @@ class Janitor:
     """
 
     def __init__(
-        self, retention: Retention, store: JobStore, artifacts: Artifacts, bell: Bell, every_s: float = 30.0
+        self, retention: Retention, store: JobStore, artifacts: Artifacts, bell: Notifier, every_s: float = 30.0
     ) -> None:
         self._retention = retention
         self._store = store
@@ -119,17 +121,17 @@ class Janitor:
 
     async def sweep(self) -> None:
         """One sweep: everything whose time has come."""
-        while expired := await in_thread(self._retention.expire):
+        while expired := await run_in_thread(self._retention.expire):
             for job in expired:
                 self._bell.ring(job.id)
-        while removed := await in_thread(self._retention.remove_ended):
+        while removed := await run_in_thread(self._retention.remove_ended):
             for job_id in removed:
-                await in_thread(self._artifacts.remove, job_id)
+                await run_in_thread(self._artifacts.remove, job_id)
                 self._bell.ring(job_id)
         if time.monotonic() - self._strays_at >= _STRAYS_EVERY_S:
             self._strays_at = time.monotonic()
-            known = await in_thread(self._store.ids)
-            for name in await in_thread(self._artifacts.sweep, known):
+            known = await run_in_thread(self._store.ids)
+            for name in await run_in_thread(self._artifacts.sweep, known):
                 _log.warning("removed the files of %s, which is no job", name)
 
     async def _run(self) -> None:

@@ -25,7 +25,7 @@ from stillmotion.types import Job, JobOutput, OutputFormat, Variant
 
 from model.errors import GenerationFailed, InvalidRequest, StorageFull
 from model.tasks import TASKS
-from serving.background import in_thread
+from serving.background import run_in_thread
 from serving.engine.protocol import (
     CancelledAt,
     Checkpointed,
@@ -45,8 +45,17 @@ from serving.interpolation.pair_store import kept_names
 from serving.jobs.artifacts import Artifacts
 from serving.jobs.errors import LeaseLost
 from serving.jobs.leases import Leases
-from serving.jobs.notifier import Bell
-from serving.jobs.records import Advance, LeasedJob, StoredFile, Success, asked, input_names, job_urls, preview_name
+from serving.jobs.notifier import Notifier
+from serving.jobs.records import (
+    LeasedJob,
+    ProgressUpdate,
+    StoredFile,
+    Success,
+    input_names,
+    job_urls,
+    params_from_json,
+    preview_name,
+)
 
 Outcome = Success | Failed | CancelledAt
 
@@ -123,7 +132,7 @@ _TRY_AGAIN_S: Final = 1.0
 
 
 @dataclass(slots=True)
-class Run:
+class RunState:
     """What is remembered of a running job between two events.
 
     Args:
@@ -141,7 +150,7 @@ class Run:
     shown_at: float = -math.inf
 
 
-class Follower:
+class JobRunner:
     """Follows jobs through an engine.
 
     Args:
@@ -152,7 +161,7 @@ class Follower:
     """
 
     def __init__(
-        self, engine: Engine, leases: Leases, artifacts: Artifacts, bell: Bell, step_interval_s: float
+        self, engine: Engine, leases: Leases, artifacts: Artifacts, bell: Notifier, step_interval_s: float
     ) -> None:
         self._engine = engine
         self._leases = leases
@@ -160,7 +169,7 @@ class Follower:
         self._bell = bell
         self._interval = step_interval_s
 
-    async def follow(self, run: Run) -> None:
+    async def follow(self, run: RunState) -> None:
         """Follow one job to its end, whatever the end is."""
         job = run.job
         try:
@@ -172,7 +181,7 @@ class Follower:
             self._engine.cancel(job.id)
             _log.warning("%s", error.message)
 
-    async def _outcome(self, run: Run) -> Outcome:
+    async def _outcome(self, run: RunState) -> Outcome:
         try:
             return await self._run(run)
         except GenerationFailed as error:
@@ -183,7 +192,7 @@ class Follower:
             _log.exception("job %s met an unexpected error", run.job.id)
             return Failed("internal_error", "an unexpected error; the server's log has it under the job's id")
 
-    async def _run(self, run: Run) -> Outcome:
+    async def _run(self, run: RunState) -> Outcome:
         """Run a job; its terminal event, with a result's files already stored."""
         try:
             request = await self._request(run.job)
@@ -195,16 +204,16 @@ class Follower:
         unusable = isinstance(outcome, Failed) and outcome.code == InvalidRequest.code and not run.stepped
         if unusable and request.resume_from is not None:
             _log.warning("job %s cannot go on from its checkpoint and begins anew: %s", run.job.id, outcome)
-            await in_thread(self._artifacts.discard, run.job.id, CHECKPOINT_NAME)
+            await run_in_thread(self._artifacts.discard, run.job.id, CHECKPOINT_NAME)
             outcome = await self._submit(run, await self._request(run.job))
         return outcome
 
-    async def _submit(self, run: Run, request: EngineRequest) -> Outcome:
+    async def _submit(self, run: RunState, request: EngineRequest) -> Outcome:
         if run.stop.is_set():
             return CancelledAt(step=0, compute_s=0.0)
         async for event in self._engine.submit(request):
             if isinstance(event, Completed):
-                return await in_thread(store_result, self._artifacts, request, event, run.job.attempt)
+                return await run_in_thread(store_result, self._artifacts, request, event, run.job.attempt)
             if isinstance(event, (Failed, CancelledAt)):
                 return event
             if run.stop.is_set():  # it may have been asked before the engine knew of the job
@@ -213,10 +222,10 @@ class Follower:
         raise GenerationFailed("the engine ended the job's events without a result")
 
     async def _request(self, job: LeasedJob) -> EngineRequest:
-        params, chain = asked(job.task, job.params)
+        params, chain = params_from_json(job.task, job.params)
         names = input_names(len(TASKS[job.task].pictures))
-        images = tuple([await in_thread(self._artifacts.read, job.id, name) for name in names])
-        checkpoint = await in_thread(self._checkpoint, job.id)
+        images = tuple([await run_in_thread(self._artifacts.read, job.id, name) for name in names])
+        checkpoint = await run_in_thread(self._checkpoint, job.id)
         shown = (job.id, job.model, params, images, job.output_format, job.share, checkpoint, job.previews)
         return EngineRequest(*shown, interpolate=chain)
 
@@ -226,21 +235,21 @@ class Follower:
         except FileNotFoundError:
             return None
 
-    async def _note(self, run: Run, event: EngineEvent) -> None:
+    async def _note(self, run: RunState, event: EngineEvent) -> None:
         """Write progress down: every phase, and within a phase the first, the last and one per interval."""
         match event:
             case Queued(position):
                 name, whole = "queued", True
-                change = Advance("queued", percent("queued"), engine_position=position)
+                change = ProgressUpdate("queued", percent("queued"), engine_position=position)
             case PhaseStarted(phase):
                 run.phase = phase
                 run.steps_before = int(run.job.params["num_inference_steps"]) if phase == "interpolate" else 0
-                name, change, whole = "phase", Advance(phase, percent(phase, first=run.first)), True
+                name, change, whole = "phase", ProgressUpdate(phase, percent(phase, first=run.first)), True
             case Stepped(step, total, eta_s):
                 run.stepped = True
                 phase = "interpolate" if run.phase == "interpolate" else "denoise"
                 done = percent(phase, step, total, run.first)
-                name, change = "step", Advance(phase, done, run.steps_before + step, eta_s)
+                name, change = "step", ProgressUpdate(phase, done, run.steps_before + step, eta_s)
                 whole = step in (1, total)
             case Checkpointed(_, state):
                 await self._keep(run.job, state)
@@ -250,14 +259,14 @@ class Follower:
                 return
             case Decoded(frames, total):
                 done = percent("decode", frames, total, run.first)
-                name, change, whole = "decode", Advance("decode", done), frames == total
+                name, change, whole = "decode", ProgressUpdate("decode", done), frames == total
             case _:
                 raise TypeError(f"not a progress event: {event!r}")
         now = time.monotonic()
         if whole or now - run.written_at >= self._interval:
             run.written_at = now
             try:
-                await in_thread(self._leases.advance, run.job, name, change)
+                await run_in_thread(self._leases.advance, run.job, name, change)
             except (OperationalError, StorageFull):
                 _log.exception("the progress of job %s cannot be stored now", run.job.id)
             self._bell.ring(run.job.id)
@@ -265,11 +274,11 @@ class Follower:
     async def _keep(self, job: LeasedJob, state: bytes) -> None:
         """Store a checkpoint in place of the one before; without it a crash costs more, nothing else."""
         try:
-            await in_thread(self._artifacts.write, job.id, CHECKPOINT_NAME, state, "application/vnd.safetensors")
+            await run_in_thread(self._artifacts.write, job.id, CHECKPOINT_NAME, state, "application/vnd.safetensors")
         except (OSError, StorageFull):
             _log.exception("a checkpoint of job %s cannot be stored", job.id)
 
-    async def _show(self, run: Run, step: int, jpeg: bytes) -> None:
+    async def _show(self, run: RunState, step: int, jpeg: bytes) -> None:
         """Keep a preview in place of the one before, at most one an interval; without it nothing else is lost."""
         now = time.monotonic()
         if now - run.shown_at < self._interval:
@@ -277,16 +286,16 @@ class Follower:
         run.shown_at = now
         job, name = run.job, preview_name(step, run.job.attempt)
         try:
-            file = await in_thread(self._artifacts.write, job.id, name, jpeg, "image/jpeg")
-            before = await in_thread(self._leases.preview, job, step, file)
+            file = await run_in_thread(self._artifacts.write, job.id, name, jpeg, "image/jpeg")
+            before = await run_in_thread(self._leases.preview, job, step, file)
         except (OSError, OperationalError, StorageFull):
             _log.exception("a preview of job %s cannot be stored", job.id)
             return
         except LeaseLost:
-            await in_thread(self._artifacts.discard, job.id, name)
+            await run_in_thread(self._artifacts.discard, job.id, name)
             raise
         if before is not None and before != name:
-            await in_thread(self._artifacts.discard, job.id, before)
+            await run_in_thread(self._artifacts.discard, job.id, before)
         self._bell.ring(job.id)
 
     async def _settle(self, job: LeasedJob, outcome: Outcome) -> None:
@@ -297,7 +306,7 @@ class Follower:
         """
         while True:
             try:
-                ended = await in_thread(self._end, job, outcome)
+                ended = await run_in_thread(self._end, job, outcome)
             except (OperationalError, StorageFull):
                 _log.exception("the end of job %s cannot be stored yet", job.id)
                 await asyncio.sleep(_TRY_AGAIN_S)
@@ -305,12 +314,12 @@ class Follower:
             except LeaseLost:
                 if isinstance(outcome, Success):
                     names = [file.name for file in outcome.files.values()]
-                    await in_thread(self._artifacts.discard, job.id, *names)
+                    await run_in_thread(self._artifacts.discard, job.id, *names)
                 raise
             if ended.error is not None and ended.error.code == StorageFull.code:
-                await in_thread(self._artifacts.remove, job.id)
+                await run_in_thread(self._artifacts.remove, job.id)
             elif ended.is_terminal:
-                await in_thread(self._artifacts.discard, job.id, CHECKPOINT_NAME, *_kept_of(job))
+                await run_in_thread(self._artifacts.discard, job.id, CHECKPOINT_NAME, *_kept_of(job))
             self._bell.ring(job.id)
             return
 

@@ -17,10 +17,17 @@ from stillmotion.types import Job, JobEvent, JobList, JobStatus, Preview, Varian
 
 from model.errors import StillmotionError
 from serving.jobs import transitions
-from serving.jobs.admission import Asked, Door, Repeat, add_jobs, made_before, remember
+from serving.jobs.admission import (
+    AdmissionControl,
+    AdmissionRequest,
+    IdempotentRequest,
+    find_previous,
+    insert_jobs,
+    remember,
+)
 from serving.jobs.database import Database
 from serving.jobs.errors import Conflict, QueueFull
-from serving.jobs.records import NewJob, StoredFile, Terms
+from serving.jobs.records import Lifetimes, NewJob, StoredFile
 from serving.jobs.tables import EventRow, JobRow
 from serving.jobs.transitions import is_terminal
 
@@ -34,7 +41,9 @@ class JobStore:
         terms: how long jobs wait and are kept.
     """
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.time, terms: Terms = Terms()) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self, database: Database, clock: Callable[[], float] = time.time, terms: Lifetimes = Lifetimes()
+    ) -> None:
         self._database = database
         self._clock = clock
         self._terms = terms
@@ -57,12 +66,12 @@ class JobStore:
             Conflict: the key was used with another request.
             QueueFull, QuotaFull: no place is free.
         """
-        repeat = None if idempotency_key is None else Repeat(owner, idempotency_key, body_hash)
+        repeat = None if idempotency_key is None else IdempotentRequest(owner, idempotency_key, body_hash)
         with self._database.read() as session:
-            known = made_before(session, repeat)
+            known = find_previous(session, repeat)
             if known is not None:
                 return transitions.wire(session, transitions.find(session, known, owner))
-            Door(session, queue_limit).check(owner, quota)
+            AdmissionControl(session, queue_limit).check(owner, quota)
             return None
 
     def create(self, new: NewJob, queue_limit: int, quota: int | None = None) -> tuple[Job, bool]:
@@ -71,16 +80,18 @@ class JobStore:
         Raises:
             Conflict, QueueFull, QuotaFull: as `admit`, which may have answered before another request came in.
         """
-        (outcome,) = self.create_all([Asked(new, quota)], queue_limit)
+        (outcome,) = self.create_all([AdmissionRequest(new, quota)], queue_limit)
         if isinstance(outcome, StillmotionError):
             raise outcome
         return outcome
 
-    def create_all(self, asked: Sequence[Asked], queue_limit: int) -> list[tuple[Job, bool] | StillmotionError]:
+    def create_all(
+        self, asked: Sequence[AdmissionRequest], queue_limit: int
+    ) -> list[tuple[Job, bool] | StillmotionError]:
         """As `create` for each in turn, in one transaction: what it would return, or the error it would raise."""
         with self._database.write() as session:
             self._database.serialise_admission(session)
-            door = Door(session, queue_limit)
+            door = AdmissionControl(session, queue_limit)
             let_in: list[NewJob] = []
             judged: list[tuple[str, bool] | StillmotionError] = []
             for one in asked:
@@ -92,7 +103,7 @@ class JobStore:
                 judged.append((known or one.new.id, known is None))
                 if known is None:
                     let_in.append(one.new)
-            made = {job.id: job for job in add_jobs(session, let_in, self._clock(), self._terms, door.waiting)}
+            made = {job.id: job for job in insert_jobs(session, let_in, self._clock(), self._terms, door.waiting)}
             return [
                 it if isinstance(it, StillmotionError) else (made.get(it[0]) or self._known(session, it[0]), it[1])
                 for it in judged
@@ -123,7 +134,7 @@ class JobStore:
             jobs = [transitions.wire(session, row) for row in rows[:limit]]
         return JobList(data=jobs, has_more=len(rows) > limit, last_id=jobs[-1].id if jobs else None)
 
-    def cancel(self, job_id: str, owner: str = "", repeat: Repeat | None = None) -> Job:
+    def cancel(self, job_id: str, owner: str = "", repeat: IdempotentRequest | None = None) -> Job:
         """Cancel a waiting job, or note that a running one is to stop; a finished one stays as it is.
 
         Raises:
@@ -132,7 +143,7 @@ class JobStore:
         """
         with self._database.write() as session:
             row = transitions.find(session, job_id, owner, lock=True)
-            if made_before(session, repeat) is None:
+            if find_previous(session, repeat) is None:
                 remember(session, repeat, job_id)
             if row.status == "queued":
                 row.cancelled_at_step = 0

@@ -23,7 +23,7 @@ import httpx
 from sqlalchemy import delete, select, update
 from stillmotion.webhooks import sign
 
-from serving.background import in_thread
+from serving.background import run_in_thread
 from serving.jobs.database import Database
 from serving.jobs.tables import DeliveryRow
 from serving.net import AddressRefused
@@ -156,7 +156,7 @@ class Deliverer:
     async def deliver_due(self) -> int:
         """Try everything that is due once; how many messages that were."""
         tried = 0
-        while messages := await in_thread(self._outbox.take, _AT_ONCE):
+        while messages := await run_in_thread(self._outbox.take, _AT_ONCE):
             tried += len(messages)
             await asyncio.gather(*map(self._deliver, messages))
         return tried
@@ -172,9 +172,9 @@ class Deliverer:
     async def _deliver(self, message: Message) -> None:
         reason, for_good = await self._post(message)
         if reason is None:
-            await in_thread(self._outbox.delivered, message)
+            await run_in_thread(self._outbox.delivered, message)
             return
-        next_at = await in_thread(self._outbox.failed, message, for_good=for_good)
+        next_at = await run_in_thread(self._outbox.failed, message, for_good=for_good)
         later = "given up" if next_at is None else f"tried again in {next_at - self._clock():.0f} s"
         _log.warning("webhook %s of job %s: %s; %s", message.id, message.job_id, reason, later)
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from model.media import mp4_manifest
 from model.media.image import fit_picture, open_picture, to_png
 from model.params import OutputFormat, Params, TextToVideoParams
-from serving.background import in_thread
+from serving.background import run_in_thread
 from serving.engine.protocol import Completed, Engine, EngineEvent, EngineRequest
 from serving.engine.wrapper import EngineAround
 
@@ -74,7 +74,7 @@ def finish(
             "fps": result.fps,
         },
         "degraded": result.degraded,
-        "pictures": [mp4_manifest.encoded(picture) for picture in fitted(params, images)],
+        "pictures": [mp4_manifest.encode_picture(picture) for picture in fitted(params, images)],
     }
     video = result.video
     if output_format == "mp4":
@@ -110,7 +110,7 @@ class FinishingEngine(EngineAround):
         """The engine's events, the result among them finished."""
         async with self._events(request) as events:
             async for event in events:
-                yield await in_thread(self._finished, request, event) if isinstance(event, Completed) else event
+                yield await run_in_thread(self._finished, request, event) if isinstance(event, Completed) else event
 
     def _finished(self, request: EngineRequest, result: Completed) -> Completed:
         done = finish(

@@ -11,7 +11,7 @@ import numpy as np
 from model.backends.registry import backend_for, check_lora
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
-from model.interpolation import Interpolation
+from model.interpolation import InterpolationStage
 from model.media import mp4_manifest
 from model.media.video import Frames, decode_video
 from model.params import PARAMS, OutputFormat, Params
@@ -38,7 +38,7 @@ class Recipe:
     output_format: OutputFormat
     frames_sha256: str
     pinned: Mapping[str, Any]
-    interpolate: Interpolation | None = None
+    interpolate: InterpolationStage | None = None
     pinned_second: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -82,7 +82,9 @@ def read_recipe(manifest: Mapping[str, Any]) -> Recipe:
             output_format=manifest["output_format"],
             frames_sha256=str(manifest["output"]["frames_sha256"]),
             pinned=_pinned(manifest),
-            interpolate=None if second is None else Interpolation.from_dict(second, int(manifest["params"]["seed"])),
+            interpolate=None
+            if second is None
+            else InterpolationStage.from_dict(second, int(manifest["params"]["seed"])),
             pinned_second={} if second is None else _pinned(second),
         )
     except (KeyError, TypeError) as error:

@@ -37,7 +37,7 @@ from serving.engine.protocol import (
     Stepped,
 )
 from serving.gateway import Settings, create_app
-from serving.gateway.services import Outside, Services
+from serving.gateway.services import Integrations, Services
 from serving.provenance.finish import Finished, finish
 
 DEFAULTS = {
@@ -239,7 +239,7 @@ def settings(folder: Path, **changes: Any) -> Settings:
 
 @asynccontextmanager
 async def running(
-    folder: Path, engine: ScriptedEngine | None = None, outside: Outside | None = None, **changes: Any
+    folder: Path, engine: ScriptedEngine | None = None, outside: Integrations | None = None, **changes: Any
 ) -> AsyncIterator[Running]:
     """The app, called in process."""
     engine = engine or ScriptedEngine()

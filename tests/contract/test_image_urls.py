@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from serving.gateway.images import Fetcher, FetchLimits, UrlChoice
-from serving.gateway.services import Outside
+from serving.gateway.services import Integrations
 from serving.net import Address, AddressPolicy, resolve_host
 from serving.observe.traces import NoTraces
 from tests.contract.support import Running, error_of, picture, running
@@ -62,8 +62,8 @@ async def site() -> AsyncIterator[Site]:
         yield one
 
 
-def outside(fetcher: Fetcher) -> Outside:
-    return Outside(fetcher, None, None, NoTraces())
+def outside(fetcher: Fetcher) -> Integrations:
+    return Integrations(fetcher, None, None, NoTraces())
 
 
 def fetcher(choice: UrlChoice = "http", *, allowed: bool = False) -> Fetcher:

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.engine.stats import EngineStats
 from serving.gateway.images import Fetcher, FetchLimits
-from serving.gateway.services import Outside
+from serving.gateway.services import Integrations
 from serving.observe.logs import configure
 from serving.observe.traces import OtelTraces
 from tests.contract.support import Running, ScriptedEngine, running
@@ -124,7 +124,7 @@ def spans() -> Iterator[tuple[Any, Any]]:
 
 async def test_one_trace_goes_from_http_through_the_phases(tmp_path: Path, spans: tuple[Any, Any]) -> None:
     tracer, memory = spans
-    outside = Outside(Fetcher("off", FetchLimits()), None, None, OtelTraces(tracer))
+    outside = Integrations(Fetcher("off", FetchLimits()), None, None, OtelTraces(tracer))
     caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     async with running(tmp_path, outside=outside) as app:
         job = await app.submit(headers={"traceparent": caller})

@@ -9,7 +9,7 @@ import pytest
 from stillmotion import Client
 
 from model.catalog import describe
-from model.interpolation import interpolation
+from model.interpolation import plan_interpolation
 from serving.engine.settings import EngineSettings
 from serving.interpolation.local import generate_chained
 from tests.e2e.crash_support import (
@@ -56,7 +56,7 @@ def undisturbed(still: Path, between: Path, photo: Path) -> str:
     """The frames' hash of the same request in this process."""
     stages = describe(still), describe(between)
     params = stages[0].resolve({"num_inference_steps": STEPS}, SEED)
-    chain = interpolation(stages[1], params)
+    chain = plan_interpolation(stages[1], params)
     exact = EngineSettings(device="cpu", deterministic=True, threads=1, warm_up=False, checkpoint_every_s=None)
     made = generate_chained(stages, params, (photo.read_bytes(),), chain, settings=(exact, exact))
     return made.completed.frames_sha256

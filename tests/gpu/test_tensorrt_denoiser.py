@@ -13,7 +13,7 @@ from export.pipeline import Backend, ExportOptions, export_model
 from model.backends.registry import make_denoiser
 from model.catalog import find
 from model.checkpoint import build_random, load
-from model.denoiser import Cores
+from model.denoiser import CpuThreads
 from model.optimized.rewrites import relative_difference
 from model.presets import preset
 from model.tasks import task
@@ -35,8 +35,8 @@ def test_an_engine_gives_what_torch_gives_at_every_number_of_places(tmp_path: Pa
     options = ExportOptions(backend, size=ExportSize(size.height, size.width, free=False, max_batch=2))
     export_model(entry, tmp_path / "repository", options)
     device = torch.device("cuda")
-    torch_s = make_denoiser("torch", load(entry, device=device), Cores(1))
-    engine = make_denoiser("tensorrt", load(find(str(tmp_path / "repository" / "tiny")), device=device), Cores(1))
+    torch_s = make_denoiser("torch", load(entry, device=device), CpuThreads(1))
+    engine = make_denoiser("tensorrt", load(find(str(tmp_path / "repository" / "tiny")), device=device), CpuThreads(1))
     for places in (1, 2, 3, 1):  # 3 is more than the engine takes at once; the last replays a captured graph
         g = torch.Generator(device).manual_seed(places)
         told = [

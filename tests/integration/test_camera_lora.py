@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from model.catalog import ModelEntry, describe, offer
+from model.catalog import ModelEntry, attach_loras, describe
 from model.checkpoint import build_random
 from model.errors import CheckpointError, DataError
 from model.lora.catalog import describe_lora
@@ -22,7 +22,7 @@ from serving.engine.loaded_model import load_model
 from serving.engine.local import generate
 from serving.engine.settings import EngineSettings
 from tests.integration.test_training_road import make_dataset
-from training.train import run
+from training.train import train
 
 pytestmark = pytest.mark.timeout(900)  # seconds; ten on a quiet machine
 RECIPE = "mini-camera-lora-horizontal"
@@ -55,7 +55,7 @@ def quiet(*_: object) -> None:
 
 def test_a_recipe_s_lora_is_served_with_its_base(base: ModelEntry, data: Path, tmp_path: Path) -> None:
     told = [*SMALL, f"base={base.path}"]
-    folder = run(RECIPE, data, tmp_path, told, False, quiet)
+    folder = train(RECIPE, data, tmp_path, told, False, quiet)
     path = folder / "lora.safetensors"
     entry = describe_lora(path)
     assert (entry.name, entry.rank, entry.alpha, entry.task) == ("camera-horizontal", 2, 16.0, "image-to-video")
@@ -66,7 +66,7 @@ def test_a_recipe_s_lora_is_served_with_its_base(base: ModelEntry, data: Path, t
     assert all(key.startswith("unet.") and "temporal_transformer_blocks.0.attn1." in key for key in keys)
     assert not (folder / "checkpoint").exists()
 
-    (offered,) = offer([base], [str(path)])
+    (offered,) = attach_loras([base], [str(path)])
     model = load_model(offered, EngineSettings(device="cpu", warm_up=False))
     picture = BytesIO()
     Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 40).convert("RGB").save(picture, "PNG")
@@ -81,12 +81,12 @@ def test_a_recipe_s_lora_is_served_with_its_base(base: ModelEntry, data: Path, t
 
     longer = [one.replace("optim.iterations=2", "optim.iterations=3") for one in told]
     with pytest.raises(DataError, match="already holds a run"):
-        run(RECIPE, data, tmp_path, told, False, quiet)
+        train(RECIPE, data, tmp_path, told, False, quiet)
     with pytest.raises(DataError, match="another config"):
-        run(RECIPE, data, tmp_path, longer, True, quiet)
+        train(RECIPE, data, tmp_path, longer, True, quiet)
     other = build_random(tmp_path / "tiny", preset("tiny"), task("image-to-video"), seed=6)
     with pytest.raises(DataError, match=f"is a run on tiny@{base.version}, and"):
-        run(RECIPE, data, tmp_path, [*SMALL, f"base={other.path}"], True, quiet)
+        train(RECIPE, data, tmp_path, [*SMALL, f"base={other.path}"], True, quiet)
     state = json.loads((folder / "base.json").read_text())
     assert state == {"base": f"tiny@{base.version}"}
 
@@ -99,9 +99,9 @@ def test_a_base_of_another_task_size_or_length_is_refused(base: ModelEntry, data
         ([f"base={base.path}", "preset=mini"], "is a network of widths"),
     ):
         with pytest.raises(DataError, match=why):
-            run(RECIPE, data, tmp_path, [*SMALL, *told], False, quiet)
+            train(RECIPE, data, tmp_path, [*SMALL, *told], False, quiet)
     with pytest.raises(CheckpointError, match="no model is called 'nowhere'"):
-        run(RECIPE, data, tmp_path, [*SMALL, "base=nowhere"], False, quiet)
+        train(RECIPE, data, tmp_path, [*SMALL, "base=nowhere"], False, quiet)
 
 
 def test_a_run_beside_it_is_a_base_by_its_own_name(base: ModelEntry, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from stillmotion.types import Job, JobEvent
 
 from model.catalog import ModelEntry
 from model.checkpoint import build_random, load
-from model.interpolation import interpolation
+from model.interpolation import plan_interpolation
 from model.media.video import decode_video, frames_sha256
 from model.presets import NoiseRange, preset
 from model.tasks import task
@@ -207,7 +207,7 @@ async def test_a_lora_is_of_the_first_stage(
 def chained(models: Models, picture: bytes, steps: int = PAIR_STEPS) -> EngineRequest:
     """A chained request, whose pairs take so many steps."""
     params = still_params(models)
-    chain = interpolation(with_steps(models.between, steps), params)
+    chain = plan_interpolation(with_steps(models.between, steps), params)
     return EngineRequest("job", "still", params, (picture,), "mp4", interpolate=chain)
 
 

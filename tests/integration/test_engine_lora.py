@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.catalog import ModelEntry, adding, describe
+from model.catalog import ModelEntry, describe, with_lora
 from model.checkpoint import build_random, load
 from model.errors import CheckpointError
 from model.lora.catalog import FOLDER, LoraEntry
@@ -171,4 +171,4 @@ def test_a_checkpoint_s_own_folder_offers_loras_and_keeps_its_version(plain: Mod
 
 def test_one_for_another_task_does_not_load(plain: ModelEntry, loras: tuple[LoraEntry, ...]) -> None:
     with pytest.raises(CheckpointError, match="is for text-to-video, and tiny is for image-to-video"):
-        load_model(adding(plain, replace(loras[0], task="text-to-video")), PINNED)
+        load_model(with_lora(plain, replace(loras[0], task="text-to-video")), PINNED)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_training_road import SMALL, VAE, make_dataset
-from training.train import run
+from training.train import train
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]
 
@@ -51,8 +51,8 @@ def curve(out: Path) -> dict[int, float]:
 
 def test_the_losses_of_fifty_further_steps_are_those_of_an_uninterrupted_run(root: Path, tmp_path: Path) -> None:
     data, whole, parts = make_dataset(tmp_path / "data"), tmp_path / "whole", tmp_path / "parts"
-    run("mini-vae", data, whole, VAE, False, lambda *_: None)
-    run("mini-image-encoder", data, whole, [*SMALL, "optim.batch=2"], False, lambda *_: None)
+    train("mini-vae", data, whole, VAE, False, lambda *_: None)
+    train("mini-image-encoder", data, whole, [*SMALL, "optim.batch=2"], False, lambda *_: None)
     shutil.copytree(whole, parts)
     assert begin(root, data, whole).wait(1800) == 0
     stop = random.SystemRandom().randint(5, 15)

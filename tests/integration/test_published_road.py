@@ -21,7 +21,7 @@ from training.memory_plan import inputs_of
 from training.objectives.buckets import Bucketed
 from training.objectives.denoise import DenoiseObjective
 from training.recipes import PUBLISHED
-from training.train import build_objective, run
+from training.train import build_objective, train
 
 PLAIN = ["runtime.precision=float32", "runtime.checkpointing=false", "runtime.sharding=none"]
 SHORT = ["optim.iterations=2", "optim.batch=2", "optim.log_every=1", "optim.checkpoint_every=2"]
@@ -49,7 +49,7 @@ def checked(data: Path, out: Path, settings: list[str]) -> dict[str, Any]:
     """Run the first stage with temporal layers; returns what its checkpoint tells of itself."""
     told: list[str] = []
     sizes = ["num_frames=6", "buckets.lengths=3"]
-    run("video-pretraining-low", data, out, [*TINY_RUN, *sizes, *settings], False, lambda what, *_: told.append(what))
+    train("video-pretraining-low", data, out, [*TINY_RUN, *sizes, *settings], False, lambda what, *_: told.append(what))
     assert any(line.startswith("6 frames of ") and "% of the iterations" in line for line in told)
     assert any(line.startswith("memory of one process: predicted ") and "measured" in line for line in told)
     folder = out / "video-pretraining-low"
@@ -72,7 +72,7 @@ def test_a_stage_with_temporal_layers_starts_on_stable_diffusion(place: tuple[Pa
 @pytest.mark.full
 def test_the_stages_of_the_paper_follow_on_stable_diffusion(place: tuple[Path, Path]) -> None:
     data, out = place
-    run("image-pretraining", data, out, TINY_RUN, False, lambda *_: None)
+    train("image-pretraining", data, out, TINY_RUN, False, lambda *_: None)
     sidecar = checked(data, out, [])
     assert set(sidecar["runs"]) == {"image-pretraining", "video-pretraining-low"}
     assert sidecar["published_weights"]["vae"]["name"] == "svd-vae"
@@ -83,7 +83,7 @@ def test_image_to_video_goes_on_from_stable_video_diffusion(place: tuple[Path, P
     data, out = place
     svd = out.parent / "svd"
     settings = [*TINY_RUN, *(f"{name}={svd}" for name in ("init", "vae", "image_encoder"))]
-    run("image-to-video-14", data, tmp_path, settings, False, lambda *_: None)
+    train("image-to-video-14", data, tmp_path, settings, False, lambda *_: None)
     pipeline = StableVideoDiffusionPipeline.from_pretrained(
         tmp_path / "image-to-video-14" / "checkpoint", dtype=torch.float32
     )
@@ -126,6 +126,6 @@ def test_a_call_is_given_what_the_plan_says(place: tuple[Path, Path], name: str,
 def test_one_process_has_nothing_to_shard_over(place: tuple[Path, Path], tmp_path: Path) -> None:
     data, out = place
     with pytest.raises(InvalidRequest, match=r"torchrun .*runtime\.sharding=none"):
-        run("image-to-video-low", data, out, [*SHORT, *SIZE, "init=../svd"], False, lambda *_: None)
+        train("image-to-video-low", data, out, [*SHORT, *SIZE, "init=../svd"], False, lambda *_: None)
     with pytest.raises(DataError, match=r"stable-diffusion-2-1 does not exist: put or link Stable Diffusion 2\.1"):
-        run("image-pretraining", data, tmp_path, TINY_RUN, False, lambda *_: None)
+        train("image-pretraining", data, tmp_path, TINY_RUN, False, lambda *_: None)

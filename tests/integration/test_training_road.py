@@ -19,7 +19,7 @@ from model.catalog import describe
 from model.checkpoint import load
 from model.errors import DataError, InvalidRequest
 from model.media.video import encode_video
-from model.sampling.prepare import begin_row
+from model.sampling.prepare import prepare_row
 from model.sampling.sampler import sample
 from model.vae import decode
 from training.config import DenoiserConfig, with_overrides
@@ -28,7 +28,7 @@ from training.data.starter import Item
 from training.initial_weights import build_network
 from training.model_card import CURVE, commands, write_card
 from training.recipes.multi_view import mini_multi_view
-from training.train import run
+from training.train import train
 
 SMALL = ["preset=tiny", "optim.iterations=3", "optim.log_every=1", "optim.checkpoint_every=2"]
 VAE = [*SMALL, "optim.batch=4", "phase_batch=4", "skeleton_until=1", "spatial_until=2", "frames=2", "crop=32"]
@@ -72,9 +72,9 @@ def quiet(*_: object) -> None:
 def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     base = tmp_path_factory.mktemp("road")
     data, out = make_dataset(base / "data"), base / "runs"
-    run("mini-vae", data, out, VAE, False, quiet)
-    run("mini-image-encoder", data, out, [*SMALL, "optim.batch=2"], False, quiet)
-    run("mini-image-to-video", data, out, DENOISER, False, quiet)
+    train("mini-vae", data, out, VAE, False, quiet)
+    train("mini-image-encoder", data, out, [*SMALL, "optim.batch=2"], False, quiet)
+    train("mini-image-to-video", data, out, DENOISER, False, quiet)
     return data, out
 
 
@@ -98,33 +98,33 @@ def checked(folder: Path, task: str, params: dict[str, object], pictures: list[s
     assert checkpoint.entry.task.name == task
     settings = checkpoint.entry.resolve({"num_inference_steps": 2, **params}, seed=1)
     stills = [Image.new("RGB", (settings.width, settings.height), colour) for colour in pictures]
-    row = sample(make_denoiser("torch", checkpoint), begin_row(checkpoint, settings, stills))
+    row = sample(make_denoiser("torch", checkpoint), prepare_row(checkpoint, settings, stills))
     return decode(checkpoint.vae, row.latents, 7)
 
 
 def test_pictures_then_clips_then_prompts(road: tuple[Path, Path]) -> None:
-    run("mini-image", *road, PROMPTED, False, quiet)
-    run("mini-video", *road, [*PROMPTED, "init=mini-image", "data.image_share=0.5"], False, quiet)
-    run("mini-text-to-video", *road, [*PROMPTED, "init=mini-video", "data.motions=pan left,still"], False, quiet)
+    train("mini-image", *road, PROMPTED, False, quiet)
+    train("mini-video", *road, [*PROMPTED, "init=mini-image", "data.image_share=0.5"], False, quiet)
+    train("mini-text-to-video", *road, [*PROMPTED, "init=mini-video", "data.motions=pan left,still"], False, quiet)
     assert list((road[1] / "cache").glob("camera-pan_left-still*")), "the motions asked for, and they alone"
     folder = road[1] / "mini-text-to-video" / "checkpoint"
     assert checked(folder, "text-to-video", {"prompt": "pan left"}, []).shape == (6, 64, 128, 3)
     runs = json.loads((folder / "stillmotion.json").read_text())["runs"]
     assert list(runs)[-3:] == ["mini-image", "mini-video", "mini-text-to-video"], "all that the weights went through"
-    run("mini-image-to-video-chained", *road, [*DENOISER, "init=mini-text-to-video"], False, quiet)
+    train("mini-image-to-video-chained", *road, [*DENOISER, "init=mini-text-to-video"], False, quiet)
     chained = road[1] / "mini-image-to-video-chained" / "checkpoint"
     assert checked(chained, "image-to-video", {}, ["red"]).shape == (6, 64, 128, 3)
 
 
 def test_interpolation_learns_its_mask(road: tuple[Path, Path]) -> None:
-    run("mini-frame-interpolation", *road, ENDS, False, quiet)
+    train("mini-frame-interpolation", *road, ENDS, False, quiet)
     folder = road[1] / "mini-frame-interpolation" / "checkpoint"
     mask = load(folder).conditioners.mask  # type: ignore[union-attr]
     assert mask.abs().max() > 0
     assert checked(folder, "frame-interpolation", {}, ["red", "blue"]).shape == (5, 64, 128, 3)
     started = [setting for setting in ENDS if not setting.startswith("init=")]
     started += [f"init={folder}", f"vae={folder}"]
-    run("mini-frame-interpolation-long", *road, started, False, quiet)
+    train("mini-frame-interpolation-long", *road, started, False, quiet)
     further = road[1] / "mini-frame-interpolation-long" / "checkpoint"
     runs = json.loads((further / "stillmotion.json").read_text())["runs"]
     assert list(runs)[-2:] == ["mini-frame-interpolation", "mini-frame-interpolation-long"], (
@@ -138,10 +138,10 @@ def test_interpolation_learns_its_mask(road: tuple[Path, Path]) -> None:
 def test_multi_view_learns_from_rendered_orbits(road: tuple[Path, Path], tmp_path: Path) -> None:
     pytest.importorskip("pybullet")
     prepare(tmp_path / "orbits", objects=1)
-    run("mini-multi-view-low", tmp_path / "orbits", road[1], ORBITS, False, quiet)
-    run("mini-decoder-orbits", tmp_path / "orbits", road[1], [*SMALL, "optim.batch=1"], False, quiet)
+    train("mini-multi-view-low", tmp_path / "orbits", road[1], ORBITS, False, quiet)
+    train("mini-decoder-orbits", tmp_path / "orbits", road[1], [*SMALL, "optim.batch=1"], False, quiet)
     whole = [setting for setting in ORBITS if not setting.startswith("init=")] + ["init=mini-multi-view-low"]
-    run("mini-multi-view", tmp_path / "orbits", road[1], whole, False, quiet)
+    train("mini-multi-view", tmp_path / "orbits", road[1], whole, False, quiet)
     folder = road[1] / "mini-multi-view" / "checkpoint"
     assert checked(folder, "multi-view", {"elevation": 20.0}, ["red"]).shape == (21, 128, 128, 3)
     figures: dict[str, Any] = {"settings": {"limit": None}, "figures": {}, "protocol": {}, "protocol_hash": "abc123"}
@@ -179,12 +179,12 @@ def test_the_card_holds_the_figures_the_licences_and_the_curves(road: tuple[Path
 
 def test_a_finished_run_is_not_overwritten(road: tuple[Path, Path]) -> None:
     with pytest.raises(DataError, match="--resume"):
-        run("mini-vae", *road, VAE, False, quiet)
+        train("mini-vae", *road, VAE, False, quiet)
 
 
 def test_an_unknown_recipe_lists_the_known(road: tuple[Path, Path]) -> None:
     with pytest.raises(InvalidRequest, match="mini-vae"):
-        run("maxi-vae", *road, [], False, quiet)
+        train("maxi-vae", *road, [], False, quiet)
 
 
 def test_a_dataset_that_trains_on_held_out_footage_is_refused(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_dataset_that_trains_on_held_out_footage_is_refused(tmp_path: Path) ->
     overlapping = dataclasses.replace(items[0], start_s=6.5, end_s=7.5)
     write_items(data, [overlapping, *items[1:]])
     with pytest.raises(DataError) as caught:
-        run("mini-vae", data, tmp_path / "runs", VAE, False, quiet)
+        train("mini-vae", data, tmp_path / "runs", VAE, False, quiet)
     assert caught.value.code == "held_out"
 
 
@@ -201,4 +201,4 @@ def test_a_changed_dataset_is_refused(tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data")
     (data / "items.jsonl").write_text((data / "items.jsonl").read_text().replace('"heldout"', '"train"'))
     with pytest.raises(DataError, match="was changed"):
-        run("mini-vae", data, tmp_path / "runs", VAE, False, quiet)
+        train("mini-vae", data, tmp_path / "runs", VAE, False, quiet)

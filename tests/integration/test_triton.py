@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from model.catalog import ModelEntry
-from model.interpolation import interpolation
+from model.interpolation import plan_interpolation
 from model.tasks import TASKS
 from serving.interpolation.local import generate_chained
 from serving.triton import server as control
@@ -100,7 +100,7 @@ async def test_a_chain_gives_the_frames_it_gives_in_process(hosted: Hosted, tmp_
         job = await service.submit(still, 12, num_inference_steps=2, interpolate="true")
         told = [now async for _, now in service.events(job)]
     done, params = told[-1], still.resolve({"num_inference_steps": 2}, seed=12)
-    chain = interpolation(between, params)
+    chain = plan_interpolation(between, params)
     alone = generate_chained((still, between), params, pictures_of(still), chain, settings=(IN_PROCESS, IN_PROCESS))
     assert done.output is not None, done.error
     assert done.output.frames_sha256 == alone.completed.frames_sha256

@@ -21,7 +21,7 @@ from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor, nn
 
 from model.conditioning import clip_input
-from model.encoders import VisionTower
+from model.encoders import ImageEncoder
 from model.vae import encode_mode
 from training.data.frames import Clip
 from training.data.motion_bucket import measure_flow
@@ -59,7 +59,7 @@ def weights_digest(*networks: nn.Module) -> str:
 def encode_clips(
     clips: list[Clip],
     vae: AutoencoderKLTemporalDecoder,
-    vision: VisionTower | None,
+    vision: ImageEncoder | None,
     cache: Path,
     strides: tuple[int, ...],
     report: Callable[[str, int, int], None] = lambda *_: None,
@@ -95,7 +95,7 @@ def to_pixels(frames: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
     return torch.from_numpy(frames.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _encode(clip: Clip, vae: AutoencoderKLTemporalDecoder, vision: VisionTower | None) -> tuple[Half, Single]:
+def _encode(clip: Clip, vae: AutoencoderKLTemporalDecoder, vision: ImageEncoder | None) -> tuple[Half, Single]:
     latents: list[Tensor] = []
     embeds: list[Tensor] = []
     for first in range(0, len(clip.frames), 16):

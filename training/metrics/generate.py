@@ -23,10 +23,10 @@ from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, load
 from model.conditioning import picture_to_pixels
 from model.denoiser import Denoiser
-from model.media.end_frames import hold_ends
+from model.media.end_frames import restore_end_frames
 from model.optimized.rewrites import rewrite_exactly
 from model.params import Params
-from model.sampling.prepare import begin_row
+from model.sampling.prepare import prepare_row
 from model.sampling.sampler import advance
 from model.vae import decode, decode_clip, encode_mode, to_uint8
 
@@ -114,7 +114,7 @@ class ClipMaker:
 
     def _sample(self, group: Sequence[Wanted]) -> list[Frames]:
         asked = [self.params_of(one) for one in group]
-        rows = [begin_row(self.checkpoint, params, one.pictures) for params, one in zip(asked, group, strict=True)]
+        rows = [prepare_row(self.checkpoint, params, one.pictures) for params, one in zip(asked, group, strict=True)]
         while not rows[0].done:
             rows = advance(self.denoiser, rows)
         vae = self.checkpoint.vae
@@ -123,7 +123,7 @@ class ClipMaker:
             return made
         ends = [[np.asarray(picture) for picture in one.pictures] for one in group]
         noise = self._entry.frame_noise
-        return [hold_ends(frames, pair, noise) for frames, pair in zip(made, ends, strict=True)]
+        return [restore_end_frames(frames, pair, noise) for frames, pair in zip(made, ends, strict=True)]
 
     def params_of(self, one: Wanted) -> Params:
         """Its complete settings."""

@@ -122,7 +122,7 @@ def _first_frame(path: Path, height: int, width: int) -> Frames:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class EvalSample:
     """One input's clips.
 
     Args:

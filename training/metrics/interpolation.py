@@ -19,7 +19,7 @@ from training.metrics.baselines import blend
 from training.metrics.frechet import interval, resamples
 from training.metrics.generate import ClipMaker, Report, Wanted
 from training.metrics.image import psnr, ssim
-from training.metrics.inputs import RealClip, Shown, real_clips
+from training.metrics.inputs import EvalSample, RealClip, real_clips
 from training.metrics.loss import loss_figure
 from training.metrics.rife import rife_between
 
@@ -47,7 +47,7 @@ def interpolation_figures(
     scale: MotionMap,
     report: Report,
     interpolator: Interpolator = rife_between,
-) -> tuple[Figure, list[Shown]]:
+) -> tuple[Figure, list[EvalSample]]:
     """All figures of a frame-interpolation checkpoint, and its clips beside what they are compared with.
 
     Args:
@@ -72,7 +72,8 @@ def interpolation_figures(
         "validation_loss": loss_figure(maker, wanted, [clip.frames for clip in real], report),
     }
     shown = [
-        Shown(clip.name, clip.frames, {side: clips[k] for side, clips in sides.items()}) for k, clip in enumerate(real)
+        EvalSample(clip.name, clip.frames, {side: clips[k] for side, clips in sides.items()})
+        for k, clip in enumerate(real)
     ]
     return figures, shown
 

@@ -25,7 +25,7 @@ from model.checkpoint import Checkpoint
 from model.conditioning import condition, picture_to_pixels
 from model.denoiser import Denoiser
 from model.presets import NoiseRange
-from model.sampling.precondition import over, precondition
+from model.sampling.precondition import append_dims, precondition
 from model.sampling.prepare import draw_noise
 from model.sampling.row import Conditioning
 from model.vae import encode_mode
@@ -59,8 +59,10 @@ def validation_loss(
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
     noisy = (clean + sigma * noise)[None]
     c = precondition(levels.to(clean.device))
-    out = denoiser(over(c.c_in, noisy) * noisy, c.c_noise, told.context[None], told.concat[None], told.vector[None])
-    target = (clean[None] - over(c.c_skip, noisy) * noisy) / over(c.c_out, noisy)
+    out = denoiser(
+        append_dims(c.c_in, noisy) * noisy, c.c_noise, told.context[None], told.concat[None], told.vector[None]
+    )
+    target = (clean[None] - append_dims(c.c_skip, noisy) * noisy) / append_dims(c.c_out, noisy)
     return float((out - target).square().mean())
 
 

@@ -19,7 +19,7 @@ from training.metrics.baselines import still
 from training.metrics.frechet import interval, resamples
 from training.metrics.generate import ClipMaker, Report, Wanted
 from training.metrics.image import psnr, ssim
-from training.metrics.inputs import Shown
+from training.metrics.inputs import EvalSample
 from training.metrics.loss import loss_figure
 from training.metrics.stlpips import stlpips
 
@@ -41,7 +41,7 @@ PROTOCOL = {
 
 def multi_view_figures(
     entry: ModelEntry, maker: ClipMaker, data: Path, limit: int | None, report: Report
-) -> tuple[Figure, list[Shown]]:
+) -> tuple[Figure, list[EvalSample]]:
     """All figures of a multi-view checkpoint, and its orbits beside the real ones.
 
     Raises:
@@ -56,7 +56,7 @@ def multi_view_figures(
     made = maker.generated(wanted, "sampling orbits", report)
     loss = loss_figure(maker, wanted, [one.views for one in orbits], report)
     shown = [
-        Shown(one.item.id, one.views, {"model": clip, "repeating": still(one.views[0], len(one.views))})
+        EvalSample(one.item.id, one.views, {"model": clip, "repeating": still(one.views[0], len(one.views))})
         for one, clip in zip(orbits, made, strict=True)
     ]
     return views(orbits, made) | {"validation_loss": loss}, shown

@@ -18,7 +18,7 @@ from training.data.motion_bucket import MotionMap, measure_flow
 from training.data.starter import load_items
 from training.metrics.frechet import Features, interval, resamples, video_distance
 from training.metrics.generate import ClipMaker, Report, Wanted
-from training.metrics.inputs import Shown, stills
+from training.metrics.inputs import EvalSample, stills
 from training.metrics.loss import clean_latents, loss_figure, noise_levels, told_of, validation_loss
 from training.metrics.temporal import camera_motion
 
@@ -49,7 +49,7 @@ def prompted_figures(
     scale: MotionMap,
     report: Report,
     i3d: Features | None = None,
-) -> tuple[Figure, list[Shown]]:
+) -> tuple[Figure, list[EvalSample]]:
     """All figures of a text-to-video checkpoint, and its clips with their prompts.
 
     Args:
@@ -81,7 +81,7 @@ def prompted_figures(
     if i3d:
         figures["fvd"] = video_distance(films, {"model": made}, i3d, report)
     return figures, [
-        Shown(str(one.asked["prompt"]), None, {"model": clip}) for one, clip in zip(wanted, made, strict=True)
+        EvalSample(str(one.asked["prompt"]), None, {"model": clip}) for one, clip in zip(wanted, made, strict=True)
     ]
 
 

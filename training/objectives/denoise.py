@@ -24,11 +24,11 @@ from torch.nn import functional as F
 
 from model.errors import InvalidRequest
 from model.presets import preset
-from model.sampling.precondition import over, precondition
+from model.sampling.precondition import append_dims, precondition
 from training.config import DenoiserConfig, Denoising
 from training.distributed import shard, total, world
 from training.initial_weights import unet_of
-from training.joint_image_video import fill_temporal_gradients, pictures_marked
+from training.joint_image_video import fill_temporal_gradients, image_rows
 from training.objectives.batch import Batch, Examples, by_kind, calls, cut
 from training.objectives.buckets import Bucketed
 from training.objectives.protocol import Pixels, backward_in_parallel, generator
@@ -187,12 +187,12 @@ def denoising_error(
     Args:
         skip_temporal: of pictures, do not compute the temporal layers, which have no share in the error.
     """
-    noisy = batch.clean + over(sigma, batch.clean) * noise
+    noisy = batch.clean + append_dims(sigma, batch.clean) * noise
     c = precondition(sigma)
-    target = (batch.clean - over(c.c_skip, noisy) * noisy) / over(c.c_out, noisy)
-    seen = torch.cat([over(c.c_in, noisy) * noisy, batch.concat], dim=2)
+    target = (batch.clean - append_dims(c.c_skip, noisy) * noisy) / append_dims(c.c_out, noisy)
+    seen = torch.cat([append_dims(c.c_in, noisy) * noisy, batch.concat], dim=2)
     told = {"encoder_hidden_states": batch.context, "added_time_ids": batch.vector, "return_dict": False}
     marked = torch.ones(batch.clean.shape[:2]) if batch.pictures else None
-    with pictures_marked(marked, temporal=not skip_temporal):
+    with image_rows(marked, temporal=not skip_temporal):
         out: Tensor = unet(seen, c.c_noise, **told)[0]
     return F.mse_loss(out.float(), target, reduction="none").mean(dim=(1, 2, 3, 4))

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.backends.torch import TorchDenoiser
-from model.denoiser import Cores
+from model.denoiser import CpuThreads
 from model.presets import NoiseRange
 from model.sampling.row import BatchKey, Conditioning, Row
 from model.sampling.sampler import sample
@@ -38,6 +38,6 @@ def sampled(
     )
     training = unet.training
     try:
-        return sample(TorchDenoiser(unet, Cores(torch.get_num_threads())), start).latents
+        return sample(TorchDenoiser(unet, CpuThreads(torch.get_num_threads())), start).latents
     finally:
         unet.train(training)

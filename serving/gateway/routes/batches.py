@@ -12,12 +12,12 @@ from starlette.responses import StreamingResponse
 from stillmotion.types import Batch
 
 from model.errors import InvalidRequest
-from serving.background import in_thread
-from serving.gateway.auth import IdempotencyKey, Submitter, Who, repeat_of
-from serving.gateway.openapi import errors
+from serving.background import run_in_thread
+from serving.gateway.auth import CallerDep, IdempotencyKey, Submitter, repeat_of
+from serving.gateway.openapi import error_responses
 from serving.gateway.requests import JSON_LINES, at_fault, read_batch
-from serving.gateway.services import Parts, Services
-from serving.gateway.submit import Order, prepare
+from serving.gateway.services import Services, ServicesDep
+from serving.gateway.submit import JobRequest, prepare
 from serving.jobs.admission import hash_body
 from serving.jobs.batches import NewBatch
 from serving.jobs.dispatcher import QUEUE_TOPIC
@@ -34,8 +34,8 @@ _BODY: Final[dict[str, Any]] = {
 }
 
 
-@router.post("", status_code=202, responses=errors(400, 409, 413, 415, 429, 503, 507), openapi_extra=_BODY)
-async def create_batch(request: Request, parts: Parts, caller: Submitter, key: IdempotencyKey = None) -> Batch:
+@router.post("", status_code=202, responses=error_responses(400, 409, 413, 415, 429, 503, 507), openapi_extra=_BODY)
+async def create_batch(request: Request, parts: ServicesDep, caller: Submitter, key: IdempotencyKey = None) -> Batch:
     """Submit many generations: JSON lines, each `{"custom_id", "url": "/generate/...", "body": {...}}`.
 
     All rows are stored, or, if a line has a fault, none. They wait and run as work of the offline class: in idle
@@ -45,7 +45,7 @@ async def create_batch(request: Request, parts: Parts, caller: Submitter, key: I
     rows = await read_batch(request, parts.settings.batch_rows)
     sent = [{"custom_id": line.custom_id, "url": line.url, "body": line.body} for line, _ in rows]
     repeat = repeat_of(caller, key, {"batch": hash_body({"rows": sent})})
-    known = await in_thread(
+    known = await run_in_thread(
         parts.batches.admit, len(rows), parts.settings.offline_limit, caller.owner, repeat, caller.max_jobs
     )
     if known is not None:
@@ -58,21 +58,21 @@ async def create_batch(request: Request, parts: Parts, caller: Submitter, key: I
             place = BatchPlace(batch_id, number - 1, line.custom_id)
             jobs.append(await _keep(parts, caller, place, order))
         new = NewBatch(id=batch_id, owner=caller.owner, jobs=jobs, repeat=repeat, quota=caller.max_jobs)
-        batch, is_new = await in_thread(parts.batches.create, new, parts.settings.offline_limit)
+        batch, is_new = await run_in_thread(parts.batches.create, new, parts.settings.offline_limit)
     finally:
         if not is_new:
             for job in jobs:
-                await in_thread(parts.artifacts.remove, job.id)
+                await run_in_thread(parts.artifacts.remove, job.id)
     if is_new:
         parts.keys.charge(caller, len(rows) - 1)
     parts.bell.ring(QUEUE_TOPIC)
     return batch
 
 
-@router.get("/{batch_id}", responses=errors(404))
-async def get_batch(batch_id: str, parts: Parts, caller: Who) -> Batch:
+@router.get("/{batch_id}", responses=error_responses(404))
+async def get_batch(batch_id: str, parts: ServicesDep, caller: CallerDep) -> Batch:
     """A batch as it is now: how many of its rows have which status."""
-    return await in_thread(parts.batches.get, batch_id, caller.owner)
+    return await run_in_thread(parts.batches.get, batch_id, caller.owner)
 
 
 @router.get(
@@ -80,27 +80,27 @@ async def get_batch(batch_id: str, parts: Parts, caller: Who) -> Batch:
     response_class=StreamingResponse,
     responses={
         200: {"description": "One BatchResult a line", "content": {JSON_LINES[0]: {"schema": {"type": "string"}}}},
-        **errors(404),
+        **error_responses(404),
     },
 )
-async def get_results(batch_id: str, parts: Parts, caller: Who) -> StreamingResponse:
+async def get_results(batch_id: str, parts: ServicesDep, caller: CallerDep) -> StreamingResponse:
     """The rows that have ended so far, one a line in the order they were sent; all of them once it is completed."""
-    await in_thread(parts.batches.get, batch_id, caller.owner)
+    await run_in_thread(parts.batches.get, batch_id, caller.owner)
     return StreamingResponse(_results(parts, batch_id, caller.owner), media_type=JSON_LINES[0])
 
 
-@router.post("/{batch_id}/cancel", responses=errors(404, 409))
-async def cancel_batch(batch_id: str, parts: Parts, caller: Who, key: IdempotencyKey = None) -> Batch:
+@router.post("/{batch_id}/cancel", responses=error_responses(404, 409))
+async def cancel_batch(batch_id: str, parts: ServicesDep, caller: CallerDep, key: IdempotencyKey = None) -> Batch:
     """Stop a batch: what waits at once, what runs at the next step boundary; rows that have ended stay as they are."""
     repeat = repeat_of(caller, key, {"cancel": batch_id})
-    batch, job_ids = await in_thread(parts.batches.cancel, batch_id, caller.owner, repeat)
+    batch, job_ids = await run_in_thread(parts.batches.cancel, batch_id, caller.owner, repeat)
     for job_id in job_ids:
         parts.dispatcher.cancel(job_id)
         parts.bell.ring(job_id)
     return batch
 
 
-async def _keep(parts: Services, caller: Caller, place: BatchPlace, order: Order) -> NewJob:
+async def _keep(parts: Services, caller: Caller, place: BatchPlace, order: JobRequest) -> NewJob:
     """Check one row against its checkpoint, and store its files."""
     try:
         return replace(await prepare(parts, caller, order), batch=place)

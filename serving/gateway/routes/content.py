@@ -15,11 +15,11 @@ from starlette.responses import Response, StreamingResponse
 from stillmotion.types import Variant
 
 from model.errors import StillmotionError
-from serving.background import in_thread
-from serving.gateway.auth import Who
+from serving.background import run_in_thread
+from serving.gateway.auth import CallerDep
 from serving.gateway.errors import Problem
-from serving.gateway.openapi import errors
-from serving.gateway.services import Parts, Services
+from serving.gateway.openapi import error_responses
+from serving.gateway.services import Services, ServicesDep
 from serving.jobs.records import StoredFile
 from serving.keys import Caller
 
@@ -86,7 +86,7 @@ CONTENT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The whole file", "content": _MEDIA},
     206: {"description": "The range asked for", "content": _MEDIA},
     304: {"description": "Not modified: If-None-Match names the present ETag"},
-    **errors(404, 409, 416),
+    **error_responses(404, 409, 416),
 }
 
 
@@ -106,8 +106,8 @@ class ContentQuery(BaseModel):
 async def get_content(
     job_id: str,
     request: Request,
-    parts: Parts,
-    caller: Who,
+    parts: ServicesDep,
+    caller: CallerDep,
     query: Annotated[ContentQuery, Query()],
     range_header: Annotated[str | None, Header(alias="Range", description="one range of bytes")] = None,
     if_range: Annotated[str | None, Header(description="the ETag for which Range is meant")] = None,
@@ -146,10 +146,10 @@ async def file_answer(
         Problem: 416, the range lies outside.
     """
     asked = asked or Conditions.of(request)
-    file = await in_thread(parts.store.file, job_id, variant, caller.owner)
+    file = await run_in_thread(parts.store.file, job_id, variant, caller.owner)
     if variant == "preview":
         return await _preview(parts, caller, request, job_id, file)
-    if not await in_thread(parts.artifacts.exists, job_id, file.name):
+    if not await run_in_thread(parts.artifacts.exists, job_id, file.name):
         raise StillmotionError(f"the file {file.name} of job {job_id} is lost", code="artifact_lost")
     headers = _headers(job_id, file)
     if matches(asked.if_none_match, headers["ETag"]):
@@ -170,9 +170,9 @@ async def _preview(parts: Services, caller: Caller, request: Request, job_id: st
     """The newest preview, whole: it may be replaced while it is read, and then the newer one is given."""
     while True:
         try:
-            data = await in_thread(parts.artifacts.read, job_id, file.name)
+            data = await run_in_thread(parts.artifacts.read, job_id, file.name)
         except FileNotFoundError:
-            newer = await in_thread(parts.store.file, job_id, "preview", caller.owner)
+            newer = await run_in_thread(parts.store.file, job_id, "preview", caller.owner)
             if newer == file:
                 raise StillmotionError(f"the preview of job {job_id} is lost", code="artifact_lost") from None
             file = newer

@@ -10,10 +10,10 @@ from fastapi import APIRouter, Header
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from stillmotion.types import JobEvent
 
-from serving.background import in_thread
-from serving.gateway.auth import Who
-from serving.gateway.openapi import errors
-from serving.gateway.services import Parts, Services
+from serving.background import run_in_thread
+from serving.gateway.auth import CallerDep
+from serving.gateway.openapi import error_responses
+from serving.gateway.services import Services, ServicesDep
 from serving.jobs.errors import Conflict, JobNotFound
 from serving.jobs.notifier import wait_heard
 from serving.jobs.records import is_preview
@@ -31,17 +31,17 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/{job_id}/events", response_class=EventSourceResponse, responses={**_STREAM, **errors(404)})
+@router.get("/{job_id}/events", response_class=EventSourceResponse, responses={**_STREAM, **error_responses(404)})
 async def stream_events(
     job_id: str,
-    parts: Parts,
-    caller: Who,
+    parts: ServicesDep,
+    caller: CallerDep,
     last_event_id: Annotated[
         int, Header(alias="Last-Event-ID", ge=0, description="replay the events after this one")
     ] = 0,
 ) -> EventSourceResponse:
     """Every event of the job: those that happened at once, the others as they happen."""
-    await in_thread(parts.store.get, job_id, caller.owner)
+    await run_in_thread(parts.store.get, job_id, caller.owner)
     return EventSourceResponse(_events(parts, caller.owner, job_id, last_event_id), ping=_PING_S, sep="\n")
 
 
@@ -50,10 +50,10 @@ async def _events(parts: Services, owner: str, job_id: str, last: int) -> AsyncI
         while True:
             heard.clear()
             try:
-                news, ended = await in_thread(parts.store.events_after, job_id, last, owner)
+                news, ended = await run_in_thread(parts.store.events_after, job_id, last, owner)
             except JobNotFound:  # deleted while it was followed
                 return
-            for event in await in_thread(_with_picture, parts, owner, job_id, news):
+            for event in await run_in_thread(_with_picture, parts, owner, job_id, news):
                 last = event.id
                 yield _message(event)
             if ended:

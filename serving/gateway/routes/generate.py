@@ -12,12 +12,12 @@ from starlette.responses import JSONResponse
 from stillmotion.types import Job
 
 from model.tasks import FRAME_INTERPOLATION, IMAGE_TO_VIDEO, MULTI_VIEW, TEXT_TO_VIDEO, TaskSpec
-from serving.background import in_thread
+from serving.background import run_in_thread
 from serving.gateway.auth import Submitter
 from serving.gateway.errors import Problem
-from serving.gateway.openapi import errors, submission_body
+from serving.gateway.openapi import error_responses, submission_body
 from serving.gateway.requests import order_of, read_submission
-from serving.gateway.services import Parts, Services
+from serving.gateway.services import Services, ServicesDep
 from serving.gateway.settings import MAX_WAIT_S
 from serving.gateway.submit import submit
 from serving.jobs.notifier import wait_heard
@@ -28,7 +28,7 @@ _WAIT: Final = re.compile(r"\s*wait\s*=\s*\"?([^\",;]*)\"?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SubmissionContext:
     """What every submitting route is given."""
 
     request: Request
@@ -40,7 +40,7 @@ class Asked:
 
 async def _asked(
     request: Request,
-    parts: Parts,
+    parts: ServicesDep,
     caller: Submitter,
     prefer: Annotated[str | None, Header(description="wait=N holds the answer for up to N <= 60 seconds")] = None,
     idempotency_key: Annotated[
@@ -52,11 +52,11 @@ async def _asked(
             description="a repeat with the same key makes no second job",
         ),
     ] = None,
-) -> Asked:
-    return Asked(request, parts, caller, prefer, idempotency_key)
+) -> SubmissionContext:
+    return SubmissionContext(request, parts, caller, prefer, idempotency_key)
 
 
-Submitted = Annotated[Asked, Depends(_asked)]
+Submitted = Annotated[SubmissionContext, Depends(_asked)]
 
 
 def _documented(task: TaskSpec) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _documented(task: TaskSpec) -> dict[str, Any]:
         "responses": {
             200: {"model": Job, "description": "The job has ended within the time of `Prefer: wait=N`"},
             202: {"model": Job, "description": "The job is stored and waits or runs; `Location` is where to follow it"},
-            **errors(400, 409, 413, 415, 429, 503, 507),
+            **error_responses(400, 409, 413, 415, 429, 503, 507),
         },
         "openapi_extra": submission_body(task),
     }
@@ -101,7 +101,7 @@ async def multi_view(asked: Submitted) -> JSONResponse:
     return await _answer(asked, MULTI_VIEW)
 
 
-async def _answer(asked: Asked, task: TaskSpec) -> JSONResponse:
+async def _answer(asked: SubmissionContext, task: TaskSpec) -> JSONResponse:
     wait_s = _parse_wait(asked.prefer)
     parts, caller = asked.parts, asked.caller
     parts.check_accepting()
@@ -136,7 +136,7 @@ async def _wait(parts: Services, caller: Caller, job: Job, seconds: float) -> Jo
     with parts.bell.listen(job.id) as heard:
         while not job.is_terminal and (left := deadline - time.monotonic()) > 0:
             heard.clear()
-            job = await in_thread(parts.store.get, job.id, caller.owner)
+            job = await run_in_thread(parts.store.get, job.id, caller.owner)
             if not job.is_terminal:
                 await wait_heard(heard, min(left, 1.0))
     return job

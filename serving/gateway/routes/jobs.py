@@ -8,10 +8,10 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from stillmotion.types import Job, JobList, JobStatus
 
-from serving.background import in_thread
-from serving.gateway.auth import IdempotencyKey, Who, repeat_of
-from serving.gateway.openapi import errors
-from serving.gateway.services import Parts
+from serving.background import run_in_thread
+from serving.gateway.auth import CallerDep, IdempotencyKey, repeat_of
+from serving.gateway.openapi import error_responses
+from serving.gateway.services import ServicesDep
 from serving.jobs.dispatcher import QUEUE_TOPIC
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -28,35 +28,35 @@ class JobQuery(BaseModel):
     order: Literal["asc", "desc"] = Field("desc", description="by arrival; desc: the newest first")
 
 
-@router.get("", responses=errors(404))
-async def list_jobs(parts: Parts, caller: Who, query: Annotated[JobQuery, Query()]) -> JobList:
+@router.get("", responses=error_responses(404))
+async def list_jobs(parts: ServicesDep, caller: CallerDep, query: Annotated[JobQuery, Query()]) -> JobList:
     """A page of jobs."""
-    return await in_thread(parts.store.page, query.status, query.after, query.limit, query.order, caller.owner)
+    return await run_in_thread(parts.store.page, query.status, query.after, query.limit, query.order, caller.owner)
 
 
-@router.get("/{job_id}", responses=errors(404))
-async def get_job(job_id: str, parts: Parts, caller: Who) -> Job:
+@router.get("/{job_id}", responses=error_responses(404))
+async def get_job(job_id: str, parts: ServicesDep, caller: CallerDep) -> Job:
     """A job as it is now."""
-    return await in_thread(parts.store.get, job_id, caller.owner)
+    return await run_in_thread(parts.store.get, job_id, caller.owner)
 
 
-@router.post("/{job_id}/cancel", responses=errors(404, 409))
-async def cancel_job(job_id: str, parts: Parts, caller: Who, key: IdempotencyKey = None) -> Job:
+@router.post("/{job_id}/cancel", responses=error_responses(404, 409))
+async def cancel_job(job_id: str, parts: ServicesDep, caller: CallerDep, key: IdempotencyKey = None) -> Job:
     """Stop a job: at once if it waits, at the next step boundary if it runs (it is `in_progress` until then).
 
     A job that has ended already is answered as it is.
     """
-    job = await in_thread(parts.store.cancel, job_id, caller.owner, repeat_of(caller, key, {"cancel": job_id}))
+    job = await run_in_thread(parts.store.cancel, job_id, caller.owner, repeat_of(caller, key, {"cancel": job_id}))
     parts.dispatcher.cancel(job_id)
     parts.bell.ring(job_id)
     return job
 
 
-@router.delete("/{job_id}", status_code=204, responses=errors(404, 409))
-async def delete_job(job_id: str, parts: Parts, caller: Who) -> None:
+@router.delete("/{job_id}", status_code=204, responses=error_responses(404, 409))
+async def delete_job(job_id: str, parts: ServicesDep, caller: CallerDep) -> None:
     """Remove a job, its events and its files. A running job must be cancelled first."""
-    await in_thread(parts.store.delete, job_id, caller.owner)
+    await run_in_thread(parts.store.delete, job_id, caller.owner)
     # The rows go first: files without a job are removed at the next start, a job without its files never heals.
-    await in_thread(parts.artifacts.remove, job_id)
+    await run_in_thread(parts.artifacts.remove, job_id)
     parts.bell.ring(job_id)
     parts.bell.ring(QUEUE_TOPIC)

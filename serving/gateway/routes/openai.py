@@ -18,8 +18,8 @@ from starlette.responses import JSONResponse, Response
 from stillmotion.types import Variant
 
 from model.errors import InvalidRequest, UnreadableImage
-from serving.background import in_thread
-from serving.gateway.auth import Submitter, Who
+from serving.background import run_in_thread
+from serving.gateway.auth import CallerDep, Submitter
 from serving.gateway.errors import Problem, first_problem
 from serving.gateway.openai_schema import (
     PROMPT_KEY,
@@ -34,11 +34,11 @@ from serving.gateway.openai_schema import (
     size_for,
     video,
 )
-from serving.gateway.openapi import errors, video_body
+from serving.gateway.openapi import error_responses, video_body
 from serving.gateway.requests import JSON, MULTIPART
 from serving.gateway.routes.content import CONTENT_RESPONSES, file_answer
-from serving.gateway.services import Parts, Services
-from serving.gateway.submit import Order, submit
+from serving.gateway.services import Services, ServicesDep
+from serving.gateway.submit import JobRequest, submit
 from serving.jobs.dispatcher import QUEUE_TOPIC
 
 _PICTURE: Final = "input_reference"
@@ -164,13 +164,13 @@ class VideoContentQuery(BaseModel):
 
 @router.post(
     "/videos",
-    responses={200: {"model": Video}, **errors(400, 409, 413, 415, 429, 503, 507)},
+    responses={200: {"model": Video}, **error_responses(400, 409, 413, 415, 429, 503, 507)},
     response_model=Video,
     openapi_extra=video_body(),
 )
 async def create_video(
     request: Request,
-    parts: Parts,
+    parts: ServicesDep,
     caller: Submitter,
     idempotency_key: Annotated[
         str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, description="as elsewhere")
@@ -183,7 +183,7 @@ async def create_video(
     return JSONResponse(video(job).model_dump(mode="json"), 200, _POLL)
 
 
-def _order(parts: Services, asked: VideoOrder) -> Order:
+def _order(parts: Services, asked: VideoOrder) -> JobRequest:
     form = asked.form
     task = "text-to-video" if asked.picture is None else "image-to-video"
     if asked.picture is None and not any(entry.task.name == task for entry in parts.models):
@@ -200,7 +200,7 @@ def _order(parts: Services, asked: VideoOrder) -> Order:
     takes_prompt = task == "text-to-video"
     if takes_prompt:
         settings["prompt"] = form.prompt
-    return Order(
+    return JobRequest(
         task=task,
         model=entry.name,
         settings=settings,
@@ -210,18 +210,18 @@ def _order(parts: Services, asked: VideoOrder) -> Order:
     )
 
 
-@router.get("/videos", responses=errors(404))
-async def list_videos(parts: Parts, caller: Who, query: Annotated[VideoQuery, Query()]) -> VideoList:
+@router.get("/videos", responses=error_responses(404))
+async def list_videos(parts: ServicesDep, caller: CallerDep, query: Annotated[VideoQuery, Query()]) -> VideoList:
     """A page of videos."""
-    page = await in_thread(parts.store.page, None, query.after, query.limit, query.order, caller.owner)
+    page = await run_in_thread(parts.store.page, None, query.after, query.limit, query.order, caller.owner)
     data = [video(job) for job in page.data]
     return VideoList(data=data, has_more=page.has_more, first_id=data[0].id if data else None, last_id=page.last_id)
 
 
-@router.get("/videos/{video_id}", responses={200: {"model": Video}, **errors(404)}, response_model=Video)
-async def get_video(video_id: VideoId, parts: Parts, caller: Who) -> JSONResponse:
+@router.get("/videos/{video_id}", responses={200: {"model": Video}, **error_responses(404)}, response_model=Video)
+async def get_video(video_id: VideoId, parts: ServicesDep, caller: CallerDep) -> JSONResponse:
     """A video as it is now."""
-    job = await in_thread(parts.store.get, video_id, caller.owner)
+    job = await run_in_thread(parts.store.get, video_id, caller.owner)
     return JSONResponse(video(job).model_dump(mode="json"), 200, _POLL)
 
 
@@ -229,32 +229,32 @@ async def get_video(video_id: VideoId, parts: Parts, caller: Who) -> JSONRespons
 async def get_video_content(
     video_id: VideoId,
     request: Request,
-    parts: Parts,
-    caller: Who,
+    parts: ServicesDep,
+    caller: CallerDep,
     query: Annotated[VideoContentQuery, Query()],
 ) -> Response:
     """A file of a completed video."""
     return await file_answer(parts, caller, request, video_id, _VARIANTS[query.variant])
 
 
-@router.delete("/videos/{video_id}", responses=errors(404, 409))
-async def delete_video(video_id: VideoId, parts: Parts, caller: Who) -> VideoDeleted:
+@router.delete("/videos/{video_id}", responses=error_responses(404, 409))
+async def delete_video(video_id: VideoId, parts: ServicesDep, caller: CallerDep) -> VideoDeleted:
     """Remove a video and its files."""
-    await in_thread(parts.store.delete, video_id, caller.owner)
-    await in_thread(parts.artifacts.remove, video_id)
+    await run_in_thread(parts.store.delete, video_id, caller.owner)
+    await run_in_thread(parts.artifacts.remove, video_id)
     parts.bell.ring(video_id)
     parts.bell.ring(QUEUE_TOPIC)
     return VideoDeleted(id=video_id)
 
 
-@router.get("/models", responses=errors())
-async def list_models(parts: Parts) -> Models:
+@router.get("/models", responses=error_responses())
+async def list_models(parts: ServicesDep) -> Models:
     """Every checkpoint that may be named."""
     return Models(data=[Model(id=entry.name) for entry in parts.models])
 
 
-@router.get("/models/{model_id:path}", responses=errors(404))
-async def get_model(model_id: str, parts: Parts) -> Model:
+@router.get("/models/{model_id:path}", responses=error_responses(404))
+async def get_model(model_id: str, parts: ServicesDep) -> Model:
     """One checkpoint."""
     if all(entry.name != model_id for entry in parts.models):
         raise Problem(404, "model_not_found", f"no model is called {model_id[:100]!r}; GET /v1/models lists them")

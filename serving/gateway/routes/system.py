@@ -16,25 +16,25 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import FileResponse, HTMLResponse, Response
 from stillmotion.types import Health, LoraInfo, ModelInfo, ModelList
 
-from serving.background import in_thread
-from serving.gateway.auth import operating
+from serving.background import run_in_thread
+from serving.gateway.auth import operator_only
 from serving.gateway.errors import Problem
-from serving.gateway.openapi import errors
-from serving.gateway.services import Parts
+from serving.gateway.openapi import error_responses
+from serving.gateway.services import ServicesDep
 from serving.keys import Caller
 
 _health = APIRouter(prefix="/health", tags=["health"])
 _RETRY_AFTER_S = "2"
 
 
-@_health.get("/live", responses=errors())
+@_health.get("/live", responses=error_responses())
 async def live() -> Health:
     """The process answers."""
     return Health(status="live")
 
 
-@_health.get("/ready", responses=errors(503))
-async def ready(parts: Parts) -> Health:
+@_health.get("/ready", responses=error_responses(503))
+async def ready(parts: ServicesDep) -> Health:
     """The engine is warm. 503 with Retry-After until it is, and while the service stops."""
     parts.check_accepting()
     if not parts.engine.ready:
@@ -48,18 +48,18 @@ _TEXT: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-@_metrics.get("/metrics", response_class=Response, responses={**_TEXT, **errors(401, 403)})
-async def read_metrics(request: Request, _: Annotated[Caller, Depends(operating)]) -> Response:
+@_metrics.get("/metrics", response_class=Response, responses={**_TEXT, **error_responses(401, 403)})
+async def read_metrics(request: Request, _: Annotated[Caller, Depends(operator_only)]) -> Response:
     """Everything that is counted, of all keys. Where there are keys, only an operator's may read it."""
-    text = await in_thread(generate_latest, request.app.state.metrics.registry)
+    text = await run_in_thread(generate_latest, request.app.state.metrics.registry)
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 _models = APIRouter(tags=["models"])
 
 
-@_models.get("/models", responses=errors())
-async def list_models(parts: Parts) -> ModelList:
+@_models.get("/models", responses=error_responses())
+async def list_models(parts: ServicesDep) -> ModelList:
     """Every checkpoint that can be asked for; the first is the default of its task."""
     return ModelList(
         data=[

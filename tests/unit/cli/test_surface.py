@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.options import DenoiserChoice, DtypeChoice, FormatChoice, ResizeChoice, ScheduleChoice, SolverChoice
-from model.backends.registry import AUTO, MAKERS
+from model.backends.registry import AUTO, BACKENDS
 from model.params import SCHEDULES, SOLVERS, OutputFormat, ResizeMode
 from serving.engine.settings import DtypeName
 
@@ -52,7 +52,7 @@ def test_choices_are_those_of_the_model() -> None:
     assert tuple(SolverChoice) == SOLVERS
     assert tuple(ScheduleChoice) == SCHEDULES
     assert set(ResizeChoice) == set(ResizeMode.__args__)  # type: ignore[attr-defined]
-    assert set(DenoiserChoice) == {AUTO, *MAKERS}
+    assert set(DenoiserChoice) == {AUTO, *BACKENDS}
     assert set(DtypeChoice) == set(DtypeName.__args__)  # type: ignore[attr-defined]
     assert set(FormatChoice) == set(OutputFormat.__args__)  # type: ignore[attr-defined]
 

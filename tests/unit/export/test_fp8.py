@@ -15,7 +15,7 @@ from export.onnx import Component
 from export.tensorrt import BuildOptions, compile_engine
 from model.backends.onnx_export import Graph, Port, write_graph
 from model.backends.onnxruntime import OnnxGraph
-from model.denoiser import Cores
+from model.denoiser import CpuThreads
 from model.optimized.rewrites import relative_difference
 
 
@@ -77,7 +77,7 @@ def test_the_large_layers_are_quantized_and_the_answer_stays_near(
     assert nodes.count("DequantizeLinear") == 4
     with torch.inference_mode():
         expected = component.module(**given(9))
-    actual = OnnxGraph(target, torch.device("cpu"), Cores(1)).run(given(9), expected.shape)
+    actual = OnnxGraph(target, torch.device("cpu"), CpuThreads(1)).run(given(9), expected.shape)
     assert 1e-4 < relative_difference(actual, expected) < 0.1
 
 
@@ -89,7 +89,7 @@ def test_calibration_covers_what_it_saw(small: tuple[Component, Path], tmp_path:
     for name, scale in (("narrow", 1.0), ("wide", 30.0)):
         target = tmp_path / f"{name}.onnx"
         quantize(file, [given(seed, scale) for seed in range(4)], target)
-        actual = OnnxGraph(target, torch.device("cpu"), Cores(1)).run(given(9, scale=30.0), expected.shape)
+        actual = OnnxGraph(target, torch.device("cpu"), CpuThreads(1)).run(given(9, scale=30.0), expected.shape)
         differences.append(relative_difference(actual, expected))
     assert differences[1] < 0.1 < differences[0]
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from model.catalog import SIDECAR, describe, find, folder_version
 from model.checkpoint import build_random, load, save
-from model.encoders import VisionTower
+from model.encoders import ImageEncoder
 from model.errors import CheckpointError
 from model.presets import preset
 from model.tasks import TASKS, task
@@ -29,7 +29,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_we_save_diffusers_loads_with_the_same_weights(tiny: Path) -> None:
     pipeline = StableVideoDiffusionPipeline.from_pretrained(tiny, dtype=torch.float32)
     ours = load(tiny)
-    assert isinstance(ours.conditioners, VisionTower)
+    assert isinstance(ours.conditioners, ImageEncoder)
     pairs = {"unet": ours.unet, "vae": ours.vae, "image_encoder": ours.conditioners.encoder}
     for name, network in pairs.items():
         theirs = getattr(pipeline, name).state_dict()

@@ -9,10 +9,18 @@ from pathlib import Path
 import pytest
 
 from model.errors import CheckpointError
-from model.export_manifest import MANIFEST, Built, Manifest, check_engine, file_hash, read_manifest, served_version
+from model.export_manifest import (
+    MANIFEST,
+    EngineBuild,
+    ExportManifest,
+    check_engine,
+    file_hash,
+    read_manifest,
+    served_version,
+)
 
-BUILT = Built("tensorrt_rtx", "1.7.1", ("8.9", "12.0"), None, stripped=True)
-PLAIN = Manifest("mini", "0123", "image-to-video", "onnx", "float32", 64, 64, True, {}, {"torch": "2.13"}, ())
+BUILT = EngineBuild("tensorrt_rtx", "1.7.1", ("8.9", "12.0"), None, stripped=True)
+PLAIN = ExportManifest("mini", "0123", "image-to-video", "onnx", "float32", 64, 64, True, {}, {"torch": "2.13"}, ())
 
 
 def test_it_reads_back_as_written(tmp_path: Path) -> None:

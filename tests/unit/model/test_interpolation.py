@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
-from model.interpolation import Interpolation, chained_shape, interpolation, pair_seed, weave
+from model.interpolation import InterpolationStage, chained_shape, interleave, pair_seed, plan_interpolation
 from model.params import ImageToVideoParams
 from model.shapes import VideoShape
 from model.tasks import TASKS
@@ -55,12 +55,12 @@ def test_twenty_five_frames_become_ninety_seven() -> None:
 
 
 def test_a_pair_s_settings_are_the_checkpoint_s_own_at_the_clip_s_size_and_four_times_its_rate() -> None:
-    chain = interpolation(BETWEEN, still(height=32, width=64, num_inference_steps=9, motion_bucket_id=9))
+    chain = plan_interpolation(BETWEEN, still(height=32, width=64, num_inference_steps=9, motion_bucket_id=9))
     assert (chain.model, chain.version) == ("frame-interpolation", "0123456789ab")
     params = chain.params
     assert (params.num_frames, params.height, params.width, params.fps) == (5, 32, 64, 28)
     assert (params.num_inference_steps, params.motion_bucket_id) == (4, 127)
-    assert interpolation(BETWEEN, still(fps=30)).params.fps == 60
+    assert plan_interpolation(BETWEEN, still(fps=30)).params.fps == 60
 
 
 def test_what_cannot_be_interpolated_is_refused_by_the_field_s_name() -> None:
@@ -75,7 +75,7 @@ def test_what_cannot_be_interpolated_is_refused_by_the_field_s_name() -> None:
     ]
     for model, first, told in cases:
         with pytest.raises(InvalidRequest, match=told) as caught:
-            interpolation(model, first)
+            plan_interpolation(model, first)
         assert caught.value.param == "interpolate"
 
 
@@ -90,17 +90,17 @@ def test_no_two_pairs_of_a_clip_or_of_neighbouring_seeds_share_a_seed() -> None:
 
 
 def test_each_pair_gets_its_own_seed_and_nothing_else_of_its_own() -> None:
-    chain = interpolation(BETWEEN, still(seed=8))
+    chain = plan_interpolation(BETWEEN, still(seed=8))
     assert chain.pair(2) == replace(chain.params, seed=pair_seed(8, 2))
 
 
 def test_it_is_stored_without_the_seed_and_read_back_with_it() -> None:
-    chain = interpolation(BETWEEN, still(seed=8))
+    chain = plan_interpolation(BETWEEN, still(seed=8))
     told = chain.as_dict()
     assert "seed" not in told["params"]
-    assert Interpolation.from_dict(told, 8) == chain
+    assert InterpolationStage.from_dict(told, 8) == chain
     with pytest.raises((TypeError, KeyError)):
-        Interpolation.from_dict({"model": "x"}, 8)
+        InterpolationStage.from_dict({"model": "x"}, 8)
 
 
 @given(count=st.integers(2, 9))
@@ -108,11 +108,11 @@ def test_a_woven_clip_keeps_every_given_frame_in_its_place(count: int) -> None:
     numbers = np.arange(4 * (count - 1) + 1, dtype=np.uint8)
     expected = np.broadcast_to(numbers[:, None, None, None], (len(numbers), 2, 3, 3))
     between = [expected[4 * index + 1 : 4 * index + 4] for index in range(count - 1)]
-    assert np.array_equal(weave(expected[::4], between), expected)
+    assert np.array_equal(interleave(expected[::4], between), expected)
 
 
 def test_frames_that_do_not_fit_are_refused() -> None:
     first = np.zeros((3, 2, 3, 3), np.uint8)
     for between in ([first], [first, first[:2]], [first, np.zeros((3, 2, 2, 3), np.uint8)]):
         with pytest.raises(InvalidRequest, match="2 pairs"):
-            weave(first, between)
+            interleave(first, between)

@@ -13,7 +13,7 @@ from model.errors import CheckpointError
 from model.optimized.rewrites import relative_difference
 from model.presets import preset
 from model.tasks import TASKS, TaskSpec, task
-from model.unet import build_unet, grow
+from model.unet import build_unet, grow_inputs
 
 C, T, SIDE, WIDTH = 4, 3, 4, 32
 GROWTHS = [
@@ -50,7 +50,7 @@ def test_the_grown_network_gives_the_old_output_whatever_the_new_inputs(before: 
         # Both share the old inputs; those that `was` has beyond the noisy latents are the same in both.
         sample, vector = inputs(was, seed=2)
         old = run(unet, sample, vector)
-        grow(unet, was, becomes)
+        grow_inputs(unet, was, becomes)
         for seed in (2, 5):
             wider, longer = inputs(becomes, seed)
             wider[:, :, : sample.shape[2]] = sample
@@ -62,7 +62,7 @@ def test_the_grown_network_gives_the_old_output_whatever_the_new_inputs(before: 
 def test_the_grown_network_is_one_of_the_new_task_and_is_saved_as_such(
     before: str, after: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    unet = grow(build_unet(preset("tiny"), task(before)), task(before), task(after), num_frames=5)
+    unet = grow_inputs(build_unet(preset("tiny"), task(before)), task(before), task(after), num_frames=5)
     fresh = build_unet(preset("tiny"), task(after), num_frames=5)
     assert {k: v.shape for k, v in unet.state_dict().items()} == {k: v.shape for k, v in fresh.state_dict().items()}
     folder = tmp_path_factory.mktemp("grown")
@@ -75,7 +75,7 @@ def test_the_grown_network_is_one_of_the_new_task_and_is_saved_as_such(
 
 def test_the_new_weights_are_zero_and_learn() -> None:
     was, becomes = task("text-to-video"), task("frame-interpolation")
-    unet = grow(build_unet(preset("tiny"), was), was, becomes)
+    unet = grow_inputs(build_unet(preset("tiny"), was), was, becomes)
     new = (unet.conv_in.weight[:, C:], unet.add_embedding.linear_1.weight[:, was.vector_size :])
     assert not any(bool(part.any()) for part in new)
     run(unet, *inputs(becomes, seed=3)).square().mean().backward()
@@ -91,14 +91,14 @@ def test_growth_never_drops_an_input(pair: tuple[str, str]) -> None:
     fits = set(was.vector) <= set(becomes.vector) and becomes.concat_masks >= was.concat_masks
     fits = fits and becomes.concat_latents >= was.concat_latents
     if fits:
-        grow(unet, was, becomes)
+        grow_inputs(unet, was, becomes)
         assert unet.conv_in.in_channels == becomes.unet_in_channels(C)
     else:
         with pytest.raises(CheckpointError):
-            grow(unet, was, becomes)
+            grow_inputs(unet, was, becomes)
 
 
 def test_a_network_of_another_task_is_refused() -> None:
     unet = build_unet(preset("tiny"), task("image-to-video"), device="meta")
     with pytest.raises(CheckpointError, match="not those of text-to-video"):
-        grow(unet, task("text-to-video"), task("frame-interpolation"))
+        grow_inputs(unet, task("text-to-video"), task("frame-interpolation"))

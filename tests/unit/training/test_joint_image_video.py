@@ -8,13 +8,13 @@ import torch
 from model.presets import preset
 from model.tasks import task
 from model.unet import build_unet
-from training.joint_image_video import fill_temporal_gradients, pictures_marked, take_pictures
+from training.joint_image_video import enable_image_rows, fill_temporal_gradients, image_rows
 
 
 def test_a_picture_does_not_depend_on_its_neighbours_nor_on_temporal_layers() -> None:
     torch.manual_seed(0)
     unet = build_unet(preset("tiny"), task("text-to-video"), num_frames=3).eval()
-    take_pictures(unet)
+    enable_image_rows(unet)
     x = torch.randn(2, 3, 4, 8, 8)
     told = {
         "timestep": torch.tensor([0.1, 0.4]),
@@ -24,7 +24,7 @@ def test_a_picture_does_not_depend_on_its_neighbours_nor_on_temporal_layers() ->
 
     @torch.no_grad()
     def run(sample: torch.Tensor, indicator: torch.Tensor | None) -> torch.Tensor:
-        with pictures_marked(indicator):
+        with image_rows(indicator):
             return unet(sample, **told).sample
 
     mixed = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
@@ -44,14 +44,14 @@ def test_a_picture_does_not_depend_on_its_neighbours_nor_on_temporal_layers() ->
 def test_temporal_layers_learn_nothing_from_pictures_and_need_not_be_computed() -> None:
     torch.manual_seed(0)
     unet = build_unet(preset("tiny"), task("text-to-video"), num_frames=1)
-    take_pictures(unet)
+    enable_image_rows(unet)
     x, tokens = torch.randn(2, 1, 4, 8, 8), torch.randn(2, 5, 32)
     made: list[torch.Tensor] = []
     gradients: list[dict[str, torch.Tensor]] = []
     had: list[set[str]] = []
     for temporal in (True, False):
         unet.zero_grad(set_to_none=True)
-        with pictures_marked(torch.ones(2, 1), temporal=temporal):
+        with image_rows(torch.ones(2, 1), temporal=temporal):
             out = unet(
                 x, torch.tensor([0.1, 0.2]), encoder_hidden_states=tokens, added_time_ids=torch.ones(2, 2)
             ).sample
@@ -68,5 +68,5 @@ def test_temporal_layers_learn_nothing_from_pictures_and_need_not_be_computed() 
     assert full and not [name for name in full if "temporal" in name]
     assert torch.equal(made[0], made[1]) and full.keys() == skipped.keys()
     assert all(torch.allclose(full[name], skipped[name], atol=1e-7) for name in full)
-    with pytest.raises(AssertionError, match="clips need"), pictures_marked(None, temporal=False):
+    with pytest.raises(AssertionError, match="clips need"), image_rows(None, temporal=False):
         pass

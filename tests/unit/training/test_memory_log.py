@@ -9,15 +9,15 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 
-from model.memory.malloc import keep_freed_memory
-from training.memory_plan import GIB, PeakMemory, compared, logged
+from model.memory.malloc import retain_freed_memory
+from training.memory_plan import GIB, PeakMemory, describe, log_values
 
 MIB = 2**20
 
 
 def counted() -> tuple[int | None, int | None]:
     """What is counted before and after an allocation of 64 MiB, with 8 MiB held; for a process of its own."""
-    keep_freed_memory()  # as a training does
+    retain_freed_memory()  # as a training does
     held = torch.ones(8 * MIB // 4)
     earlier = torch.ones(96 * MIB // 4)
     del earlier  # a peak from before does not count
@@ -37,9 +37,9 @@ def test_the_peak_is_counted_with_what_was_held() -> None:
 
 
 def test_both_are_told() -> None:
-    assert compared(2 * GIB, 3 * GIB) == "memory of one process: predicted 2.00 GiB, measured 3.00 GiB"
-    assert compared(None, GIB) == "memory of one process: measured 1.00 GiB"
-    assert logged(GIB // 2, None) == {"predicted_gib": 0.5}
+    assert describe(2 * GIB, 3 * GIB) == "memory of one process: predicted 2.00 GiB, measured 3.00 GiB"
+    assert describe(None, GIB) == "memory of one process: measured 1.00 GiB"
+    assert log_values(GIB // 2, None) == {"predicted_gib": 0.5}
 
 
 @pytest.mark.gpu

@@ -11,23 +11,23 @@ from model.errors import DataError
 from training.config import Buckets, DenoiserConfig, completed, with_overrides
 from training.recipes import PUBLISHED
 from training.recipes.image_to_video import mini_image_to_video
-from training.runs import PUBLISHED_NAMES, find, is_run, is_single_file
+from training.runs import PUBLISHED_NAMES, is_run, is_single_file, resolve_source
 
 
 def test_a_run_comes_before_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").mkdir()
-    assert find("weights", tmp_path / "runs", "init") == Path("weights")
-    assert find(str(tmp_path / "weights"), tmp_path / "runs", "init") == tmp_path / "weights"
+    assert resolve_source("weights", tmp_path / "runs", "init") == Path("weights")
+    assert resolve_source(str(tmp_path / "weights"), tmp_path / "runs", "init") == tmp_path / "weights"
     (tmp_path / "runs" / "weights").mkdir(parents=True)
-    assert find("weights", tmp_path / "runs", "init") == tmp_path / "runs" / "weights"
+    assert resolve_source("weights", tmp_path / "runs", "init") == tmp_path / "runs" / "weights"
 
 
 def test_what_lies_nowhere_is_told_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"svd-vae does not exist: put or link the autoencoder .*--set vae=PATH"):
-        find("svd-vae", tmp_path, "vae")
+        resolve_source("svd-vae", tmp_path, "vae")
     with pytest.raises(DataError, match=r"train it first \(stillmotion train mini-vae --out .*--set vae=PATH"):
-        find("mini-vae", tmp_path, "vae")
+        resolve_source("mini-vae", tmp_path, "vae")
 
 
 def test_every_name_in_a_published_recipe_is_explained_or_is_a_recipe() -> None:

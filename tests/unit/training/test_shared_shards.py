@@ -9,13 +9,13 @@ from diffusers import AutoencoderKLTemporalDecoder
 
 from model.presets import preset
 from model.vae import build_vae
-from training.release import LATE, split
+from training.release import LATE, split_vae_weights
 
 
 def test_two_files_hold_what_one_held(tmp_path: Path) -> None:
     vae = build_vae(preset("tiny"))
     vae.save_pretrained(tmp_path)
-    split(tmp_path)
+    split_vae_weights(tmp_path)
     assert not (tmp_path / "diffusion_pytorch_model.safetensors").exists()
     loaded, told = AutoencoderKLTemporalDecoder.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(told.values())
@@ -28,7 +28,7 @@ def test_another_decoder_leaves_the_shared_file_as_it_is(tmp_path: Path) -> None
     vae = build_vae(preset("tiny"))
     for name in ("first", "second"):
         vae.save_pretrained(tmp_path / name)
-        split(tmp_path / name)
+        split_vae_weights(tmp_path / name)
         with torch.no_grad():
             for key, p in vae.named_parameters():
                 if key.startswith(LATE):

@@ -23,7 +23,7 @@ from model.unet import build_unet
 from training.config import DenoiserConfig, with_overrides
 from training.data.latents import LatentClip
 from training.initial_weights import unet_of
-from training.joint_image_video import take_pictures
+from training.joint_image_video import enable_image_rows
 from training.objectives.batch import Batch
 from training.objectives.denoise import DenoiseObjective
 from training.recipes.text_to_video import mini_text_to_video
@@ -76,7 +76,7 @@ def build(settings: DenoiserConfig) -> DenoiseObjective:
     torch.manual_seed(settings.optim.seed)
     unet = build_unet(preset(settings.preset), task(settings.task), num_frames=FRAMES)
     rewrite_exactly(cast(nn.Module, unet), context_tokens=77)
-    take_pictures(unet)
+    enable_image_rows(unet)
     return DenoiseObjective(settings, cast(nn.Module, unet), Waves())
 
 

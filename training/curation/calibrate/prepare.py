@@ -174,7 +174,7 @@ def _recipe(wanted: Calibration, report: Report) -> Train:
     """Training by the recipe; frozen networks and the cache of frames are shared by all proxies."""
 
     def train(recipe: str, data: Path, out: Path) -> Path:
-        from training.train import run
+        from training.train import train as run_recipe
 
         out.mkdir(parents=True, exist_ok=True)
         cache = wanted.folder / "cache"
@@ -185,7 +185,7 @@ def _recipe(wanted: Calibration, report: Report) -> Train:
                 link.symlink_to(shared.resolve())
         checkpoint = out / recipe / "checkpoint"
         if not checkpoint.exists():
-            run(recipe, data, out, list(wanted.overrides), (out / recipe / "state.pt").exists(), report)
+            run_recipe(recipe, data, out, list(wanted.overrides), (out / recipe / "state.pt").exists(), report)
         return checkpoint
 
     return train

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.conditioning import text_context
-from model.encoders import TextTower
+from model.encoders import TextEncoder
 from training.config import DenoiserConfig, PromptedData
 from training.curation.captions.choice import SHARES, choose_caption
 from training.data.attribute_captions import attribute_caption
@@ -35,7 +35,7 @@ class PromptedExamples:
         data: PromptedData,
         film: list[LatentClip],
         camera: list[tuple[LatentClip, str]],
-        text: TextTower,
+        text: TextEncoder,
         scaling: float,
         motion: MotionMap,
     ) -> None:

@@ -15,7 +15,7 @@ from model.backends.onnx_export import cache_folder, cache_key, denoiser_file
 from model.backends.onnxruntime import OnnxDenoiser, OnnxGraph
 from model.backends.registry import make_denoiser
 from model.checkpoint import Checkpoint, build_random, load
-from model.denoiser import Cores
+from model.denoiser import CpuThreads
 from model.errors import CheckpointError, InvalidRequest
 from model.optimized.rewrites import relative_difference
 from model.presets import UNetSize, preset
@@ -81,7 +81,7 @@ def eager(unet: UNetSpatioTemporalConditionModel, inputs: tuple[Tensor, ...]) ->
 def test_onnxruntime_gives_what_torch_gives(
     exported: Path, plain: UNetSpatioTemporalConditionModel, places: int, pinned: bool
 ) -> None:
-    denoiser = OnnxDenoiser(exported, torch.device("cpu"), Cores(1, pinned))
+    denoiser = OnnxDenoiser(exported, torch.device("cpu"), CpuThreads(1, pinned))
     inputs = told(places)
     assert relative_difference(denoiser(*inputs), eager(plain, inputs)) < TOLERANCE["onnxruntime"]
 
@@ -89,13 +89,13 @@ def test_onnxruntime_gives_what_torch_gives(
 def test_onnxruntime_takes_another_size_than_the_traced(
     exported: Path, plain: UNetSpatioTemporalConditionModel
 ) -> None:
-    denoiser = OnnxDenoiser(exported, torch.device("cpu"), Cores(1))
+    denoiser = OnnxDenoiser(exported, torch.device("cpu"), CpuThreads(1))
     inputs = told(2, height=4, width=10)
     assert relative_difference(denoiser(*inputs), eager(plain, inputs)) < TOLERANCE["onnxruntime"]
 
 
 def test_pinned_places_do_not_know_their_company(exported: Path) -> None:
-    denoiser = OnnxDenoiser(exported, torch.device("cpu"), Cores(2, pinned=True))
+    denoiser = OnnxDenoiser(exported, torch.device("cpu"), CpuThreads(2, pinned=True))
     inputs = told(3)
     together = denoiser(*inputs)
     for place in range(3):
@@ -106,7 +106,7 @@ def test_pinned_places_do_not_know_their_company(exported: Path) -> None:
 def test_torch_gives_what_the_plain_network_gives(
     checkpoint: Checkpoint, plain: UNetSpatioTemporalConditionModel
 ) -> None:
-    denoiser = make_denoiser("torch", checkpoint, Cores(1))
+    denoiser = make_denoiser("torch", checkpoint, CpuThreads(1))
     for places in (1, 2, 3):
         inputs = told(places)
         assert relative_difference(denoiser(*inputs), eager(plain, inputs)) < TOLERANCE["torch"]
@@ -140,7 +140,7 @@ def test_the_file_names_no_folder_of_this_machine(exported: Path, root: Path) ->
 
 
 def test_a_wrong_number_of_frames_is_refused(exported: Path) -> None:
-    denoiser = OnnxDenoiser(exported, torch.device("cpu"), Cores(1))
+    denoiser = OnnxDenoiser(exported, torch.device("cpu"), CpuThreads(1))
     latents, timestep, context, concat, vector = told(1)
     with pytest.raises(InvalidRequest, match="takes latents of"):
         denoiser(latents[:, :2], timestep, context, concat[:, :2], vector)
@@ -149,7 +149,7 @@ def test_a_wrong_number_of_frames_is_refused(exported: Path) -> None:
 def test_a_file_that_is_no_graph_is_told(tmp_path: Path) -> None:
     (tmp_path / "unet.onnx").write_bytes(b"nothing like it")
     with pytest.raises(CheckpointError, match="does not load in onnxruntime"):
-        OnnxGraph(tmp_path / "unet.onnx", torch.device("cpu"), Cores(1))
+        OnnxGraph(tmp_path / "unet.onnx", torch.device("cpu"), CpuThreads(1))
 
 
 def test_cuda_without_its_provider_is_told(exported: Path) -> None:
@@ -158,7 +158,7 @@ def test_cuda_without_its_provider_is_told(exported: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has a CUDA provider")
     with pytest.raises(InvalidRequest, match="onnxruntime-gpu"):
-        OnnxGraph(exported, torch.device("cuda"), Cores(1))
+        OnnxGraph(exported, torch.device("cuda"), CpuThreads(1))
 
 
 def test_an_unknown_backend_is_told_with_the_known(checkpoint: Checkpoint) -> None:
@@ -184,7 +184,7 @@ def test_the_tiny_preset_too(backend: str, tmp_path: Path, monkeypatch: pytest.M
     build_random(tmp_path / "tiny", tiny, task("image-to-video"))
     checkpoint = load(tmp_path / "tiny")
     plain = copy.deepcopy(checkpoint.unet)
-    denoiser = make_denoiser(backend, checkpoint, Cores(1))
+    denoiser = make_denoiser(backend, checkpoint, CpuThreads(1))
     for places in (1, 2, 3):
         inputs = told(places, frames=tiny.num_frames)
         assert relative_difference(denoiser(*inputs), eager(plain, inputs)) < TOLERANCE[backend]

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from model.backends.compiled import CompiledDenoiser
-from model.denoiser import Cores
+from model.denoiser import CpuThreads
 from model.optimized.fused_blocks import fuse
 from model.optimized.rewrites import relative_difference
 from model.presets import UNetSize, preset
@@ -59,7 +59,7 @@ def measured() -> list[tuple[int, int, float]]:
     plain = build_unet(size, task("image-to-video")).eval().requires_grad_(False)
     ours = copy.deepcopy(plain)
     fuse(ours)
-    denoiser = CompiledDenoiser(ours, Cores(1))
+    denoiser = CompiledDenoiser(ours, CpuThreads(1))
     found = []
     for places in (2, 3, 1, 4):
         latents, timestep, context, concat, vector = inputs = told(places)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.backends.cuda_graph import CudaRecorder, GraphedDenoiser, Recording
+from model.backends.cuda_graph import CudaGraphDenoiser, CudaRecorder, Recording
 from model.errors import InvalidRequest
 
 
@@ -51,7 +51,7 @@ def inputs(places: int, side: int = 4, seed: int = 0) -> tuple[Tensor, Tensor, T
 
 def test_every_call_gives_what_the_network_gives() -> None:
     recorder = Recorder()
-    denoiser = GraphedDenoiser(network, recorder)
+    denoiser = CudaGraphDenoiser(network, recorder)
     answers = []
     for seed in range(3):
         for places in (1, 2):
@@ -62,7 +62,7 @@ def test_every_call_gives_what_the_network_gives() -> None:
 
 def test_the_oldest_recording_is_let_go() -> None:
     recorder = Recorder()
-    denoiser = GraphedDenoiser(network, recorder, kept=2)
+    denoiser = CudaGraphDenoiser(network, recorder, kept=2)
     for places in (1, 2, 1, 3):
         denoiser(*inputs(places))
     assert [shapes[0][0] for shapes in denoiser.recorded] == [1, 3]
@@ -72,7 +72,7 @@ def test_the_oldest_recording_is_let_go() -> None:
 
 def test_another_size_is_another_recording() -> None:
     recorder = Recorder()
-    denoiser = GraphedDenoiser(network, recorder)
+    denoiser = CudaGraphDenoiser(network, recorder)
     denoiser(*inputs(2, side=4))
     denoiser(*inputs(2, side=6))
     assert len(recorder.made) == 2

@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from model.checkpoint import Checkpoint, build_random, load
 from model.conditioning import condition, image_context, picture_to_pixels
-from model.encoders import ImagePair, TextTower
+from model.encoders import ImagePairEncoder, TextEncoder
 from model.errors import InvalidRequest
 from model.presets import preset
 from model.sampling.prepare import draw_noise
@@ -84,7 +84,7 @@ def test_a_prompt_beyond_the_encoder_is_refused_not_cut(checkpoints: dict[str, C
 def test_two_stills_are_the_ends_scaled_and_noisy_in_latent_space(checkpoints: dict[str, Checkpoint]) -> None:
     checkpoint, stills = checkpoints["frame-interpolation"], [picture(1), picture(2)]
     conditioners = checkpoint.conditioners
-    assert isinstance(conditioners, ImagePair)
+    assert isinstance(conditioners, ImagePairEncoder)
     clean = told(checkpoint, stills, noise_aug_strength=0.0)
     noisy = told(checkpoint, stills, noise_aug_strength=0.5)
     pixels = torch.stack([picture_to_pixels(still) for still in stills])
@@ -127,5 +127,5 @@ def test_settings_of_another_task_are_refused(checkpoints: dict[str, Checkpoint]
 
 def test_text_towers_keep_their_tokenizer(checkpoints: dict[str, Checkpoint]) -> None:
     tower = checkpoints["text-to-video"].conditioners
-    assert isinstance(tower, TextTower)
+    assert isinstance(tower, TextEncoder)
     assert tower.tokenizer.model_max_length == 77

@@ -15,7 +15,7 @@ from model.errors import CheckpointError
 from model.importers.stable_diffusion import NEW_IN_DENOISER, autoencoder_from, denoiser_from
 from model.presets import preset
 from tests.unit.training.published_folders import TINY, image_unet, stable_diffusion
-from training.joint_image_video import pictures_marked, take_pictures
+from training.joint_image_video import enable_image_rows, image_rows
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +36,13 @@ def theirs(folder: Path) -> UNet2DConditionModel:
 def test_pictures_are_denoised_as_before_with_the_temporal_layers_in(folder: Path) -> None:
     torch.manual_seed(1)
     unet = denoiser_from(folder, TINY).eval()
-    take_pictures(unet)
+    enable_image_rows(unet)
     x, context, step = torch.randn(3, 4, 8, 8), torch.randn(3, 77, 32), torch.tensor([0.3, 20.0, 700.0])
     vector = torch.tensor([[6.0, 127.0], [1.0, 1.0], [24.0, 255.0]])
 
     @torch.no_grad()
     def ours() -> Tensor:
-        with pictures_marked(torch.ones(3, 1)):
+        with image_rows(torch.ones(3, 1)):
             return unet(x[:, None], step, encoder_hidden_states=context, added_time_ids=vector).sample[:, 0]
 
     with torch.no_grad():

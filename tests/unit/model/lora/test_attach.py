@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from model.backends.registry import check_lora, with_usable_loras
-from model.catalog import ModelEntry, adding, offer
+from model.catalog import ModelEntry, attach_loras, with_lora
 from model.errors import InvalidRequest
 from model.lora.catalog import LoraUse, describe_lora
 from model.tasks import task
@@ -35,27 +35,27 @@ def offers(entries: list[ModelEntry]) -> dict[str, list[str]]:
 
 def test_it_goes_to_the_checkpoint_it_was_trained_on(tmp_path: Path) -> None:
     first = lora(tmp_path, "pan", base="one@0123456789ab", task="image-to-video")
-    made = offer([entry("one"), entry("two"), entry("text", "text-to-video")], [str(first), f"left={first}"])
+    made = attach_loras([entry("one"), entry("two"), entry("text", "text-to-video")], [str(first), f"left={first}"])
     assert offers(made) == {"one": ["pan", "left"], "two": [], "text": []}
 
 
 def test_one_of_an_unknown_base_goes_to_the_only_one_that_can_take_it(tmp_path: Path) -> None:
     path = str(lora(tmp_path, "pan", task="image-to-video"))
     views = entry("views", "multi-view")
-    assert offers(offer([entry("one"), views], [path])) == {"one": ["pan"], "views": []}
+    assert offers(attach_loras([entry("one"), views], [path])) == {"one": ["pan"], "views": []}
     for served in ([entry("one"), entry("two")], [views], [replace(entry("one"), exported=True)]):
         with pytest.raises(InvalidRequest, match="with --model") as caught:
-            offer(served, [path])
+            attach_loras(served, [path])
         assert caught.value.param == "lora"
 
 
 def test_a_folder_and_the_name_that_takes_another_s_place(tmp_path: Path) -> None:
     lora(tmp_path / "all", "pan", base="one")
     lora(tmp_path / "all", "zoom", base="one")
-    made = offer([entry("one")], [str(tmp_path / "all")])
+    made = attach_loras([entry("one")], [str(tmp_path / "all")])
     assert offers(made) == {"one": ["pan", "zoom"]}
     other = lora(tmp_path, "newer", base="one")
-    made = offer(made, [f"pan={other}"])
+    made = attach_loras(made, [f"pan={other}"])
     assert {one.name: one.path for one in made[0].loras} == {
         "zoom": tmp_path / "all" / "zoom.safetensors",
         "pan": other,
@@ -65,15 +65,15 @@ def test_a_folder_and_the_name_that_takes_another_s_place(tmp_path: Path) -> Non
 def test_a_name_twice_or_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
     path = lora(tmp_path, "pan", base="one")
     with pytest.raises(InvalidRequest, match="two LoRAs are called 'pan'"):
-        offer([entry("one")], [str(path), f"pan={path}"])
+        attach_loras([entry("one")], [str(path), f"pan={path}"])
     for given in ("nowhere.safetensors", f"a={tmp_path}"):
         with pytest.raises(InvalidRequest, match="is no file"):
-            offer([entry("one")], [given])
+            attach_loras([entry("one")], [given])
 
 
 @pytest.mark.parametrize("backend", ["torch-compiled", "torch-graphed", "onnxruntime", "tensorrt"])
 def test_a_backend_that_cannot_apply_it_refuses_with_the_remedy(tmp_path: Path, backend: str) -> None:
-    one = adding(entry("one"), describe_lora(lora(tmp_path, "pan")))
+    one = with_lora(entry("one"), describe_lora(lora(tmp_path, "pan")))
     wanted = LoraUse("pan", one.loras[0].version, 1.0)
     with pytest.raises(InvalidRequest, match=f"one runs on {backend}.* --denoiser torch") as caught:
         check_lora(one, backend, wanted)

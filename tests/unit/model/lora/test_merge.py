@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.backends.torch import TorchDenoiser
-from model.denoiser import AdaptableDenoiser, Cores, Denoiser, ReusingDenoiser
+from model.denoiser import AdaptableDenoiser, CpuThreads, Denoiser, ReusingDenoiser
 from model.errors import CheckpointError, InvalidRequest
 from model.lora.catalog import LoraUse, describe_lora
 from model.lora.merge import AdaptedDenoiser, switching_bytes, with_loras
@@ -66,7 +66,7 @@ def adapted(unet: UNetSpatioTemporalConditionModel, loras: dict[str, Lora]) -> A
     """As it is served: fused, on one thread."""
     ours = copy.deepcopy(unet)
     fuse(ours, scaled_dot_product)
-    made = with_loras(TorchDenoiser(ours, Cores(1)), ours, loras)
+    made = with_loras(TorchDenoiser(ours, CpuThreads(1)), ours, loras)
     assert isinstance(made, AdaptedDenoiser)
     return made
 
@@ -122,7 +122,7 @@ def test_what_was_applied_before_leaves_no_trace(
         assert torch.equal(answer, seen.setdefault(one, answer)), one
     fresh = copy.deepcopy(unet)
     fuse(fresh, scaled_dot_product)
-    assert torch.equal(seen[None], TorchDenoiser(fresh, Cores(1))(*inputs())), "as without any LoRA"
+    assert torch.equal(seen[None], TorchDenoiser(fresh, CpuThreads(1))(*inputs())), "as without any LoRA"
     others = list(seen.values())
     assert all(relative_difference(one, other) > 1e-3 for one in others for other in others if one is not other)
 
@@ -155,7 +155,7 @@ def test_half_precision_rounds_the_merged_weights_once(
 ) -> None:
     half = copy.deepcopy(unet).bfloat16()
     fuse(half, scaled_dot_product)
-    denoiser = with_loras(TorchDenoiser(half, Cores(1)), half, loras)
+    denoiser = with_loras(TorchDenoiser(half, CpuThreads(1)), half, loras)
     assert isinstance(denoiser, AdaptableDenoiser)
     denoiser.adapt(use(loras, "a", 0.5))
     for name, layer in temporal_projections(half).items():
@@ -167,7 +167,7 @@ def test_half_precision_rounds_the_merged_weights_once(
 def test_reused_features_are_still_reused(unet: UNetSpatioTemporalConditionModel, loras: dict[str, Lora]) -> None:
     ours = copy.deepcopy(unet)
     fuse(ours, scaled_dot_product)
-    inner = FeatureReuse(ours, Cores(1), 2)
+    inner = FeatureReuse(ours, CpuThreads(1), 2)
     denoiser: Denoiser = with_loras(inner, ours, loras)
     assert isinstance(denoiser, ReusingDenoiser)
     assert isinstance(denoiser, AdaptableDenoiser)
@@ -183,7 +183,7 @@ def test_one_that_was_not_loaded_is_refused(unet: UNetSpatioTemporalConditionMod
     for wanted in (LoraUse("c", "0" * 12, 1.0), LoraUse("a", "0" * 12, 1.0)):
         with pytest.raises(InvalidRequest, match="is not loaded here"):
             denoiser.adapt(wanted)
-    plain = TorchDenoiser(copy.deepcopy(unet), Cores(1))
+    plain = TorchDenoiser(copy.deepcopy(unet), CpuThreads(1))
     assert with_loras(plain, unet, {}) is plain
 
 

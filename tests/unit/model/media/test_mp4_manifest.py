@@ -64,7 +64,7 @@ def test_a_file_cut_short_is_refused(video: bytes, cut: int) -> None:
 
 
 def test_pictures_come_back_and_nonsense_is_refused() -> None:
-    held = {"pictures": [provenance.encoded(b"one"), provenance.encoded(b"two")]}
+    held = {"pictures": [provenance.encode_picture(b"one"), provenance.encode_picture(b"two")]}
     assert provenance.pictures(held) == (b"one", b"two")
     for wrong in ({}, {"pictures": "x"}, {"pictures": [1]}, {"pictures": ["!!"]}):
         with pytest.raises(InvalidRequest):

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from model.errors import InvalidRequest
-from model.memory.plan import GIB, Needs, decoder_bytes, denoiser_bytes, parameter_bytes, peak_bytes, plan
+from model.memory.plan import GIB, MemoryNeeds, decoder_bytes, denoiser_bytes, parameter_bytes, peak_bytes, plan
 from model.presets import preset
 from model.shapes import LatentShape
 from model.tasks import task
 from model.unet import build_unet
 from model.vae import build_vae
 
-NEEDS = Needs(
+NEEDS = MemoryNeeds(
     unet=3 * GIB,
     vae=GIB // 4,
     conditioners=GIB,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.backends.torch import TorchDenoiser
-from model.denoiser import Cores, Kept, ReusingDenoiser
+from model.denoiser import CachedFeatures, CpuThreads, ReusingDenoiser
 from model.errors import InvalidRequest
 from model.optimized.feature_cache import FeatureReuse, run_unet
 from model.optimized.rewrites import relative_difference
@@ -68,14 +68,14 @@ def test_whole_and_outer_evaluations_agree_on_the_same_input(unet: torch.nn.Modu
 
 
 def test_every_one_is_the_plain_denoiser(unet: torch.nn.Module) -> None:
-    reusing = FeatureReuse(copy.deepcopy(unet), Cores(2), every=1)  # type: ignore[arg-type]
-    plain = TorchDenoiser(unet, Cores(2))  # type: ignore[arg-type]
+    reusing = FeatureReuse(copy.deepcopy(unet), CpuThreads(2), every=1)  # type: ignore[arg-type]
+    plain = TorchDenoiser(unet, CpuThreads(2))  # type: ignore[arg-type]
     assert isinstance(reusing, ReusingDenoiser) and not isinstance(plain, ReusingDenoiser)
     assert relative_difference(sample(reusing, row(3)).latents, sample(plain, row(3)).latents) < 1e-5
 
 
 def test_rows_of_different_ages_do_not_know_each_other(unet: torch.nn.Module) -> None:
-    denoiser = FeatureReuse(unet, Cores(2), every=2)  # type: ignore[arg-type]
+    denoiser = FeatureReuse(unet, CpuThreads(2), every=2)  # type: ignore[arg-type]
     alone = [sample(denoiser, row(seed, steps)) for seed, steps in ((1, 4), (2, 5))]
     (first,) = advance(denoiser, [row(1, 4)])  # one step ahead: the two are never due together
     second = row(2, 5)
@@ -93,13 +93,13 @@ def test_rows_of_different_ages_do_not_know_each_other(unet: torch.nn.Module) ->
 def test_half_of_the_evaluations_leave_the_deep_layers_out(unet: torch.nn.Module) -> None:
     calls = []
     handle = unet.mid_block.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[union-attr,operator]
-    sample(FeatureReuse(unet, Cores(2), every=2), row(1, 6, scale=1.0))  # type: ignore[arg-type]
+    sample(FeatureReuse(unet, CpuThreads(2), every=2), row(1, 6, scale=1.0))  # type: ignore[arg-type]
     handle.remove()
     assert len(calls) == 3
 
 
 def test_a_row_guided_again_begins_with_a_whole_evaluation(unet: torch.nn.Module) -> None:
-    denoiser = FeatureReuse(unet, Cores(2), every=8)  # type: ignore[arg-type]
+    denoiser = FeatureReuse(unet, CpuThreads(2), every=8)  # type: ignore[arg-type]
     begun = row(1, 6)
     inside = replace(begun, interval=(begun.sigmas[3], begun.sigmas[1]))
     places, ages = [], []
@@ -114,15 +114,15 @@ def test_a_row_guided_again_begins_with_a_whole_evaluation(unet: torch.nn.Module
 
 def test_what_cannot_be_is_told(unet: torch.nn.Module) -> None:
     with pytest.raises(InvalidRequest, match="reuse 0:1"):
-        FeatureReuse(unet, Cores(1), every=0)  # type: ignore[arg-type]
+        FeatureReuse(unet, CpuThreads(1), every=0)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match="depth from 1 to 2"):
-        FeatureReuse(unet, Cores(1), every=2, depth=3)  # type: ignore[arg-type]
+        FeatureReuse(unet, CpuThreads(1), every=2, depth=3)  # type: ignore[arg-type]
 
 
 def test_features_too_old_are_not_used(unet: torch.nn.Module) -> None:
-    denoiser = FeatureReuse(unet, Cores(1), every=2)  # type: ignore[arg-type]
+    denoiser = FeatureReuse(unet, CpuThreads(1), every=2)  # type: ignore[arg-type]
     features = torch.zeros(2, 1)
-    assert denoiser._usable(Kept(features, 0), 2) is not None
-    assert denoiser._usable(Kept(features, 1), 2) is None
-    assert denoiser._usable(Kept(features[:1], 0), 2) is None
-    assert isinstance(denoiser._usable(Kept(features, 0), 1), Tensor)
+    assert denoiser._usable(CachedFeatures(features, 0), 2) is not None
+    assert denoiser._usable(CachedFeatures(features, 1), 2) is None
+    assert denoiser._usable(CachedFeatures(features[:1], 0), 2) is None
+    assert isinstance(denoiser._usable(CachedFeatures(features, 0), 1), Tensor)

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from torch import Tensor
 
 from model.optimized.attention import KERNELS, usable
-from model.optimized.fused_blocks import LeanResBlock, LeanTransformer, fuse
+from model.optimized.fused_blocks import FusedResBlock, FusedTransformer, fuse
 from model.optimized.rewrites import relative_difference, rewrite_exactly
 from model.presets import preset
 from model.tasks import TASKS, task
@@ -56,7 +56,7 @@ def answer(unet: UNetSpatioTemporalConditionModel, inputs: Inputs) -> Tensor:
 def test_every_task_s_denoiser_keeps_its_numbers(name: str, rows: int) -> None:
     plain = plain_unet(name)
     lean = copy.deepcopy(plain)
-    assert fuse(lean) == sum(isinstance(layer, LeanResBlock | LeanTransformer) for layer in lean.modules()) > 0
+    assert fuse(lean) == sum(isinstance(layer, FusedResBlock | FusedTransformer) for layer in lean.modules()) > 0
     inputs = told(plain, name, rows, preset("tiny").num_frames)
     assert relative_difference(answer(lean, inputs), answer(plain, inputs)) < TOLERANCE
     assert list(lean.state_dict()) == list(plain.state_dict())

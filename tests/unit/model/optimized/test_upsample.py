@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from model.optimized.fused_blocks import fuse
 from model.optimized.rewrites import relative_difference
-from model.optimized.upsample import LeanUpsample, can_be_lean, doubled, phases
+from model.optimized.upsample import PhaseUpsample2D, can_be_lean, phases, upsample_nearest_conv
 from model.presets import preset
 from model.tasks import task
 from model.unet import build_unet
@@ -29,7 +29,7 @@ def layer(channels: int, out: int, seed: int = 0) -> Upsample2D:
 def test_any_size_gives_what_doubling_first_gives(count: int, channels: int, out: int, height: int, width: int) -> None:
     plain = layer(channels, out)
     pictures = torch.randn(count, channels, height, width)
-    mine = doubled(pictures, phases(plain.conv.weight), plain.conv.bias)
+    mine = upsample_nearest_conv(pictures, phases(plain.conv.weight), plain.conv.bias)
     assert mine.shape == (count, out, 2 * height, 2 * width)
     assert relative_difference(mine, plain(pictures)) < 1e-5
 
@@ -38,11 +38,11 @@ def test_without_bias_and_in_double_precision_the_sums_are_the_same() -> None:
     weight, pictures = torch.randn(4, 3, 3, 3, dtype=torch.float64), torch.randn(2, 3, 5, 6, dtype=torch.float64)
     large = pictures.repeat_interleave(2, 2).repeat_interleave(2, 3)
     there = torch.nn.functional.conv2d(large, weight, padding=1)
-    assert relative_difference(doubled(pictures, phases(weight), None), there) < 1e-14
+    assert relative_difference(upsample_nearest_conv(pictures, phases(weight), None), there) < 1e-14
 
 
 def test_the_answer_is_channels_last_like_what_follows_it() -> None:
-    mine = doubled(torch.randn(2, 8, 4, 4), phases(torch.randn(8, 8, 3, 3)), None)
+    mine = upsample_nearest_conv(torch.randn(2, 8, 4, 4), phases(torch.randn(8, 8, 3, 3)), None)
     assert mine.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -65,7 +65,7 @@ def test_networks_get_it_and_another_size_asked_for_goes_the_old_way() -> None:
     for network in (build_vae(preset("tiny")), build_unet(preset("tiny"), task("image-to-video"))):
         kinds = [type(part) for part in copy.deepcopy(network).modules()]
         fuse(network)
-        lean = [part for part in network.modules() if isinstance(part, LeanUpsample)]
+        lean = [part for part in network.modules() if isinstance(part, PhaseUpsample2D)]
         assert len(lean) == kinds.count(Upsample2D) > 0
     odd = lean[0](torch.randn(1, lean[0].channels, 3, 3), output_size=(5, 5))
     assert odd.shape[-2:] == (5, 5)

@@ -8,7 +8,7 @@ from diffusers import EulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.sampling.precondition import loss_weight, over, precondition, slope
+from model.sampling.precondition import append_dims, loss_weight, ode_derivative, precondition
 
 # diffusers 0.42 meets numpy 2.5 here.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -58,19 +58,21 @@ def test_the_slope_is_the_difference_to_the_denoised_sample_over_sigma(values: l
     sigma = torch.tensor(values, dtype=torch.float64)
     x, output = torch.randn(2, len(values), 3, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     c = precondition(sigma)
-    denoised = over(c.c_skip, x) * x + over(c.c_out, x) * output
-    assert torch.allclose(slope(x * over(c.c_in, x), output, sigma), (x - denoised) / over(sigma, x), atol=1e-9)
+    denoised = append_dims(c.c_skip, x) * x + append_dims(c.c_out, x) * output
+    assert torch.allclose(
+        ode_derivative(x * append_dims(c.c_in, x), output, sigma), (x - denoised) / append_dims(sigma, x), atol=1e-9
+    )
 
 
 def test_the_slope_keeps_its_digits_where_the_difference_would_lose_them() -> None:
     x, output, sigma = torch.tensor([[27.123]]), torch.tensor([[0.4]]), torch.tensor([0.002])
-    exact = slope(x.double() * (sigma.double() ** 2 + 1).rsqrt(), output.double(), sigma.double())
+    exact = ode_derivative(x.double() * (sigma.double() ** 2 + 1).rsqrt(), output.double(), sigma.double())
     c = precondition(sigma)
-    assert slope(x * c.c_in, output, sigma).item() == pytest.approx(exact.item(), rel=1e-6)
+    assert ode_derivative(x * c.c_in, output, sigma).item() == pytest.approx(exact.item(), rel=1e-6)
     lossy = (x - (c.c_skip * x + c.c_out * output)) / sigma
     assert lossy.item() != pytest.approx(exact.item(), rel=1e-5)
 
 
 def test_each_row_is_multiplied_by_its_own_coefficient() -> None:
     x = torch.ones(2, 3, 4, 5)
-    assert (over(torch.tensor([2.0, 3.0]), x) * x).amax(dim=(1, 2, 3)).tolist() == [2.0, 3.0]
+    assert (append_dims(torch.tensor([2.0, 3.0]), x) * x).amax(dim=(1, 2, 3)).tolist() == [2.0, 3.0]

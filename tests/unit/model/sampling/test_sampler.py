@@ -13,7 +13,7 @@ from torch import Tensor
 from model.params import SolverName
 from model.sampling.guidance import guidance_scale
 from model.sampling.row import BatchKey, Conditioning, Row
-from model.sampling.sampler import advance, places, sample
+from model.sampling.sampler import advance, batch_size, sample
 from model.sampling.schedule import karras_sigmas
 from model.shapes import LatentShape
 
@@ -75,7 +75,7 @@ def test_a_guided_row_takes_two_places_and_an_unguided_one_one() -> None:
     rows = [row(1, 2), row(2, 3, high=1.0), row(3, 4)]
     advance(denoiser, rows)
     assert denoiser.calls == [5]
-    assert places(rows) == 5
+    assert batch_size(rows) == 5
 
 
 def test_leaving_the_unconditional_pass_out_at_scale_one_changes_nothing() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from serving.engine.policy import Ledger, decide
 from serving.engine.protocol import Priority
-from serving.engine.work_items import Batching, Decision, Limits, WorkItem
+from serving.engine.work_items import BatchingProfile, Decision, Limits, WorkItem
 
 
 @dataclass(eq=False)
@@ -85,7 +85,7 @@ class Engine:
     """Serves tasks; every decision is checked against what any decision must keep to."""
 
     tasks: Sequence[Task]
-    batching: Mapping[Hashable, Batching] = field(default_factory=dict)
+    batching: Mapping[Hashable, BatchingProfile] = field(default_factory=dict)
     max_resident: int = 1000
     ageing_s: float = 1e9
     patience: float = 0.0

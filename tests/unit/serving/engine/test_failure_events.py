@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.errors import StillmotionError, UnreadableImage
-from serving.engine.oom import failed
+from serving.engine.oom import failure_event
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from serving.engine.oom import failed
     ],
 )
 def test_each_error_has_its_code_and_says_something(error: Exception, code: str) -> None:
-    event = failed(error)
+    event = failure_event(error)
     assert event.code == code
     assert event.message
 
@@ -34,4 +34,4 @@ def test_each_error_has_its_code_and_says_something(error: Exception, code: str)
 def test_a_real_refusal_of_the_allocator_counts_as_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
-    assert failed(caught.value).code == "out_of_memory"
+    assert failure_event(caught.value).code == "out_of_memory"

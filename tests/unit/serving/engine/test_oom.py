@@ -8,25 +8,25 @@ from model.presets import preset
 from model.shapes import LatentShape
 from model.tasks import task
 from model.unet import build_unet
-from serving.engine.oom import MOST_ELEMENTS, Ceiling, most_places
+from serving.engine.oom import MOST_ELEMENTS, BatchSizeBackoff, max_batch_size
 
 
 @pytest.mark.parametrize(("frames", "places"), [(25, 3), (14, 6)])
 def test_the_widest_tensor_of_svd_xt_stays_countable(frames: int, places: int) -> None:
     unet = build_unet(preset("svd-xt"), task("image-to-video"), device="meta")
     latent = LatentShape(frames, 4, 72, 128)
-    assert most_places(unet, latent) == places
+    assert max_batch_size(unet, latent) == places
     widest = frames * 72 * 128 * 8 * 320  # the feed-forward of the first level
     assert places * widest <= MOST_ELEMENTS < (places + 1) * widest
 
 
 def test_a_small_network_has_room() -> None:
     unet = build_unet(preset("tiny"), task("image-to-video"), device="meta")
-    assert most_places(unet, LatentShape(6, 4, 8, 8)) > 1000
+    assert max_batch_size(unet, LatentShape(6, 4, 8, 8)) > 1000
 
 
 def test_a_refused_batch_is_not_tried_again_soon() -> None:
-    ceiling = Ceiling()
+    ceiling = BatchSizeBackoff()
     assert ceiling.of("a", 8) == 8
     ceiling.refuse("a", 4)
     assert ceiling.of("a", 8) == 3

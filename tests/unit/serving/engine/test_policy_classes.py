@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from serving.engine.policy import Ledger, decide, order
 from serving.engine.protocol import Priority
-from serving.engine.work_items import Batching, Limits
+from serving.engine.work_items import BatchingProfile, Limits
 from tests.unit.serving.engine.policy_support import Engine, Task, finished
 
 priorities = st.sampled_from(["high", "normal", "low", "offline"])
@@ -38,13 +38,13 @@ def crowds(draw: st.DrawFn) -> list[Task]:
 
 
 batchings = st.fixed_dictionaries(
-    {key: st.builds(Batching, st.integers(1, 5), st.sampled_from([0.0, 0.4, 1.0])) for key in "pq"}
+    {key: st.builds(BatchingProfile, st.integers(1, 5), st.sampled_from([0.0, 0.4, 1.0])) for key in "pq"}
 )
 
 
 @given(crowds(), batchings, st.integers(1, 5), st.sampled_from([0.7, 5.0, 1e9]))
 def test_everything_finishes_and_the_engine_idles_only_without_work(
-    tasks: list[Task], batching: dict[str, Batching], max_resident: int, ageing_s: float
+    tasks: list[Task], batching: dict[str, BatchingProfile], max_resident: int, ageing_s: float
 ) -> None:
     for task in tasks:
         if task.submitted_s == 0.0 and not task.encodes:
@@ -57,7 +57,7 @@ def test_everything_finishes_and_the_engine_idles_only_without_work(
 
 @given(crowds(), batchings, st.integers(1, 5), st.booleans())
 def test_no_place_stays_empty_while_a_row_of_the_key_waits(
-    tasks: list[Task], batching: dict[str, Batching], max_resident: int, one_tenant: bool
+    tasks: list[Task], batching: dict[str, BatchingProfile], max_resident: int, one_tenant: bool
 ) -> None:
     """With one tenant; and with several where riders are free, since then none gets ahead by riding."""
     for task in tasks:
@@ -83,7 +83,7 @@ def test_no_place_stays_empty_while_a_row_of_the_key_waits(
 
 @given(crowds(), batchings, st.integers(1, 5))
 def test_an_offline_job_never_precedes_an_online_one(
-    tasks: list[Task], batching: dict[str, Batching], max_resident: int
+    tasks: list[Task], batching: dict[str, BatchingProfile], max_resident: int
 ) -> None:
     engine = Engine(tasks, batching, max_resident, ageing_s=0.5).run()
     for served in engine.record:
@@ -94,7 +94,7 @@ def test_an_offline_job_never_precedes_an_online_one(
 def test_a_hundred_offline_rows_delay_an_interactive_request_by_one_call_at_most() -> None:
     batch = [Task(f"o{n}", 50, tenant="studio", priority="offline", encodes=True) for n in range(100)]
     request = Task("request", 10, 123.4, encodes=True, chunks=2)
-    batching = {"p": Batching(8, 0.5)}
+    batching = {"p": BatchingProfile(8, 0.5)}
     engine = Engine([*batch, request], batching, max_resident=8)
     engine.run(until=lambda: request.over)
     longest_call = 1 + 7 * 0.5
@@ -153,7 +153,7 @@ def test_a_job_does_not_age_while_it_is_served() -> None:
 
 def test_rows_wait_for_their_encoding_only_where_a_place_is_free() -> None:
     tasks = [Task(f"job-{n}", 3, encodes=True) for n in range(6)]
-    record = Engine(tasks, {"p": Batching(2, 0.5)}, max_resident=6).run().record
+    record = Engine(tasks, {"p": BatchingProfile(2, 0.5)}, max_resident=6).run().record
     kinds = [served.decision.kind for served in record]
     assert kinds[:5] == ["encode", "encode", "step", "step", "step"]
     assert [len(served.decision.job_ids) for served in record if served.decision.kind == "step"] == [2] * 9
@@ -161,12 +161,12 @@ def test_rows_wait_for_their_encoding_only_where_a_place_is_free() -> None:
 
 def test_two_places_do_not_go_where_one_is_left() -> None:
     tasks = [Task("leader", 1, places=2), Task("guided", 2, places=2), Task("plain", 3)]
-    record = Engine(tasks, {"p": Batching(3, 0.5)}).run().record
+    record = Engine(tasks, {"p": BatchingProfile(3, 0.5)}).run().record
     assert record[0].decision.job_ids == ("leader", "plain")
 
 
 def test_a_row_larger_than_any_call_that_pays_still_runs() -> None:
-    assert Engine([Task("guided", 2, places=2)], {"p": Batching(1)}).run().now_s == 2.0
+    assert Engine([Task("guided", 2, places=2)], {"p": BatchingProfile(1)}).run().now_s == 2.0
 
 
 @given(crowds())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from serving.engine.work_items import Batching
+from serving.engine.work_items import BatchingProfile
 from tests.unit.serving.engine.policy_support import Engine, Task, finished
 
 unit_jobs = st.lists(st.tuples(st.integers(0, 8), st.integers(1, 6)), min_size=1, max_size=12)
@@ -35,7 +35,7 @@ def test_unit_work_meets_every_deadline_whenever_some_order_does(
         Task(f"job-{n}", submitted_s=release, deadline_s=release + slack) for n, (release, slack) in enumerate(jobs)
     ]
     # With marginal 0 a call of several rows takes one second, as the slots of `feasible` do.
-    Engine(tasks, {"p": Batching(places, 0.0)}, ageing_s=ageing_s).run()
+    Engine(tasks, {"p": BatchingProfile(places, 0.0)}, ageing_s=ageing_s).run()
     met = all(finished(task) <= (task.deadline_s or 0) for task in tasks)
     assert met == feasible(jobs, places)
 
@@ -74,7 +74,7 @@ def test_without_deadlines_the_mean_latency_is_the_least_possible(jobs: list[tup
 def test_a_short_job_behind_a_long_one_finishes_first_even_where_the_active_set_is_full() -> None:
     long = [Task(f"long-{n}", 100, n * 0.5, encodes=True, chunks=2) for n in range(4)]
     short = Task("short", 4, 30.0, encodes=True, chunks=1)
-    engine = Engine([*long, short], {"p": Batching(4, 1.0)}, max_resident=4, ageing_s=200.0).run()
+    engine = Engine([*long, short], {"p": BatchingProfile(4, 1.0)}, max_resident=4, ageing_s=200.0).run()
     # The call that was running goes before its encoding; its four steps are shared; it alone is decoded.
     assert finished(short) <= 30.0 + 4 + 1 + 4 * 4 + 1
     assert finished(short) < min(map(finished, long))

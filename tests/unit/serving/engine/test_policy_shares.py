@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.engine.policy import Ledger, charged, decide, standings
-from serving.engine.work_items import Batching
+from serving.engine.work_items import BatchingProfile
 from tests.unit.serving.engine.policy_support import Engine, Served, Task, finished
 
 ENDLESS = 10**6
@@ -20,7 +20,7 @@ weights = st.sampled_from([0.5, 1.0, 2.0, 3.0])
 units = st.sampled_from([0.25, 1.0, 1.5])
 
 
-def seconds_added(served: Served, batching: dict[str, Batching]) -> dict[str, float]:
+def seconds_added(served: Served, batching: dict[str, BatchingProfile]) -> dict[str, float]:
     """What a call cost because of each tenant: the leader makes the call, the others lengthen it."""
     used: dict[str, float] = defaultdict(float)
     for index, job_id in enumerate(served.decision.job_ids):
@@ -30,10 +30,10 @@ def seconds_added(served: Served, batching: dict[str, Batching]) -> dict[str, fl
 
 
 @st.composite
-def backlogs(draw: st.DrawFn) -> tuple[list[Task], dict[str, Batching]]:
+def backlogs(draw: st.DrawFn) -> tuple[list[Task], dict[str, BatchingProfile]]:
     """Two to four tenants with 1 to 6 endless tasks each, of two keys; some wait for their encoding, some decode."""
     batching = {
-        key: Batching(draw(st.integers(2, 6)), draw(st.sampled_from([0.0, 0.3, 0.7, 1.0]))) for key in ("p", "q")
+        key: BatchingProfile(draw(st.integers(2, 6)), draw(st.sampled_from([0.0, 0.3, 0.7, 1.0]))) for key in ("p", "q")
     }
     unit = {key: draw(units) for key in batching}
     tasks: list[Task] = []
@@ -52,7 +52,7 @@ def backlogs(draw: st.DrawFn) -> tuple[list[Task], dict[str, Batching]]:
 
 @given(backlogs(), st.integers(1, 8))
 def test_tenants_with_work_never_drift_apart_by_more_than_one_call(
-    backlog: tuple[list[Task], dict[str, Batching]], max_resident: int
+    backlog: tuple[list[Task], dict[str, BatchingProfile]], max_resident: int
 ) -> None:
     """Seconds used over weight; a call costs what its leader costs alone, and what each rider adds to that."""
     tasks, batching = backlog
@@ -83,7 +83,7 @@ def test_a_flood_delays_anothers_request_by_no_more_than_one_fair_share(
     """
     late = Task("late", steps, arrives, tenant="polite", weight=weight, key="q")
     tasks = [Task(f"f{n}", 50, tenant="flood", priority="high", deadline_s=60.0) for n in range(flood)] + [late]
-    batching = {"p": Batching(4, marginal), "q": Batching(1)}
+    batching = {"p": BatchingProfile(4, marginal), "q": BatchingProfile(1)}
     engine = Engine(tasks, batching, max_resident=4, ageing_s=5.0)
     engine.run(until=lambda: late.over)
     call = 1 + 3 * marginal
@@ -122,7 +122,7 @@ def test_a_lane_with_a_ledger_of_its_own_leaves_the_shares_of_the_other_alone() 
 
 @given(backlogs(), st.data())
 def test_a_pure_function_of_the_set_of_items(
-    backlog: tuple[list[Task], dict[str, Batching]], data: st.DataObject
+    backlog: tuple[list[Task], dict[str, BatchingProfile]], data: st.DataObject
 ) -> None:
     tasks, batching = backlog
     engine = Engine(tasks, batching, max_resident=3)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from model.catalog import ModelEntry
-from model.interpolation import interpolation
+from model.interpolation import plan_interpolation
 from model.params import Params
 from model.tasks import TASKS
 from serving.engine.mux import build_result
@@ -42,7 +42,7 @@ PAIRS, STEPS = 4, 4
 def request(share: Share | None = None, previews: bool = False) -> EngineRequest:
     """A chained request of 4 pairs."""
     params = STILL.resolve({}, 7)
-    chain = interpolation(BETWEEN, params)
+    chain = plan_interpolation(BETWEEN, params)
     return EngineRequest(
         "job", "still", params, (b"png",), "mp4", share or Share(), previews=previews, interpolate=chain
     )

@@ -27,8 +27,8 @@ from serving.jobs.artifacts import Artifacts
 from serving.jobs.database import Database
 from serving.jobs.dispatcher import QUEUE_TOPIC, Dispatcher
 from serving.jobs.leases import Leases
-from serving.jobs.notifier import Bell
-from serving.jobs.records import NewJob, Terms
+from serving.jobs.notifier import Notifier
+from serving.jobs.records import Lifetimes, NewJob
 from serving.jobs.runner import CHECKPOINT_NAME
 from serving.jobs.store import JobStore
 
@@ -49,7 +49,7 @@ PARAMS = {
     "resize_mode": "crop",
     "output_format": "mp4",
 }
-TERMS = Terms(lease_s=0.6)
+TERMS = Lifetimes(lease_s=0.6)
 
 
 def job(job_id: str, priority: str = "normal", owner: str = "") -> NewJob:
@@ -129,7 +129,7 @@ class Server:
     engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self) -> None:
-        self.bell = Bell()
+        self.bell = Notifier()
         self.artifacts = Artifacts.open(str(self.folder / "artifacts"))
         self.store = JobStore(self.database, terms=TERMS)
         self.leases = Leases(self.database, self.name, terms=TERMS)

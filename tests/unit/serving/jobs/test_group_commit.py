@@ -12,10 +12,10 @@ import pytest
 from stillmotion.types import Job
 
 from model.errors import StillmotionError
-from serving.jobs.admission import Asked
+from serving.jobs.admission import AdmissionRequest
 from serving.jobs.database import Database
 from serving.jobs.errors import Conflict, QueueFull, QuotaFull
-from serving.jobs.group_commit import Admissions
+from serving.jobs.group_commit import GroupCommit
 from serving.jobs.records import NewJob
 from serving.jobs.store import JobStore
 from tests.unit.serving.jobs.test_transitions import new_job
@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Iterator[JobStore]:
     database.close()
 
 
-def outcomes(store: JobStore, asked: Sequence[Asked], limit: int = 100) -> list[Any]:
+def outcomes(store: JobStore, asked: Sequence[AdmissionRequest], limit: int = 100) -> list[Any]:
     """The job's id and whether it is new, or the kind of error."""
     return [
         type(one) if isinstance(one, StillmotionError) else (one[0].id, one[1])
@@ -37,28 +37,34 @@ def outcomes(store: JobStore, asked: Sequence[Asked], limit: int = 100) -> list[
 
 
 def test_those_let_in_first_count_for_those_behind_them(store: JobStore) -> None:
-    asked = [Asked(new_job(f"job_{number}")) for number in range(4)]
+    asked = [AdmissionRequest(new_job(f"job_{number}")) for number in range(4)]
     assert outcomes(store, asked, 3) == [("job_0", True), ("job_1", True), ("job_2", True), QueueFull]
     assert store.ids() == {"job_0", "job_1", "job_2"}
 
 
 def test_an_owners_quota_holds_within_one_transaction(store: JobStore) -> None:
-    mine = [Asked(replace(new_job(f"job_{number}"), owner="a"), quota=2) for number in range(3)]
-    other = Asked(replace(new_job("job_b"), owner="b"), quota=1)
+    mine = [AdmissionRequest(replace(new_job(f"job_{number}"), owner="a"), quota=2) for number in range(3)]
+    other = AdmissionRequest(replace(new_job("job_b"), owner="b"), quota=1)
     assert outcomes(store, [*mine, other]) == [("job_0", True), ("job_1", True), QuotaFull, ("job_b", True)]
 
 
 def test_the_same_key_twice_in_one_transaction_makes_one_job(store: JobStore) -> None:
     first, again = (replace(new_job(name), idempotency_key="k") for name in ("job_1", "job_2"))
     other = replace(new_job("job_3"), idempotency_key="k", body_hash="another")
-    assert outcomes(store, [Asked(first), Asked(again), Asked(other)]) == [("job_1", True), ("job_1", False), Conflict]
-    assert outcomes(store, [Asked(replace(again, id="job_4"))]) == [("job_1", False)]
+    assert outcomes(store, [AdmissionRequest(first), AdmissionRequest(again), AdmissionRequest(other)]) == [
+        ("job_1", True),
+        ("job_1", False),
+        Conflict,
+    ]
+    assert outcomes(store, [AdmissionRequest(replace(again, id="job_4"))]) == [("job_1", False)]
 
 
 def test_places_are_told_as_one_by_one(store: JobStore, tmp_path: Path) -> None:
     """The same jobs in one transaction, and in one each, have the same places and the same first events."""
     jobs = [new_job(f"job_{n}", priority) for n, priority in enumerate(("normal", "low", "high", "low", "offline"))]
-    together = [one[0] for one in store.create_all([Asked(job) for job in jobs], 100) if isinstance(one, tuple)]
+    together = [
+        one[0] for one in store.create_all([AdmissionRequest(job) for job in jobs], 100) if isinstance(one, tuple)
+    ]
     database = Database(f"sqlite:///{tmp_path}/alone.db")
     alone = [JobStore(database).create(job, 100)[0] for job in jobs]
     database.close()
@@ -72,13 +78,15 @@ async def test_many_at_once_share_transactions_and_each_hears_of_its_own(tmp_pat
     class Counting(JobStore):
         transactions = 0
 
-        def create_all(self, asked: Sequence[Asked], queue_limit: int) -> list[tuple[Job, bool] | StillmotionError]:
+        def create_all(
+            self, asked: Sequence[AdmissionRequest], queue_limit: int
+        ) -> list[tuple[Job, bool] | StillmotionError]:
             self.transactions += 1
             return super().create_all(asked, queue_limit)
 
     database = Database(f"sqlite:///{tmp_path}/jobs.db")
     counting = Counting(database)
-    admissions = Admissions(counting, 50)
+    admissions = GroupCommit(counting, 50)
     made = await asyncio.gather(
         *(admissions.create(new_job(f"job_{number}"), None) for number in range(60)), return_exceptions=True
     )
@@ -92,7 +100,7 @@ async def test_many_at_once_share_transactions_and_each_hears_of_its_own(tmp_pat
 
 
 async def test_one_that_cannot_be_stored_takes_none_with_it(store: JobStore) -> None:
-    admissions = Admissions(store, 100)
+    admissions = GroupCommit(store, 100)
 
     def job(number: int) -> NewJob:
         spoilt = {"params": {"fps": object()}} if number == 3 else {}
@@ -104,7 +112,7 @@ async def test_one_that_cannot_be_stored_takes_none_with_it(store: JobStore) -> 
 
 
 async def test_a_caller_that_goes_away_leaves_a_whole_job_or_none(store: JobStore) -> None:
-    admissions = Admissions(store, 100)
+    admissions = GroupCommit(store, 100)
     task = asyncio.create_task(admissions.create(new_job("job_1"), None))
     await asyncio.sleep(0)
     task.cancel()

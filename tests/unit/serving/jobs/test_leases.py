@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from serving.jobs.admission import Repeat
+from serving.jobs.admission import IdempotentRequest
 from serving.jobs.database import Database
 from serving.jobs.errors import Conflict, JobNotFound, LeaseLost, QueueFull, QuotaFull
 from serving.jobs.leases import Leases
-from serving.jobs.records import Advance, Success, Terms
+from serving.jobs.records import Lifetimes, ProgressUpdate, Success
 from serving.jobs.store import JobStore
 from tests.unit.serving.jobs.test_transitions import OUTPUT, new_job
 
@@ -43,7 +43,7 @@ def store(database: Database, clock: Clock) -> JobStore:
 
 
 def servers(database: Database, clock: Clock) -> tuple[Leases, Leases]:
-    terms = Terms(lease_s=10)
+    terms = Lifetimes(lease_s=10)
     return Leases(database, "one", clock, terms), Leases(database, "two", clock, terms)
 
 
@@ -71,7 +71,7 @@ def test_what_a_former_holder_says_does_not_count(database: Database, store: Job
     assert before and now
     assert (before.attempt, now.attempt) == (1, 2)
     for act in (
-        lambda: one.advance(before, "step", Advance("denoise", 50, 2)),
+        lambda: one.advance(before, "step", ProgressUpdate("denoise", 50, 2)),
         lambda: one.complete(before, Success(OUTPUT, {})),
         lambda: one.fail(before, "code", "message"),
         lambda: one.stopped(before, 1, 0.1),
@@ -101,7 +101,7 @@ def test_a_caller_who_asked_for_an_end_gets_it_also_after_a_crash(
 
 
 def test_a_job_that_takes_its_servers_down_fails_in_the_end(database: Database, store: JobStore, clock: Clock) -> None:
-    leases = Leases(database, "one", clock, Terms(lease_s=10, attempts=3))
+    leases = Leases(database, "one", clock, Lifetimes(lease_s=10, attempts=3))
     store.create(new_job("job_1"), 10)
     statuses = []
     for _ in range(3):
@@ -171,10 +171,10 @@ def test_a_key_holds_for_every_kind_of_request(store: JobStore) -> None:
     store.create(replace(new_job("job_1"), idempotency_key="k"), 10)
     store.create(new_job("job_2"), 10)
     with pytest.raises(Conflict) as caught:
-        store.cancel("job_2", "", Repeat("", "k", "cancel job_2"))
+        store.cancel("job_2", "", IdempotentRequest("", "k", "cancel job_2"))
     assert caught.value.code == "idempotency_mismatch"
     assert store.get("job_2").status == "queued"
-    again = Repeat("", "stop", "cancel job_2")
+    again = IdempotentRequest("", "stop", "cancel job_2")
     assert store.cancel("job_2", "", again) == store.cancel("job_2", "", again)
     store.delete("job_1")
     assert store.admit("k", "other", 10) is None  # it went with what it had made

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from serving.background import in_thread
-from serving.jobs.notifier import Bell, wait_heard
+from serving.background import run_in_thread
+from serving.jobs.notifier import Notifier, wait_heard
 
 
 async def test_a_ring_wakes_every_listener_of_that_topic_only() -> None:
-    bell = Bell()
+    bell = Notifier()
     with bell.listen("a") as first, bell.listen("a") as second, bell.listen("b") as other:
         bell.ring("a")
         assert (first.is_set(), second.is_set(), other.is_set()) == (True, True, False)
@@ -22,7 +22,7 @@ async def test_a_ring_wakes_every_listener_of_that_topic_only() -> None:
 
 
 async def test_a_wait_ends_in_time() -> None:
-    with Bell().listen("a") as heard:
+    with Notifier().listen("a") as heard:
         began = time.monotonic()
         await wait_heard(heard, 0.02)
         assert 0.01 < time.monotonic() - began < 5
@@ -30,7 +30,7 @@ async def test_a_wait_ends_in_time() -> None:
 
 
 async def test_a_cancellation_that_comes_with_the_ring_is_not_lost() -> None:
-    bell = Bell()
+    bell = Notifier()
     with bell.listen("a") as heard:
         waiting = asyncio.create_task(wait_heard(heard, 60))
         await asyncio.sleep(0)
@@ -48,7 +48,7 @@ async def test_work_in_a_thread_ends_before_its_cancellation_goes_on() -> None:
         time.sleep(0.05)
         done.append(True)
 
-    task = asyncio.create_task(in_thread(work))
+    task = asyncio.create_task(run_in_thread(work))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -58,4 +58,4 @@ async def test_work_in_a_thread_ends_before_its_cancellation_goes_on() -> None:
 
 async def test_what_a_thread_raises_arrives() -> None:
     with pytest.raises(ZeroDivisionError):
-        await in_thread(divmod, 1, 0)
+        await run_in_thread(divmod, 1, 0)

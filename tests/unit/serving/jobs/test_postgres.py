@@ -20,7 +20,7 @@ from sqlalchemy import text
 from serving.jobs.database import Database
 from serving.jobs.errors import Conflict, LeaseLost, QueueFull
 from serving.jobs.leases import Leases
-from serving.jobs.records import Advance, Success, Terms
+from serving.jobs.records import Lifetimes, ProgressUpdate, Success
 from serving.jobs.retention import Retention
 from serving.jobs.store import JobStore
 from serving.jobs.tables import Base
@@ -74,7 +74,7 @@ def test_no_job_is_taken_twice_and_none_is_left(url: str, database: Database) ->
         mine = Database(url)
         leases = Leases(mine, name)
         while (job := leases.take()) is not None:
-            leases.advance(job, "step", Advance("denoise", 20, 1))
+            leases.advance(job, "step", ProgressUpdate("denoise", 20, 1))
             taken.append(leases.complete(job, Success(OUTPUT, {})).id)
         mine.close()
 
@@ -90,7 +90,7 @@ def test_no_job_is_taken_twice_and_none_is_left(url: str, database: Database) ->
 
 def test_a_lost_lease_is_lost(database: Database) -> None:
     store, clock = JobStore(database), [1000.0]
-    one, two = (Leases(database, name, lambda: clock[0], Terms(lease_s=10)) for name in ("one", "two"))
+    one, two = (Leases(database, name, lambda: clock[0], Lifetimes(lease_s=10)) for name in ("one", "two"))
     store.create(replace(new_job("job_1"), deadline_s=None), 10)
     clock[0] = store.get("job_1").created_at + 1
     before = one.take()
@@ -129,9 +129,9 @@ def test_limits_and_keys_hold_when_many_come_at_once(url: str, database: Databas
 
 
 def test_what_is_over_is_swept(database: Database) -> None:
-    store = JobStore(database, terms=Terms(kept_s=0))
+    store = JobStore(database, terms=Lifetimes(kept_s=0))
     store.create(replace(new_job("job_1"), deadline_s=-1.0), 10)
-    retention = Retention(database, terms=Terms(kept_s=0))
+    retention = Retention(database, terms=Lifetimes(kept_s=0))
     assert [job.status for job in retention.expire()] == ["expired"]
     assert retention.remove_ended() == ["job_1"]
     assert store.ids() == set()

@@ -13,15 +13,15 @@ from serving.jobs.batches import BatchStore, NewBatch
 from serving.jobs.database import Database
 from serving.jobs.errors import BatchNotFound, JobNotFound
 from serving.jobs.leases import Leases
-from serving.jobs.notifier import Bell
-from serving.jobs.records import BatchPlace, Success, Terms, WebhookTarget
+from serving.jobs.notifier import Notifier
+from serving.jobs.records import BatchPlace, Lifetimes, Success, WebhookTarget
 from serving.jobs.retention import Janitor, Retention
 from serving.jobs.store import JobStore
 from serving.jobs.webhooks import Outbox
 from tests.unit.serving.jobs.test_leases import Clock
 from tests.unit.serving.jobs.test_transitions import OUTPUT, new_job
 
-TERMS = Terms(waiting_s=100, kept_s=1000)
+TERMS = Lifetimes(waiting_s=100, kept_s=1000)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ async def test_rows_and_files_go_together(
     clock.now += 600
     store.cancel("job_young")
     clock.now += 500
-    janitor = Janitor(retention, store, artifacts, Bell())
+    janitor = Janitor(retention, store, artifacts, Notifier())
     await janitor.sweep()
     with pytest.raises(JobNotFound):
         store.get("job_old")
@@ -99,7 +99,7 @@ async def test_rows_and_files_go_together(
 
 
 def test_without_an_end_to_keeping_nothing_goes(database: Database, clock: Clock) -> None:
-    terms = Terms(kept_s=None)
+    terms = Lifetimes(kept_s=None)
     store = JobStore(database, clock, terms)
     store.create(new_job("job_1"), 10)
     assert store.cancel("job_1").expires_at is None

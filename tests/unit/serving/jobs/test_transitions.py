@@ -17,7 +17,7 @@ from serving.engine.protocol import Share
 from serving.jobs.database import Database
 from serving.jobs.errors import Conflict, IllegalTransition, LeaseLost
 from serving.jobs.leases import Leases
-from serving.jobs.records import Advance, LeasedJob, NewJob, Success
+from serving.jobs.records import LeasedJob, NewJob, ProgressUpdate, Success
 from serving.jobs.store import JobStore
 from serving.jobs.transitions import STATUSES, TRANSITIONS, check_transition, is_terminal
 
@@ -141,7 +141,7 @@ class StoreMachine(RuleBasedStateMachine):
     def advance(self, job_id: str, step: int) -> None:
         try:
             job = self.running.get(job_id, leased(job_id))
-            self.leases.advance(job, "step", Advance("denoise", 20 * step, step))
+            self.leases.advance(job, "step", ProgressUpdate("denoise", 20 * step, step))
         except LeaseLost:
             assert self.status.get(job_id) != "in_progress"
         else:

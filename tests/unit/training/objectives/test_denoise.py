@@ -12,7 +12,7 @@ from torch import nn
 
 from model.optimized.rewrites import rewrite_exactly
 from model.presets import preset
-from model.sampling.precondition import loss_weight, over, precondition
+from model.sampling.precondition import append_dims, loss_weight, precondition
 from model.tasks import task
 from model.unet import build_unet
 from model.vae import build_vae, encode_mode
@@ -58,14 +58,14 @@ def film(objective: DenoiseObjective) -> FilmExamples:
 
 @pytest.fixture(scope="module")
 def objective(tmp_path_factory: pytest.TempPathFactory) -> DenoiseObjective:
-    from model.encoders import VisionTower, build_image_encoder
+    from model.encoders import ImageEncoder, build_image_encoder
 
     torch.manual_seed(0)
     vae = build_vae(preset("tiny")).eval().requires_grad_(False)
     encoder = build_image_encoder(preset("tiny").image_encoder).eval()
     clips = [thinned(moving_square(f"c{i}", speed=1 + 2 * i, seed=i), 2) for i in range(2)]
     assert isinstance(CONFIG.data, FilmData)
-    tower = VisionTower(encoder, CLIP_MEAN, CLIP_STD)
+    tower = ImageEncoder(encoder, CLIP_MEAN, CLIP_STD)
     latents = encode_clips(clips, vae, tower, tmp_path_factory.mktemp("cache"), CONFIG.data.strides)
     unet = build_unet(preset("tiny"), task("image-to-video"), num_frames=6)
     rewrite_exactly(unet, context_tokens=1)
@@ -82,9 +82,9 @@ def test_the_error_is_edm_s_weighted_error_of_the_denoised_clip() -> None:
 
     batch = Batch(clean, clean, clean[:, 0, :, 0], torch.zeros(3, 3), ("a", "b", "c"))
     ours = denoising_error(network, batch, sigma, noise)  # type: ignore[arg-type]
-    noisy = clean + over(sigma, clean) * noise
+    noisy = clean + append_dims(sigma, clean) * noise
     c = precondition(sigma)
-    denoised = over(c.c_skip, clean) * noisy + over(c.c_out, clean) * raw
+    denoised = append_dims(c.c_skip, clean) * noisy + append_dims(c.c_out, clean) * raw
     theirs = loss_weight(sigma) * (denoised - clean).square().mean(dim=(1, 2, 3, 4))
     assert torch.allclose(ours, theirs, rtol=1e-3)
 
