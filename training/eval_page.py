@@ -14,7 +14,7 @@ from typing import Any
 
 from model.errors import DataError
 from model.media.video import encode_video
-from training.metrics.inputs import Frames
+from training.metrics.inputs import EvalSample, Frames
 from training.model_card import flatten
 
 PAGE = "index.html"

@@ -163,6 +163,7 @@ class ExampleBuilder:
         return (shape.num_frames, shape.height, shape.width) == (config.num_frames, config.height, config.width)
 
     def encoded(self, clips: list[Clip], strides: tuple[int, ...]) -> list[LatentClip]:
+        """The clips as latents, one at each stride, with the image embedding of their first frame where it is read."""
         # A network that is told words alone needs no embeddings of pictures; a run's towers give them all the same.
         wanted = task(self.config.task).context != "text" or has_vision(self.towers)
         vision = frozen_vision(self.towers, self.size) if wanted else None
@@ -222,6 +223,7 @@ class ExampleBuilder:
         return min(shape.num_frames for shape in self.shapes)
 
     def film_and_moves(self, wanted: FilmData) -> Examples:
+        """Film clips, and camera moves over photographs beside them."""
         items, config = training_items(self.data, self.left_out), self.config
         photos = readable_photos(self.data, items, self.left_out) if wanted.moves else []
         moves = camera_moves(
@@ -245,6 +247,7 @@ class ExampleBuilder:
         return self.by_size(latents[: len(film)], len(own_moves), wanted.still_share, make)
 
     def prompted(self, wanted: PromptedData) -> Examples:
+        """Clips with captions: film, and camera moves whose caption names the motion."""
         items, config = training_items(self.data, self.left_out), self.config
         film = self.encoded(self.film(items, wanted.keep_every), wanted.strides)
         camera: list[tuple[LatentClip, str]] = []
@@ -274,6 +277,7 @@ class ExampleBuilder:
         return self.by_size(film, len(camera), made_share, make)
 
     def ends(self, wanted: EndsData, network: Denoiser) -> Examples:
+        """Film clips of which both ends are given."""
         film = self.encoded(self.film(training_items(self.data, self.left_out), 1), wanted.strides)
 
         def make(config: DenoiserConfig, clips: list[LatentClip], _with: bool, _share: float) -> EndsExamples:
@@ -282,6 +286,7 @@ class ExampleBuilder:
         return self.by_size(film, 0, 0.0, make)
 
     def orbits(self, wanted: OrbitData) -> Examples:
+        """Rendered orbits around objects."""
         if self.own.height != self.own.width:
             raise InvalidRequest(f"orbits are square, not {self.own.width} x {self.own.height}", param="width")
         orbits = load_orbits(self.data, "train", self.left_out, self.own.height)

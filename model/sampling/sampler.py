@@ -21,7 +21,7 @@ from torch import Tensor
 from model.denoiser import AdaptableDenoiser, Denoiser, ReusingDenoiser
 from model.errors import InvalidRequest
 from model.sampling.guidance import guide
-from model.sampling.precondition import append_dims, precondition
+from model.sampling.precondition import append_dims, ode_derivative, precondition
 from model.sampling.row import Row
 from model.sampling.solvers import Latents
 

@@ -70,6 +70,7 @@ def _dummy_row(model: LoadedModel, params: Params) -> Row:
 
 
 def calibrate(model: LoadedModel, params: Params, row: Row) -> None:
+    """Measure calls of 1, 2, 4 ... slots, a decode chunk and an encoding into the model's profile."""
     profile, numel = model.profile, row.key.latent.numel
     unguided = row.unguided()
     most = min(LARGEST, model.settings.max_batch or LARGEST, max_batch_size(model.checkpoint.unet, row.key.latent))

@@ -36,7 +36,7 @@ from serving.gateway.images import kept
 from serving.gateway.safety import PictureRefused, Verdict
 from serving.gateway.services import NOTES_NAME, Services
 from serving.gateway.settings import Settings
-from serving.interpolation.assemble import estimate
+from serving.interpolation.pairs import estimate
 from serving.jobs.admission import hash_body
 from serving.jobs.dispatcher import QUEUE_TOPIC
 from serving.jobs.errors import QueueFull

@@ -8,36 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from model.interpolation import FACTOR, InterpolationStage, interleave, pair_seed, pairs_of
-from model.params import OutputFormat, Params
+from model.interpolation import FACTOR, InterpolationStage, interleave, pair_seed
+from model.params import OutputFormat
 from serving.engine.mux import build_result
-from serving.engine.protocol import Completed, Engine
+from serving.engine.protocol import Completed
 from serving.interpolation.pair_store import Rendered
-
-
-def estimate(engine: Engine, model: str, params: Params, chain: InterpolationStage | None) -> float | None:
-    """Seconds a request would take on an idle engine, both stages; None while unknown.
-
-    Pairs count as one after another: batching them makes it less.
-    """
-    first = engine.estimate(model, params)
-    if chain is None or first is None:
-        return first
-    pair = engine.estimate(chain.model, chain.params)
-    return None if pair is None else first + pairs_of(params) * pair
-
-
-def first_share(engine: Engine, model: str, params: Params, chain: InterpolationStage | None) -> float:
-    """The first stage's part of a request's work, for its progress: by measured times, else by frames and steps."""
-    if chain is None:
-        return 1.0
-    first, both = engine.estimate(model, params), estimate(engine, model, params, chain)
-    if first is not None and both:
-        return first / both
-    clip = params.num_frames * params.num_inference_steps
-    pairs = pairs_of(params) * chain.params.num_frames * chain.params.num_inference_steps
-    return clip / (clip + pairs)
-
 
 _OWN: Final = frozenset(
     {"task", "model", "model_version", "params", "seed", "output_format", "decode_chunks", "degraded"}

@@ -19,8 +19,9 @@ from typing import Final
 from PIL import Image
 
 from model.errors import InvalidRequest
-from model.interpolation import Frames, InterpolationStage
+from model.interpolation import Frames, InterpolationStage, pairs_of
 from model.media.image import to_png
+from model.params import Params
 from serving.background import run_in_thread
 from serving.engine.protocol import CancelledAt, Checkpointed, Completed, Engine, EngineRequest, Failed, Share, Stepped
 from serving.engine.wrapper import events_of
@@ -217,3 +218,27 @@ def _digest(frames: Frames) -> str:
 
 def _png(frame: Frames) -> bytes:
     return to_png(Image.fromarray(frame))
+
+
+def estimate(engine: Engine, model: str, params: Params, chain: InterpolationStage | None) -> float | None:
+    """Seconds a request would take on an idle engine, both stages; None while unknown.
+
+    Pairs count as one after another: batching them makes it less.
+    """
+    first = engine.estimate(model, params)
+    if chain is None or first is None:
+        return first
+    pair = engine.estimate(chain.model, chain.params)
+    return None if pair is None else first + pairs_of(params) * pair
+
+
+def first_share(engine: Engine, model: str, params: Params, chain: InterpolationStage | None) -> float:
+    """The first stage's part of a request's work, for its progress: by measured times, else by frames and steps."""
+    if chain is None:
+        return 1.0
+    first, both = engine.estimate(model, params), estimate(engine, model, params, chain)
+    if first is not None and both:
+        return first / both
+    clip = params.num_frames * params.num_inference_steps
+    pairs = pairs_of(params) * chain.params.num_frames * chain.params.num_inference_steps
+    return clip / (clip + pairs)

@@ -58,7 +58,7 @@ class Leases:
         database: Database,
         server: str,
         clock: Callable[[], float] = time.time,
-        terms: Lifetimes = Lifetimes(),  # noqa: B008 - frozen
+        terms: Lifetimes = Lifetimes(),
     ) -> None:
         self._database = database
         self._server = server

@@ -40,8 +40,8 @@ from serving.engine.protocol import (
     Queued,
     Stepped,
 )
-from serving.interpolation.assemble import first_share
 from serving.interpolation.pair_store import kept_names
+from serving.interpolation.pairs import first_share
 from serving.jobs.artifacts import Artifacts
 from serving.jobs.errors import LeaseLost
 from serving.jobs.leases import Leases

@@ -25,8 +25,8 @@ from serving.engine.protocol import (
     Share,
     Stepped,
 )
-from serving.interpolation.assemble import estimate, first_share
 from serving.interpolation.pair_store import Kept, Rendered, kept_names
+from serving.interpolation.pairs import estimate, first_share
 from serving.jobs.artifacts import Artifacts
 from tests.unit.serving.interpolation.support import PAIRS, STEPS, Script, chained, request
 
