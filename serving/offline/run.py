@@ -180,7 +180,7 @@ def _consume(
     ray: Any, batch: Batch, manifest: Manifest, total: int, ledger: Ledger, output: Output, report: Report
 ) -> None:
     """Run the dataset; note each result as it comes."""
-    from serving.offline.cluster import Feed, Gate, read_manifest
+    from serving.offline.datasource import Feed, Gate, read_manifest
     from serving.offline.worker import PacketWorker
 
     laid_out = _laid_out(ray, batch)

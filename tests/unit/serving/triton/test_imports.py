@@ -9,6 +9,6 @@ import pytest
 from tests.unit.test_layers import HEAVY, imported_by
 
 
-@pytest.mark.parametrize("module", ["client", "control", "server", "hosting", "settings"])
+@pytest.mark.parametrize("module", ["client", "pool", "wire", "server", "hosting"])
 def test_it_brings_no_torch(module: str, root: Path) -> None:
     assert not imported_by(f"import serving.triton.{module}", root) & HEAVY
