@@ -25,10 +25,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
-
-import pyarrow as pa
 
 from model.errors import GenerationFailed, InvalidRequest, StillmotionError, StorageFull
 from serving.engine.protocol import CancelledAt, Completed, Engine, EngineRequest, Failed, Share
@@ -37,8 +35,10 @@ from serving.offline.manifest import Line
 from serving.offline.output import ATTEMPTS, FAILURES, RECORDS, Output, PictureReader
 from serving.offline.result_log import Result, failure, parse, success, thumbnail_name, video_name
 from serving.offline.rows import Ask, Reading, as_json, name_of, read_row
-from serving.offline.tables import packed, results_table
 from serving.provenance.finish import finish
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _log = logging.getLogger(__name__)
 _GONE: Final = frozenset({"engine_stopped", "engine_broken"})
@@ -258,6 +258,8 @@ class Worker:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Render the rows; their columns are a request's fields."""
+        from serving.offline.tables import results_table  # here: who reads a manifest has no use for pyarrow
+
         return results_table(self._render([as_line(values) for values in rows.to_pylist()]))
 
     def _render(self, lines: list[Line]) -> list[Result]:
@@ -282,6 +284,8 @@ class PacketWorker(Worker):
 
     def __call__(self, packets: pa.Table) -> pa.Table:
         """Render the rows."""
+        from serving.offline.tables import packed
+
         lines = [Line(**values) for packet in packets.column("lines").to_pylist() for values in packet]
         return packed(self._render(lines))
 
