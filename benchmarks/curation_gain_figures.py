@@ -21,9 +21,9 @@ from model.media.video import contact_sheet_png
 from training.data.motion_bucket import MotionMap
 from training.metrics.figures import DIRECTIONS
 from training.metrics.frechet import Projection, frechet_distance, interval, resamples
-from training.metrics.generate import ClipMaker, Wanted
+from training.metrics.generate import ClipMaker, GenerationRequest
 from training.metrics.inputs import RealClip, real_clips
-from training.metrics.loss import clean_latents, noise_levels, told_of, validation_loss
+from training.metrics.loss import clean_latents, conditioning_of, noise_levels, validation_loss
 from training.metrics.transnet import clip_features
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
@@ -53,19 +53,21 @@ def measure(
             real = real_clips(starter, entry.num_frames[0], entry.height, entry.width, clips, MotionMap())
             shown["real"] = [one.frames for one in real]
         maker = ClipMaker(entry, work / name.replace(", ", "-"), steps=int(entry.defaults["num_inference_steps"]))
-        wanted = [Wanted(one.name, one.frames[0], round(one.fps), one.bucket, one.name) for one in real]
+        wanted = [GenerationRequest(one.name, one.frames[0], round(one.fps), one.bucket, one.name) for one in real]
         losses[name] = _losses(maker, wanted, real, f"loss of {name}", report)
         shown[name] = maker.generated(wanted, f"sampling {name}", report)
     described = {name: np.stack([clip_features(one) for one in side]) for name, side in shown.items()}
     return _figures(losses, described, [one.shot for one in real]), shown
 
 
-def _losses(maker: ClipMaker, wanted: list[Wanted], real: list[RealClip], what: str, report: Report) -> Array:
+def _losses(
+    maker: ClipMaker, wanted: list[GenerationRequest], real: list[RealClip], what: str, report: Report
+) -> Array:
     """The mean loss over noise levels of each clip, [N]."""
     found = []
     for done, (one, clip) in enumerate(zip(wanted, real, strict=True)):
         report(what, done, len(real))
-        clean, told = clean_latents(maker.checkpoint, clip.frames), told_of(maker, one)
+        clean, told = clean_latents(maker.checkpoint, clip.frames), conditioning_of(maker, one)
         levels = noise_levels(maker.checkpoint.noise)
         found.append(np.mean([validation_loss(maker.denoiser, clean, told, sigma, one.seed) for sigma in levels]))
     return np.array(found)

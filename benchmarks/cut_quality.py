@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from training.curation.clips_plan import ClipRules, loss, plan, shots, timeline
-from training.curation.cuts import CASCADE, Level, Seen, decide, look, small_frames
-from training.curation.footage import Truth, made_scene, random_parts, render, write_video
+from training.curation.cuts import CASCADE, Level, SourceScan, decide_cuts, scan, small_frames
+from training.curation.footage import Truth, random_parts, random_scene, render, write_video
 from training.curation.probe import index_packets
 from training.curation.records import Cut
 
@@ -49,19 +49,19 @@ def spans(cuts: Sequence[Cut]) -> list[tuple[int, int]]:
     return [(round(cut.start_s * FPS), round(cut.end_s * FPS)) for cut in cuts]
 
 
-def proposals(seen: Seen, level: Level) -> list[tuple[int, int]]:
+def proposals(seen: SourceScan, level: Level) -> list[tuple[int, int]]:
     """What a level alone says: a cut between the two frames it compared, taken as its later frame."""
     return [(last, last) for one, _, last, _ in seen.proposals if one == level]
 
 
 def measured(seed: int, folder: Path, transnet: bool) -> Film:
-    parts = random_parts(seed, lambda k, pace: made_scene(1000 * seed + k, HEIGHT, WIDTH, pace))
+    parts = random_parts(seed, lambda k, pace: random_scene(1000 * seed + k, HEIGHT, WIDTH, pace))
     frames, truths, _ = render(parts)
     path = folder / f"{seed}.mp4"
     write_video(path, frames, gop=GOP)
-    seen = look(small_frames(path), (*CASCADE, *SINGLE.values()))
-    cascade = Seen(seen.thumbs, seen.times_s, tuple(one for one in seen.proposals if one[0] in CASCADE))
-    cuts = decide(cascade, "film")
+    seen = scan(small_frames(path), (*CASCADE, *SINGLE.values()))
+    cascade = SourceScan(seen.thumbs, seen.times_s, tuple(one for one in seen.proposals if one[0] in CASCADE))
+    cuts = decide_cuts(cascade, "film")
     found = {f"{level.name}: {level.told}": proposals(seen, level) for level in CASCADE}
     found["the cascade"] = spans(cuts)
     found |= {f"single pass: {name}": proposals(seen, level) for name, level in SINGLE.items()}

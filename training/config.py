@@ -85,6 +85,9 @@ class Buckets:
         return self.largest_aspect > 0 or bool(self.lengths)
 
 
+ProgressCallback = Callable[[str, int, int], None]
+"""Called with (what, done, total) as long work goes on; (message, 0, 0) is a message alone."""
+
 MOST_UNREADABLE = 0.1
 """Share of a dataset's clips that may be unreadable before training stops."""
 

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from model.errors import MissingExtra
 
 
-def join() -> torch.device:
+def join_processes() -> torch.device:
     """Join the other processes, if there are any; returns this one's device.
 
     Raises:
@@ -42,7 +42,7 @@ def join() -> torch.device:
 
 
 @contextmanager
-def first_alone() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """The first process goes through the block before the others do: what it caches, they find."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -58,7 +58,7 @@ def distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def world() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
     """This process's rank, and how many there are."""
     if distributed():
         return dist.get_rank(), dist.get_world_size()
@@ -74,7 +74,7 @@ def shard(unet: UNetSpatioTemporalConditionModel) -> None:
 
 def average_plain_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average over the processes the gradients that sharding does not: those of parameters that every process has."""
-    _, size = world()
+    _, size = rank_and_size()
     for p in parameters:
         if size > 1 and p.grad is not None and not isinstance(p.grad, DTensor):
             dist.all_reduce(p.grad)
@@ -96,32 +96,32 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> None:
             gradient.mul_(scale)
 
 
-def gathered(tree: Any) -> Any:
+def gather_full(tree: Any) -> Any:
     """The same nest of dicts and lists with every DTensor whole; a collective call."""
     if isinstance(tree, DTensor):
         return tree.full_tensor()
     if isinstance(tree, dict):
-        return {key: gathered(value) for key, value in tree.items()}
+        return {key: gather_full(value) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [gathered(value) for value in tree]
+        return [gather_full(value) for value in tree]
     return tree
 
 
-def like(whole: Tensor, placed: Tensor) -> Tensor:
+def distribute_like(whole: Tensor, placed: Tensor) -> Tensor:
     """A whole tensor laid out as `placed` is."""
     if isinstance(placed, DTensor) and whole.shape == placed.shape:
         return distribute_tensor(whole.to(placed.device), placed.device_mesh, placed.placements)
     return whole
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """The part of a tensor that lies in this process; all of a plain one."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-def total(value: float) -> float:
+def all_reduce_sum(value: float) -> float:
     """The sum of a number over the processes."""
-    _, size = world()
+    _, size = rank_and_size()
     if size == 1:
         return value
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"

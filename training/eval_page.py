@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import DataError
-from model.media.video import encode_video
-from training.metrics.inputs import EvalSample, Frames
+from model.media.video import Frames, encode_video
+from training.metrics.inputs import EvalSample
 from training.model_card import flatten
 
 PAGE = "index.html"
@@ -41,7 +41,7 @@ all.forEach(v=>v.onended=()=>{if(all.every(w=>w.ended))again()});again();
 """
 
 
-def write_eval_page(folder: Path, found: dict[str, Any], shown: Sequence[EvalSample]) -> Path:
+def write_eval_page(folder: Path, results: dict[str, Any], shown: Sequence[EvalSample]) -> Path:
     """Write the page of an evaluation.
 
     Args:
@@ -54,36 +54,36 @@ def write_eval_page(folder: Path, found: dict[str, Any], shown: Sequence[EvalSam
     Raises:
         DataError: the folder cannot be written.
     """
-    fps = int(found["settings"]["fps"])
-    chosen = [shown[k * len(shown) // min(MOST, len(shown))] for k in range(min(MOST, len(shown)))]
+    fps = int(results["settings"]["fps"])
+    selected = [shown[k * len(shown) // min(MOST, len(shown))] for k in range(min(MOST, len(shown)))]
     try:
         (folder / "clips").mkdir(parents=True, exist_ok=True)
-        rows = [_row(folder, number, one, fps) for number, one in enumerate(chosen)]
-        (folder / PAGE).write_text(_page(found, rows, len(shown)), encoding="utf-8")
+        rows = [_row(folder, number, one, fps) for number, one in enumerate(selected)]
+        (folder / PAGE).write_text(_page(results, rows, len(shown)), encoding="utf-8")
     except OSError as error:
         raise DataError(f"the page cannot be written to {folder}: {error}; name another folder with --page") from error
     return folder / PAGE
 
 
-def _page(found: dict[str, Any], rows: list[str], of: int) -> str:
-    told = "".join(
+def _page(results: dict[str, Any], rows: list[str], of: int) -> str:
+    figure_rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td class='n'>{html.escape(text)}</td></tr>"
-        for name, text in flatten(found["figures"])
+        for name, text in flatten(results["figures"])
     )
     how = "".join(
-        f"<dt><b>{html.escape(name)}</b></dt><dd>{html.escape(text)}</dd>" for name, text in found["protocol"].items()
+        f"<dt><b>{html.escape(name)}</b></dt><dd>{html.escape(text)}</dd>" for name, text in results["protocol"].items()
     )
-    name, version = html.escape(str(found["model"])), html.escape(str(found["version"])[:12])
+    name, version = html.escape(str(results["model"])), html.escape(str(results["version"])[:12])
     return f"""<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>{name}, measured</title><style>{_STYLE}</style>
 <h1>{name}</h1>
-<p class="under">{html.escape(found["task"])}, version {version}, {found["settings"]["steps"]} steps.
-{len(rows)} of {of} held-out inputs; figures are over all. Protocol {found["protocol_hash"]}.</p>
+<p class="under">{html.escape(results["task"])}, version {version}, {results["settings"]["steps"]} steps.
+{len(rows)} of {of} held-out inputs; figures are over all. Protocol {results["protocol_hash"]}.</p>
 <p><button id="again">From the start</button>
 <label>Speed <select id="speed"><option value="1">as is</option><option value=".5">half</option>
 <option value=".25">a quarter</option></select></label></p>
 {"".join(rows)}
-<h2>Figures</h2><table>{told}</table><h2>How each was taken</h2><dl>{how}</dl>
+<h2>Figures</h2><table>{figure_rows}</table><h2>How each was taken</h2><dl>{how}</dl>
 <script>{_SCRIPT}</script></html>
 """
 

@@ -19,17 +19,16 @@ from typing import Any
 from model.catalog import SIDECAR, ModelEntry
 from model.errors import InvalidRequest
 from model.tasks import TASKS
+from training.config import ProgressCallback
 from training.data.motion_bucket import MotionMap
 from training.eval_page import write_eval_page
 from training.metrics import figures, frechet, interpolation, loss, multi_view, prompted
 from training.metrics.baselines import slow_zoom, still
-from training.metrics.generate import ClipMaker, Wanted
+from training.metrics.generate import ClipMaker, GenerationRequest
 from training.metrics.inputs import EvalSample, RealClip, real_clips, stills
 from training.metrics.loss import loss_figure
 from training.metrics.rife import rife_between
 from training.metrics.transnet import clip_features
-
-Report = Callable[[str, int, int], None]
 
 CLIPS = 64
 WITH_FVD = ("image-to-video", "text-to-video")
@@ -66,7 +65,7 @@ def evaluate(
     entry: ModelEntry,
     data: Path | None = None,
     limit: int | None = None,
-    report: Report = lambda *_: None,
+    report: ProgressCallback = lambda *_: None,
     settings: EvalSettings | None = None,
 ) -> dict[str, Any]:
     """Measure a checkpoint; the answer is ready for JSON.
@@ -89,7 +88,7 @@ def evaluate(
     scale = motion_map(entry)
     maker = ClipMaker(entry, settings.work, steps=steps, batch=settings.batch, device=settings.device)
     measured, protocol, shown = _MEASURES[entry.task.name](_Run(entry, data, limit, report, settings, maker, scale))
-    found = {
+    results = {
         "model": entry.name,
         "version": entry.version,
         "task": entry.task.name,
@@ -100,8 +99,8 @@ def evaluate(
         "protocol_hash": protocol_hash(protocol),
     }
     if settings.page:
-        write_eval_page(settings.page, found, shown)
-    return found
+        write_eval_page(settings.page, results, shown)
+    return results
 
 
 def protocol_hash(protocol: dict[str, str]) -> str:
@@ -116,7 +115,7 @@ class _Run:
     entry: ModelEntry
     data: Path
     limit: int | None
-    report: Report
+    report: ProgressCallback
     settings: EvalSettings
     maker: ClipMaker
     scale: MotionMap
@@ -132,28 +131,28 @@ def _image_to_video(run: _Run) -> Measured:
     real = real_clips(run.data, entry.num_frames[0], entry.height, entry.width, limit or CLIPS, run.scale)
     pictures = dict(list(stills(run.data, entry.height, entry.width).items())[:limit])
     photos = {name: one.picture[None] for name, one in pictures.items() if one.kind == "photo"}
-    wanted = [_paired(clip) for clip in real]
-    made = run.maker.generated(wanted, "sampling paired clips", report)
+    requests = [_paired(clip) for clip in real]
+    generated_clips = run.maker.generated(requests, "sampling paired clips", report)
     rebuilt = run.maker.reconstructed({clip.name: clip.frames for clip in real}, "reconstructing clips", report)
     again = run.maker.reconstructed(photos, "reconstructing photographs", report)
     buckets = [
-        Wanted(f"motion/{name}/{bucket}", one.picture, fps, bucket, name)
+        GenerationRequest(f"motion/{name}/{bucket}", one.picture, fps, bucket, name)
         for name, one in pictures.items()
         for bucket in figures.BUCKETS
     ]
     moving = run.maker.generated(buckets, "sampling at four buckets", report)
     measured = {
         "reconstruction_psnr_db": figures.reconstruction(real, rebuilt, list(photos.values()), again),
-        "first_frame_psnr_db": figures.first_frame(real, made, rebuilt),
-        "frechet": figures.frechet(real, made, rebuilt, run.settings.features, report),
+        "first_frame_psnr_db": figures.first_frame(real, generated_clips, rebuilt),
+        "frechet": figures.frechet(real, generated_clips, rebuilt, run.settings.features, report),
         "motion": figures.motion(moving, fps, run.scale),
-        "sharpness_kept": figures.sharpness(real, made),
-        "steadiness": figures.steadiness(real, made),
-        "validation_loss": loss_figure(run.maker, wanted, [clip.frames for clip in real], report),
+        "sharpness_kept": figures.sharpness(real, generated_clips),
+        "steadiness": figures.steadiness(real, generated_clips),
+        "validation_loss": loss_figure(run.maker, requests, [clip.frames for clip in real], report),
     }
     films = [clip.frames for clip in real]
     sides = {
-        "model": made,
+        "model": generated_clips,
         "still": [still(clip[0], len(clip)) for clip in films],
         "slow zoom": [slow_zoom(clip[0], len(clip)) for clip in films],
         "autoencoder": rebuilt,
@@ -206,5 +205,5 @@ def motion_map(entry: ModelEntry) -> MotionMap:
     return MotionMap(**named) if named else MotionMap()
 
 
-def _paired(clip: RealClip) -> Wanted:
-    return Wanted(f"paired/{clip.name}", clip.frames[0], round(clip.fps), clip.bucket, clip.name)
+def _paired(clip: RealClip) -> GenerationRequest:
+    return GenerationRequest(f"paired/{clip.name}", clip.frames[0], round(clip.fps), clip.bucket, clip.name)

@@ -17,9 +17,9 @@ from model.errors import DataError, InvalidRequest
 from model.presets import preset
 from model.shapes import VAE_STRIDE, VideoShape, nearest
 from model.tasks import task
-from training.config import DenoiserConfig, EndsData, FilmData, LoraConfig, OrbitData, PromptedData
+from training.config import DenoiserConfig, EndsData, FilmData, LoraConfig, OrbitData, ProgressCallback, PromptedData
 from training.data.camera import camera_clips
-from training.data.frames import Clip, load_sized, readable_photos, shown_size, thinned
+from training.data.frames import Clip, load_sized, readable_photos, shown_size, subsample
 from training.data.latents import LatentClip, encode_clips
 from training.data.left_out import LeftOut
 from training.data.motion_bucket import MotionMap
@@ -30,15 +30,13 @@ from training.data.starter import Item, load_items
 from training.frozen_networks import frozen_text, frozen_vae, frozen_vision, has_vision
 from training.initial_weights import Denoiser
 from training.objectives.batch import Examples
-from training.objectives.buckets import WeightedExamples, bucketed, sort_clips
+from training.objectives.buckets import WeightedExamples, make_buckets, sort_clips
 from training.objectives.examples.camera import CameraExamples
 from training.objectives.examples.ends import EndsExamples
 from training.objectives.examples.film import FilmExamples
 from training.objectives.examples.orbits import OrbitExamples
 from training.objectives.examples.prompted import PromptedExamples
 from training.runs import resolve_source
-
-Report = Callable[[str, int, int], None]
 
 
 def training_items(data: Path, left_out: LeftOut | None = None) -> list[Item]:
@@ -53,9 +51,9 @@ def training_items(data: Path, left_out: LeftOut | None = None) -> list[Item]:
     items = load_items(data, left_out)
     if left_out is not None:
         left_out.refuse_too_many(len(items))
-    chosen = [item for item in items if item.split == "train"]
-    refuse_held_out([item.span for item in chosen], [item.span for item in items if item.split == "heldout"])
-    return chosen
+    train_items = [item for item in items if item.split == "train"]
+    refuse_held_out([item.span for item in train_items], [item.span for item in items if item.split == "heldout"])
+    return train_items
 
 
 def shapes_of(config: DenoiserConfig) -> tuple[VideoShape, ...]:
@@ -74,7 +72,12 @@ def shapes_of(config: DenoiserConfig) -> tuple[VideoShape, ...]:
 
 
 def examples_of(
-    config: DenoiserConfig, network: nn.Module, data: Path, out: Path, report: Report, left_out: LeftOut | None = None
+    config: DenoiserConfig,
+    network: nn.Module,
+    data: Path,
+    out: Path,
+    report: ProgressCallback,
+    left_out: LeftOut | None = None,
 ) -> Examples:
     """The examples a config names.
 
@@ -90,20 +93,20 @@ def examples_of(
         InvalidRequest: the config's buckets make no sense.
     """
     footage = ExampleBuilder(config, data, out, report, left_out or LeftOut(report, config.most_unreadable))
-    wanted = config.data
-    if isinstance(wanted, FilmData):
-        return footage.film_and_moves(wanted)
-    if isinstance(wanted, PromptedData):
-        return footage.prompted(wanted)
-    if isinstance(wanted, OrbitData):
-        return footage.orbits(wanted)
+    settings = config.data
+    if isinstance(settings, FilmData):
+        return footage.film_and_moves(settings)
+    if isinstance(settings, PromptedData):
+        return footage.prompted(settings)
+    if isinstance(settings, OrbitData):
+        return footage.orbits(settings)
     if not isinstance(network, Denoiser):
         raise DataError(f"{config.task} has no mask to learn; data with given ends trains frame-interpolation")
-    return footage.ends(wanted, network)
+    return footage.ends(settings, network)
 
 
 def camera_examples(
-    config: LoraConfig, base: Checkpoint, data: Path, out: Path, report: Report, left_out: LeftOut
+    config: LoraConfig, base: Checkpoint, data: Path, out: Path, report: ProgressCallback, left_out: LeftOut
 ) -> Examples:
     """Clips of the camera motions that a LoRA is to learn, as its base's frozen networks see them.
 
@@ -116,25 +119,25 @@ def camera_examples(
         DataError: the folder holds nothing to train on, too much of it cannot be read, or a motion that no clip can
             have.
     """
-    wanted, cache = config.data, out / "cache"
+    settings, cache = config.data, out / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     items = training_items(data, left_out)
     readable_photos(data, items, left_out)
-    made = camera_clips(
+    rendered = camera_clips(
         data,
         camera_sources(items, left_out),
         cache,
         config.height,
         config.width,
-        count=wanted.clips,
+        count=settings.clips,
         frames=config.num_frames,
         seed=config.optim.seed,
-        motions=wanted.motions,
+        motions=settings.motions,
     )
-    if not made:
+    if not rendered:
         raise DataError(f"{data} has no footage to move a camera over")
     assert isinstance(base.conditioners, ImageEncoder)
-    clips = encode_clips([clip for clip, _ in made], base.vae, base.conditioners, cache, (1,), report)
+    clips = encode_clips([clip for clip, _ in rendered], base.vae, base.conditioners, cache, (1,), report)
     return CameraExamples(config, clips, base.vae, MotionMap())
 
 
@@ -147,7 +150,9 @@ def camera_sources(items: list[Item], left_out: LeftOut) -> list[Item]:
 class ExampleBuilder:
     """A dataset folder at a recipe's sizes, with the frozen networks that read it."""
 
-    def __init__(self, config: DenoiserConfig, data: Path, out: Path, report: Report, left_out: LeftOut) -> None:
+    def __init__(
+        self, config: DenoiserConfig, data: Path, out: Path, report: ProgressCallback, left_out: LeftOut
+    ) -> None:
         self.config, self.data, self.report, self.left_out = config, data, report, left_out
         self.cache, self.size = out / "cache", preset(config.preset)
         self.cache.mkdir(parents=True, exist_ok=True)
@@ -165,8 +170,8 @@ class ExampleBuilder:
     def encoded(self, clips: list[Clip], strides: tuple[int, ...]) -> list[LatentClip]:
         """The clips as latents, one at each stride, with the image embedding of their first frame where it is read."""
         # A network that is told words alone needs no embeddings of pictures; a run's towers give them all the same.
-        wanted = task(self.config.task).context != "text" or has_vision(self.towers)
-        vision = frozen_vision(self.towers, self.size) if wanted else None
+        settings = task(self.config.task).context != "text" or has_vision(self.towers)
+        vision = frozen_vision(self.towers, self.size) if settings else None
         return encode_clips(clips, self.vae, vision, self.cache, strides, self.report)
 
     def film(self, items: list[Item], keep_every: int) -> list[Clip]:
@@ -181,13 +186,13 @@ class ExampleBuilder:
             return shape.height, shape.width
 
         clips = load_sized(self.data, shots, self.cache, size_of, self.report, self.left_out)
-        return [thinned(clip, keep_every) if keep_every > 1 else clip for clip in clips]
+        return [subsample(clip, keep_every) if keep_every > 1 else clip for clip in clips]
 
     def by_size(
         self,
         film: list[LatentClip],
-        made: int,
-        made_share: float,
+        rendered: int,
+        rendered_share: float,
         make: Callable[[DenoiserConfig, list[LatentClip], bool, float], WeightedExamples],
     ) -> Examples:
         """Examples of one size, or of several.
@@ -199,10 +204,10 @@ class ExampleBuilder:
         """
         groups, short = sort_clips(film, self.shapes)
         self.left_out.too_short([c.clip.item.id for c in short], len(film), self.shortest)
-        if not groups and not made:
+        if not groups and not rendered:
             raise DataError(f"{self.data} has no clip of {self.shortest} frames or more to train on")
         if len(self.shapes) == 1:
-            return make(self.config, groups.get(self.own, []), True, made_share if groups else 1.0)
+            return make(self.config, groups.get(self.own, []), True, rendered_share if groups else 1.0)
 
         def of_shape(shape: VideoShape, clips: list[LatentClip], share: float) -> WeightedExamples:
             config = dataclasses.replace(
@@ -210,86 +215,86 @@ class ExampleBuilder:
             )
             return make(config, clips, share > 0, share)
 
-        found = bucketed(self.own, groups, made_share if made else 0.0, of_shape)
-        for bucket in found.buckets:
+        sized = make_buckets(self.own, groups, rendered_share if rendered else 0.0, of_shape)
+        for bucket in sized.buckets:
             shape, count = bucket.shape, len(groups.get(bucket.shape, []))
-            told = f"{shape.num_frames} frames of {shape.width}x{shape.height}"
-            self.report(f"{told}: {count} clips, {bucket.share:.1%} of the iterations", 0, 0)
-        return found
+            shape_text = f"{shape.num_frames} frames of {shape.width}x{shape.height}"
+            self.report(f"{shape_text}: {count} clips, {bucket.share:.1%} of the iterations", 0, 0)
+        return sized
 
     @property
     def shortest(self) -> int:
         """The smallest frame count that a clip may have."""
         return min(shape.num_frames for shape in self.shapes)
 
-    def film_and_moves(self, wanted: FilmData) -> Examples:
+    def film_and_moves(self, settings: FilmData) -> Examples:
         """Film clips, and camera moves over photographs beside them."""
         items, config = training_items(self.data, self.left_out), self.config
-        photos = readable_photos(self.data, items, self.left_out) if wanted.moves else []
+        photos = readable_photos(self.data, items, self.left_out) if settings.moves else []
         moves = camera_moves(
             self.data,
             photos,
             self.cache,
             config.height,
             config.width,
-            count=wanted.moves,
+            count=settings.moves,
             frames=config.num_frames,
             seed=config.optim.seed,
         )
-        film = self.film(items, wanted.keep_every)
-        latents = self.encoded(film + moves, wanted.strides)
+        film = self.film(items, settings.keep_every)
+        latents = self.encoded(film + moves, settings.strides)
         own_moves = latents[len(film) :]
 
         def make(config: DenoiserConfig, clips: list[LatentClip], with_moves: bool, share: float) -> FilmExamples:
-            data = dataclasses.replace(wanted, still_share=share)
+            data = dataclasses.replace(settings, still_share=share)
             return FilmExamples(config, data, clips + (own_moves if with_moves else []), self.vae, self.motion)
 
-        return self.by_size(latents[: len(film)], len(own_moves), wanted.still_share, make)
+        return self.by_size(latents[: len(film)], len(own_moves), settings.still_share, make)
 
-    def prompted(self, wanted: PromptedData) -> Examples:
+    def prompted(self, settings: PromptedData) -> Examples:
         """Clips with captions: film, and camera moves whose caption names the motion."""
         items, config = training_items(self.data, self.left_out), self.config
-        film = self.encoded(self.film(items, wanted.keep_every), wanted.strides)
+        film = self.encoded(self.film(items, settings.keep_every), settings.strides)
         camera: list[tuple[LatentClip, str]] = []
-        if wanted.camera_clips:
+        if settings.camera_clips:
             readable_photos(self.data, items, self.left_out)
-            made = camera_clips(
+            rendered = camera_clips(
                 self.data,
                 camera_sources(items, self.left_out),
                 self.cache,
                 config.height,
                 config.width,
-                count=wanted.camera_clips,
+                count=settings.camera_clips,
                 frames=config.num_frames,
                 seed=0,
-                motions=wanted.motions,
-                pan_travel=wanted.pan_travel,
+                motions=settings.motions,
+                pan_travel=settings.pan_travel,
             )
-            latents = self.encoded([clip for clip, _ in made], wanted.strides)
-            camera = [(latent, motion) for latent, (_, motion) in zip(latents, made, strict=True)]
-        text, made_share = frozen_text(self.towers, self.size), 1 - wanted.film_share
+            latents = self.encoded([clip for clip, _ in rendered], settings.strides)
+            camera = [(latent, motion) for latent, (_, motion) in zip(latents, rendered, strict=True)]
+        text, rendered_share = frozen_text(self.towers, self.size), 1 - settings.film_share
 
         def make(config: DenoiserConfig, clips: list[LatentClip], with_made: bool, share: float) -> PromptedExamples:
-            data = wanted if share == made_share else dataclasses.replace(wanted, film_share=1 - share)
+            data = settings if share == rendered_share else dataclasses.replace(settings, film_share=1 - share)
             own = camera if with_made else []
             return PromptedExamples(config, data, clips, own, text, self.scaling, self.motion)
 
-        return self.by_size(film, len(camera), made_share, make)
+        return self.by_size(film, len(camera), rendered_share, make)
 
-    def ends(self, wanted: EndsData, network: Denoiser) -> Examples:
+    def ends(self, settings: EndsData, network: Denoiser) -> Examples:
         """Film clips of which both ends are given."""
-        film = self.encoded(self.film(training_items(self.data, self.left_out), 1), wanted.strides)
+        film = self.encoded(self.film(training_items(self.data, self.left_out), 1), settings.strides)
 
         def make(config: DenoiserConfig, clips: list[LatentClip], _with: bool, _share: float) -> EndsExamples:
-            return EndsExamples(config, wanted, clips, network.mask, self.scaling, self.motion)
+            return EndsExamples(config, settings, clips, network.mask, self.scaling, self.motion)
 
         return self.by_size(film, 0, 0.0, make)
 
-    def orbits(self, wanted: OrbitData) -> Examples:
+    def orbits(self, settings: OrbitData) -> Examples:
         """Rendered orbits around objects."""
         if self.own.height != self.own.width:
             raise InvalidRequest(f"orbits are square, not {self.own.width} x {self.own.height}", param="width")
         orbits = load_orbits(self.data, "train", self.left_out, self.own.height)
         latents = self.encoded([orbit.clip for orbit in orbits], ())
         placed = [(latent, orbit.item.elevation) for latent, orbit in zip(latents, orbits, strict=True)]
-        return OrbitExamples(self.config, wanted, placed, self.vae)
+        return OrbitExamples(self.config, settings, placed, self.vae)

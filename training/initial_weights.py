@@ -104,8 +104,8 @@ def _checkpoint(path: Path, size: Preset) -> Start:
 
 def _refuse_other_size(path: Path, config: Any, size: Preset) -> None:
     own = _size(config)
-    wanted = _size(size.unet.config(TASKS["image-to-video"], size.vae.latent_channels, size.num_frames))
-    if own != wanted:
+    expected = _size(size.unet.config(TASKS["image-to-video"], size.vae.latent_channels, size.num_frames))
+    if own != expected:
         named = [name for name, other in PRESETS.items() if own == _size_of(other)]
         remedy = f"it is of size {' or '.join(named)}" if named else f"it has {own}"
         raise DataError(f"{path} is no denoiser of size {size.name!r}: {remedy}; change it with --set preset=SIZE")

@@ -21,10 +21,10 @@ from model.lora.weights import Pair, temporal_projections, write_lora
 from model.optimized.rewrites import rewrite_exactly
 from model.presets import preset
 from training.config import LoraConfig
-from training.distributed import world
+from training.data.seeding import generator
+from training.distributed import rank_and_size
 from training.objectives.batch import Examples
 from training.objectives.denoise import Decode, DenoiseObjective
-from training.objectives.protocol import generator
 
 FILE = "lora.safetensors"
 _BASE = "base.json"
@@ -58,18 +58,20 @@ class Adapters(nn.Module):
         super().__init__()
         self._names = tuple(layers)
         for name, layer in layers.items():
-            place: nn.Module = self
+            module: nn.Module = self
             for part in name.split("."):
-                if part not in place._modules:
-                    place.add_module(part, nn.Module())
-                place = place.get_submodule(part)
-            place.add_module("lora_A", layer.lora_A)
-            place.add_module("lora_B", layer.lora_B)
+                if part not in module._modules:
+                    module.add_module(part, nn.Module())
+                module = module.get_submodule(part)
+            module.add_module("lora_A", layer.lora_A)
+            module.add_module("lora_B", layer.lora_B)
 
     def pairs(self) -> dict[str, Pair]:
         """A and B of every layer, by its name."""
-        found = dict(self.named_parameters())
-        return {name: (found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"]) for name in self._names}
+        parameters = dict(self.named_parameters())
+        return {
+            name: (parameters[f"{name}.lora_A.weight"], parameters[f"{name}.lora_B.weight"]) for name in self._names
+        }
 
 
 def adapt(unet: Any, rank: int, alpha: float, seed: int) -> Adapters:
@@ -144,13 +146,13 @@ def load_base(config: LoraConfig, entry: ModelEntry) -> Checkpoint:
     return base
 
 
-def hold_to_base(folder: Path, entry: ModelEntry) -> None:
+def pin_base(folder: Path, entry: ModelEntry) -> None:
     """Write down which base a run is for; refuse to go on with another. Raises DataError."""
     path, pinned = folder / _BASE, f"{entry.name}@{entry.version}"
     began = (folder / "state.pt").exists() and path.exists()
     if began and (was := json.loads(path.read_text())["base"]) != pinned:
         raise DataError(f"{folder} is a run on {was}, and {entry.path} is {pinned}: start a new folder")
-    if world()[0] == 0:
+    if rank_and_size()[0] == 0:
         path.write_text(json.dumps({"base": pinned}) + "\n")
 
 

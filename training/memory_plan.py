@@ -34,6 +34,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from model.memory.malloc import trim_freed_memory
+from model.memory.plan import GIB
 from model.optimized.rewrites import rewrite_exactly
 from model.presets import preset
 from model.shapes import VAE_STRIDE
@@ -41,9 +42,8 @@ from model.tasks import task
 from model.unet import build_unet, count_parameters
 from training.config import Denoising, LoraConfig
 from training.lora import adapt
-from training.optimizers import moments
+from training.optimizers import count_moments
 
-GIB = 2**30
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -55,13 +55,13 @@ class PeakMemory:
         held: tensors that belong to the training and are there already.
     """
 
-    def __init__(self, device: torch.device, held: Iterable[Tensor]) -> None:
+    def __init__(self, device: torch.device, tensors: Iterable[Tensor]) -> None:
         self._device = device
         self._held = self._began = 0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
-        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in held}
+        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
         self._held = sum(storages.values())
         trim_freed_memory()  # or what was freed before would serve the work unseen
         if _CLEAR.exists():
@@ -87,8 +87,8 @@ def _resident(field: str) -> int:
 
 def describe(predicted: int | None, measured: int | None) -> str:
     """Both, for a person."""
-    told = [f"{name} {size / GIB:.2f} GiB" for name, size in _both(predicted, measured) if size is not None]
-    return "memory of one process: " + (", ".join(told) or "this system does not tell")
+    parts_text = [f"{name} {size / GIB:.2f} GiB" for name, size in _both(predicted, measured) if size is not None]
+    return "memory of one process: " + (", ".join(parts_text) or "this system does not tell")
 
 
 def log_values(predicted: int | None, measured: int | None) -> dict[str, float]:
@@ -130,11 +130,11 @@ class MemoryPlan:
     def lines(self) -> list[str]:
         """For a person to read."""
         parts = {"states": self.states, "whole block": self.whole_block, "activations": self.activations}
-        told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+        parts_text = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
         return [
             f"parameters {self.parameters:,}, of which {self.trainable:,} train",
             *(f"{name} {list(shape)}" for name, shape in self.inputs.items()),
-            f"memory of one process: {self.bytes / GIB:.2f} GiB ({told})",
+            f"memory of one process: {self.bytes / GIB:.2f} GiB ({parts_text})",
         ]
 
 
@@ -192,7 +192,9 @@ def plan(config: Denoising, processes: int = 1) -> MemoryPlan:
     trainable = count_parameters(cast(nn.Module, unet), trainable=True)
     sharded = config.runtime.sharding != "none" and processes > 1
     blocks = [count_parameters(block) for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks)]
-    numbers = parameters + 2 * trainable + moments(cast(nn.Module, unet), config.optim)  # 2: gradients, the average
+    numbers = (
+        parameters + 2 * trainable + count_moments(cast(nn.Module, unet), config.optim)
+    )  # 2: gradients, the average
     return MemoryPlan(
         parameters=parameters,
         trainable=trainable,
@@ -212,14 +214,14 @@ def _kept(unet: UNetSpatioTemporalConditionModel, config: Denoising, inputs: dic
         for module in unet.modules():
             if hasattr(module, "_gradient_checkpointing_func"):
                 module._gradient_checkpointing_func = _segments(unet, counter, largest_inside)
-    given = {name: torch.zeros(shape, device="meta") for name, shape in inputs.items()}
+    inputs_meta = {name: torch.zeros(shape, device="meta") for name, shape in inputs.items()}
     low = config.runtime.precision == "bfloat16"
     with counter.counting(), _FusedAttention(), torch.autocast("cpu", torch.bfloat16, enabled=low):
         unet(
-            torch.cat([given["noisy"], given["concat"]], dim=2),
-            given["sigma"],
-            encoder_hidden_states=given["context"],
-            added_time_ids=given["vector"],
+            torch.cat([inputs_meta["noisy"], inputs_meta["concat"]], dim=2),
+            inputs_meta["sigma"],
+            encoder_hidden_states=inputs_meta["context"],
+            added_time_ids=inputs_meta["vector"],
             return_dict=False,
         )
     return counter.bytes + largest_inside[0]
@@ -266,7 +268,7 @@ class _Counter:
         return tensor
 
     def counting(self) -> saved_tensors_hooks:
-        return saved_tensors_hooks(self.add, lambda kept: kept)
+        return saved_tensors_hooks(self.add, lambda tensor: tensor)
 
 
 def _segments(unet: UNetSpatioTemporalConditionModel, outside: _Counter, largest: list[int]) -> Callable[..., Any]:

@@ -131,14 +131,16 @@ def _costs(path: Path) -> list[str]:
     """The section of options that cost quality, where `python -m benchmarks.one_video --json` measured them."""
     if not path.exists():
         return []
-    told = json.loads(path.read_text())
+    fields = json.loads(path.read_text())
     rows = [
         f"| {row['option']} | {row['against']} | {row['times_faster']:.2f} | {row['worst_psnr_db']:.1f} | "
         f"{row['median_psnr_db']:.1f} |"
-        for row in told["costly"]
+        for row in fields["costly"]
     ]
     head = ["| option | against | times faster | worst PSNR, dB | median |", "|---|---|---|---|---|"]
-    said = f"Off by default. From `python -m benchmarks.one_video --json FILE`, {told['pictures']} pictures, on a CPU."
+    said = (
+        f"Off by default. From `python -m benchmarks.one_video --json FILE`, {fields['pictures']} pictures, on a CPU."
+    )
     return ["## What options cost", said, "\n".join(head + rows)]
 
 
@@ -175,7 +177,7 @@ def _data(run: dict[str, Any]) -> str:
 
 def commands(runs: dict[str, Any]) -> str:
     """From nothing to the checkpoint: the data, and every run it stands on, in order."""
-    folders = {run: _data(told) for run, told in runs.items()}
+    folders = {run: _data(fields) for run, fields in runs.items()}
     lines = [_DATA[name] for name in dict.fromkeys(("starter", *folders.values()))]
     for run, name in folders.items():
         changed = "".join(f" --set {setting}" for setting in _settings(run, runs[run]["config"]))

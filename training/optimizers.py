@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from training.config import Optim
-from training.distributed import gathered, like
+from training.distributed import distribute_like, gather_full
 
 
 class EMA:
@@ -51,11 +51,11 @@ class EMA:
             if not p.requires_grad:
                 self.average.pop(name, None)
             else:
-                kept = self.average.setdefault(name, p.detach().clone())
-                kept.lerp_(p.detach(), 1 - decay)
+                average = self.average.setdefault(name, p.detach().clone())
+                average.lerp_(p.detach(), 1 - decay)
 
     @contextmanager
-    def swapped(self, module: nn.Module) -> Iterator[None]:
+    def swap_weights(self, module: nn.Module) -> Iterator[None]:
         """Within the block the module holds the averaged weights."""
         own = {name: p.detach().clone() for name, p in module.named_parameters() if name in self.average}
         self.copy_to(module)
@@ -83,7 +83,7 @@ STEPS = 5
 _ENDS = ("conv_in", "conv_out")
 
 
-def optimizer_of(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+def build_optimizer(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     """The optimizer that a config names."""
     adamw: dict[str, Any] = {"lr": optim.lr, "betas": (0.9, optim.beta2), "weight_decay": optim.weight_decay}
     if optim.method == "adamw":
@@ -91,7 +91,7 @@ def optimizer_of(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     return Muon(module, **adamw)
 
 
-def matrices(module: nn.Module) -> list[nn.Parameter]:
+def matrix_weights(module: nn.Module) -> list[nn.Parameter]:
     """The weights of linear layers and convolutions inside the network."""
     return [
         cast(nn.Parameter, layer.weight)
@@ -100,7 +100,7 @@ def matrices(module: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
+def orthogonalize(matrix: Tensor) -> Tensor:
     """Nearly the nearest matrix with orthonormal rows or columns, [n, m].
 
     Singular values end in 0.7 to 1.2, but for those that are far below the largest.
@@ -114,10 +114,10 @@ def orthogonal(matrix: Tensor) -> Tensor:
     return x.T if wide is not matrix else x
 
 
-def moments(module: nn.Module, optim: Optim) -> int:
+def count_moments(module: nn.Module, optim: Optim) -> int:
     """Numbers that the optimizer keeps of the parameters that train: AdamW two of each, Muon one of a matrix's."""
     both = 2 * sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return both if optim.method == "adamw" else both - sum(p.numel() for p in matrices(module) if p.requires_grad)
+    return both if optim.method == "adamw" else both - sum(p.numel() for p in matrix_weights(module) if p.requires_grad)
 
 
 class Muon(torch.optim.AdamW):
@@ -127,10 +127,10 @@ class Muon(torch.optim.AdamW):
     """
 
     def __init__(self, module: nn.Module, **adamw: Any) -> None:
-        whole = matrices(module)
-        known = {id(p) for p in whole}
+        matrix_parameters = matrix_weights(module)
+        known = {id(p) for p in matrix_parameters}
         rest = [p for p in module.parameters() if id(p) not in known]
-        super().__init__([{"params": rest, "muon": False}, {"params": whole, "muon": True}], **adamw)
+        super().__init__([{"params": rest, "muon": False}, {"params": matrix_parameters, "muon": True}], **adamw)
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step of all parameters that have a gradient."""
@@ -156,6 +156,6 @@ class Muon(torch.optim.AdamW):
         state["step"] += 1
         momentum = state["momentum"]
         momentum.lerp_(p.grad, 1 - MOMENTUM)
-        ahead = gathered(p.grad.lerp(momentum, MOMENTUM)).flatten(1)
-        step = orthogonal(ahead).mul_(RMS * max(ahead.shape) ** 0.5)
-        p.mul_(1 - lr * decay).sub_(like(step.view(p.shape), p), alpha=lr)
+        ahead = gather_full(p.grad.lerp(momentum, MOMENTUM)).flatten(1)
+        step = orthogonalize(ahead).mul_(RMS * max(ahead.shape) ** 0.5)
+        p.mul_(1 - lr * decay).sub_(distribute_like(step.view(p.shape), p), alpha=lr)

@@ -35,6 +35,7 @@ from training.data.motion_bucket import MotionMap
 from training.frozen_networks import frozen_text, frozen_vae, frozen_vision, trained_towers
 from training.initial_weights import Denoiser, empty_network, unet_of
 from training.model_card import CURVE, plot_curves
+from training.objectives.decoder import LATE_LAYERS
 from training.runs import averaged, is_run, locate, resolve_source, run_config, version_of
 
 _CELLS = 50_000
@@ -53,8 +54,8 @@ def fit_latent_colours(clips: list[LatentClip], scaling_factor: float) -> dict[s
     colours = np.concatenate([_colours(clip) for clip in clips])
     every = max(1, len(latents) // _CELLS)
     design = np.concatenate([latents[::every], np.ones((len(latents[::every]), 1))], axis=1)
-    found, *_ = np.linalg.lstsq(design, colours[::every], rcond=None)
-    return {"weights": found[:-1].round(5).tolist(), "bias": found[-1].round(5).tolist()}
+    solution, *_ = np.linalg.lstsq(design, colours[::every], rcond=None)
+    return {"weights": solution[:-1].round(5).tolist(), "bias": solution[-1].round(5).tolist()}
 
 
 def _cells(clip: LatentClip) -> np.ndarray:
@@ -72,17 +73,13 @@ def _colours(clip: LatentClip) -> np.ndarray:
     return colours
 
 
-LATE = ("decoder.up_blocks.", "decoder.conv_norm_out.", "decoder.conv_out.", "decoder.time_conv_out.")
-"""How the names begin of the decoder's late layers, which a fitted decoder has of its own."""
-
-
 def split_vae_weights(vae: Path) -> None:
     """Turn the one weight file of an autoencoder's folder into two, the shared one first."""
     whole = vae / SAFETENSORS_WEIGHTS_NAME
     weights = load_file(whole)
     parts = (
-        {name: value for name, value in weights.items() if not name.startswith(LATE)},
-        {name: value for name, value in weights.items() if name.startswith(LATE)},
+        {name: value for name, value in weights.items() if not name.startswith(LATE_LAYERS)},
+        {name: value for name, value in weights.items() if name.startswith(LATE_LAYERS)},
     )
     stem = whole.stem
     files = {f"{stem}-{number:05d}-of-{len(parts):05d}.safetensors": part for number, part in enumerate(parts, 1)}
@@ -163,7 +160,7 @@ def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: d
         "latent_colours": latent_colours,
         "motion_map": dataclasses.asdict(MotionMap()),
         **({"frame_noise": FRAME_NOISE} if spec.holds_ends else {}),
-        "runs": {run: told for path in published.values() for run, told in _earlier_runs(path).items()}
+        "runs": {run: summary for path in published.values() for run, summary in _earlier_runs(path).items()}
         | runs_summary(folders),
         "published_weights": {
             name: {"name": path.name, "version": version_of(path)} for name, path in published.items()
@@ -200,11 +197,11 @@ def _put_above(earlier: Path, curve: Path) -> None:
 
 def _starts(out: Path, values: dict[str, Any]) -> list[Path]:
     """What a run's weights went through before it, the earliest first, as far as it is still there."""
-    found: list[Path] = []
-    while values.get("init") and (path := locate(values["init"], out)) is not None and path not in found:
-        found.insert(0, path)
+    starts: list[Path] = []
+    while values.get("init") and (path := locate(values["init"], out)) is not None and path not in starts:
+        starts.insert(0, path)
         values = run_config(path) if is_run(path) else {}
-    return found
+    return starts
 
 
 def _conditioners(spec: TaskSpec, network: nn.Module, towers: Path, size: Preset) -> Conditioners:

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from model.media.video import encode_video
-from training.objectives.protocol import Objective, Pixels
+from model.media.video import Frames, encode_video
+from training.objectives.protocol import Objective
 
 SAMPLE_FPS = 7
 
@@ -69,7 +69,7 @@ def _board(folder: Path) -> Any:
     return SummaryWriter(str(folder))
 
 
-def _add_clip(board: Any, name: str, clip: Pixels, step: int) -> None:
+def _add_clip(board: Any, name: str, clip: Frames, step: int) -> None:
     # The writer's own add_video needs an editor's package to make the same GIF.
     from tensorboard.compat.proto.summary_pb2 import Summary
 

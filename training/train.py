@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -17,24 +16,30 @@ from torch import nn
 from model.errors import DataError, InvalidRequest
 from model.memory.malloc import retain_freed_memory
 from model.presets import preset
-from training.config import Config, DecoderConfig, DenoiserConfig, LoraConfig, VAEConfig, with_overrides
+from training.config import (
+    Config,
+    DecoderConfig,
+    DenoiserConfig,
+    LoraConfig,
+    ProgressCallback,
+    VAEConfig,
+    with_overrides,
+)
 from training.data import orbits
 from training.data.frames import load_clips
 from training.data.left_out import LeftOut
 from training.data.shards import dataset_identity
-from training.distributed import distributed, first_alone, join, world
+from training.distributed import distributed, join_processes, main_process_first, rank_and_size
 from training.examples import examples_of, training_items
-from training.lora import LoraObjective, base_entry, hold_to_base, load_base, release_lora
+from training.lora import LoraObjective, base_entry, load_base, pin_base, release_lora
 from training.memory_plan import describe, plan
 from training.objectives.protocol import Objective
 from training.recipes import PUBLISHED, RECIPES
 from training.runs import resolve_source
 from training.trainer import Trainer
 
-Report = Callable[[str, int, int], None]
 
-
-def train(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool, report: Report) -> Path:
+def train(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool, report: ProgressCallback) -> Path:
     """Train one recipe on a dataset folder; returns the run folder, OUT/RECIPE.
 
     A denoiser's run ends with a checkpoint folder, OUT/RECIPE/checkpoint, that the service and diffusers load; a LoRA's
@@ -59,16 +64,16 @@ def train(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool
     if resume:
         trainer.resume()
     trainer.run(report)
-    if world()[0] == 0:
+    if rank_and_size()[0] == 0:
         _release(trainer, out)
     return folder
 
 
-def _trainer(objective: Objective, config: Config, folder: Path, report: Report) -> Trainer:
+def _trainer(objective: Objective, config: Config, folder: Path, report: ProgressCallback) -> Trainer:
     """The trainer of a run, told what the run's plan predicts."""
-    if not isinstance(config, DenoiserConfig | LoraConfig) or world()[0]:
+    if not isinstance(config, DenoiserConfig | LoraConfig) or rank_and_size()[0]:
         return Trainer(objective, config, folder)
-    predicted = plan(config, world()[1]).bytes
+    predicted = plan(config, rank_and_size()[1]).bytes
     report(describe(predicted, None), 0, 0)
     beside = cast(nn.Module, objective.unet) if isinstance(objective, LoraObjective) else None
     return Trainer(objective, config, folder, predicted, beside)
@@ -79,7 +84,7 @@ def _release(trainer: Trainer, out: Path) -> None:
     config, objective, folder = trainer.config, trainer.objective, trainer.folder
     if isinstance(config, LoraConfig):
         assert isinstance(objective, LoraObjective)
-        with trainer.ema.swapped(objective.module):
+        with trainer.ema.swap_weights(objective.module):
             release_lora(objective, config, base_entry(config, out), folder)
     if isinstance(config, DenoiserConfig):
         from training.frozen_networks import frozen_vae
@@ -92,7 +97,7 @@ def _release(trainer: Trainer, out: Path) -> None:
         release(folder, folder / "checkpoint", colours)
 
 
-def build_objective(config: Config, data: Path, folder: Path, report: Report, left_out: LeftOut) -> Objective:
+def build_objective(config: Config, data: Path, folder: Path, report: ProgressCallback, left_out: LeftOut) -> Objective:
     """The objective a config names, on its data, for the run in `folder`.
 
     Args:
@@ -111,7 +116,7 @@ def build_objective(config: Config, data: Path, folder: Path, report: Report, le
         from training.initial_weights import build_network
         from training.objectives.denoise import DenoiseObjective
 
-        device = join()
+        device = join_processes()
         if config.runtime.sharding != "none" and not distributed():
             raise InvalidRequest(
                 f"runtime.sharding={config.runtime.sharding} takes several processes: start them with torchrun or "
@@ -120,7 +125,7 @@ def build_objective(config: Config, data: Path, folder: Path, report: Report, le
             )
         network = build_network(config, out).to(device)
         vae = frozen_vae(resolve_source(config.vae, out, "vae"), preset(config.preset))
-        with first_alone():
+        with main_process_first():
             examples = examples_of(config, network, data, out, report, left_out)
         return DenoiseObjective(config, network, examples, lambda latents: decode(vae, latents, 7))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -141,7 +146,9 @@ def build_objective(config: Config, data: Path, folder: Path, report: Report, le
     return towers
 
 
-def _decoder_objective(config: DecoderConfig, data: Path, out: Path, report: Report, left_out: LeftOut) -> Objective:
+def _decoder_objective(
+    config: DecoderConfig, data: Path, out: Path, report: ProgressCallback, left_out: LeftOut
+) -> Objective:
     """The objective of a decoder's run: on orbits, or on footage at the mini size."""
     from training.frozen_networks import frozen_vae
     from training.objectives.decoder import DecoderObjective
@@ -153,17 +160,19 @@ def _decoder_objective(config: DecoderConfig, data: Path, out: Path, report: Rep
     return DecoderObjective(config, vae, load_clips(data, items, out / "cache", 128, 224, report, left_out))
 
 
-def _lora_objective(config: LoraConfig, data: Path, folder: Path, report: Report, left_out: LeftOut) -> Objective:
+def _lora_objective(
+    config: LoraConfig, data: Path, folder: Path, report: ProgressCallback, left_out: LeftOut
+) -> Objective:
     """The objective of a LoRA's run, on its base."""
     from model.vae import decode
     from training.examples import camera_examples
 
-    device, out = join(), folder.parent
+    device, out = join_processes(), folder.parent
     entry = base_entry(config, out)
     folder.mkdir(parents=True, exist_ok=True)
-    hold_to_base(folder, entry)
+    pin_base(folder, entry)
     base = load_base(config, entry)
-    with first_alone():
+    with main_process_first():
         examples = camera_examples(config, base, data, out, report, left_out)
     base.unet.to(device)
     return LoraObjective(config, base.unet, examples, lambda latents: decode(base.vae, latents, 7))

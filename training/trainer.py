@@ -13,7 +13,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,20 @@ import torch
 from torch import nn
 
 from model.errors import DataError
-from training.config import Config, Optim, completed
-from training.distributed import average_plain_gradients, clip_gradients, gathered, like, local, world
+from training.config import Config, Optim, ProgressCallback, completed
+from training.distributed import (
+    average_plain_gradients,
+    clip_gradients,
+    distribute_like,
+    gather_full,
+    local_shard,
+    rank_and_size,
+)
 from training.memory_plan import PeakMemory, describe, log_values
 from training.objectives.protocol import Objective
-from training.optimizers import EMA, optimizer_of
+from training.optimizers import EMA, build_optimizer
 from training.run_log import RunLog
 
-Report = Callable[[str, int, int], None]
 _MAY_CHANGE = ("runtime", "most_unreadable")
 """Between two runs: how the work is laid out, and when to stop; not what is computed."""
 
@@ -64,7 +69,7 @@ class Trainer:
         self.predicted, self.beside = predicted, beside
         optim = config.optim
         self.ema = EMA(objective.module, optim.ema_decay)
-        self.optimizer = optimizer_of(objective.module, optim)
+        self.optimizer = build_optimizer(objective.module, optim)
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -76,13 +81,13 @@ class Trainer:
         """
         state = {
             "step": self.step,
-            "module": gathered(dict(self.objective.module.state_dict())),
-            "optimizer": gathered(self.optimizer.state_dict()),
-            "ema": gathered(self.ema.average),
+            "module": gather_full(dict(self.objective.module.state_dict())),
+            "optimizer": gather_full(self.optimizer.state_dict()),
+            "ema": gather_full(self.ema.average),
             "ema_updates": self.ema.updates,
             "config": dataclasses.asdict(self.config),
         }
-        if world()[0]:
+        if rank_and_size()[0]:
             return
         partial = self.folder / "state.partial"
         try:
@@ -92,9 +97,11 @@ class Trainer:
                 os.fsync(stream.fileno())
         except (OSError, RuntimeError) as error:  # torch's writer wraps the system's error in one of its own
             partial.unlink(missing_ok=True)
-            kept = "the one saved before is still there" if (self.folder / "state.pt").exists() else "none is there yet"
+            previous = (
+                "the one saved before is still there" if (self.folder / "state.pt").exists() else "none is there yet"
+            )
             raise DataError(
-                f"the state at iteration {self.step} could not be written to {self.folder} ({error}); {kept}. "
+                f"the state at iteration {self.step} could not be written to {self.folder} ({error}); {previous}. "
                 "Make room and go on with --resume"
             ) from error
         partial.replace(self.folder / "state.pt")
@@ -113,11 +120,13 @@ class Trainer:
         self.step = state["step"]
         self.objective.enter(self.step)
         module = self.objective.module
-        placed = dict(module.state_dict())
-        module.load_state_dict({name: like(value, placed[name]) for name, value in state["module"].items()})
+        layout = dict(module.state_dict())
+        module.load_state_dict({name: distribute_like(value, layout[name]) for name, value in state["module"].items()})
         self.optimizer.load_state_dict(self._placed(state["optimizer"]))
         own = dict(module.named_parameters())
-        self.ema.average = {name: like(value, own[name]).to(own[name].device) for name, value in state["ema"].items()}
+        self.ema.average = {
+            name: distribute_like(value, own[name]).to(own[name].device) for name, value in state["ema"].items()
+        }
         self.ema.updates = state["ema_updates"]
 
     def _check(self, path: Path, saved: dict[str, Any]) -> None:
@@ -127,21 +136,24 @@ class Trainer:
         saved = json.loads(json.dumps(completed(self.config, saved)))
         other = sorted(k for k in ours.keys() | saved.keys() if k not in _MAY_CHANGE and ours.get(k) != saved.get(k))
         if other:
-            told = ", ".join(f"{name} {saved.get(name)!r}, not {ours.get(name)!r}" for name in other)
+            differences = ", ".join(f"{name} {saved.get(name)!r}, not {ours.get(name)!r}" for name in other)
             raise DataError(
-                f"{path} is of a run with another config: {told}; start a new folder or resume with the same"
+                f"{path} is of a run with another config: {differences}; start a new folder or resume with the same"
             )
 
     def _placed(self, state: dict[str, Any]) -> dict[str, Any]:
         """An optimizer's whole state, laid out as its parameters are."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments = {
-            index: {name: like(value, parameters[index]) if name != "step" else value for name, value in one.items()}
+            index: {
+                name: distribute_like(value, parameters[index]) if name != "step" else value
+                for name, value in one.items()
+            }
             for index, one in state["state"].items()
         }
         return {**state, "state": moments}
 
-    def run(self, report: Report = lambda *_: None, *, until: int | None = None) -> None:
+    def run(self, report: ProgressCallback = lambda *_: None, *, until: int | None = None) -> None:
         """Train to the end (or to iteration `until`), saving as it goes.
 
         Raises:
@@ -149,33 +161,33 @@ class Trainer:
         """
         optim = self.config.optim
         last = min(until or optim.iterations, optim.iterations)
-        first = world()[0] == 0
+        first = rank_and_size()[0] == 0
         if first:
             (self.folder / "config.json").write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
         began, began_at, memory = time.monotonic(), self.step, self._memory()
         sums: dict[str, float] = {}
-        with RunLog(self.folder if first else None) as monitor:
+        with RunLog(self.folder if first else None) as run_log:
             while self.step < last:
                 for name, value in self._iterate().items():
                     sums[name] = sums.get(name, 0.0) + value / optim.log_every
                 if self.step % optim.log_every == 0:
                     rate = (time.monotonic() - began) / (self.step - began_at)
-                    taken = log_values(self.predicted, memory.bytes)
-                    monitor.log(self.step, {"s_per_iteration": round(rate, 4), **taken, **sums})
+                    memory_values = log_values(self.predicted, memory.bytes)
+                    run_log.log(self.step, {"s_per_iteration": round(rate, 4), **memory_values, **sums})
                     report(" ".join(f"{k} {v:.4f}" for k, v in sums.items()), self.step, last)
                     sums = {}
                 if self.step % optim.checkpoint_every == 0 or self.step == last:
                     self.save()
-                    with self.ema.swapped(self.objective.module):
-                        monitor.samples(self.step, self.objective)
+                    with self.ema.swap_weights(self.objective.module):
+                        run_log.samples(self.step, self.objective)
         report(describe(self.predicted, memory.bytes), 0, 0)
 
     def _memory(self) -> PeakMemory:
         """Counts from now on, the network, its average and the optimizer's states included."""
         parameters = [*self.objective.module.parameters(), *(self.beside.parameters() if self.beside else ())]
         states = [value for one in self.optimizer.state.values() for value in one.values() if torch.is_tensor(value)]
-        held = [local(tensor) for tensor in (*parameters, *self.ema.average.values(), *states)]
-        return PeakMemory(parameters[0].device, held)
+        tensors = [local_shard(tensor) for tensor in (*parameters, *self.ema.average.values(), *states)]
+        return PeakMemory(parameters[0].device, tensors)
 
     def _iterate(self) -> dict[str, float]:
         optim, module = self.config.optim, self.objective.module

@@ -16,10 +16,10 @@ from model.presets import NoiseRange, preset
 from model.tasks import task
 from model.unet import build_unet
 from training.data.latents import LatentClip
+from training.data.seeding import generator
 from training.objectives.batch import Batch
 from training.objectives.denoise import DenoiseObjective
-from training.objectives.protocol import generator
-from training.objectives.sampling import sampled
+from training.objectives.sampling import sample_clip
 from training.recipes.image_to_video import mini_image_to_video
 
 FRAMES, SIDE = 4, 8
@@ -87,7 +87,7 @@ def test_two_clips_are_learned_by_heart() -> None:
     assert np.mean(losses[-20:]) < np.mean(losses[:5]) / 10
     first, second = (row.clean[0] for row in clips.rows)
     for row, target, other in zip(clips.rows, (first, second), (second, first), strict=True):
-        made = sampled(unet, row, NOISE, steps=10, seed=3)
+        made = sample_clip(unet, row, NOISE, steps=10, seed=3)
         still = target[:1].expand_as(target)
         assert distance(made, target) < 0.1 * distance(made, other)
         assert distance(made, target) < 0.2 * distance(still, target), "it moves as the clip does"

@@ -18,7 +18,7 @@ from tests.unit.training.published_folders import TINY, stable_diffusion, stable
 from training.config import DenoiserConfig, with_overrides
 from training.data.left_out import LeftOut
 from training.memory_plan import inputs_of
-from training.objectives.buckets import Bucketed
+from training.objectives.buckets import BucketedExamples
 from training.objectives.denoise import DenoiseObjective
 from training.recipes import PUBLISHED
 from training.train import build_objective, train
@@ -105,7 +105,7 @@ def test_a_call_is_given_what_the_plan_says(place: tuple[Path, Path], name: str,
     config = with_overrides(PUBLISHED[name](), [*TINY_RUN, f"init={init}"])
     assert isinstance(config, DenoiserConfig) and config.preset == TINY.name
     objective = build_objective(config, data, out / name, lambda *_: None, LeftOut())
-    assert isinstance(objective, DenoiseObjective) and not isinstance(objective.examples, Bucketed)
+    assert isinstance(objective, DenoiseObjective) and not isinstance(objective.examples, BucketedExamples)
     row = objective.rows(0)[0]
     wanted = inputs_of(config, 1)
     if row.pictures:  # as many rows of one frame each

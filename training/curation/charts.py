@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from model.media.video import Frames
 from training.curation.filter import Array
-from training.curation.frames import Frames, decode, turned
+from training.curation.frames import decode, turned
 
 WIDTH, HEIGHT, FOOT = 340, 110, 16
 BINS = 40

@@ -17,8 +17,9 @@ from typing import Any, cast
 import numpy as np
 
 from model.errors import MissingExtra
+from model.media.video import Frames
 from training.curation.cuts_verify import Thumbs, Transition, find_dissolve, find_fade, is_flash, is_sudden
-from training.curation.frames import Frames, decode, turned
+from training.curation.frames import decode, turned
 from training.curation.records import Cut, CutKind
 
 SMALL_SHORT_SIDE = 90
@@ -59,7 +60,7 @@ CASCADE = (HARD, *FADES, MIDDLE, SLOW)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SourceScan:
     """What one pass over a source leaves: thumbnails and times of all frames, candidates of each level.
 
     Args:
@@ -129,7 +130,7 @@ def small_frames(path: Path, short_side: int = SMALL_SHORT_SIDE) -> Iterator[tup
         yield turned(cast(Frames, small), frame.rotation), time
 
 
-def look(frames: Iterable[tuple[Frames, float]], levels: tuple[Level, ...] = CASCADE) -> Seen:
+def scan(frames: Iterable[tuple[Frames, float]], levels: tuple[Level, ...] = CASCADE) -> SourceScan:
     """Show all frames to the detectors of all levels, in one pass."""
     import cv2
 
@@ -145,10 +146,10 @@ def look(frames: Iterable[tuple[Frames, float]], levels: tuple[Level, ...] = CAS
     for one in running:
         one.close()
     array = np.stack(thumbs).reshape(len(thumbs), -1).astype(np.float32) / np.float32(255)
-    return Seen(array, tuple(times), tuple(p for one in running for p in one.found))
+    return SourceScan(array, tuple(times), tuple(p for one in running for p in one.found))
 
 
-def decide(seen: Seen, source: str) -> list[Cut]:
+def decide_cuts(seen: SourceScan, source: str) -> list[Cut]:
     """The cuts among the candidates, in order of time: fades first, then hard cuts, then dissolves between those."""
     soft: list[tuple[Transition, Level, float]] = []
     for level, _, last, score in seen.proposals:
@@ -167,7 +168,7 @@ def decide(seen: Seen, source: str) -> list[Cut]:
     return sorted(cuts, key=lambda cut: (cut.time_s, cut.kind))
 
 
-def _hard_cuts(seen: Seen, soft: list[tuple[Transition, Level, float]]) -> dict[int, float]:
+def _hard_cuts(seen: SourceScan, soft: list[tuple[Transition, Level, float]]) -> dict[int, float]:
     """Frames at which a hard cut is, with the detector's score; short dissolves that looked like one go to `soft`."""
     hard: dict[int, float] = {}
     for level, first, last, score in seen.proposals:
@@ -185,19 +186,19 @@ def _hard_cuts(seen: Seen, soft: list[tuple[Transition, Level, float]]) -> dict[
     return hard
 
 
-def _within(seen: Seen, found: Transition, frame: int) -> bool:
+def _within(seen: SourceScan, found: Transition, frame: int) -> bool:
     """Whether a change at `frame` belongs to a transition; where a fade begins or ends at once, a hard cut is."""
     bounding = found.kind == "fade" and frame in (found.start, found.end) and is_sudden(seen.thumbs, frame)
     return found.start - 1 <= frame <= found.end and not bounding
 
 
-def _reach(seen: Seen, level: Level) -> int:
+def _reach(seen: SourceScan, level: Level) -> int:
     fps = (len(seen.times_s) - 1) / max(seen.times_s[-1], 1e-6)
     return max(4, round(level.reach_s * fps))
 
 
 def _bounds(
-    seen: Seen, hard: dict[int, float], soft: list[tuple[Transition, Level, float]], near: int
+    seen: SourceScan, hard: dict[int, float], soft: list[tuple[Transition, Level, float]], near: int
 ) -> tuple[int, int]:
     """The frames [low, high) around `near` in which no cut is known."""
     edges = [0, len(seen.thumbs), *hard]
@@ -214,14 +215,14 @@ def _overlap(a: Transition, b: Transition) -> bool:
     return a.start < b.end and b.start < a.end
 
 
-def _soft_cut(seen: Seen, source: str, found: Transition, level: Level, score: float) -> Cut:
+def _soft_cut(seen: SourceScan, source: str, found: Transition, level: Level, score: float) -> Cut:
     times = seen.times_s
     start, end = times[found.start], times[min(found.end, len(times) - 1)]
     kind = cast(CutKind, found.kind)
     return Cut(source, (start + end) / 2, start, end, kind, score, level.told, level.name)
 
 
-def _hard_cut(seen: Seen, source: str, frame: int, score: float) -> Cut:
+def _hard_cut(seen: SourceScan, source: str, frame: int, score: float) -> Cut:
     time = seen.times_s[frame]
     return Cut(source, time, time, time, "hard", score, HARD.told, HARD.name)
 
@@ -233,7 +234,7 @@ def find_cuts(path: Path, source: str) -> list[Cut]:
         DataError: the file cannot be decoded, or breaks off.
         MissingExtra: PySceneDetect is not installed.
     """
-    return decide(look(small_frames(path)), source)
+    return decide_cuts(scan(small_frames(path)), source)
 
 
 Detector = Callable[[Path, str], list[Cut]]

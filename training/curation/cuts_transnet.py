@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model.media.video import Frames
 from training.curation.cuts import small_frames
-from training.curation.frames import Frames
 from training.curation.records import Cut, CutKind
 from training.metrics.transnet import load_transnet, shrink
 

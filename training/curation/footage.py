@@ -112,7 +112,7 @@ def _mix(a: Picture, b: Picture, share: float) -> Picture:
     return np.round(a * (1 - share) + b * share).astype(np.uint8)
 
 
-def made_scene(seed: int, height: int, width: int, pace: float) -> Scene:
+def random_scene(seed: int, height: int, width: int, pace: float) -> Scene:
     """A scene drawn from a seed.
 
     Args:

@@ -18,10 +18,10 @@ from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from model.errors import DataError
+from model.media.video import Frames
 from training.curation.records import ClipRecord
 from training.data.motion_bucket import MEASURED_SHORT_SIDE
 
-Frames = NDArray[np.uint8]
 """[T, H, W, 3], RGB, turned as a player shows them."""
 
 SAMPLED_FPS = 2.0

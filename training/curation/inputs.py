@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from training.curation.frames import Frames
+from model.media.video import Frames
 from training.objectives.contrastive import CLIP_MEAN, CLIP_STD
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import DataError, InvalidRequest
+from training.config import ProgressCallback
 from training.curation.clips_plan import ClipRules
 from training.curation.plugins import CAPTION_SCORERS, CAPTIONERS, DATASET_SCORERS, FILTERS, REPORTS, SCORERS
 from training.curation.records import CaptionRecord, ClipRecord, Cut, ScoreRecord, SourceRecord, ToolOptions
-from training.curation.runners import RUNNERS, Plan, Report, Runner, grouped
+from training.curation.runners import RUNNERS, CurationPlan, Runner, grouped
 from training.curation.speed import NAME as SPEED
 from training.curation.stages import CutClips, Fault, FindCuts, Probe, caption_parts, check_names, score_parts
 from training.curation.tables import write_table
@@ -79,7 +80,7 @@ def curate(
     dataset: Path,
     settings: Settings | None = None,
     runner: Runner | None = None,
-    report: Report = lambda *_: None,
+    report: ProgressCallback = lambda *_: None,
 ) -> Outcome:
     """Make a dataset of the sources (files, or folders with videos), or go on making it.
 
@@ -99,7 +100,7 @@ def curate(
     return Outcome(dataset, manifest, broken, *_losses(work, found))
 
 
-def select(dataset: Path, settings: dict[str, Any], report: Report = lambda *_: None) -> dict[str, Any]:
+def select(dataset: Path, settings: dict[str, Any], report: ProgressCallback = lambda *_: None) -> dict[str, Any]:
     """Ask the filter, write the kept clips and the report; reads no video. Returns the manifest.
 
     Raises:
@@ -115,7 +116,7 @@ def select(dataset: Path, settings: dict[str, Any], report: Report = lambda *_: 
     return manifest
 
 
-def reselect(dataset: Path, report: Report = lambda *_: None) -> dict[str, Any]:
+def reselect(dataset: Path, report: ProgressCallback = lambda *_: None) -> dict[str, Any]:
     """`select` again in a finished dataset folder, under the settings that it was made with.
 
     Raises:
@@ -144,13 +145,13 @@ def find_sources(given: Sequence[Path]) -> tuple[str, ...]:
     return tuple(str(path.resolve()) for path in sorted(files))
 
 
-def _planned(sources: tuple[str, ...], dataset: Path, settings: Settings) -> Plan:
+def _planned(sources: tuple[str, ...], dataset: Path, settings: Settings) -> CurationPlan:
     folder = str(dataset.resolve())
     find_cuts = FindCuts(folder, settings.cuts)
     cut_clips = CutClips(folder, find_cuts, settings.rules)
     groups = grouped(settings.all_scorers(), settings.tools)
     captioners = settings.all_captioners()
-    return Plan(folder, sources, Probe(folder), find_cuts, cut_clips, groups, captioners, settings.tools)
+    return CurationPlan(folder, sources, Probe(folder), find_cuts, cut_clips, groups, captioners, settings.tools)
 
 
 def _told(settings: Settings) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def _told(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _write_tables(work: Plan, dataset: Path) -> list[SourceRecord]:
+def _write_tables(work: CurationPlan, dataset: Path) -> list[SourceRecord]:
     """The finished pieces as tables, sorted; returns the sources, with what went wrong in later stages."""
     sources = [_with_fault(work, one) for path in work.sources for one in _probed(work, path)]
     good = sorted({one.sha256 for one in sources if one.error is None})
@@ -190,20 +191,20 @@ def _write_tables(work: Plan, dataset: Path) -> list[SourceRecord]:
     return sources
 
 
-def _probed(work: Plan, path: str) -> list[SourceRecord]:
+def _probed(work: CurationPlan, path: str) -> list[SourceRecord]:
     """What the first stage found, under the name the file was given by in this run."""
     done = work.probe.parts.get(Probe.key(path), SourceRecord) or []
     return [dataclasses.replace(one, path=path) for one in done]
 
 
-def _with_fault(work: Plan, source: SourceRecord) -> SourceRecord:
+def _with_fault(work: CurationPlan, source: SourceRecord) -> SourceRecord:
     for parts in (work.find_cuts.faults, work.cut_clips.faults):
         for fault in (parts.get(source.sha256, Fault) if source.sha256 else None) or []:
             return dataclasses.replace(source, error=fault.error)
     return source
 
 
-def _write_scores(work: Plan, dataset: Path, clips: Sequence[ClipRecord]) -> list[ScoreRecord]:
+def _write_scores(work: CurationPlan, dataset: Path, clips: Sequence[ClipRecord]) -> list[ScoreRecord]:
     everything: list[ScoreRecord] = []
     for _, names in work.score_groups:
         for name in names:
@@ -214,14 +215,14 @@ def _write_scores(work: Plan, dataset: Path, clips: Sequence[ClipRecord]) -> lis
     return everything
 
 
-def _write_captions(work: Plan, dataset: Path, clips: Sequence[ClipRecord]) -> list[CaptionRecord]:
+def _write_captions(work: CurationPlan, dataset: Path, clips: Sequence[ClipRecord]) -> list[CaptionRecord]:
     every = [caption_parts(work.dataset, work.captioners[: k + 1], work.tools) for k in range(len(work.captioners))]
     rows = [one for clip in clips for parts in every for one in parts.get(clip.clip_id, CaptionRecord) or []]
     write_table(dataset / "captions.parquet", CaptionRecord, rows)
     return rows
 
 
-def _losses(work: Plan, sources: Sequence[SourceRecord]) -> tuple[float, float, float]:
+def _losses(work: CurationPlan, sources: Sequence[SourceRecord]) -> tuple[float, float, float]:
     kept = snapped = short = 0.0
     for source in sources:
         if source.error is None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from training.curation import captions, scores
 from training.curation.filter import filter_dataset
-from training.curation.records import Captioner, CaptionScorer, DatasetScorer, Scorer, ToolOptions
+from training.curation.protocols import Captioner, CaptionScorer, DatasetScorer, Scorer
+from training.curation.records import ToolOptions
 from training.curation.report import write_report
 
 SCORERS: dict[str, Callable[[ToolOptions], Scorer]] = scores.SCORERS

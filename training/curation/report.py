@@ -97,7 +97,7 @@ def _summary(page: Page) -> str:
     )
 
 
-def told(rule: Rule) -> str:
+def describe_rule(rule: Rule) -> str:
     """A rule in words."""
     parts = [
         (rule.at_least, "at least {:g}"),
@@ -117,7 +117,7 @@ def _axes(page: Page) -> str:
         scored = int((~np.isnan(values)).sum())
         own = int(page.alone(rule.axis).sum())
         drops = f"{int(mask.sum()):,}" if scored or mask.any() else "not scored"
-        rows.append((rule.axis, told(rule), f"{scored:,}", drops, f"{mask.sum() / count:.1%}", f"{own:,}"))
+        rows.append((rule.axis, describe_rule(rule), f"{scored:,}", drops, f"{mask.sum() / count:.1%}", f"{own:,}"))
     gone = int(page.gone.sum())
     rows.append(("all together", "", "", f"{gone:,}", f"{gone / count:.1%}", ""))
     columns = ("axis", "kept is", "clips scored", "drops", "of all clips", "drops that no other axis does")

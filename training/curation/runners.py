@@ -12,15 +12,14 @@ from itertools import islice
 from typing import Any, Protocol
 
 from model.errors import MissingExtra
+from training.config import ProgressCallback
 from training.curation.plugins import CAPTIONERS
 from training.curation.records import Resources
 from training.curation.stages import Caption, CutClips, FindCuts, Probe, Row, Score, Tools, make_scorer
 
-Report = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CurationPlan:
     """What is to be run.
 
     Args:
@@ -41,7 +40,7 @@ class Plan:
 class Runner(Protocol):
     """Runs a plan to its end."""
 
-    def run(self, plan: Plan, report: Report) -> None:
+    def run(self, plan: CurationPlan, report: ProgressCallback) -> None:
         """Do what is not done yet."""
         ...
 
@@ -57,7 +56,7 @@ def grouped(names: Sequence[str], tools: Tools) -> tuple[tuple[Resources, tuple[
 class LocalRunner:
     """Everything in this process, one clip after another."""
 
-    def run(self, plan: Plan, report: Report) -> None:
+    def run(self, plan: CurationPlan, report: ProgressCallback) -> None:
         """Do what is not done yet."""
         rows: list[Row] = []
         for done, path in enumerate(plan.sources):
@@ -98,7 +97,7 @@ class RayRunner:
     def __init__(self, address: str | None = None, cpus: int | None = None) -> None:
         self.address, self.cpus = address, cpus
 
-    def run(self, plan: Plan, report: Report) -> None:
+    def run(self, plan: CurationPlan, report: ProgressCallback) -> None:
         """Do what is not done yet.
 
         Raises:
@@ -118,7 +117,7 @@ class RayRunner:
         finally:
             ray.shutdown()
 
-    def _passes(self, ray: Any, plan: Plan, report: Report) -> None:
+    def _passes(self, ray: Any, plan: CurationPlan, report: ProgressCallback) -> None:
         cpus = max(1.0, float(ray.cluster_resources().get("CPU", 1)))
         first = ray.data.from_items([{"path": path} for path in plan.sources], override_num_blocks=len(plan.sources))
         for stage in (plan.probe, plan.find_cuts, plan.cut_clips):
@@ -148,7 +147,7 @@ def _workers(need: Resources, cpus: float) -> dict[str, Any]:
     return {**options, "num_gpus": need.gpus} if need.gpus else options
 
 
-def _drained(dataset: Any, what: str, report: Report) -> list[Row]:
+def _drained(dataset: Any, what: str, report: ProgressCallback) -> list[Row]:
     rows: list[Row] = []
     for row in dataset.iter_rows():
         rows.append(row)

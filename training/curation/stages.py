@@ -25,17 +25,8 @@ from training.curation.cuts import CASCADE, find_cuts
 from training.curation.frames import ClipFrames
 from training.curation.plugins import CAPTIONERS, SCORERS
 from training.curation.probe import index_packets, probe
-from training.curation.records import (
-    Captioner,
-    CaptionRecord,
-    ClipRecord,
-    Cut,
-    Resources,
-    Scorer,
-    ScoreRecord,
-    SourceRecord,
-    ToolOptions,
-)
+from training.curation.protocols import Captioner, Scorer
+from training.curation.records import CaptionRecord, ClipRecord, Cut, Resources, ScoreRecord, SourceRecord, ToolOptions
 from training.curation.speed import NAME as SPEED
 from training.curation.speed import SpeedScorer
 from training.curation.tables import Parts, from_row, to_row

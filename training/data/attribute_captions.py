@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+from model.media.video import Frames
 
 _HUES = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
 _HUE_EDGES = (15, 40, 70, 160, 200, 260, 300, 345)
 
 
-def attribute_caption(picture: Pixels, kind: str) -> str:
+def attribute_caption(picture: Frames, kind: str) -> str:
     """A caption of an RGB picture [H, W, 3]: `a bright green film frame, busy, lighter at the top`."""
     unit = np.asarray(picture[::4, ::4], np.float32) / np.float32(255)
     luma = unit @ np.array([0.299, 0.587, 0.114], np.float32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import av
 import numpy as np
@@ -18,12 +18,11 @@ import torch
 from PIL import Image
 
 from model.errors import DataError
+from model.media.video import Frames
 from training.data.frames import Clip
+from training.data.seeding import generator
 from training.data.shards import INSIDE, open_member
 from training.data.starter import Item
-from training.objectives.protocol import generator
-
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 MOTIONS = ("pan left", "pan right", "zoom in", "zoom out", "still")
 FPS_CHOICES = (6, 8, 12)
@@ -40,7 +39,7 @@ def render_camera(
     width: int,
     draw: torch.Generator,
     pan_travel: tuple[float, float] = PAN_TRAVEL,
-) -> Pixels:
+) -> Frames:
     """A clip of one motion over a picture: [T, H, W, 3]; its speed and place are drawn."""
 
     def uniform(low: float, high: float) -> float:
@@ -99,34 +98,34 @@ def camera_clips(
     these = "camera" if motions == MOTIONS else "camera-" + "-".join(one.replace(" ", "_") for one in motions)
     if pan_travel != PAN_TRAVEL:
         these += "-pan_{}_{}".format(*pan_travel)
-    made: list[tuple[Clip, str]] = []
+    rendered: list[tuple[Clip, str]] = []
     for index in range(count if items else 0):
         motion = motions[index % len(motions)]
         draw = generator(seed, index, _KEY)
         item = items[int(torch.randint(0, len(items), (), generator=draw))]
         fps = float(FPS_CHOICES[int(torch.randint(0, len(FPS_CHOICES), (), generator=draw))])
         name = f"{these}-{seed}-{index:04d}-{item.split}"
-        kept = cache / f"{name}-{frames}x{height}x{width}.npy"
-        if not kept.exists():
+        cached = cache / f"{name}-{frames}x{height}x{width}.npy"
+        if not cached.exists():
             array = render_camera(_picture(folder, item, draw), motion, frames, height, width, draw, pan_travel)
-            partial = kept.with_suffix(".partial")
+            partial = cached.with_suffix(".partial")
             with partial.open("wb") as stream:
                 np.save(stream, array)
-            partial.replace(kept)
+            partial.replace(cached)
         shown = dataclasses.replace(item, id=f"{name}-{frames}", kind="move", num_frames=frames, fps=fps)
-        made.append((Clip(shown, np.load(kept, mmap_mode="r")), motion))
-    return made
+        rendered.append((Clip(shown, np.load(cached, mmap_mode="r")), motion))
+    return rendered
 
 
 def _picture(folder: Path, item: Item, draw: torch.Generator) -> Image.Image:
     if item.kind == "photo":
         with Image.open(folder / item.file) as opened:
             return opened.convert("RGB")
-    wanted = int(torch.randint(0, item.num_frames, (), generator=draw))
+    frame_number = int(torch.randint(0, item.num_frames, (), generator=draw))
     source = open_member(folder, item.file) if INSIDE in item.file else str(folder / item.file)
     with av.open(source, "r") as container:
         for index, frame in enumerate(container.decode(container.streams.video[0])):
             last = frame
-            if index == wanted:
+            if index == frame_number:
                 break
-    return Image.fromarray(cast(Pixels, last.to_ndarray(format="rgb24")))
+    return Image.fromarray(cast(Frames, last.to_ndarray(format="rgb24")))

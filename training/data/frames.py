@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import av
 import numpy as np
@@ -19,20 +19,19 @@ from PIL import Image
 from torch import Tensor
 
 from model.errors import DataError
+from model.media.video import Frames
+from training.config import ProgressCallback
 from training.data.left_out import LeftOut
 from training.data.shards import INSIDE, open_member
 from training.data.starter import Item
-
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-Report = Callable[[str, int, int], None]
 
 READING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, av.FFmpegError, Image.DecompressionBombError)
 """What broken files make PyAV, Pillow and numpy raise; a DataError is a ValueError."""
 
 
-def read_shot(source: Path | io.BytesIO, height: int, width: int) -> Pixels:
+def read_shot(source: Path | io.BytesIO, height: int, width: int) -> Frames:
     """All frames of a video file, scaled to cover height x width and centre-cropped: [T, H, W, 3]."""
-    frames: list[Pixels] = []
+    frames: list[Frames] = []
     with av.open(source if isinstance(source, io.BytesIO) else str(source), "r") as container:
         if not container.streams.video:
             raise DataError("it has no pictures")
@@ -42,15 +41,15 @@ def read_shot(source: Path | io.BytesIO, height: int, width: int) -> Pixels:
             turns = round(frame.rotation / 90) % 4
             shown = (frame.height, frame.width) if turns % 2 == 0 else (frame.width, frame.height)
             scale = max(height / shown[0], width / shown[1])
-            tall, wide = (max(wanted, round(side * scale)) for wanted, side in zip((height, width), shown, strict=True))
+            tall, wide = (max(least, round(side * scale)) for least, side in zip((height, width), shown, strict=True))
             stored = {"height": tall, "width": wide} if turns % 2 == 0 else {"height": wide, "width": tall}
             small = np.rot90(frame.reformat(**stored, format="rgb24", interpolation="AREA").to_ndarray(), turns)
             top, left = (tall - height) // 2, (wide - width) // 2
-            frames.append(cast(Pixels, small[top : top + height, left : left + width]))
+            frames.append(cast(Frames, small[top : top + height, left : left + width]))
     return np.stack(frames)
 
 
-def read_photo(path: Path, height: int, width: int) -> Pixels:
+def read_photo(path: Path, height: int, width: int) -> Frames:
     """A photograph scaled to cover height x width and centre-cropped: [1, H, W, 3]."""
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
@@ -66,7 +65,7 @@ class Clip:
     """A dataset item with its frames: [T, H, W, 3] uint8, memory-mapped."""
 
     item: Item
-    frames: Pixels
+    frames: Frames
 
 
 def load_clips(
@@ -75,7 +74,7 @@ def load_clips(
     cache: Path,
     height: int,
     width: int,
-    report: Report = lambda *_: None,
+    report: ProgressCallback = lambda *_: None,
     left_out: LeftOut | None = None,
 ) -> list[Clip]:
     """The items' frames at height x width, as `load_sized` gives them."""
@@ -87,7 +86,7 @@ def load_sized(
     items: list[Item],
     cache: Path,
     size_of: Callable[[Item], tuple[int, int]],
-    report: Report = lambda *_: None,
+    report: ProgressCallback = lambda *_: None,
     left_out: LeftOut | None = None,
 ) -> list[Clip]:
     """The items' frames, each at its own (height, width), from the cache or decoded into it.
@@ -107,23 +106,23 @@ def load_sized(
     for index, item in enumerate(items):
         try:
             height, width = size_of(item)
-            kept = cache / f"{item.id}-{height}x{width}.npy"
-            frames = None if kept.exists() else _read(folder, item, height, width)
+            cached = cache / f"{item.id}-{height}x{width}.npy"
+            frames = None if cached.exists() else _read(folder, item, height, width)
         except READING_ERRORS as error:
             left_out.cannot_read(item.id, error)
             continue
         if frames is not None:
-            partial = kept.with_suffix(".partial")
+            partial = cached.with_suffix(".partial")
             with partial.open("wb") as stream:
                 np.save(stream, frames)
-            partial.replace(kept)
-        clips.append(Clip(item, np.load(kept, mmap_mode="r")))
+            partial.replace(cached)
+        clips.append(Clip(item, np.load(cached, mmap_mode="r")))
         report("decoding frames", index + 1, len(items))
     left_out.refuse_too_many(len(items))
     return clips
 
 
-def _read(folder: Path, item: Item, height: int, width: int) -> Pixels:
+def _read(folder: Path, item: Item, height: int, width: int) -> Frames:
     if item.kind != "shot":
         return read_photo(folder / item.file, height, width)
     frames = read_shot(_source(folder, item), height, width)
@@ -172,7 +171,7 @@ def readable_photos(folder: Path, items: list[Item], left_out: LeftOut) -> list[
     return readable
 
 
-def thinned(clip: Clip, keep_every: int) -> Clip:
+def subsample(clip: Clip, keep_every: int) -> Clip:
     """The clip with every `keep_every`-th frame, at the frame rate that leaves; its id says so."""
     item, frames = clip.item, clip.frames[::keep_every]
     name = f"{item.id}-by{keep_every}"
@@ -180,7 +179,7 @@ def thinned(clip: Clip, keep_every: int) -> Clip:
     return Clip(thin, frames)
 
 
-def crops(clips: list[Clip], count: int, frames: int, side: int, draw: torch.Generator) -> Tensor:
+def random_crops(clips: list[Clip], count: int, frames: int, side: int, draw: torch.Generator) -> Tensor:
     """`count` square crops of `frames` consecutive frames, mirrored at random.
 
     Longer clips are drawn more often, as they show more; one too short is not drawn.

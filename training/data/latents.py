@@ -10,7 +10,6 @@ belongs to one pair of frozen networks, by the hash of their weights.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from model.conditioning import clip_input
 from model.encoders import ImageEncoder
 from model.vae import encode_mode
+from training.config import ProgressCallback
 from training.data.frames import Clip
 from training.data.motion_bucket import measure_flow
 
@@ -62,7 +62,7 @@ def encode_clips(
     vision: ImageEncoder | None,
     cache: Path,
     strides: tuple[int, ...],
-    report: Callable[[str, int, int], None] = lambda *_: None,
+    report: ProgressCallback = lambda *_: None,
 ) -> list[LatentClip]:
     """Latents, embeddings and flows of the clips, from the cache or computed into it.
 
@@ -74,17 +74,17 @@ def encode_clips(
     folder.mkdir(parents=True, exist_ok=True)
     out: list[LatentClip] = []
     for index, clip in enumerate(clips):
-        own = (1,) if clip.item.kind == "move" else strides
-        kept = folder / f"{clip.item.id}-{clip.frames.shape[1]}x{clip.frames.shape[2]}.npz"
-        if not kept.exists():
+        own_strides = (1,) if clip.item.kind == "move" else strides
+        cached = folder / f"{clip.item.id}-{clip.frames.shape[1]}x{clip.frames.shape[2]}.npz"
+        if not cached.exists():
             latents, embeds = _encode(clip, vae, vision)
-            flows = {f"flow{stride}": _pair_flows(clip, stride) for stride in own}
-            partial = kept.with_suffix(".partial")
+            flows = {f"flow{stride}": _pair_flows(clip, stride) for stride in own_strides}
+            partial = cached.with_suffix(".partial")
             with partial.open("wb") as stream:
                 np.savez(stream, allow_pickle=False, latents=latents, embeds=embeds, **flows)
-            partial.replace(kept)
-        with np.load(kept) as data:
-            flow = {stride: data[f"flow{stride}"] for stride in own}
+            partial.replace(cached)
+        with np.load(cached) as data:
+            flow = {stride: data[f"flow{stride}"] for stride in own_strides}
             out.append(LatentClip(clip, data["latents"], data["embeds"], flow))
         report("encoding latents", index + 1, len(clips))
     return out

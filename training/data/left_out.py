@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from model.errors import DataError
-from training.config import MOST_UNREADABLE
+from training.config import MOST_UNREADABLE, ProgressCallback
 
 _NAMED = 20
 
@@ -18,9 +18,7 @@ class LeftOut:
         most: share of the clips that may be unreadable.
     """
 
-    def __init__(
-        self, report: Callable[[str, int, int], None] = lambda *_: None, most: float = MOST_UNREADABLE
-    ) -> None:
+    def __init__(self, report: ProgressCallback = lambda *_: None, most: float = MOST_UNREADABLE) -> None:
         self._report, self._most = report, most
         self.unreadable: dict[str, str] = {}
         self.short: tuple[str, ...] = ()
@@ -38,8 +36,8 @@ class LeftOut:
         self.unreadable[name] = str(why)
         self.lost += clips
         self._unseen += clips if unseen else 0
-        told = f" with its {clips} clips" if clips > 1 else ""
-        self._report(f"left out {name}{told}, which cannot be read ({why})", 0, 0)
+        clips_text = f" with its {clips} clips" if clips > 1 else ""
+        self._report(f"left out {name}{clips_text}, which cannot be read ({why})", 0, 0)
 
     def too_short(self, names: Sequence[str], of: int, frames: int) -> None:
         """Clips that fill no stretch of `frames` frames, out of `of`."""

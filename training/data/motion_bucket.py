@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from model.errors import DataError, MissingExtra
+from model.media.video import Frames
 
-Frames = np.ndarray[Any, np.dtype[np.uint8]]
 Field = np.ndarray[Any, np.dtype[np.float32]]
 
 LOWEST_BUCKET, HIGHEST_BUCKET = 1, 255

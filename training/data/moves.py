@@ -12,21 +12,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from model.media.video import Frames
 from training.data.frames import Clip
+from training.data.seeding import generator
 from training.data.starter import Item
-from training.objectives.protocol import generator
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 FPS_CHOICES = (6, 8, 12)
 
 
-def render_move(picture: Image.Image, frames: int, height: int, width: int, draw: torch.Generator) -> Pixels:
+def render_move(picture: Image.Image, frames: int, height: int, width: int, draw: torch.Generator) -> Frames:
     """One smooth random move over a picture: [T, H, W, 3]."""
 
     def uniform(low: float, high: float) -> float:
@@ -66,14 +65,14 @@ def camera_moves(
         name = f"move-{seed}-{index:03d}"
         draw = generator(seed, index, 77)
         fps = float(FPS_CHOICES[int(torch.randint(0, len(FPS_CHOICES), (), generator=draw))])
-        kept = cache / f"{name}-{height}x{width}.npy"
-        if not kept.exists():
+        cached = cache / f"{name}-{height}x{width}.npy"
+        if not cached.exists():
             with Image.open(folder / photo.file) as opened:
                 array = render_move(opened.convert("RGB"), frames, height, width, draw)
-            partial = kept.with_suffix(".partial")
+            partial = cached.with_suffix(".partial")
             with partial.open("wb") as stream:
                 np.save(stream, array)
-            partial.replace(kept)
+            partial.replace(cached)
         item = dataclasses.replace(photo, id=name, kind="move", num_frames=frames, fps=fps)
-        clips.append(Clip(item, np.load(kept, mmap_mode="r")))
+        clips.append(Clip(item, np.load(cached, mmap_mode="r")))
     return clips

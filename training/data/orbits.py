@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,13 +29,12 @@ import numpy as np
 from PIL import Image
 
 from model.errors import DataError, MissingExtra
+from model.media.video import Frames
+from training.config import ProgressCallback
 from training.data.frames import READING_ERRORS, Clip
 from training.data.left_out import LeftOut
 from training.data.sources import sha256_of
 from training.data.starter import Item
-
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-Report = Callable[[str, int, int], None]
 
 NAME = "stillmotion-orbits"
 """The dataset's, in its manifest."""
@@ -66,7 +65,7 @@ class Orbit:
     """An orbit and its views, [T, H, W, 3]."""
 
     item: OrbitItem
-    views: Pixels
+    views: Frames
 
     @property
     def clip(self) -> Clip:
@@ -81,7 +80,7 @@ def split_of(number: int) -> str:
     return "heldout" if number % OBJECT_STRIDE == OBJECT_STRIDE - 1 else "train"
 
 
-def planned(objects: int, seed: int) -> list[OrbitItem]:
+def plan_orbits(objects: int, seed: int) -> list[OrbitItem]:
     """The orbits of the first `objects` objects: two elevations each, drawn for training, fixed where held out."""
     items: list[OrbitItem] = []
     for number in range(objects):
@@ -93,7 +92,7 @@ def planned(objects: int, seed: int) -> list[OrbitItem]:
     return items
 
 
-def prepare(out: Path, objects: int, seed: int = 0, report: Report = lambda *_: None) -> list[OrbitItem]:
+def prepare(out: Path, objects: int, seed: int = 0, report: ProgressCallback = lambda *_: None) -> list[OrbitItem]:
     """Render the orbits of `objects` objects into `out`; returns them.
 
     Raises:
@@ -105,7 +104,7 @@ def prepare(out: Path, objects: int, seed: int = 0, report: Report = lambda *_: 
     if manifest.exists() and json.loads(manifest.read_text()).get("seed") != seed:
         raise DataError(f"{out} holds orbits of another seed; name another folder")
     items: list[OrbitItem] = []
-    plan = planned(objects, seed)
+    plan = plan_orbits(objects, seed)
     with Studio(seed) as studio:
         for done, item in enumerate(plan):
             file = out / item.file
@@ -150,27 +149,27 @@ def load_orbits(folder: Path, split: str, left_out: LeftOut | None = None, side:
     if side < 1 or SIDE % side:
         raise DataError(f"orbits are {SIDE} x {SIDE} pixels; they cannot be averaged down to {side}")
     manifest, lines = folder / "manifest.json", folder / "items.jsonl"
-    told = json.loads(manifest.read_text()) if manifest.exists() and lines.exists() else {}
-    if told.get("name") != NAME:
+    described = json.loads(manifest.read_text()) if manifest.exists() and lines.exists() else {}
+    if described.get("name") != NAME:
         raise DataError(f"{folder} holds no orbits: make them with `stillmotion data multi-view --out {folder}`")
     text = lines.read_text()
-    if told["items_sha256"] != hashlib.sha256(text.encode()).hexdigest():
+    if described["items_sha256"] != hashlib.sha256(text.encode()).hexdigest():
         raise DataError(f"{lines} was changed after the dataset was made; prepare it again")
     items = [OrbitItem(**cast(dict[str, Any], json.loads(line))) for line in text.splitlines()]
-    wanted = [item for item in items if item.split == split]
+    selected = [item for item in items if item.split == split]
     if left_out is None:
-        return [Orbit(item, _views(folder, item, side)) for item in wanted]
+        return [Orbit(item, _views(folder, item, side)) for item in selected]
     orbits: list[Orbit] = []
-    for item in wanted:
+    for item in selected:
         try:
             orbits.append(Orbit(item, _views(folder, item, side)))
         except READING_ERRORS as error:
             left_out.cannot_read(item.id, error)
-    left_out.refuse_too_many(len(wanted))
+    left_out.refuse_too_many(len(selected))
     return orbits
 
 
-def _views(folder: Path, item: OrbitItem, side: int) -> Pixels:
+def _views(folder: Path, item: OrbitItem, side: int) -> Frames:
     file = folder / item.file
     if not file.exists() or sha256_of(file) != item.sha256:
         raise DataError(f"{file} is missing or not the one its dataset names; prepare it again")
@@ -234,7 +233,7 @@ class Studio:
         """Disconnect."""
         self._bullet.disconnect(self._client)
 
-    def orbit(self, item: OrbitItem) -> Iterator[Pixels]:
+    def orbit(self, item: OrbitItem) -> Iterator[Frames]:
         """The views [H, W, 3] of an orbit, evenly round, from its first on."""
         if self._shown != item.object:
             self._show(item)
@@ -266,14 +265,14 @@ class Studio:
     def _mesh(self, number: int) -> Path:
         return self._meshes / f"{number:03d}" / f"{number:03d}.obj"
 
-    def _picture(self, azimuth: float, elevation: float) -> Pixels:
+    def _picture(self, azimuth: float, elevation: float) -> Frames:
         bullet = self._bullet
         place = bullet.computeViewMatrixFromYawPitchRoll([0, 0, 0], DISTANCE, azimuth, -elevation, 0, 2)
         lens = bullet.computeProjectionMatrixFOV(FIELD_OF_VIEW, 1.0, 0.1, 10.0)
         _, _, colours, _, _ = bullet.getCameraImage(
             SIDE, SIDE, place, lens, shadow=0, renderer=bullet.ER_TINY_RENDERER, physicsClientId=self._client, **LIGHT
         )
-        picture: Pixels = np.asarray(colours, np.uint8).reshape(SIDE, SIDE, 4)[..., :3]
+        picture: Frames = np.asarray(colours, np.uint8).reshape(SIDE, SIDE, 4)[..., :3]
         return picture
 
 

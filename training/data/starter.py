@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from model.errors import DataError, MissingExtra
+from training.config import ProgressCallback
 from training.data import sources
 from training.data.left_out import LeftOut
 from training.data.shards import Member, is_curated, members
@@ -36,7 +37,6 @@ DETECTOR_THRESHOLD, DETECTOR_MIN_FRAMES = 27.0, 15
 FILM_FRAMES = 14315
 
 Frame = np.ndarray[Any, np.dtype[np.uint8]]
-Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +64,10 @@ class Item:
         return Span(self.source, self.start_s, self.end_s)
 
 
-def as_told(item: Item) -> dict[str, Any]:
+def item_to_json(item: Item) -> dict[str, Any]:
     """An item as a line of items.jsonl tells it; captions only where there are any."""
-    told = asdict(item)
-    return told if item.captions else {name: value for name, value in told.items() if name != "captions"}
+    fields = asdict(item)
+    return fields if item.captions else {name: value for name, value in fields.items() if name != "captions"}
 
 
 def _film_frames(path: Path, height: int, width: int) -> Iterator[Frame]:
@@ -82,7 +82,7 @@ def _film_frames(path: Path, height: int, width: int) -> Iterator[Frame]:
             yield np.ascontiguousarray(small.to_ndarray()[:, left : left + width])
 
 
-def find_cuts(path: Path, report: Report) -> list[int]:
+def find_cuts(path: Path, report: ProgressCallback) -> list[int]:
     """The first frame of each shot but the first, by PySceneDetect's content detector."""
     try:
         from scenedetect import ContentDetector, FrameTimecode  # pyright: ignore[reportMissingTypeStubs]
@@ -111,7 +111,7 @@ def _write_shot(frames: list[Frame], path: Path) -> None:
     partial.replace(path)
 
 
-def _prepare_film(out: Path, report: Report) -> list[Item]:
+def _prepare_film(out: Path, report: ProgressCallback) -> list[Item]:
     film = sources.film_path()
     cuts_file = out / "cuts.json"
     if not cuts_file.exists():
@@ -131,7 +131,7 @@ def _prepare_film(out: Path, report: Report) -> list[Item]:
     return items
 
 
-def _cut_film(film: Path, edges: list[int], missing: dict[int, Item], out: Path, report: Report) -> None:
+def _cut_film(film: Path, edges: list[int], missing: dict[int, Item], out: Path, report: ProgressCallback) -> None:
     starts = set(edges)
     current: list[Frame] = []
     first = 0
@@ -149,7 +149,7 @@ def _cut_film(film: Path, edges: list[int], missing: dict[int, Item], out: Path,
         _write_shot(current, out / missing[first].file)
 
 
-def _prepare_photos(out: Path, report: Report) -> list[Item]:
+def _prepare_photos(out: Path, report: ProgressCallback) -> list[Item]:
     """Photographs of the wallpaper packages; none, and a line that says so, where apt-get is missing."""
     paths: list[Path] = []
     for package in (sources.PHOTOS_16, sources.PHOTOS_20):
@@ -183,7 +183,7 @@ def _atomic_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def prepare(out: Path, report: Report = lambda *_: None) -> list[Item]:
+def prepare(out: Path, report: ProgressCallback = lambda *_: None) -> list[Item]:
     """Fetch and prepare the starter dataset in `out`; a finished part is not made again.
 
     Args:
@@ -194,7 +194,7 @@ def prepare(out: Path, report: Report = lambda *_: None) -> list[Item]:
     """
     out.mkdir(parents=True, exist_ok=True)
     items = _prepare_film(out, report) + _prepare_photos(out, report)
-    lines = "".join(json.dumps(as_told(item)) + "\n" for item in items)
+    lines = "".join(json.dumps(item_to_json(item)) + "\n" for item in items)
     _atomic_text(out / "items.jsonl", lines)
     used = (sources.FILM, sources.PHOTOS_16, sources.PHOTOS_20)
     manifest = {
@@ -230,11 +230,11 @@ def load_items(folder: Path, left_out: LeftOut | None = None) -> list[Item]:
 
 
 def _clip_item(member: Member, left_out: LeftOut | None) -> Item | None:
-    told = member.told
+    fields = member.fields
     try:
-        place = (told["source"], float(told["start_s"]), float(told["end_s"]))
-        shot = (told["clip_id"], "shot", member.file, *place, int(told["frames"]), member.fps, told["split"])
-        return Item(*shot, dict(told.get("captions", {})))
+        span = (fields["source"], float(fields["start_s"]), float(fields["end_s"]))
+        shot = (fields["clip_id"], "shot", member.file, *span, int(fields["frames"]), member.fps, fields["split"])
+        return Item(*shot, dict(fields.get("captions", {})))
     except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
         if left_out is None:
             raise DataError(f"{member.file} is told of incompletely ({error!r})") from error

@@ -5,12 +5,10 @@ Legend: T frames, H, W pixels.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from PIL import Image
 
-Frames = np.ndarray[Any, np.dtype[np.uint8]]
+from model.media.video import Frames
 
 ZOOM = 1.10
 """How much larger the last frame of the zoom shows the still than the first."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from model.media.video import Frames
+from training.config import ProgressCallback
 from training.data.motion_bucket import MotionMap, measure_flow
 from training.metrics.baselines import ZOOM, slow_zoom, still
 from training.metrics.frechet import Projection, frechet_distance, interval, resamples
@@ -17,10 +19,8 @@ from training.metrics.image import psnr, sharpness_kept, shrunk_and_back, spearm
 from training.metrics.inputs import RealClip
 from training.metrics.temporal import flicker, warp_error
 
-Frames = np.ndarray[Any, np.dtype[np.uint8]]
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Features = Callable[[Frames], Array]
-Report = Callable[[str, int, int], None]
 Figure = dict[str, Any]
 
 BUCKETS = (20, 80, 160, 240)
@@ -84,7 +84,7 @@ def first_frame(real: list[RealClip], made: list[Frames], rebuilt: list[Frames])
 
 
 def frechet(
-    real: list[RealClip], made: list[Frames], rebuilt: list[Frames], features: Features, report: Report
+    real: list[RealClip], made: list[Frames], rebuilt: list[Frames], features: Features, report: ProgressCallback
 ) -> Figure:
     """Distance of the model's clips, the baselines' and the autoencoder's to the real ones."""
     count = len(real[0].frames)

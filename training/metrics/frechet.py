@@ -38,6 +38,8 @@ import torch
 from torch.nn import functional as F
 
 from model.errors import DataError
+from model.media.video import Frames
+from training.config import ProgressCallback
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -97,9 +99,7 @@ def interval(values: Sequence[float] | Array, level: float = 0.95) -> tuple[floa
     return float(low), float(high)
 
 
-Frames = np.ndarray[Any, np.dtype[np.uint8]]
 Features = Callable[[Frames], Array]
-Report = Callable[[str, int, int], None]
 
 SIDE = 224
 SHORTEST = 9
@@ -149,7 +149,7 @@ def i3d_features(weights: Path) -> Features:
 
 
 def video_distance(
-    real: Sequence[Frames], sides: Mapping[str, Sequence[Frames]], features: Features, report: Report
+    real: Sequence[Frames], sides: Mapping[str, Sequence[Frames]], features: Features, report: ProgressCallback
 ) -> dict[str, Any]:
     """FVD of each side's clips to the real ones."""
 

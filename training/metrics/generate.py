@@ -8,7 +8,7 @@ Legend: T frames, H, W pixels.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,18 +24,17 @@ from model.checkpoint import Checkpoint, load
 from model.conditioning import picture_to_pixels
 from model.denoiser import Denoiser
 from model.media.end_frames import restore_end_frames
+from model.media.video import Frames
 from model.optimized.rewrites import rewrite_exactly
 from model.params import Params
 from model.sampling.prepare import prepare_row
 from model.sampling.sampler import advance
 from model.vae import decode, decode_clip, encode_mode, to_uint8
-
-Frames = np.ndarray[Any, np.dtype[np.uint8]]
-Report = Callable[[str, int, int], None]
+from training.config import ProgressCallback
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class GenerationRequest:
     """One clip to make.
 
     Args:
@@ -79,7 +78,7 @@ class ClipMaker:
         self._batch = batch
         self._device = device
 
-    def generated(self, wanted: Sequence[Wanted], what: str, report: Report) -> list[Frames]:
+    def generated(self, wanted: Sequence[GenerationRequest], what: str, report: ProgressCallback) -> list[Frames]:
         """The clips, [T, H, W, 3] each, in the order asked for."""
         missing = [one for one in wanted if not self._place(one.name).exists()]
         done = len(wanted) - len(missing)
@@ -91,7 +90,7 @@ class ClipMaker:
         report(what, done, len(wanted))
         return [np.load(self._place(one.name)) for one in wanted]
 
-    def reconstructed(self, clips: dict[str, Frames], what: str, report: Report) -> list[Frames]:
+    def reconstructed(self, clips: dict[str, Frames], what: str, report: ProgressCallback) -> list[Frames]:
         """Each clip through the autoencoder and back."""
         for done, (name, frames) in enumerate(clips.items()):
             report(what, done, len(clips))
@@ -112,7 +111,7 @@ class ClipMaker:
         """Its network."""
         return make_denoiser("torch", self.checkpoint)
 
-    def _sample(self, group: Sequence[Wanted]) -> list[Frames]:
+    def _sample(self, group: Sequence[GenerationRequest]) -> list[Frames]:
         asked = [self.params_of(one) for one in group]
         rows = [prepare_row(self.checkpoint, params, one.pictures) for params, one in zip(asked, group, strict=True)]
         while not rows[0].done:
@@ -125,7 +124,7 @@ class ClipMaker:
         noise = self._entry.frame_noise
         return [restore_end_frames(frames, pair, noise) for frames, pair in zip(made, ends, strict=True)]
 
-    def params_of(self, one: Wanted) -> Params:
+    def params_of(self, one: GenerationRequest) -> Params:
         """Its complete settings."""
         asked = {"fps": one.fps, "motion_bucket_id": one.bucket, "num_inference_steps": self._steps, **one.asked}
         return self._entry.resolve(asked, one.seed)
@@ -156,5 +155,5 @@ class ClipMaker:
         partial.replace(place)
 
 
-def _groups(wanted: list[Wanted], size: int) -> list[list[Wanted]]:
+def _groups(wanted: list[GenerationRequest], size: int) -> list[list[GenerationRequest]]:
     return [wanted[first : first + size] for first in range(0, len(wanted), size)]

@@ -14,9 +14,8 @@ from PIL import Image
 from scipy.stats import rankdata
 
 from model.errors import DataError, MissingExtra
+from model.media.video import Frames
 from model.shapes import VAE_STRIDE
-
-Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
 SSIM_WINDOW = 11
 PSNR_CEILING_DB = 100.0

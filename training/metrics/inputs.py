@@ -15,17 +15,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 
 from model.errors import DataError
+from model.media.video import Frames
 from training.data.frames import read_photo, read_shot
 from training.data.motion_bucket import MotionMap, measure_flow
 from training.data.starter import Item, load_items
-
-Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
 STRIDES = (2, 3, 4)
 STARTS = 4

@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 
 from model.catalog import ModelEntry
+from model.media.video import Frames
+from training.config import ProgressCallback
 from training.data.motion_bucket import MotionMap
 from training.metrics.baselines import blend
 from training.metrics.frechet import interval, resamples
-from training.metrics.generate import ClipMaker, Report, Wanted
+from training.metrics.generate import ClipMaker, GenerationRequest
 from training.metrics.image import psnr, ssim
 from training.metrics.inputs import EvalSample, RealClip, real_clips
 from training.metrics.loss import loss_figure
 from training.metrics.rife import rife_between
 
 Figure = dict[str, Any]
-Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
 RESAMPLES = 1000
 CLIPS = 64
@@ -45,7 +46,7 @@ def interpolation_figures(
     data: Path,
     limit: int | None,
     scale: MotionMap,
-    report: Report,
+    report: ProgressCallback,
     interpolator: Interpolator = rife_between,
 ) -> tuple[Figure, list[EvalSample]]:
     """All figures of a frame-interpolation checkpoint, and its clips beside what they are compared with.
@@ -78,9 +79,9 @@ def interpolation_figures(
     return figures, shown
 
 
-def _between(clip: RealClip) -> Wanted:
+def _between(clip: RealClip) -> GenerationRequest:
     name = f"between/{clip.name}"
-    return Wanted(name, clip.frames[0], round(clip.fps), clip.bucket, clip.name, last=clip.frames[-1])
+    return GenerationRequest(name, clip.frames[0], round(clip.fps), clip.bucket, clip.name, last=clip.frames[-1])
 
 
 def between(

@@ -24,14 +24,15 @@ from torch import Tensor
 from model.checkpoint import Checkpoint
 from model.conditioning import condition, picture_to_pixels
 from model.denoiser import Denoiser
+from model.media.video import Frames
 from model.presets import NoiseRange
 from model.sampling.precondition import append_dims, precondition
 from model.sampling.prepare import draw_noise
 from model.sampling.row import Conditioning
 from model.vae import encode_mode
-from training.metrics.generate import ClipMaker, Report, Wanted
+from training.config import ProgressCallback
+from training.metrics.generate import ClipMaker, GenerationRequest
 
-Frames = np.ndarray[Any, np.dtype[np.uint8]]
 LEVELS = 4
 
 
@@ -74,7 +75,7 @@ PROTOCOL = (
 )
 
 
-def told_of(maker: ClipMaker, one: Wanted) -> Conditioning:
+def conditioning_of(maker: ClipMaker, one: GenerationRequest) -> Conditioning:
     """What the network is told of a request."""
     checkpoint, params = maker.checkpoint, maker.params_of(one)
     latent = params.shape.latent(checkpoint.latent_channels)
@@ -83,14 +84,16 @@ def told_of(maker: ClipMaker, one: Wanted) -> Conditioning:
         return condition(checkpoint, params, one.pictures, noise.augmentation)
 
 
-def loss_figure(maker: ClipMaker, wanted: Sequence[Wanted], clips: Sequence[Frames], report: Report) -> dict[str, Any]:
+def loss_figure(
+    maker: ClipMaker, wanted: Sequence[GenerationRequest], clips: Sequence[Frames], report: ProgressCallback
+) -> dict[str, Any]:
     """Mean loss by noise level; a clip for each request."""
     pairs = list(zip(wanted, clips, strict=True))[:CLIPS]
     levels = noise_levels(maker.checkpoint.noise)
     found = []
     for done, (one, clip) in enumerate(pairs):
         report("validation loss", done, len(pairs))
-        clean, told = clean_latents(maker.checkpoint, clip), told_of(maker, one)
+        clean, told = clean_latents(maker.checkpoint, clip), conditioning_of(maker, one)
         found.append([validation_loss(maker.denoiser, clean, told, sigma, one.seed) for sigma in levels])
     means = np.array(found).mean(axis=0)
     return {"by_sigma": {f"{s:.3g}": float(m) for s, m in zip(levels, means, strict=True)}, "clips": len(pairs)}

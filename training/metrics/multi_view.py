@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from model.catalog import ModelEntry
+from training.config import ProgressCallback
 from training.data.orbits import Orbit, load_orbits
 from training.metrics.baselines import still
 from training.metrics.frechet import interval, resamples
-from training.metrics.generate import ClipMaker, Report, Wanted
+from training.metrics.generate import ClipMaker, GenerationRequest
 from training.metrics.image import psnr, ssim
 from training.metrics.inputs import EvalSample
 from training.metrics.loss import loss_figure
@@ -40,7 +41,7 @@ PROTOCOL = {
 
 
 def multi_view_figures(
-    entry: ModelEntry, maker: ClipMaker, data: Path, limit: int | None, report: Report
+    entry: ModelEntry, maker: ClipMaker, data: Path, limit: int | None, report: ProgressCallback
 ) -> tuple[Figure, list[EvalSample]]:
     """All figures of a multi-view checkpoint, and its orbits beside the real ones.
 
@@ -50,7 +51,9 @@ def multi_view_figures(
     orbits = load_orbits(data, "heldout")[:limit]
     fps, bucket = int(entry.defaults["fps"]), int(entry.defaults["motion_bucket_id"])
     wanted = [
-        Wanted(f"orbit/{one.item.id}", one.views[0], fps, bucket, one.item.id, asked={"elevation": one.item.elevation})
+        GenerationRequest(
+            f"orbit/{one.item.id}", one.views[0], fps, bucket, one.item.id, asked={"elevation": one.item.elevation}
+        )
         for one in orbits
     ]
     made = maker.generated(wanted, "sampling orbits", report)

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from model.catalog import ModelEntry
+from training.config import ProgressCallback
 from training.data.attribute_captions import attribute_caption
 from training.data.camera import MOTIONS, camera_clips
 from training.data.motion_bucket import MotionMap, measure_flow
 from training.data.starter import load_items
 from training.metrics.frechet import Features, interval, resamples, video_distance
-from training.metrics.generate import ClipMaker, Report, Wanted
+from training.metrics.generate import ClipMaker, GenerationRequest
 from training.metrics.inputs import EvalSample, stills
-from training.metrics.loss import clean_latents, loss_figure, noise_levels, told_of, validation_loss
+from training.metrics.loss import clean_latents, conditioning_of, loss_figure, noise_levels, validation_loss
 from training.metrics.temporal import camera_motion
 
 Figure = dict[str, Any]
@@ -47,7 +48,7 @@ def prompted_figures(
     data: Path,
     limit: int | None,
     scale: MotionMap,
-    report: Report,
+    report: ProgressCallback,
     i3d: Features | None = None,
 ) -> tuple[Figure, list[EvalSample]]:
     """All figures of a text-to-video checkpoint, and its clips with their prompts.
@@ -85,12 +86,12 @@ def prompted_figures(
     ]
 
 
-def _prompts(entry: ModelEntry, data: Path, count: int, scale: MotionMap) -> list[Wanted]:
+def _prompts(entry: ModelEntry, data: Path, count: int, scale: MotionMap) -> list[GenerationRequest]:
     """For each of `count` held-out pictures in turn, its caption with each motion."""
     fps, middle = int(entry.defaults["fps"]), round(scale.reference_bucket)
     pictures = list(stills(data, entry.height, entry.width).items())[:count]
     return [
-        Wanted(
+        GenerationRequest(
             f"prompt/{name}/{motion.replace(' ', '-')}",
             None,
             fps,
@@ -103,12 +104,12 @@ def _prompts(entry: ModelEntry, data: Path, count: int, scale: MotionMap) -> lis
     ]
 
 
-def _move(frames: Any, motion: str, item: Any, scale: MotionMap) -> Wanted:
+def _move(frames: Any, motion: str, item: Any, scale: MotionMap) -> GenerationRequest:
     """The request a rendered camera move would be made by."""
     kind = "shot" if item.file.startswith("shots/") else "photo"
     prompt = f"{motion}, {attribute_caption(np.asarray(frames[0]), kind)}"
     bucket = scale.bucket(measure_flow(np.asarray(frames), item.fps))
-    return Wanted(f"move/{item.id}", None, round(item.fps), bucket, item.id, asked={"prompt": prompt})
+    return GenerationRequest(f"move/{item.id}", None, round(item.fps), bucket, item.id, asked={"prompt": prompt})
 
 
 def obeyed(named: Any) -> Figure:
@@ -124,10 +125,12 @@ def obeyed(named: Any) -> Figure:
     }
 
 
-def _captions(maker: ClipMaker, moves: Sequence[tuple[Any, str, Wanted]], report: Report) -> Figure:
+def _captions(
+    maker: ClipMaker, moves: Sequence[tuple[Any, str, GenerationRequest]], report: ProgressCallback
+) -> Figure:
     """Right captions against the next clip's, whose motion is another: motions take turns."""
     levels = noise_levels(maker.checkpoint.noise)
-    told = [told_of(maker, one) for *_, one in moves]
+    told = [conditioning_of(maker, one) for *_, one in moves]
     better = []
     for index, (frames, _, one) in enumerate(moves):
         report("captions, right and shuffled", index, len(moves))

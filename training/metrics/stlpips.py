@@ -10,15 +10,14 @@ Legend: N pictures, C channels, H, W pixels.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from model.errors import DataError
+from model.media.video import Frames
 from training.data.sources import Package, wheel_member
 
 STLPIPS = Package(
@@ -32,7 +31,6 @@ WEIGHTS = "stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth"
 SMALLEST = 32
 _EPS = 1e-10
 
-Frames = np.ndarray[Any, np.dtype[np.uint8]]
 Weights = dict[str, Tensor]
 
 

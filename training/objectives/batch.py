@@ -60,13 +60,13 @@ class Examples(Protocol):
         ...
 
 
-def cut(batch: Batch, top: int, left: int, height: int, width: int) -> Batch:
+def crop_batch(batch: Batch, top: int, left: int, height: int, width: int) -> Batch:
     """The same row, of its latents only a window."""
     window = (..., slice(top, top + height), slice(left, left + width))
     return replace(batch, clean=batch.clean[window], concat=batch.concat[window])
 
 
-def joined(rows: Sequence[Batch]) -> Batch:
+def concat_batches(rows: Sequence[Batch]) -> Batch:
     """Rows of one kind and shape as one batch."""
     return Batch(
         clean=torch.cat([row.clean for row in rows]),
@@ -79,16 +79,16 @@ def joined(rows: Sequence[Batch]) -> Batch:
     )
 
 
-def by_kind(rows: Sequence[Batch]) -> list[Batch]:
+def group_by_kind(rows: Sequence[Batch]) -> list[Batch]:
     """The rows as one call, or as two where some are pictures and some are clips."""
     kinds = [[row for row in rows if row.pictures is kind] for kind in (False, True)]
-    return [joined(kind) for kind in kinds if kind]
+    return [concat_batches(kind) for kind in kinds if kind]
 
 
-def calls(rows: Sequence[Batch]) -> list[Batch]:
+def split_into_calls(rows: Sequence[Batch]) -> list[Batch]:
     """The rows as at most two calls of about the same size: by kind, or else in two halves."""
-    kinds = by_kind(rows)
+    kinds = group_by_kind(rows)
     if len(kinds) == 2:
         return kinds
     middle = (len(rows) + 1) // 2
-    return [joined(half) for half in (rows[:middle], rows[middle:]) if half]
+    return [concat_batches(half) for half in (rows[:middle], rows[middle:]) if half]

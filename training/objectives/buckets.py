@@ -40,7 +40,7 @@ class Bucket:
     examples: Examples
 
 
-class Bucketed:
+class BucketedExamples:
     """Examples sorted into sizes."""
 
     def __init__(self, buckets: Sequence[Bucket]) -> None:
@@ -84,7 +84,9 @@ def sort_clips(
     return groups, short
 
 
-def bucketed(own: VideoShape, groups: Mapping[VideoShape, list[LatentClip]], made_share: float, make: Make) -> Bucketed:
+def make_buckets(
+    own: VideoShape, groups: Mapping[VideoShape, list[LatentClip]], made_share: float, make: Make
+) -> BucketedExamples:
     """Examples by size.
 
     Args:
@@ -102,4 +104,4 @@ def bucketed(own: VideoShape, groups: Mapping[VideoShape, list[LatentClip]], mad
         shares[own] = shares.get(own, 0.0) + made_share
         examples[own] = make(own, list(groups.get(own, [])), made_share / shares[own])
     order = sorted(shares, key=lambda shape: (shape.num_frames, shape.height, shape.width))
-    return Bucketed([Bucket(shape, shares[shape], examples[shape]) for shape in order])
+    return BucketedExamples([Bucket(shape, shares[shape], examples[shape]) for shape in order])

@@ -21,11 +21,13 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from model.conditioning import clip_input
 from model.encoders import build_image_encoder
+from model.media.video import Frames
 from model.presets import preset
 from training.config import ImageEncoderConfig
 from training.data.attribute_captions import attribute_caption
 from training.data.frames import Clip
-from training.objectives.protocol import Pixels, backward_of, generator
+from training.data.seeding import generator
+from training.objectives.protocol import backward_of
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -104,11 +106,11 @@ class ContrastiveObjective:
         """Pictures [2B, 3, H, W] in [-1, 1], the second half from the same items as the first; captions of all."""
         draw = generator(self.config.optim.seed, step)
         count = self.config.optim.batch
-        chosen = torch.multinomial(torch.ones(len(self.clips)), count, replacement=False, generator=draw).tolist()
+        indices = torch.multinomial(torch.ones(len(self.clips)), count, replacement=False, generator=draw).tolist()
         pictures: list[Tensor] = []
         captions: list[str] = []
         for _ in range(2):
-            for index in chosen:
+            for index in indices:
                 clip = self.clips[index]
                 frame = clip.frames[int(torch.randint(0, len(clip.frames), (), generator=draw))]
                 captions.append(attribute_caption(frame, clip.item.kind))
@@ -120,7 +122,7 @@ class ContrastiveObjective:
         """The clips that pictures are drawn from."""
         return [clip.item.id for clip in self.clips]
 
-    def samples(self, step: int) -> dict[str, Pixels]:
+    def samples(self, step: int) -> dict[str, Frames]:
         """None: it makes no pictures."""
         return {}
 

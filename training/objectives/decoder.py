@@ -17,13 +17,16 @@ from typing import cast
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from model.media.video import Frames
 from training.config import DecoderConfig
-from training.data.frames import Clip, crops
-from training.objectives.protocol import Pixels, backward_of, generator
-from training.objectives.vae import differences
-from training.release import LATE
+from training.data.frames import Clip, random_crops
+from training.data.seeding import generator
+from training.objectives.protocol import backward_of
+from training.objectives.vae import reconstruction_loss
+
+LATE_LAYERS = ("decoder.up_blocks.", "decoder.conv_norm_out.", "decoder.conv_out.", "decoder.time_conv_out.")
+"""Prefixes of the names of the decoder's late layers, which a fitted decoder has of its own."""
 
 
 class DecoderObjective:
@@ -37,7 +40,7 @@ class DecoderObjective:
     def __init__(self, config: DecoderConfig, vae: AutoencoderKLTemporalDecoder, clips: list[Clip]) -> None:
         self.config, self.vae, self.clips = config, vae, clips
         for name, p in self.module.named_parameters():
-            p.requires_grad_(name.startswith(LATE))
+            p.requires_grad_(name.startswith(LATE_LAYERS))
 
     @property
     def module(self) -> nn.Module:
@@ -55,7 +58,7 @@ class DecoderObjective:
         """The clips that crops are drawn from."""
         return [f"crops of {clip.item.id}" for clip in self.clips]
 
-    def samples(self, step: int) -> dict[str, Pixels]:
+    def samples(self, step: int) -> dict[str, Frames]:
         """None: its log says how well it reconstructs."""
         return {}
 
@@ -66,14 +69,9 @@ class DecoderObjective:
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Reconstruct the crops of iteration `step`."""
         config, draw = self.config, generator(self.config.optim.seed, step)
-        pixels = crops(self.clips, config.optim.batch, config.frames, config.crop, draw)
+        pixels = random_crops(self.clips, config.optim.batch, config.frames, config.crop, draw)
         with torch.no_grad():  # on a CPU, torch 2.13 dies in the backward pass of a half-frozen decoder, channels last
             latents = self.vae.encode(pixels).latent_dist.mode().contiguous()
         noise = torch.randn(latents.shape, generator=draw)
         decoded = self.vae.decode(latents + config.latent_noise * noise, num_frames=config.frames).sample
-        flat = F.l1_loss(decoded, pixels)
-        pairs = zip(differences(decoded), differences(pixels), strict=True)
-        edges = torch.stack([F.l1_loss(ours, theirs) for ours, theirs in pairs]).mean()
-        with torch.no_grad():
-            psnr = 10 * torch.log10(4 / F.mse_loss(decoded, pixels))
-        return flat + config.gradient_weight * edges, {"l1": flat.item(), "edges": edges.item(), "psnr": psnr.item()}
+        return reconstruction_loss(decoded, pixels, config.gradient_weight)

@@ -23,21 +23,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.errors import InvalidRequest
+from model.media.video import Frames
 from model.presets import preset
 from model.sampling.precondition import append_dims, precondition
 from training.config import DenoiserConfig, Denoising
-from training.distributed import shard, total, world
+from training.data.seeding import generator
+from training.distributed import all_reduce_sum, rank_and_size, shard
 from training.initial_weights import unet_of
 from training.joint_image_video import fill_temporal_gradients, image_rows
-from training.objectives.batch import Batch, Examples, by_kind, calls, cut
-from training.objectives.buckets import Bucketed
-from training.objectives.protocol import Pixels, backward_in_parallel, generator
-from training.objectives.sampling import sampled
+from training.objectives.batch import Batch, Examples, crop_batch, group_by_kind, split_into_calls
+from training.objectives.buckets import BucketedExamples
+from training.objectives.protocol import backward_in_parallel
+from training.objectives.sampling import sample_clip
 
 _WINDOW, _NOISE, _BUCKET = 1, 2, 3
 _SAMPLE_STEPS = 8
 
-Decode = Callable[[Tensor], Pixels]
+Decode = Callable[[Tensor], Frames]
 
 
 class DenoiseObjective:
@@ -53,7 +55,7 @@ class DenoiseObjective:
 
     def __init__(self, config: Denoising, network: nn.Module, examples: Examples, decode: Decode | None = None) -> None:
         self.config, self.network, self.examples, self.decode = config, network, examples, decode
-        self.rank, self.processes = world()
+        self.rank, self.processes = rank_and_size()
         if config.optim.batch % self.processes:
             raise InvalidRequest(f"a batch of {config.optim.batch} does not divide among {self.processes}", param="set")
         if config.runtime.checkpointing:
@@ -86,7 +88,7 @@ class DenoiseObjective:
         seed, count = self.config.optim.seed, self.config.optim.batch
         windowed = step < self.config.window_until
         examples = self.examples
-        if isinstance(examples, Bucketed):
+        if isinstance(examples, BucketedExamples):
             examples = examples.bucket(generator(seed, step, 0, _BUCKET))
         out: list[Batch] = []
         for row in range(self.rank, count, self.processes):
@@ -100,7 +102,7 @@ class DenoiseObjective:
         side = (min(height, self.config.window_height // 8), min(width, self.config.window_width // 8))
         top = int(torch.randint(0, height - side[0] + 1, (), generator=draw))
         left = int(torch.randint(0, width - side[1] + 1, (), generator=draw))
-        return cut(row, top, left, *side)
+        return crop_batch(row, top, left, *side)
 
     def backward(self, step: int) -> dict[str, float]:
         """The gradients of iteration `step`: the mean error of its rows over all processes."""
@@ -117,7 +119,7 @@ class DenoiseObjective:
             # Sharding and the trainer average over processes what is meant to be a sum.
             (loss * self.processes).backward()
             mine += loss.item()
-        return {"loss": total(mine)}
+        return {"loss": all_reduce_sum(mine)}
 
     @property
     def _alone(self) -> bool:
@@ -135,15 +137,15 @@ class DenoiseObjective:
         if runtime.sharding != "none":
             return rows  # every process has to make as many calls as the others, whatever kinds its rows are of
         if self._alone:
-            return calls(rows)
+            return split_into_calls(rows)
         size = -(-len(rows) // runtime.accumulate)
-        return [call for first in range(0, len(rows), size) for call in by_kind(rows[first : first + size])]
+        return [call for first in range(0, len(rows), size) for call in group_by_kind(rows[first : first + size])]
 
     def names(self, step: int) -> list[str]:
         """The clips of iteration `step`, with their frames."""
         return [name for row in self.rows(step) for name in row.names]
 
-    def samples(self, step: int) -> dict[str, Pixels]:
+    def samples(self, step: int) -> dict[str, Frames]:
         """A clip made of the first row's condition, beside the row itself."""
         if self.decode is None or self.config.runtime.sharding != "none":
             return {}
@@ -152,7 +154,7 @@ class DenoiseObjective:
             return {}
         noise = preset(self.config.preset).noise
         return {
-            "sampled": self.decode(sampled(self.unet, row, noise, _SAMPLE_STEPS, self.config.optim.seed)),
+            "sampled": self.decode(sample_clip(self.unet, row, noise, _SAMPLE_STEPS, self.config.optim.seed)),
             "target": self.decode(row.clean[0]),
         }
 
@@ -190,9 +192,9 @@ def denoising_error(
     noisy = batch.clean + append_dims(sigma, batch.clean) * noise
     c = precondition(sigma)
     target = (batch.clean - append_dims(c.c_skip, noisy) * noisy) / append_dims(c.c_out, noisy)
-    seen = torch.cat([append_dims(c.c_in, noisy) * noisy, batch.concat], dim=2)
-    told = {"encoder_hidden_states": batch.context, "added_time_ids": batch.vector, "return_dict": False}
-    marked = torch.ones(batch.clean.shape[:2]) if batch.pictures else None
-    with image_rows(marked, temporal=not skip_temporal):
-        out: Tensor = unet(seen, c.c_noise, **told)[0]
+    model_input = torch.cat([append_dims(c.c_in, noisy) * noisy, batch.concat], dim=2)
+    kwargs = {"encoder_hidden_states": batch.context, "added_time_ids": batch.vector, "return_dict": False}
+    indicator = torch.ones(batch.clean.shape[:2]) if batch.pictures else None
+    with image_rows(indicator, temporal=not skip_temporal):
+        out: Tensor = unet(model_input, c.c_noise, **kwargs)[0]
     return F.mse_loss(out.float(), target, reduction="none").mean(dim=(1, 2, 3, 4))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+from model.media.video import Frames
 
 
 class Objective(Protocol):
@@ -41,7 +39,7 @@ class Objective(Protocol):
         """What iteration `step` trained on, for the message when its loss is not finite."""
         ...
 
-    def samples(self, step: int) -> dict[str, Pixels]:
+    def samples(self, step: int) -> dict[str, Frames]:
         """Clips [T, H, W, 3] that show what the network makes now, by name; none where it makes nothing."""
         ...
 
@@ -68,12 +66,3 @@ def backward_in_parallel(pieces: Sequence[Callable[[], Tensor]]) -> float:
         return one(pieces[0])
     with ThreadPoolExecutor(len(pieces)) as pool:
         return sum(pool.map(one, pieces))
-
-
-def generator(*key: int) -> torch.Generator:
-    """A generator whose stream depends on the key alone: (seed, step), (seed, clip, step), ..."""
-    mixed = 0x9E3779B97F4A7C15
-    for part in key:
-        mixed = (mixed ^ (part + 0x7F4A7C15)) * 0xBF58476D1CE4E5B9 % 2**64
-        mixed ^= mixed >> 31
-    return torch.Generator().manual_seed(mixed % 2**63)

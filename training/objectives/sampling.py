@@ -17,22 +17,22 @@ from model.sampling.row import BatchKey, Conditioning, Row
 from model.sampling.sampler import sample
 from model.sampling.schedule import make_schedule
 from model.shapes import LatentShape
+from training.data.seeding import generator
 from training.objectives.batch import Batch
-from training.objectives.protocol import generator
 
 
-def sampled(
+def sample_clip(
     unet: UNetSpatioTemporalConditionModel, row: Batch, noise: NoiseRange, steps: int, seed: int
 ) -> Float[Tensor, "T C h w"]:
     """The scaled latents that the network makes of a row's condition, unguided, by Euler's method."""
     frames, channels, height, width = row.clean.shape[1:]
-    told = row.to(unet.device)
+    inputs = row.to(unet.device)
     start = Row.begin(
         BatchKey("training", LatentShape(frames, channels, height, width), "float32"),
         solver="euler",
         sigmas=make_schedule("karras", steps, sigma_min=noise.sigma_min, sigma_max=noise.sigma_max, rho=noise.rho),
         noise=torch.randn(row.clean.shape[1:], generator=generator(seed)).to(unet.device),
-        conditioning=Conditioning(told.context[0].detach(), told.concat[0].detach(), told.vector[0]),
+        conditioning=Conditioning(inputs.context[0].detach(), inputs.concat[0].detach(), inputs.vector[0]),
         scale=torch.ones(frames),
         seed=seed,
     )

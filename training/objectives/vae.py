@@ -22,13 +22,15 @@ from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.media.video import Frames
 from model.optimized.rewrites import temporal_convolutions, without_branch
 from model.presets import preset
 from model.vae import build_vae
 from training.config import VAEConfig
-from training.data.frames import Clip, crops
+from training.data.frames import Clip, random_crops
+from training.data.seeding import generator
 from training.initial_weights import anchor, zero_branches
-from training.objectives.protocol import Pixels, backward_of, generator
+from training.objectives.protocol import backward_of
 
 PATCH = 8
 
@@ -88,6 +90,20 @@ def differences(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return pixels[..., :, 1:] - pixels[..., :, :-1], pixels[..., 1:, :] - pixels[..., :-1, :]
 
 
+def reconstruction_loss(decoded: Tensor, pixels: Tensor, gradient_weight: float) -> tuple[Tensor, dict[str, float]]:
+    """L1 of pixels [N, 3, H, W] plus `gradient_weight` times the L1 of their first differences in space.
+
+    Returns:
+        The loss; and for the log `l1`, `edges` and `psnr` in dB of pictures in [-1, 1].
+    """
+    l1 = F.l1_loss(decoded, pixels)
+    pairs = zip(differences(decoded), differences(pixels), strict=True)
+    edges = torch.stack([F.l1_loss(ours, theirs) for ours, theirs in pairs]).mean()
+    with torch.no_grad():
+        psnr = 10 * torch.log10(4 / F.mse_loss(decoded, pixels))
+    return l1 + gradient_weight * edges, {"l1": l1.item(), "edges": edges.item(), "psnr": psnr.item()}
+
+
 class VAEObjective:
     """The loss: L1 of pixels and of their spatial differences, and the latents' distance from their target."""
 
@@ -122,13 +138,13 @@ class VAEObjective:
 
     def crops(self, step: int, count: int, frames: int) -> Tensor:
         """`count` crops of `frames` consecutive frames, [count * frames, 3, H, W] in [-1, 1], mirrored at random."""
-        return crops(self.clips, count, frames, self.config.crop, generator(self.config.optim.seed, step))
+        return random_crops(self.clips, count, frames, self.config.crop, generator(self.config.optim.seed, step))
 
     def names(self, step: int) -> list[str]:
         """The clips that crops are drawn from."""
         return [f"crops of {clip.item.id}" for clip in self.clips]
 
-    def samples(self, step: int) -> dict[str, Pixels]:
+    def samples(self, step: int) -> dict[str, Frames]:
         """None: its log says how well it reconstructs."""
         return {}
 
@@ -144,13 +160,8 @@ class VAEObjective:
         pixels = self.crops(step, count // frames, frames)
         with torch.set_grad_enabled(step < config.skeleton_until):
             latents = self.vae.encode(pixels).latent_dist.mode()
-            held = F.mse_loss(latents, self.target(pixels))
+            target_error = F.mse_loss(latents, self.target(pixels))
         noise = torch.randn(latents.shape, generator=generator(config.optim.seed, step, 1))
         decoded = self.vae.decode(latents + config.latent_noise * noise, num_frames=frames).sample
-        flat = F.l1_loss(decoded, pixels)
-        pairs = zip(differences(decoded), differences(pixels), strict=True)
-        edges = torch.stack([F.l1_loss(ours, theirs) for ours, theirs in pairs]).mean()
-        total = flat + config.gradient_weight * edges + config.target_weight * held
-        with torch.no_grad():
-            psnr = 10 * torch.log10(4 / F.mse_loss(decoded, pixels))
-        return total, {"l1": flat.item(), "edges": edges.item(), "held": held.item(), "psnr": psnr.item()}
+        loss, parts = reconstruction_loss(decoded, pixels, config.gradient_weight)
+        return loss + config.target_weight * target_error, {**parts, "held": target_error.item()}

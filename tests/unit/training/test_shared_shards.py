@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLTemporalDecoder
 
 from model.presets import preset
 from model.vae import build_vae
-from training.release import LATE, split_vae_weights
+from training.release import LATE_LAYERS, split_vae_weights
 
 
 def test_two_files_hold_what_one_held(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_another_decoder_leaves_the_shared_file_as_it_is(tmp_path: Path) -> None
         split_vae_weights(tmp_path / name)
         with torch.no_grad():
             for key, p in vae.named_parameters():
-                if key.startswith(LATE):
+                if key.startswith(LATE_LAYERS):
                     p.add_(1.0)
     files = ["diffusion_pytorch_model-00001-of-00002.safetensors", "diffusion_pytorch_model-00002-of-00002.safetensors"]
     same = [(tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes() for file in files]

@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from model.errors import DataError
+from model.media.video import Frames
 from training.config import Optim
-from training.objectives.protocol import Pixels, backward_in_parallel, backward_of, generator
+from training.data.seeding import generator
+from training.objectives.protocol import backward_in_parallel, backward_of
 from training.optimizers import EMA
 from training.recipes.vae import mini_vae
 from training.trainer import Trainer, learning_rate
@@ -58,7 +60,7 @@ class Line:
     def names(self, step: int) -> list[str]:
         return [f"clip-{step}"]
 
-    def samples(self, step: int) -> dict[str, Pixels]:
+    def samples(self, step: int) -> dict[str, Frames]:
         return {"grey": np.full((3, 4, 6, 3), 99, np.uint8)}
 
     def backward(self, step: int) -> dict[str, float]:
@@ -172,7 +174,7 @@ def test_ema_swaps_in_and_out() -> None:
         net.weight.add_(1)
     ema.update(net)
     decay = 2 / 11
-    with ema.swapped(net):
+    with ema.swap_weights(net):
         assert torch.allclose(net.weight, start + (1 - decay))
     assert torch.allclose(net.weight, start + 1)
 
@@ -186,7 +188,7 @@ def test_a_frozen_parameter_leaves_the_average() -> None:
     ema.update(net)
     assert set(ema.average) == {"weight"}
     frozen_at = net.bias.detach().clone()
-    with ema.swapped(net):
+    with ema.swap_weights(net):
         assert torch.equal(net.bias, frozen_at)
 
 

@@ -19,7 +19,7 @@ from model.errors import DataError
 from training.curation.calibrate.bradley_terry import bradley_terry
 from training.curation.calibrate.elo import Rating, elo
 from training.curation.calibrate.pairs import QUESTIONS, Pair, contender
-from training.curation.calibrate.prepare import Plan, read_plan
+from training.curation.calibrate.prepare import CalibrationPlan, read_plan
 from training.curation.calibrate.subsets import limit_of
 from training.curation.calibrate.votes import Vote, games_of, latest, read_votes, trusted_voters
 from training.curation.filter import Scores, load_scores
@@ -45,7 +45,7 @@ class AxisResult:
     why: str
 
 
-def rate_axis(plan: Plan, votes: Sequence[Vote], axis: str) -> AxisResult:
+def rate_axis(plan: CalibrationPlan, votes: Sequence[Vote], axis: str) -> AxisResult:
     """Rate an axis's subsets.
 
     Raises:
@@ -109,7 +109,7 @@ def _counts(votes: Sequence[Vote], pairs: dict[str, Pair]) -> dict[str, Any]:
     }
 
 
-def _thresholds(plan: Plan, results: Sequence[AxisResult], counts: dict[str, Any], scores: Scores) -> str:
+def _thresholds(plan: CalibrationPlan, results: Sequence[AxisResult], counts: dict[str, Any], scores: Scores) -> str:
     lines = [f"# Chosen by {counts['human']} human votes of {counts['voters'] - counts['voters_left_out']} voters"]
     if counts["simulated"]:
         lines = [f"# NOT A HUMAN JUDGEMENT: {counts['simulated']} votes are SIMULATED, {counts['human']} human"]

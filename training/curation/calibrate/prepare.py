@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 
 from model.errors import DataError
+from model.media.video import Frames
+from training.config import ProgressCallback
 from training.curation.calibrate.pairs import Pair, clip_name, plan_pairs
 from training.curation.calibrate.subsets import SHARES, held_out, leaves, write_subset
 from training.curation.filter import Scores, load_scores
-from training.curation.frames import ClipFrames, Frames
+from training.curation.frames import ClipFrames
 from training.curation.records import ClipRecord
 from training.curation.tables import read_table, replace_file, write_text
 
-Report = Callable[[str, int, int], None]
 Train = Callable[[str, Path, Path], Path]
 """What trains a proxy: (recipe, dataset folder, folder of runs) to a checkpoint folder."""
 Sample = Callable[[Path, dict[str, Frames], Path], dict[str, Frames]]
@@ -70,7 +71,7 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CalibrationPlan:
     """What can be voted on, and what the thresholds are made of afterwards."""
 
     dataset: str
@@ -80,7 +81,7 @@ class Plan:
     pairs: tuple[Pair, ...]
 
 
-def read_plan(folder: Path) -> Plan:
+def read_plan(folder: Path) -> CalibrationPlan:
     """A prepared calibration's plan.
 
     Raises:
@@ -91,12 +92,15 @@ def read_plan(folder: Path) -> Plan:
         raise DataError(f"{folder} holds no plan: run `stillmotion curate calibrate prepare` to its end first")
     values = json.loads(path.read_text())
     pairs = tuple(Pair(**pair) for pair in values["pairs"])
-    return Plan(values["dataset"], tuple(values["axes"]), tuple(values["shares"]), values["recipe"], pairs)
+    return CalibrationPlan(values["dataset"], tuple(values["axes"]), tuple(values["shares"]), values["recipe"], pairs)
 
 
 def prepare(
-    wanted: Calibration, report: Report = lambda *_: None, train: Train | None = None, sample: Sample | None = None
-) -> Plan:
+    wanted: Calibration,
+    report: ProgressCallback = lambda *_: None,
+    train: Train | None = None,
+    sample: Sample | None = None,
+) -> CalibrationPlan:
     """Make everything that is voted on; what is there already is not made again.
 
     Args:
@@ -119,7 +123,7 @@ def prepare(
                 if wanted.run_of(axis, share) == name:
                     write_clip(wanted.folder, clip_name(axis, share, still), frames)
     pairs = plan_pairs(wanted.axes, wanted.shares, list(pictures))
-    plan = Plan(str(wanted.dataset), wanted.axes, wanted.shares, wanted.recipe, tuple(pairs))
+    plan = CalibrationPlan(str(wanted.dataset), wanted.axes, wanted.shares, wanted.recipe, tuple(pairs))
     write_text(wanted.folder / PLAN, json.dumps(dataclasses.asdict(plan)) + "\n")
     return plan
 
@@ -170,7 +174,7 @@ def _writer(data: bytes) -> Callable[[Path], object]:
     return lambda partial: partial.write_bytes(data)
 
 
-def _recipe(wanted: Calibration, report: Report) -> Train:
+def _recipe(wanted: Calibration, report: ProgressCallback) -> Train:
     """Training by the recipe; frozen networks and the cache of frames are shared by all proxies."""
 
     def train(recipe: str, data: Path, out: Path) -> Path:
@@ -191,19 +195,19 @@ def _recipe(wanted: Calibration, report: Report) -> Train:
     return train
 
 
-def _sampler(report: Report) -> Sample:
+def _sampler(report: ProgressCallback) -> Sample:
     def sample(checkpoint: Path, pictures: dict[str, Frames], work: Path) -> dict[str, Frames]:
         from PIL import Image
 
         from model.catalog import describe
-        from training.metrics.generate import ClipMaker, Wanted
+        from training.metrics.generate import ClipMaker, GenerationRequest
 
         entry = describe(checkpoint)
         settings: dict[str, Any] = entry.defaults
         maker = ClipMaker(entry, work, steps=int(settings["num_inference_steps"]))
         size = (entry.width, entry.height)
         asked = [
-            Wanted(
+            GenerationRequest(
                 name,
                 np.asarray(Image.fromarray(one).resize(size)),
                 int(settings["fps"]),

@@ -19,7 +19,7 @@ from training.curation.filter import Mask, Rule, Scores
 from training.curation.records import ClipRecord
 from training.curation.tables import write_text
 from training.data.held_out import clip_split
-from training.data.starter import Item, as_told
+from training.data.starter import Item, item_to_json
 
 SHARES = (0.0, 12.5, 25.0, 50.0)
 """Percent of the clips that a subset leaves out, as published."""
@@ -88,7 +88,7 @@ def item_of(clip: ClipRecord, dataset: Path, folder: Path, split: str) -> Item:
 
 def write_items(folder: Path, items: Sequence[Item], told: dict[str, object]) -> None:
     """A dataset folder of items whose files lie where they are."""
-    lines = "".join(json.dumps(as_told(item)) + "\n" for item in items)
+    lines = "".join(json.dumps(item_to_json(item)) + "\n" for item in items)
     write_text(folder / "items.jsonl", lines)
     manifest = {"items_sha256": hashlib.sha256(lines.encode()).hexdigest(), **told}
     write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")

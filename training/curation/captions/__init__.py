@@ -12,7 +12,8 @@ from training.curation.captions.coca import CocaCaptioner
 from training.curation.captions.measured import MeasuredCaptioner
 from training.curation.captions.merge import MergeCaptioner
 from training.curation.captions.video import VideoCaptioner
-from training.curation.records import Captioner, ToolOptions
+from training.curation.protocols import Captioner
+from training.curation.records import ToolOptions
 
 CAPTIONERS: dict[str, Callable[[ToolOptions], Captioner]] = {
     "measured": MeasuredCaptioner,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.errors import DataError, MissingExtra
-from training.curation.captions.common import said, silent
+from training.curation.captions.common import caption_record, missing_caption
 from training.curation.frames import ClipFrames
 from training.curation.records import CaptionRecord, Resources, ToolOptions
 from training.curation.tools import known_options, tool_version
@@ -61,7 +61,7 @@ class CocaCaptioner:
         """One caption a clip; what others said is not used."""
         del earlier
         if self._model is None:
-            return [silent(clip.clip_id, self.name, NO_WEIGHTS, self._tool) for clip in clips]
+            return [missing_caption(clip.clip_id, self.name, NO_WEIGHTS, self._tool) for clip in clips]
         import torch
 
         from training.curation.inputs import square_pixels
@@ -72,7 +72,7 @@ class CocaCaptioner:
         with torch.inference_mode():
             tokens = self._model.generate(torch.cat(middles))
         return [
-            said(clip.clip_id, self.name, self._words(row), self._tool, self._weights)
+            caption_record(clip.clip_id, self.name, self._words(row), self._tool, self._weights)
             for clip, row in zip(clips, tokens, strict=True)
         ]
 

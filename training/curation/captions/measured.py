@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.curation.captions.common import said
-from training.curation.frames import SAMPLED_FPS, ClipFrames, Frames
+from model.media.video import Frames
+from training.curation.captions.common import caption_record
+from training.curation.frames import SAMPLED_FPS, ClipFrames
 from training.curation.records import CaptionRecord, Resources, ToolOptions
 from training.curation.scores.motion import STILL, Field, affine_part, stored_maps
 from training.curation.tools import MEASURED, known_options
@@ -62,7 +63,9 @@ class MeasuredCaptioner:
     def caption(self, clips: Sequence[ClipFrames], earlier: Sequence[Sequence[CaptionRecord]]) -> list[CaptionRecord]:
         """One caption a clip; what others said is not used."""
         del earlier
-        return [said(clip.clip_id, self.name, self._text(clip), "measured attributes and flow") for clip in clips]
+        return [
+            caption_record(clip.clip_id, self.name, self._text(clip), "measured attributes and flow") for clip in clips
+        ]
 
     def _text(self, clip: ClipFrames) -> str:
         middle = clip.first_middle_last()[1]

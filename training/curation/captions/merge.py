@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import DataError, InvalidRequest
-from training.curation.captions.common import said, silent
+from training.curation.captions.common import caption_record, missing_caption
 from training.curation.frames import ClipFrames
 from training.curation.records import CaptionRecord, Resources, ToolOptions
 from training.curation.tools import MEASURED, known_options
@@ -137,11 +137,11 @@ class MergeCaptioner:
     def _merge(self, clip_id: str, earlier: Sequence[CaptionRecord]) -> CaptionRecord:
         there = [one for one in earlier if one.text and one.captioner != MEASURED]
         if self._ask is None:
-            return silent(clip_id, self.name, NOTHING, self._tool)
+            return missing_caption(clip_id, self.name, NOTHING, self._tool)
         if len(there) < 2:
             reason = f"{len(there)} captions of captioners to merge; it takes two"
-            return silent(clip_id, self.name, reason, self._tool, self._weights)
-        return said(clip_id, self.name, self._ask(question(there)), self._tool, self._weights)
+            return missing_caption(clip_id, self.name, reason, self._tool, self._weights)
+        return caption_record(clip_id, self.name, self._ask(question(there)), self._tool, self._weights)
 
 
 def _model_of(options: ToolOptions) -> str:

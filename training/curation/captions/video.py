@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.errors import DataError
-from training.curation.captions.common import said, silent
+from training.curation.captions.common import caption_record, missing_caption
 from training.curation.frames import SAMPLED_FPS, ClipFrames
 from training.curation.records import CaptionRecord, Resources, ToolOptions
 from training.curation.tools import known_options, tool_version
@@ -67,12 +67,12 @@ class VideoCaptioner:
         """One caption a clip; what others said is not used."""
         del earlier
         if self._model is None:
-            return [silent(clip.clip_id, self.name, NO_WEIGHTS, self._tool) for clip in clips]
+            return [missing_caption(clip.clip_id, self.name, NO_WEIGHTS, self._tool) for clip in clips]
         import torch
 
         texts = self._say(torch.stack([self._pixels(clip) for clip in clips]))
         pairs = zip(clips, texts, strict=True)
-        return [said(clip.clip_id, self.name, text, self._tool, self._weights) for clip, text in pairs]
+        return [caption_record(clip.clip_id, self.name, text, self._tool, self._weights) for clip, text in pairs]
 
     def _pixels(self, clip: ClipFrames) -> torch.Tensor:
         """[T, 3, S, S]: four frames at even distances."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from training.curation.records import CaptionScorer, DatasetScorer, Scorer, ToolOptions
+from training.curation.protocols import CaptionScorer, DatasetScorer, Scorer
+from training.curation.records import ToolOptions
 from training.curation.scores.clip import ClipScorer
 from training.curation.scores.clip_similarity import ClipSimilarityScorer
 from training.curation.scores.embedding import DuplicateScorer, EmbeddingScorer

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from model.errors import DataError
-from training.curation.frames import ClipFrames, Frames
+from model.media.video import Frames
+from training.curation.frames import ClipFrames
 from training.curation.records import Resources, ScoreRecord, ToolOptions
-from training.curation.scores.common import measured, not_scored
+from training.curation.scores.common import score_records, unscored_records
 from training.curation.tools import known_options
 
 EMBEDDING, AESTHETIC = "clip_embedding", "aesthetic"
@@ -119,12 +120,12 @@ class ClipScorer:
     def score(self, clip: ClipFrames) -> list[ScoreRecord]:
         """`clip_embedding` (its vector [D]; its value is the vector's length) and `aesthetic`."""
         if self._towers is None:
-            return not_scored(clip.clip_id, (EMBEDDING, AESTHETIC), NO_CLIP, "CLIP")
+            return unscored_records(clip.clip_id, (EMBEDDING, AESTHETIC), NO_CLIP, "CLIP")
         tool, weights = self._towers.tool, self._towers.weights_sha256
         mean = self._towers.pictures(clip.first_middle_last()).mean(axis=0)
         vector = tuple(float(one) for one in mean)
         records = [ScoreRecord(clip.clip_id, EMBEDDING, float(np.linalg.norm(mean)), None, tool, weights, vector)]
         if self._head is None:
-            return records + not_scored(clip.clip_id, (AESTHETIC,), NO_HEAD, tool, weights)
+            return records + unscored_records(clip.clip_id, (AESTHETIC,), NO_HEAD, tool, weights)
         named = f"{tool}, linear head {self._head.sha256[:12]}"
-        return records + measured(clip.clip_id, {AESTHETIC: self._head(mean)}, named, weights)
+        return records + score_records(clip.clip_id, {AESTHETIC: self._head(mean)}, named, weights)

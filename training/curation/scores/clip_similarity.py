@@ -12,7 +12,7 @@ import numpy as np
 
 from training.curation.records import CaptionRecord, ScoreRecord, ToolOptions
 from training.curation.scores.clip import EMBEDDING, NO_CLIP, ClipTowers
-from training.curation.scores.common import measured, not_scored
+from training.curation.scores.common import score_records, unscored_records
 from training.curation.tools import MEASURED, known_options
 
 BATCH = 64
@@ -35,7 +35,7 @@ class ClipSimilarityScorer:
             if caption.text and caption.captioner != MEASURED:
                 told.setdefault(caption.clip_id, caption.text)
         if self._towers is None:
-            return [bad for one in seen for bad in not_scored(one.clip_id, (self.name,), NO_CLIP, "CLIP")]
+            return [bad for one in seen for bad in unscored_records(one.clip_id, (self.name,), NO_CLIP, "CLIP")]
         out: list[ScoreRecord] = []
         able: list[ScoreRecord] = []
         for one in seen:
@@ -43,7 +43,9 @@ class ClipSimilarityScorer:
             if reason is None:
                 able.append(one)
             else:
-                out += not_scored(one.clip_id, (self.name,), reason, self._towers.tool, self._towers.weights_sha256)
+                out += unscored_records(
+                    one.clip_id, (self.name,), reason, self._towers.tool, self._towers.weights_sha256
+                )
         for first in range(0, len(able), BATCH):
             out += self._scored(able[first : first + BATCH], told)
         return sorted(out, key=lambda one: one.clip_id)
@@ -63,4 +65,4 @@ class ClipSimilarityScorer:
         values = np.einsum("nd,nd->n", texts, vectors)
         tool, weights = self._towers.tool, self._towers.weights_sha256
         pairs = zip(records, values, strict=True)
-        return [made for one, v in pairs for made in measured(one.clip_id, {self.name: float(v)}, tool, weights)]
+        return [made for one, v in pairs for made in score_records(one.clip_id, {self.name: float(v)}, tool, weights)]

@@ -17,7 +17,7 @@ import numpy as np
 
 from training.curation.frames import SAMPLED_FPS, ClipFrames
 from training.curation.records import Resources, ScoreRecord, ToolOptions
-from training.curation.scores.common import measured, not_scored
+from training.curation.scores.common import score_records, unscored_records
 from training.curation.tools import known_options
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -93,9 +93,11 @@ class DuplicateScorer:
         out: list[ScoreRecord] = []
         for one in records:
             if not one.vector:
-                out += not_scored(one.clip_id, (self.name,), "it has no embedding", "cosine", one.weights_sha256)
+                out += unscored_records(one.clip_id, (self.name,), "it has no embedding", "cosine", one.weights_sha256)
         if there:
             nearest = nearest_earlier(np.array([one.vector for one in there], np.float32))
             for one, value in zip(there, nearest, strict=True):
-                out += measured(one.clip_id, {self.name: float(value)}, f"cosine of: {one.tool}", one.weights_sha256)
+                out += score_records(
+                    one.clip_id, {self.name: float(value)}, f"cosine of: {one.tool}", one.weights_sha256
+                )
         return out

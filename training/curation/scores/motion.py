@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from model.errors import MissingExtra
-from training.curation.frames import SAMPLED_FPS, ClipFrames, Frames
+from model.media.video import Frames
+from training.curation.frames import SAMPLED_FPS, ClipFrames
 from training.curation.records import Resources, ScoreRecord, ToolOptions
-from training.curation.scores.common import measured, not_scored
+from training.curation.scores.common import score_records, unscored_records
 from training.curation.tools import known_options, tool_version
 from training.data.motion_bucket import FARNEBACK, MEASURED_SHORT_SIDE, flow_fields
 
@@ -98,15 +99,15 @@ class MotionScorer:
         frames = clip.at_fps(SAMPLED_FPS)
         if len(frames) < 2:
             reason = f"the clip gives one frame only at {SAMPLED_FPS:g} fps"
-            return not_scored(clip.clip_id, NAMES, reason, self._tool)
+            return unscored_records(clip.clip_id, NAMES, reason, self._tool)
         maps = list(stored_maps(frames, SAMPLED_FPS))
         moving = [field for field in maps if not is_still(field)]
         values = {
             "flow_mean": float(np.mean([np.hypot(field[..., 0], field[..., 1]).mean() for field in maps])),
             "static_share": 1 - len(moving) / len(maps),
         }
-        records = measured(clip.clip_id, values, self._tool)
+        records = score_records(clip.clip_id, values, self._tool)
         if not moving:
-            return records + not_scored(clip.clip_id, ("camera_share",), "nothing moves", self._tool)
+            return records + unscored_records(clip.clip_id, ("camera_share",), "nothing moves", self._tool)
         camera = sum(map(is_camera_only, moving)) / len(moving)
-        return records + measured(clip.clip_id, {"camera_share": camera}, self._tool)
+        return records + score_records(clip.clip_id, {"camera_share": camera}, self._tool)

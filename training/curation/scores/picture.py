@@ -11,9 +11,10 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from training.curation.frames import ClipFrames, Frames
+from model.media.video import Frames
+from training.curation.frames import ClipFrames
 from training.curation.records import Resources, ScoreRecord, ToolOptions
-from training.curation.scores.common import measured
+from training.curation.scores.common import score_records
 from training.curation.tools import known_options, tool_version
 from training.metrics.image import sharpness
 
@@ -74,4 +75,4 @@ class PictureScorer:
             "brightness": float(np.median([luma(frame).mean() / 255 for frame in frames])),
             "black_border": black_border(frames),
         }
-        return measured(clip.clip_id, values, self._tool)
+        return score_records(clip.clip_id, values, self._tool)

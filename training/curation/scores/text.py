@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from model.errors import MissingExtra
-from training.curation.frames import ClipFrames, Frames
+from model.media.video import Frames
+from training.curation.frames import ClipFrames
 from training.curation.records import Resources, ScoreRecord, ToolOptions
-from training.curation.scores.common import measured
+from training.curation.scores.common import score_records
 from training.curation.tools import known_options, tool_version
 
 LONG_SIDE = 640
@@ -92,4 +93,4 @@ class TextScorer:
     def score(self, clip: ClipFrames) -> list[ScoreRecord]:
         """`text_area`, from 0 to 1."""
         areas = [self.area(frame) for frame in clip.first_middle_last()]
-        return measured(clip.clip_id, {"text_area": max(areas)}, self._tool, self._weights)
+        return score_records(clip.clip_id, {"text_area": max(areas)}, self._tool, self._weights)

@@ -13,8 +13,8 @@ from training.config import LoraConfig
 from training.data.latents import LatentClip
 from training.data.motion_bucket import HIGHEST_BUCKET, LOWEST_BUCKET, MotionMap
 from training.objectives.batch import Batch
-from training.objectives.examples.drawing import chance, one_of, stretch
-from training.objectives.examples.film import pictured
+from training.objectives.examples.drawing import choice, draw_window, uniform
+from training.objectives.examples.film import condition_on_first_frame
 
 
 class CameraExamples:
@@ -27,8 +27,10 @@ class CameraExamples:
 
     def example(self, draw: torch.Generator) -> Batch:
         """One clip."""
-        seen = stretch(one_of(self.clips, draw), self.config.num_frames, draw)
-        fps, bucket = seen.vector(self.motion)
-        if chance(draw) < self.config.data.bucket_drawn:
+        window = draw_window(choice(self.clips, draw), self.config.num_frames, draw)
+        fps, bucket = window.vector(self.motion)
+        if uniform(draw) < self.config.data.bucket_drawn:
             bucket = float(torch.randint(LOWEST_BUCKET, HIGHEST_BUCKET + 1, (), generator=draw))
-        return pictured(seen, self.config.data, self.vae, (fps, bucket), self.config.condition_dropout, draw)
+        return condition_on_first_frame(
+            window, self.config.data, self.vae, (fps, bucket), self.config.condition_dropout, draw
+        )

@@ -18,26 +18,26 @@ from model.vae import encode_mode
 from training.data.latents import LatentClip, to_pixels
 from training.data.motion_bucket import MotionMap
 
-Thing = TypeVar("Thing")
+T = TypeVar("T")
 
 
-def chance(draw: torch.Generator) -> float:
+def uniform(draw: torch.Generator) -> float:
     """A number from [0, 1)."""
     return float(torch.rand((), generator=draw))
 
 
-def one_of(things: Sequence[Thing], draw: torch.Generator) -> Thing:
+def choice(things: Sequence[T], draw: torch.Generator) -> T:
     """One of the things, all alike."""
     return things[int(torch.randint(0, len(things), (), generator=draw))]
 
 
-def strength(log_mean: float, log_std: float, draw: torch.Generator) -> float:
+def lognormal(log_mean: float, log_std: float, draw: torch.Generator) -> float:
     """A log-normal noise level (paper, appendix D)."""
     return float(torch.tensor(log_mean + log_std * float(torch.randn((), generator=draw))).exp())
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class ClipWindow:
     """Frames of a clip at a stride: latents [T, C, h, w] unscaled, their frame numbers, frames a second, flow."""
 
     clip: LatentClip
@@ -51,20 +51,20 @@ class Stretch:
         return round(self.fps) - 1.0, float(motion.bucket(self.flow))
 
 
-def strides_of(clip: LatentClip, num_frames: int) -> list[int]:
+def usable_strides(clip: LatentClip, num_frames: int) -> list[int]:
     """The strides at which a clip is long enough."""
     return [s for s in clip.flow if len(clip.latents) > (num_frames - 1) * s]
 
 
-def stretch(clip: LatentClip, num_frames: int, draw: torch.Generator) -> Stretch:
+def draw_window(clip: LatentClip, num_frames: int, draw: torch.Generator) -> ClipWindow:
     """A stretch of the clip, its stride and start drawn."""
-    stride = one_of(strides_of(clip, num_frames), draw)
+    stride = choice(usable_strides(clip, num_frames), draw)
     span = (num_frames - 1) * stride
     first = int(torch.randint(0, len(clip.latents) - span, (), generator=draw))
     index = list(range(first, first + span + 1, stride))
     latents = torch.from_numpy(clip.latents[index]).float()
     flow = float(clip.flow[stride][index[:-1]].mean())
-    return Stretch(clip, latents, index, clip.clip.item.fps / stride, flow)
+    return ClipWindow(clip, latents, index, clip.clip.item.fps / stride, flow)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from training.config import DenoiserConfig, EndsData
 from training.data.latents import LatentClip
 from training.data.motion_bucket import MotionMap
 from training.objectives.batch import Batch
-from training.objectives.examples.drawing import chance, strength, stretch, strides_of
+from training.objectives.examples.drawing import draw_window, lognormal, uniform, usable_strides
 
 
 class EndsExamples:
@@ -35,7 +35,7 @@ class EndsExamples:
         motion: MotionMap,
     ) -> None:
         self.config, self.data, self.mask, self.scaling, self.motion = config, data, mask, scaling, motion
-        self.clips = [c for c in clips if strides_of(c, config.num_frames)]
+        self.clips = [c for c in clips if usable_strides(c, config.num_frames)]
         moving = [data.still_moving + float(next(iter(c.flow.values())).mean()) for c in self.clips]
         lengths = torch.tensor([float(len(c.latents)) for c in self.clips])
         self.weights = lengths.sqrt() * torch.tensor(moving)
@@ -44,13 +44,13 @@ class EndsExamples:
         """One clip."""
         data, config = self.data, self.config
         clip = self.clips[int(torch.multinomial(self.weights, 1, generator=draw))]
-        seen = stretch(clip, config.num_frames, draw)
-        clean = seen.latents * self.scaling
-        noise = strength(data.noise_aug_log_mean, data.noise_aug_log_std, draw)
+        window = draw_window(clip, config.num_frames, draw)
+        clean = window.latents * self.scaling
+        noise = lognormal(data.noise_aug_log_mean, data.noise_aug_log_std, draw)
         start, end = (clean[k] + noise * torch.randn(clean[k].shape, generator=draw) for k in (0, -1))
         concat = between_ends(start, end, self.mask, config.num_frames)
-        context = torch.from_numpy(clip.embeds[[seen.index[0], seen.index[-1]]])
-        if chance(draw) < config.condition_dropout:
+        context = torch.from_numpy(clip.embeds[[window.index[0], window.index[-1]]])
+        if uniform(draw) < config.condition_dropout:
             concat, context = torch.zeros_like(concat), torch.zeros_like(context)
-        vector = torch.tensor([[*seen.vector(self.motion), noise]])
-        return Batch(clean[None], concat[None], context[None], vector, (f"{clip.clip.item.id}/{seen.index}",))
+        vector = torch.tensor([[*window.vector(self.motion), noise]])
+        return Batch(clean[None], concat[None], context[None], vector, (f"{clip.clip.item.id}/{window.index}",))

@@ -15,14 +15,22 @@ from training.config import CameraData, DenoiserConfig, FilmData
 from training.data.latents import LatentClip
 from training.data.motion_bucket import MotionMap
 from training.objectives.batch import Batch
-from training.objectives.examples.drawing import Stretch, chance, noisy_latent, one_of, strength, stretch, strides_of
+from training.objectives.examples.drawing import (
+    ClipWindow,
+    choice,
+    draw_window,
+    lognormal,
+    noisy_latent,
+    uniform,
+    usable_strides,
+)
 
 
-def pictured(
-    seen: Stretch,
+def condition_on_first_frame(
+    window: ClipWindow,
     data: FilmData | CameraData,
     vae: AutoencoderKLTemporalDecoder,
-    told: tuple[float, float],
+    fps_and_bucket: tuple[float, float],
     dropout: float,
     draw: torch.Generator,
 ) -> Batch:
@@ -32,15 +40,15 @@ def pictured(
         told: fps - 1, and the motion bucket.
         dropout: share of conditions that are zeroed.
     """
-    noise = strength(data.noise_aug_log_mean, data.noise_aug_log_std, draw)
-    first = seen.index[0]
-    concat = noisy_latent(vae, seen.clip, first, noise, draw)
-    context = torch.from_numpy(seen.clip.embeds[first])[None]
-    if chance(draw) < dropout:
+    noise = lognormal(data.noise_aug_log_mean, data.noise_aug_log_std, draw)
+    first = window.index[0]
+    concat = noisy_latent(vae, window.clip, first, noise, draw)
+    context = torch.from_numpy(window.clip.embeds[first])[None]
+    if uniform(draw) < dropout:
         concat, context = torch.zeros_like(concat), torch.zeros_like(context)
-    vector: Tensor = torch.tensor([*told, noise])
-    clean = seen.latents * float(vae.config["scaling_factor"])
-    name = f"{seen.clip.clip.item.id}/{seen.index}"
+    vector: Tensor = torch.tensor([*fps_and_bucket, noise])
+    clean = window.latents * float(vae.config["scaling_factor"])
+    name = f"{window.clip.clip.item.id}/{window.index}"
     return Batch(clean[None], concat.expand(1, len(clean), -1, -1, -1), context[None], vector[None], (name,))
 
 
@@ -56,16 +64,18 @@ class FilmExamples:
         motion: MotionMap,
     ) -> None:
         self.config, self.data, self.vae, self.motion = config, data, vae, motion
-        self.clips = [c for c in clips if c.clip.item.kind == "shot" and strides_of(c, config.num_frames)]
+        self.clips = [c for c in clips if c.clip.item.kind == "shot" and usable_strides(c, config.num_frames)]
         self.moves = [c for c in clips if c.clip.item.kind == "move"]
         self.weights = torch.tensor([float(len(c.latents)) for c in self.clips]).sqrt()
 
     def example(self, draw: torch.Generator) -> Batch:
         """One clip."""
-        seen = stretch(self._choose(draw), self.config.num_frames, draw)
-        return pictured(seen, self.data, self.vae, seen.vector(self.motion), self.config.condition_dropout, draw)
+        window = draw_window(self._choose(draw), self.config.num_frames, draw)
+        return condition_on_first_frame(
+            window, self.data, self.vae, window.vector(self.motion), self.config.condition_dropout, draw
+        )
 
     def _choose(self, draw: torch.Generator) -> LatentClip:
-        if self.moves and chance(draw) < self.data.still_share:
-            return one_of(self.moves, draw)
+        if self.moves and uniform(draw) < self.data.still_share:
+            return choice(self.moves, draw)
         return self.clips[int(torch.multinomial(self.weights, 1, generator=draw))]

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLTemporalDecoder
 from training.config import DenoiserConfig, OrbitData
 from training.data.latents import LatentClip
 from training.objectives.batch import Batch
-from training.objectives.examples.drawing import chance, noisy_latent, one_of, strength
+from training.objectives.examples.drawing import choice, lognormal, noisy_latent, uniform
 
 
 class OrbitExamples:
@@ -36,13 +36,13 @@ class OrbitExamples:
     def example(self, draw: torch.Generator) -> Batch:
         """One orbit."""
         data, views = self.data, self.config.num_frames
-        clip, elevation = one_of(self.orbits, draw)
+        clip, elevation = choice(self.orbits, draw)
         first = int(torch.randint(0, views, (), generator=draw))
         clean = torch.from_numpy(clip.latents).float().roll(-first, 0) * self.scaling
-        noise = strength(data.noise_aug_log_mean, data.noise_aug_log_std, draw)
+        noise = lognormal(data.noise_aug_log_mean, data.noise_aug_log_std, draw)
         concat = noisy_latent(self.vae, clip, first, noise, draw)
         context = torch.from_numpy(clip.embeds[first])[None]
-        if chance(draw) < self.config.condition_dropout:
+        if uniform(draw) < self.config.condition_dropout:
             concat, context = torch.zeros_like(concat), torch.zeros_like(context)
         vector = torch.tensor([[data.fps - 1.0, float(data.motion_bucket_id), noise, elevation]])
         name = f"{clip.clip.item.id}/{first}"

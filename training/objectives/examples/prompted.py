@@ -19,7 +19,7 @@ from training.data.attribute_captions import attribute_caption
 from training.data.latents import LatentClip
 from training.data.motion_bucket import MotionMap
 from training.objectives.batch import Batch
-from training.objectives.examples.drawing import Stretch, chance, one_of, stretch, strides_of
+from training.objectives.examples.drawing import ClipWindow, choice, draw_window, uniform, usable_strides
 
 
 class PromptedExamples:
@@ -40,32 +40,32 @@ class PromptedExamples:
         motion: MotionMap,
     ) -> None:
         self.config, self.data, self.text, self.scaling, self.motion = config, data, text, scaling, motion
-        self.clips = [c for c in film if strides_of(c, config.num_frames)]
+        self.clips = [c for c in film if usable_strides(c, config.num_frames)]
         self.camera = camera
         self.weights = torch.tensor([float(len(c.latents)) for c in self.clips]).sqrt()
         self._contexts: dict[str, Tensor] = {}
 
     def example(self, draw: torch.Generator) -> Batch:
         """One row."""
-        if chance(draw) < self.data.image_share:
+        if uniform(draw) < self.data.image_share:
             return self._pictures(draw)
         clip, motion = self._choose(draw)
-        seen = stretch(clip, self.config.num_frames, draw)
-        fps, bucket = seen.vector(self.motion)
-        if chance(draw) < self.data.bucket_untold:
+        window = draw_window(clip, self.config.num_frames, draw)
+        fps, bucket = window.vector(self.motion)
+        if uniform(draw) < self.data.bucket_untold:
             bucket = self.motion.reference_bucket
-        context = self._context(self.caption(seen, motion, draw), draw)
-        clean = seen.latents[None] * self.scaling
-        name = f"{clip.clip.item.id}/{seen.index}"
+        context = self._context(self.caption(window, motion, draw), draw)
+        clean = window.latents[None] * self.scaling
+        name = f"{clip.clip.item.id}/{window.index}"
         return Batch(clean, clean[:, :, :0], context[None], torch.tensor([[fps, bucket]]), (name,))
 
-    def caption(self, seen: Stretch, motion: str | None, draw: torch.Generator) -> str:
+    def caption(self, window: ClipWindow, motion: str | None, draw: torch.Generator) -> str:
         """What the clip is said to show."""
-        share = chance(draw)
-        told = self._words(seen.clip, seen.index[0], draw)
+        share = uniform(draw)
+        words = self._words(window.clip, window.index[0], draw)
         if motion is None or share < self.data.motion_untold:
-            return told
-        return motion if share < self.data.motion_untold + self.data.motion_alone else f"{motion}, {told}"
+            return words
+        return motion if share < self.data.motion_untold + self.data.motion_alone else f"{motion}, {words}"
 
     def _pictures(self, draw: torch.Generator) -> Batch:
         """Independent pictures, as many as a clip has frames: sigma, caption and dropout of each its own."""
@@ -82,14 +82,14 @@ class PromptedExamples:
         return Batch(clean, clean[:, :, :0], contexts, vector, tuple(names), pictures=True)
 
     def _choose(self, draw: torch.Generator) -> tuple[LatentClip, str | None]:
-        if not self.camera or (self.clips and chance(draw) < self.data.film_share):
+        if not self.camera or (self.clips and uniform(draw) < self.data.film_share):
             return self.clips[int(torch.multinomial(self.weights, 1, generator=draw))], None
-        return one_of(self.camera, draw)
+        return choice(self.camera, draw)
 
     @staticmethod
     def _words(clip: LatentClip, frame: int, draw: torch.Generator) -> str:
         captions = clip.clip.item.captions
-        if SHARES.keys() & captions.keys() and (said := choose_caption(captions, chance(draw))):
+        if SHARES.keys() & captions.keys() and (said := choose_caption(captions, uniform(draw))):
             return said
         kind = "photo" if clip.clip.item.file.startswith("photos/") else "shot"
         return attribute_caption(clip.clip.frames[frame], kind)
@@ -99,4 +99,4 @@ class PromptedExamples:
             with torch.no_grad():
                 self._contexts[caption] = text_context(self.text, caption)
         tokens = self._contexts[caption]
-        return torch.zeros_like(tokens) if chance(draw) < self.config.condition_dropout else tokens
+        return torch.zeros_like(tokens) if uniform(draw) < self.config.condition_dropout else tokens

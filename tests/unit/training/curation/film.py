@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.curation.footage import Join, Part, Truth, made_scene, render, write_video
+from training.curation.footage import Join, Part, Truth, random_scene, render, write_video
 from training.curation.frames import decode
 from training.curation.records import Cut
 
@@ -16,7 +16,7 @@ FEW = (Join("hard"), Join("dissolve", 12), Join("hard"), Join("fade", 8))
 
 
 def parts_of(joins: Sequence[Join], frames: int = 40, seed: int = 5, pace: float = 0.002) -> list[Part]:
-    scenes = [made_scene(100 * seed + k, HEIGHT, WIDTH, pace) for k in range(len(joins) + 1)]
+    scenes = [random_scene(100 * seed + k, HEIGHT, WIDTH, pace) for k in range(len(joins) + 1)]
     return [Part(scene, frames, join) for scene, join in zip(scenes, [*joins, Join("hard")], strict=True)]
 
 

@@ -22,7 +22,7 @@ from model.media.video import decode_video, encode_video
 from training.curation.calibrate.fit import fit
 from training.curation.calibrate.page import VotingServer
 from training.curation.calibrate.pairs import Pair, plan_pairs
-from training.curation.calibrate.prepare import Calibration, Plan, prepare, read_plan
+from training.curation.calibrate.prepare import Calibration, CalibrationPlan, prepare, read_plan
 from training.curation.calibrate.simulated import simulate
 from training.curation.calibrate.subsets import SHARES, held_out, leaves
 from training.curation.calibrate.votes import Vote, VoteBook, read_votes, trusted_voters
@@ -70,7 +70,7 @@ def wanted(dataset: Path, folder: Path) -> Calibration:
 
 
 @pytest.fixture(scope="module")
-def prepared(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, list[str]]:
+def prepared(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CalibrationPlan, list[str]]:
     """A prepared calibration whose proxies are stood in for: what they are shown comes back brighter."""
     folder = tmp_path_factory.mktemp("calibration")
     trained: list[str] = []
@@ -118,7 +118,7 @@ def test_what_is_held_out_elsewhere_is_held_out_here() -> None:
 
 
 def test_subsets_are_datasets_that_keep_the_held_out_clips_apart(
-    prepared: tuple[Path, Plan, list[str]], dataset: Path
+    prepared: tuple[Path, CalibrationPlan, list[str]], dataset: Path
 ) -> None:
     folder, _, trained = prepared
     assert trained == ["all", *(f"{axis}-{s}" for axis in ("flow_mean", "text_area") for s in ("12.5", "25", "50"))]
@@ -212,7 +212,7 @@ def test_who_fails_the_attention_checks_is_not_counted(tmp_path: Path) -> None:
 
 
 def test_a_clear_preference_becomes_a_threshold_with_its_evidence(
-    prepared: tuple[Path, Plan, list[str]], tmp_path: Path
+    prepared: tuple[Path, CalibrationPlan, list[str]], tmp_path: Path
 ) -> None:
     folder, plan, _ = prepared
     scores = Scores([f"{i:020x}" for i in range(COUNT)], {axis: np.arange(float(COUNT)) for axis in plan.axes})
@@ -238,7 +238,7 @@ def test_a_clear_preference_becomes_a_threshold_with_its_evidence(
     assert max(rated, key=rated.__getitem__) == "flow_mean/25"
 
 
-def test_no_votes_make_no_thresholds(prepared: tuple[Path, Plan, list[str]]) -> None:
+def test_no_votes_make_no_thresholds(prepared: tuple[Path, CalibrationPlan, list[str]]) -> None:
     with pytest.raises(DataError, match="no votes"):
         fit(prepared[0])
 
@@ -249,7 +249,7 @@ def test_an_unfinished_preparation_is_not_voted_on(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def server(prepared: tuple[Path, Plan, list[str]], tmp_path: Path) -> Iterator[VotingServer]:
+def server(prepared: tuple[Path, CalibrationPlan, list[str]], tmp_path: Path) -> Iterator[VotingServer]:
     folder, _, _ = prepared
     (tmp_path / "plan.json").write_text((folder / "plan.json").read_text())
     (tmp_path / "clips").symlink_to(folder / "clips")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.unit.training.curation.film import FPS, parts_of
-from training.curation.cuts import CASCADE, decide, look
-from training.curation.footage import Join, Part, Picture, made_scene, render
+from training.curation.cuts import CASCADE, decide_cuts, scan
+from training.curation.footage import Join, Part, Picture, random_scene, render
 from training.curation.records import Cut
 
 
@@ -20,7 +20,7 @@ def found(parts: list[Part]) -> tuple[list[Cut], list[tuple[str, int, int]]]:
         for index, frame in enumerate(frames):
             yield frame, index / FPS
 
-    cuts = decide(look(timed()), "source")
+    cuts = decide_cuts(scan(timed()), "source")
     return cuts, [(truth.kind, truth.start, truth.end) for truth in truths]
 
 
@@ -43,12 +43,12 @@ def test_a_slow_transition_is_found_with_its_extent(join: Join) -> None:
 
 @pytest.mark.parametrize("backwards", [False, True])
 def test_a_picture_that_is_there_at_once_after_black_begins_with_a_hard_cut(backwards: bool) -> None:
-    one, other = (made_scene(seed, 72, 128, 0.005) for seed in (1, 2))
+    one, other = (random_scene(seed, 72, 128, 0.005) for seed in (1, 2))
     fading = [(one(k) * (1 - k / 12)).astype(np.uint8) for k in range(1, 13)]
     black = [np.zeros_like(fading[0])] * 10
     frames = [one(0)] * 40 + fading + black + [other(k) for k in range(40)]
     ordered = frames[::-1] if backwards else frames
-    cuts = decide(look((frame, index / FPS) for index, frame in enumerate(ordered)), "source")
+    cuts = decide_cuts(scan((frame, index / FPS) for index, frame in enumerate(ordered)), "source")
     at = sorted((cut.kind, round(cut.start_s * FPS), round(cut.end_s * FPS)) for cut in cuts)
     assert [kind for kind, _, _ in at] == ["fade", "hard"]
     cut = 40 if backwards else 62
@@ -63,12 +63,12 @@ def test_a_flash_is_no_cut() -> None:
 
 def test_fast_pans_are_no_cuts() -> None:
     for seed in range(2):
-        scene = made_scene(seed, 72, 128, 0.08)
+        scene = random_scene(seed, 72, 128, 0.08)
         assert found([Part(scene, 60, Join("hard"))])[0] == []
 
 
 def test_a_still_picture_has_none() -> None:
-    still = made_scene(1, 72, 128, 0.0)(0)
+    still = random_scene(1, 72, 128, 0.0)(0)
     assert found([Part(lambda _: still, 60, Join("hard"))])[0] == []
 
 
@@ -80,5 +80,5 @@ def test_each_level_says_what_it_is() -> None:
 
 
 def test_cuts_of_one_frame() -> None:
-    seen = look([(np.zeros((72, 128, 3), np.uint8), 0.0)])
-    assert decide(seen, "s") == []
+    seen = scan([(np.zeros((72, 128, 3), np.uint8), 0.0)])
+    assert decide_cuts(seen, "s") == []

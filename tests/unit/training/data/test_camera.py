@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from training.data.camera import MOTIONS, render_camera
-from training.objectives.protocol import generator
+from training.data.seeding import generator
 
 
 def textured() -> Image.Image:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from training.data.moves import render_move
-from training.objectives.protocol import generator
+from training.data.seeding import generator
 
 
 def picture(width: int = 320, height: int = 240) -> Image.Image:

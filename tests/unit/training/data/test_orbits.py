@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from model.errors import DataError
-from training.data.orbits import VIEWS, load_orbits, planned, prepare
+from training.data.orbits import VIEWS, load_orbits, plan_orbits, prepare
 
 
 def test_the_plan_holds_out_every_eighth_object_at_fixed_elevations() -> None:
-    plan = planned(17, seed=0)
+    plan = plan_orbits(17, seed=0)
     assert {item.object for item in plan if item.split == "heldout"} == {7, 15}
     assert {item.elevation for item in plan if item.split == "heldout"} == {5.0, 25.0}
-    assert plan == planned(17, seed=0) != planned(17, seed=1)
-    assert planned(9, 0) == plan[:18]
+    assert plan == plan_orbits(17, seed=0) != plan_orbits(17, seed=1)
+    assert plan_orbits(9, 0) == plan[:18]
 
 
 def test_an_orbit_closes_and_shows_other_sides_and_a_folder_goes_on(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_changed_list_and_another_dataset_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="stillmotion data multi-view"):
         load_orbits(tmp_path, "train")
     (tmp_path / "manifest.json").write_text(json.dumps({"name": "stillmotion-orbits", "items_sha256": "0"}))
-    lines = [json.dumps(dataclasses.asdict(item)) for item in planned(1, 0)]
+    lines = [json.dumps(dataclasses.asdict(item)) for item in plan_orbits(1, 0)]
     (tmp_path / "items.jsonl").write_text("\n".join(lines))
     with pytest.raises(DataError, match="was changed"):
         load_orbits(tmp_path, "train")

@@ -20,11 +20,11 @@ from tests.unit.training.toy_run import build as toy_objective
 from tests.unit.training.toy_run import config as toy_config
 from training.config import Buckets, DenoiserConfig
 from training.data.latents import LatentClip
+from training.data.seeding import generator
 from training.examples import shapes_of
 from training.objectives.batch import Batch
-from training.objectives.buckets import bucketed, sort_clips
+from training.objectives.buckets import make_buckets, sort_clips
 from training.objectives.denoise import DenoiseObjective
-from training.objectives.protocol import generator
 from training.recipes import PUBLISHED
 
 OWN = VideoShape(6, 64, 128, 16)
@@ -77,7 +77,7 @@ def some_clips() -> list[LatentClip]:
 @pytest.mark.parametrize("made_share", [0.0, 0.4])
 def test_sorting_changes_not_how_often_a_clip_is_drawn(made_share: float) -> None:
     groups, _ = sort_clips(some_clips(), SHAPES)
-    examples = bucketed(OWN, groups, made_share, Named)
+    examples = make_buckets(OWN, groups, made_share, Named)
     assert sum(bucket.share for bucket in examples.buckets) == pytest.approx(1)
     drawn = Counter(examples.example(generator(1, k)).names[0] for k in range(4000))
     wanted = {"wide": 30, "tall": 20, "brief": 4, "square": 10}
@@ -85,7 +85,7 @@ def test_sorting_changes_not_how_often_a_clip_is_drawn(made_share: float) -> Non
         assert drawn[name] / 4000 == pytest.approx((1 - made_share) * weight / 64, abs=0.03)
     assert drawn["made"] / 4000 == pytest.approx(made_share, abs=0.03)
     assert {c.clip.item.id for c in examples.clips} == set(wanted)
-    alone = bucketed(OWN, {}, 0.3, Named)
+    alone = make_buckets(OWN, {}, 0.3, Named)
     assert [alone.example(generator(2, k)).names for k in range(3)] == [("made",)] * 3
 
 
@@ -93,7 +93,7 @@ def test_an_iteration_is_of_one_size_and_a_function_of_its_number() -> None:
     config = dataclasses.replace(toy_config(), optim=dataclasses.replace(toy_config().optim, batch=4))
     unet = cast(nn.Module, toy_objective(config).unet)
     groups, _ = sort_clips(some_clips(), SHAPES)
-    one, again = (DenoiseObjective(config, unet, bucketed(OWN, groups, 0.2, Named)) for _ in range(2))
+    one, again = (DenoiseObjective(config, unet, make_buckets(OWN, groups, 0.2, Named)) for _ in range(2))
     seen: set[tuple[int, ...]] = set()
     for step in range(40):
         rows = one.rows(step)

@@ -15,7 +15,7 @@ from model.vae import build_vae
 from tests.unit.training.support import moving_square
 from training.objectives.decoder import DecoderObjective
 from training.recipes.vae import mini_decoder_orbits
-from training.release import LATE
+from training.release import LATE_LAYERS
 
 CONFIG = dataclasses.replace(
     mini_decoder_orbits(),
@@ -44,8 +44,8 @@ def test_it_learns_and_leaves_everything_before_the_late_layers_alone(objective:
         optimizer.step()
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     moved = {name for name, p in objective.module.named_parameters() if not torch.equal(p, before[name])}
-    assert moved and all(name.startswith(LATE) for name in moved)
-    assert all(p.grad is None for name, p in objective.module.named_parameters() if not name.startswith(LATE))
+    assert moved and all(name.startswith(LATE_LAYERS) for name in moved)
+    assert all(p.grad is None for name, p in objective.module.named_parameters() if not name.startswith(LATE_LAYERS))
 
 
 def test_a_batch_depends_on_the_iteration_alone(objective: DecoderObjective) -> None:

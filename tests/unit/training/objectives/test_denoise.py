@@ -18,10 +18,10 @@ from model.unet import build_unet
 from model.vae import build_vae, encode_mode
 from tests.unit.training.support import moving_square
 from training.config import DenoiserConfig, FilmData
-from training.data.frames import thinned
+from training.data.frames import subsample
 from training.data.latents import LatentClip, encode_clips, to_pixels
 from training.data.motion_bucket import MotionMap, measure_flow
-from training.objectives.batch import Batch, calls
+from training.objectives.batch import Batch, split_into_calls
 from training.objectives.contrastive import CLIP_MEAN, CLIP_STD
 from training.objectives.denoise import DenoiseObjective, denoising_error
 from training.objectives.examples.drawing import noisy_latent
@@ -63,7 +63,7 @@ def objective(tmp_path_factory: pytest.TempPathFactory) -> DenoiseObjective:
     torch.manual_seed(0)
     vae = build_vae(preset("tiny")).eval().requires_grad_(False)
     encoder = build_image_encoder(preset("tiny").image_encoder).eval()
-    clips = [thinned(moving_square(f"c{i}", speed=1 + 2 * i, seed=i), 2) for i in range(2)]
+    clips = [subsample(moving_square(f"c{i}", speed=1 + 2 * i, seed=i), 2) for i in range(2)]
     assert isinstance(CONFIG.data, FilmData)
     tower = ImageEncoder(encoder, CLIP_MEAN, CLIP_STD)
     latents = encode_clips(clips, vae, tower, tmp_path_factory.mktemp("cache"), CONFIG.data.strides)
@@ -132,11 +132,11 @@ def test_a_row_does_not_depend_on_how_many_there_are(objective: DenoiseObjective
 
 def test_rows_become_at_most_two_calls_and_lose_nothing(objective: DenoiseObjective) -> None:
     rows = [row for step in (1, 2) for row in objective.rows(step)]
-    halves = calls(rows[:5])
+    halves = split_into_calls(rows[:5])
     assert [len(half.clean) for half in halves] == [3, 2]
     assert [name for half in halves for name in half.names] == [row.names[0] for row in rows[:5]]
     picture = dataclasses.replace(rows[0], pictures=True)
-    assert [call.pictures for call in calls([picture, *rows[:4]])] == [False, True]
+    assert [call.pictures for call in split_into_calls([picture, *rows[:4]])] == [False, True]
 
 
 def test_the_time_embedding_trains_alone_where_the_recipe_says_so(objective: DenoiseObjective) -> None:
