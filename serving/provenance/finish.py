@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from model.media import mp4_manifest
-from model.media.image import fit_picture, open_picture, to_png
+from model.media.image import converted_from, fit_picture, open_picture, to_png
 from model.params import OutputFormat, Params, TextToVideoParams
 from serving.background import run_in_thread
 from serving.engine.protocol import Completed, Engine, EngineEvent, EngineRequest
@@ -55,16 +55,19 @@ def finish(
 
     Args:
         images: what the video was made from; the manifest holds each as it was fitted to the clip, so that the video
-            can be made again from the manifest alone.
+            can be made again from the manifest alone, and names the colour spaces that were converted to sRGB.
         notes: what else the manifest shall say, such as a safety filter's verdict.
         signer: signs the mp4; other containers are not signed.
 
     Raises:
         GenerationFailed: signing failed.
     """
+    pictures = fitted(params, images)
+    spaces = [converted_from(open_picture(picture)) for picture in pictures]
     manifest: dict[str, Any] = {
         **result.manifest,
         **(notes or {}),
+        **({"pictures_converted_from": spaces} if any(spaces) else {}),
         "format": FORMAT,
         "output": {
             "frames_sha256": result.frames_sha256,
@@ -74,7 +77,7 @@ def finish(
             "fps": result.fps,
         },
         "degraded": result.degraded,
-        "pictures": [mp4_manifest.encode_picture(picture) for picture in fitted(params, images)],
+        "pictures": [mp4_manifest.encode_picture(picture) for picture in pictures],
     }
     video = result.video
     if output_format == "mp4":

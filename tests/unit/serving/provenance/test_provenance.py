@@ -31,7 +31,10 @@ def encoded(output_format: OutputFormat) -> bytes:
 
 
 def finished(
-    output_format: OutputFormat = "mp4", signer: Signer | None = None, notes: dict[str, object] | None = None
+    output_format: OutputFormat = "mp4",
+    signer: Signer | None = None,
+    notes: dict[str, object] | None = None,
+    image: bytes | None = None,
 ) -> Finished:
     result = Completed(
         video=encoded(output_format),
@@ -46,7 +49,7 @@ def finished(
         degraded=False,
         manifest={"model": "m", "task": "image-to-video", "seed": 4},
     )
-    return finish(result, PARAMS, (picture(size=(200, 70)),), output_format, notes=notes, signer=signer)
+    return finish(result, PARAMS, (image or picture(size=(200, 70)),), output_format, notes=notes, signer=signer)
 
 
 def test_the_mp4_carries_the_manifest_that_is_stored_beside_it() -> None:
@@ -55,6 +58,12 @@ def test_the_mp4_carries_the_manifest_that_is_stored_beside_it() -> None:
     assert done.manifest["safety"] == {"allowed": True}
     assert done.manifest["output"]["frames_sha256"] == frames_sha256(FRAMES)
     assert done == finished(notes={"safety": {"allowed": True}}), "equal results give equal bytes"
+
+
+def test_the_manifest_names_a_colour_space_that_was_converted(root: Path) -> None:
+    p3 = (root / "tests" / "data" / "pictures" / "swatch_p3.jpg").read_bytes()
+    assert finished(image=p3).manifest["pictures_converted_from"] == ["Display P3"]
+    assert "pictures_converted_from" not in finished().manifest
 
 
 @pytest.mark.parametrize("output_format", ["webm", "gif"])
