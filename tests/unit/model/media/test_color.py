@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from model.errors import UnreadableImage
 from model.media.color import PRIMARIES
 from model.media.image import converted_from, fit_picture, open_picture, to_png
 from tests.support.icc import D50, cmyk_profile, grey_profile, rgb_profile, to_xyz_d50
@@ -202,3 +204,21 @@ def test_what_was_converted_goes_with_the_fitted_png() -> None:
         again = open_picture(to_png(fitted))
         assert converted_from(again) == "Display P3"
         assert np.array_equal(np.asarray(again), np.asarray(fitted))
+
+
+def test_a_phones_heic_is_read_turned_and_converted() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    stored = swatches(stored_in(P3, 2.2))
+    file = pillow_heif.from_pillow(stored)
+    file.info["icc_profile"] = rgb_profile(P3, 2.2, "Display P3")
+    buffer = io.BytesIO()
+    file.save(buffer, quality=-1, chroma=444)
+    picture = open_picture(buffer.getvalue())
+    assert np.abs(centres(picture) - COLOURS).max() <= 6
+    assert converted_from(picture) == "Display P3"
+
+
+def test_a_heic_without_its_reader_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif.as_plugin", None)
+    with pytest.raises(UnreadableImage, match=r"\[heic\]"):
+        open_picture(b"\0\0\0\x18ftypheic" + bytes(200))

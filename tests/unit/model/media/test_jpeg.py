@@ -60,7 +60,7 @@ def test_without_its_end_marker_it_is_taken(kind: str) -> None:
 @given(share=st.floats(0.3, 0.99))
 def test_cut_short_it_is_refused(kind: str, share: float) -> None:
     data = stored(kind)
-    with pytest.raises(UnreadableImage, match="cut short|broken header"):
+    with pytest.raises(UnreadableImage, match=r"cut short|broken header"):
         open_picture(data[: int(share * (len(data) - 8))])
 
 
