@@ -20,9 +20,9 @@ import numpy as np
 
 from training.curation.clips_plan import ClipRules, loss, plan, shots, timeline
 from training.curation.cuts import CASCADE, Level, SourceScan, decide_cuts, scan, small_frames
-from training.curation.footage import Truth, random_parts, random_scene, render, write_video
 from training.curation.probe import index_packets
 from training.curation.records import Cut
+from training.curation.synthetic_video import Truth, random_parts, random_scene, render, write_video
 
 HEIGHT, WIDTH, FPS, GOP = 180, 320, 24, 96
 SINGLE = {
@@ -62,7 +62,7 @@ def measured(seed: int, folder: Path, transnet: bool) -> Film:
     seen = scan(small_frames(path), (*CASCADE, *SINGLE.values()))
     cascade = SourceScan(seen.thumbs, seen.times_s, tuple(one for one in seen.proposals if one[0] in CASCADE))
     cuts = decide_cuts(cascade, "film")
-    found = {f"{level.name}: {level.told}": proposals(seen, level) for level in CASCADE}
+    found = {f"{level.name}: {level.description}": proposals(seen, level) for level in CASCADE}
     found["the cascade"] = spans(cuts)
     found |= {f"single pass: {name}": proposals(seen, level) for name, level in SINGLE.items()}
     if transnet:

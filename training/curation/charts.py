@@ -25,16 +25,16 @@ def histogram(values: Array, low: float, high: float) -> str:
 
     Long tails are cut at the 99.5th percentile: what is beyond is counted in the last bar.
     """
-    there = values[~np.isnan(values)]
-    if not len(there):
+    present = values[~np.isnan(values)]
+    if not len(present):
         return "<p class='none'>not scored</p>"
-    first, last = float(there.min()), float(np.quantile(there, 0.995))
+    first, last = float(present.min()), float(np.quantile(present, 0.995))
     last = last if last > first else first + max(abs(first), 1.0) * 1e-3
     edges = np.linspace(first, last, BINS + 1)
-    kept = (there >= low) & (there <= high)
-    clipped = np.clip(there, first, last)
-    below, _ = np.histogram(clipped[~kept], edges)
-    above, _ = np.histogram(clipped[kept], edges)
+    inside = (present >= low) & (present <= high)
+    clipped = np.clip(present, first, last)
+    below, _ = np.histogram(clipped[~inside], edges)
+    above, _ = np.histogram(clipped[inside], edges)
     tallest = max(1, int((below + above).max()))
     step = WIDTH / BINS
     bars = []

@@ -232,9 +232,9 @@ def _as_mp4(joined: io.BytesIO, target: Path, frames: int) -> None:
                 packet.stream = copied
                 out.mux(packet)
     with av.open(str(target)) as container:
-        seen = sum(1 for _ in container.decode(video=0))
-    if seen != frames:
-        raise DataError(f"{seen} frames came back, not {frames}")
+        decoded = sum(1 for _ in container.decode(video=0))
+    if decoded != frames:
+        raise DataError(f"{decoded} frames came back, not {frames}")
 
 
 def _encode(work: _Work, target: Path) -> None:

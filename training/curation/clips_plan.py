@@ -119,9 +119,9 @@ def _next(line: Timeline, at: int, last: int, rules: ClipRules) -> Span | None:
         start = at
     if start is None or line.span_s(start, last) < rules.min_s:
         return None
-    left = line.span_s(start, last)
-    if left > rules.max_s:
-        return _piece(line, start, last, left / math.ceil(left / rules.max_s), rules)
+    remaining_s = line.span_s(start, last)
+    if remaining_s > rules.max_s:
+        return _piece(line, start, last, remaining_s / math.ceil(remaining_s / rules.max_s), rules)
     end = _at_most(line.ends, last)
     if rules.max_lost_s is not None and (end is None or line.span_s(end, last) > rules.max_lost_s):
         end = last
@@ -150,14 +150,14 @@ def _checked(line: Timeline, start: int, end: int | None, rules: ClipRules) -> S
     return Span(start, end, key, clean)
 
 
-def _at_least(places: NDArray[np.int64], frame: int) -> int | None:
-    k = int(np.searchsorted(places, frame))
-    return int(places[k]) if k < len(places) else None
+def _at_least(frames: NDArray[np.int64], frame: int) -> int | None:
+    k = int(np.searchsorted(frames, frame))
+    return int(frames[k]) if k < len(frames) else None
 
 
-def _at_most(places: NDArray[np.int64], frame: int) -> int | None:
-    k = int(np.searchsorted(places, frame, side="right")) - 1
-    return int(places[k]) if k >= 0 else None
+def _at_most(frames: NDArray[np.int64], frame: int) -> int | None:
+    k = int(np.searchsorted(frames, frame, side="right")) - 1
+    return int(frames[k]) if k >= 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,5 +172,5 @@ class Loss:
 def loss(line: Timeline, parts: Sequence[tuple[int, int]], spans: Sequence[Span], rules: ClipRules) -> Loss:
     """What shots lose: `short_s` in shots too short for any clip; `snapped_s` everything else that no clip holds."""
     short = sum(line.span_s(a, b) for a, b in parts if line.span_s(a, b) < rules.min_s)
-    kept = sum(line.span_s(span.start, span.end) for span in spans)
-    return Loss(kept, sum(line.span_s(a, b) for a, b in parts) - kept - short, short)
+    in_clips_s = sum(line.span_s(span.start, span.end) for span in spans)
+    return Loss(in_clips_s, sum(line.span_s(a, b) for a, b in parts) - in_clips_s - short, short)

@@ -43,7 +43,7 @@ class Level:
     reach_s: float
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The detector with its settings, for the table of cuts."""
         rate = f"{self.fps:g} fps" if self.fps else "every frame"
         return f"{self.detector}({', '.join(f'{k}={v}' for k, v in self.options)}) at {rate}"
@@ -80,18 +80,18 @@ class _Running:
         self.level = level
         self.detector: Any = getattr(detectors, level.detector)(**dict(level.options))
         self.timecode = timecode
-        self.taken: list[int] = []
+        self.frame_numbers: list[int] = []
         self.scores: list[float] = []
-        self.found: list[tuple[Level, int, int, float]] = []
+        self.proposals: list[tuple[Level, int, int, float]] = []
         self.last: Any = None
 
     def see(self, index: int, time_s: float, bgr: Frames) -> None:
         """Show it a frame; a level with a rate of its own skips most."""
-        if self.level.fps and time_s * self.level.fps < len(self.taken) - 1e-6:
+        if self.level.fps and time_s * self.level.fps < len(self.frame_numbers) - 1e-6:
             return
         # Frames are numbered as this level sees them; how long they last does not matter to the detectors.
-        self.last = self.timecode(len(self.taken), fps=24.0)
-        self.taken.append(index)
+        self.last = self.timecode(len(self.frame_numbers), fps=24.0)
+        self.frame_numbers.append(index)
         cuts = self.detector.process_frame(self.last, bgr)
         self.scores.append(float(getattr(self.detector, "_frame_score", None) or 0.0))
         self._keep(cuts)
@@ -103,8 +103,10 @@ class _Running:
 
     def _keep(self, cuts: Iterable[Any]) -> None:
         for cut in cuts:
-            k = min(cut.frame_num, len(self.taken) - 1)
-            self.found.append((self.level, self.taken[max(0, k - 1)], self.taken[k], self.scores[k]))
+            k = min(cut.frame_num, len(self.frame_numbers) - 1)
+            self.proposals.append(
+                (self.level, self.frame_numbers[max(0, k - 1)], self.frame_numbers[k], self.scores[k])
+            )
 
 
 def _scenedetect() -> tuple[Any, Any]:
@@ -146,85 +148,89 @@ def scan(frames: Iterable[tuple[Frames, float]], levels: tuple[Level, ...] = CAS
     for one in running:
         one.close()
     array = np.stack(thumbs).reshape(len(thumbs), -1).astype(np.float32) / np.float32(255)
-    return SourceScan(array, tuple(times), tuple(p for one in running for p in one.found))
+    return SourceScan(array, tuple(times), tuple(p for one in running for p in one.proposals))
 
 
-def decide_cuts(seen: SourceScan, source: str) -> list[Cut]:
+def decide_cuts(scanned: SourceScan, source: str) -> list[Cut]:
     """The cuts among the candidates, in order of time: fades first, then hard cuts, then dissolves between those."""
     soft: list[tuple[Transition, Level, float]] = []
-    for level, _, last, score in seen.proposals:
-        fade = find_fade(seen.thumbs, last) if level in FADES else None
+    for level, _, last, score in scanned.proposals:
+        fade = find_fade(scanned.thumbs, last) if level in FADES else None
         if fade is not None:
             _add(soft, fade, level, score)
-    hard = _hard_cuts(seen, soft)
-    for level, first, last, score in seen.proposals:
+    hard = _hard_cuts(scanned, soft)
+    for level, first, last, score in scanned.proposals:
         if level in FADES or any(first < frame <= last for frame in hard):
             continue
-        found = find_dissolve(seen.thumbs, first, last, _reach(seen, level), _bounds(seen, hard, soft, last))
-        if found is not None:
-            _add(soft, found, level, score)
-    cuts = [_soft_cut(seen, source, *one) for one in soft]
-    cuts += [_hard_cut(seen, source, frame, score) for frame, score in hard.items()]
+        transition = find_dissolve(
+            scanned.thumbs, first, last, _reach(scanned, level), _bounds(scanned, hard, soft, last)
+        )
+        if transition is not None:
+            _add(soft, transition, level, score)
+    cuts = [_soft_cut(scanned, source, *one) for one in soft]
+    cuts += [_hard_cut(scanned, source, frame, score) for frame, score in hard.items()]
     return sorted(cuts, key=lambda cut: (cut.time_s, cut.kind))
 
 
-def _hard_cuts(seen: SourceScan, soft: list[tuple[Transition, Level, float]]) -> dict[int, float]:
+def _hard_cuts(scanned: SourceScan, soft: list[tuple[Transition, Level, float]]) -> dict[int, float]:
     """Frames at which a hard cut is, with the detector's score; short dissolves that looked like one go to `soft`."""
     hard: dict[int, float] = {}
-    for level, first, last, score in seen.proposals:
-        if level != HARD or last == 0 or any(_within(seen, found, last) for found, _, _ in soft):
+    for level, first, last, score in scanned.proposals:
+        if level != HARD or last == 0 or any(_within(scanned, transition, last) for transition, _, _ in soft):
             continue
-        if is_flash(seen.thumbs, last):
+        if is_flash(scanned.thumbs, last):
             continue
-        found = None
-        if not is_sudden(seen.thumbs, last):
-            found = find_dissolve(seen.thumbs, first, last, _reach(seen, level), (0, len(seen.thumbs)))
-        if found is None:
+        transition = None
+        if not is_sudden(scanned.thumbs, last):
+            transition = find_dissolve(scanned.thumbs, first, last, _reach(scanned, level), (0, len(scanned.thumbs)))
+        if transition is None:
             hard[last] = score
         else:
-            _add(soft, found, level, score)
+            _add(soft, transition, level, score)
     return hard
 
 
-def _within(seen: SourceScan, found: Transition, frame: int) -> bool:
+def _within(scanned: SourceScan, transition: Transition, frame: int) -> bool:
     """Whether a change at `frame` belongs to a transition; where a fade begins or ends at once, a hard cut is."""
-    bounding = found.kind == "fade" and frame in (found.start, found.end) and is_sudden(seen.thumbs, frame)
-    return found.start - 1 <= frame <= found.end and not bounding
+    bounding = (
+        transition.kind == "fade" and frame in (transition.start, transition.end) and is_sudden(scanned.thumbs, frame)
+    )
+    return transition.start - 1 <= frame <= transition.end and not bounding
 
 
-def _reach(seen: SourceScan, level: Level) -> int:
-    fps = (len(seen.times_s) - 1) / max(seen.times_s[-1], 1e-6)
+def _reach(scanned: SourceScan, level: Level) -> int:
+    fps = (len(scanned.times_s) - 1) / max(scanned.times_s[-1], 1e-6)
     return max(4, round(level.reach_s * fps))
 
 
 def _bounds(
-    seen: SourceScan, hard: dict[int, float], soft: list[tuple[Transition, Level, float]], near: int
+    scanned: SourceScan, hard: dict[int, float], soft: list[tuple[Transition, Level, float]], near: int
 ) -> tuple[int, int]:
     """The frames [low, high) around `near` in which no cut is known."""
-    edges = [0, len(seen.thumbs), *hard]
-    edges += [edge for found, _, _ in soft for edge in (found.start, found.end)]
+    edges = [0, len(scanned.thumbs), *hard]
+    edges += [edge for transition, _, _ in soft for edge in (transition.start, transition.end)]
     return max(edge for edge in edges if edge <= near), min(edge for edge in edges if edge > near)
 
 
-def _add(soft: list[tuple[Transition, Level, float]], found: Transition, level: Level, score: float) -> None:
-    if not any(_overlap(found, other) for other, _, _ in soft):
-        soft.append((found, level, score))
+def _add(soft: list[tuple[Transition, Level, float]], transition: Transition, level: Level, score: float) -> None:
+    if not any(_overlap(transition, other) for other, _, _ in soft):
+        soft.append((transition, level, score))
 
 
 def _overlap(a: Transition, b: Transition) -> bool:
     return a.start < b.end and b.start < a.end
 
 
-def _soft_cut(seen: SourceScan, source: str, found: Transition, level: Level, score: float) -> Cut:
-    times = seen.times_s
-    start, end = times[found.start], times[min(found.end, len(times) - 1)]
-    kind = cast(CutKind, found.kind)
-    return Cut(source, (start + end) / 2, start, end, kind, score, level.told, level.name)
+def _soft_cut(scanned: SourceScan, source: str, transition: Transition, level: Level, score: float) -> Cut:
+    times = scanned.times_s
+    start, end = times[transition.start], times[min(transition.end, len(times) - 1)]
+    kind = cast(CutKind, transition.kind)
+    return Cut(source, (start + end) / 2, start, end, kind, score, level.description, level.name)
 
 
-def _hard_cut(seen: SourceScan, source: str, frame: int, score: float) -> Cut:
-    time = seen.times_s[frame]
-    return Cut(source, time, time, time, "hard", score, HARD.told, HARD.name)
+def _hard_cut(scanned: SourceScan, source: str, frame: int, score: float) -> Cut:
+    time = scanned.times_s[frame]
+    return Cut(source, time, time, time, "hard", score, HARD.description, HARD.name)
 
 
 def find_cuts(path: Path, source: str) -> list[Cut]:

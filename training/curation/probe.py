@@ -80,9 +80,9 @@ def _indexed(path: Path, container: Any) -> PacketIndex:
     if len(rows) < LEAST_FRAMES:
         raise DataError(f"holds {len(rows)} video frames with a time; a clip needs at least {LEAST_FRAMES}")
     pts, pos, size, key, lasts = zip(*rows, strict=True)
-    told = stream.frames
-    if told and len(rows) < told - 1 and pos[-1] + size[-1] >= path.stat().st_size - size[-1]:
-        raise DataError(f"breaks off: {len(rows)} of {told} frames are there")
+    announced = stream.frames
+    if announced and len(rows) < announced - 1 and pos[-1] + size[-1] >= path.stat().st_size - size[-1]:
+        raise DataError(f"breaks off: {len(rows)} of {announced} frames are there")
     ticks = np.array(pts, np.int64)
     if len(np.unique(ticks)) < len(ticks):
         raise DataError("several frames have the same time")
@@ -119,8 +119,8 @@ def probe(path: Path) -> SourceRecord:
         with av.open(str(path)) as container:
             return _described(path, sha256, size, container, index)
     except (FFmpegError, DataError) as error:
-        told = error.message if isinstance(error, DataError) else f"not a video that can be read: {error.strerror}"
-        return _broken(path, sha256, size, told)
+        announced = error.message if isinstance(error, DataError) else f"not a video that can be read: {error.strerror}"
+        return _broken(path, sha256, size, announced)
 
 
 def _described(path: Path, sha256: str, size: int, container: Any, index: PacketIndex) -> SourceRecord:

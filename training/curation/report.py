@@ -162,11 +162,11 @@ def _examples(page: Page) -> str:
     return "".join(parts)
 
 
-def _strip(page: Page, axis: str, places: Sequence[int]) -> str:
+def _strip(page: Page, axis: str, indices: Sequence[int]) -> str:
     figures = []
-    for place in places:
-        name = page.scores.clip_ids[place]
-        clip, value = page.clips[name], page.scores.of(axis)[place]
+    for index in indices:
+        name = page.scores.clip_ids[index]
+        clip, value = page.clips[name], page.scores.of(axis)[index]
         try:
             picture = thumbnail(page.folder / clip.file, clip.frames // 2)
         except DataError as error:

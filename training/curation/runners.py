@@ -78,8 +78,8 @@ class LocalRunner:
 
 
 def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    there = iter(rows)
-    while batch := list(islice(there, size)):
+    iterator = iter(rows)
+    while batch := list(islice(iterator, size)):
         yield batch
 
 
@@ -125,17 +125,19 @@ class RayRunner:
             first = first.flat_map(stage.__call__, num_cpus=min(stage.resources.cpus, max(0.5, cpus - 1)))
         clips: Any = first
         for k, (need, names) in enumerate(plan.score_groups):
-            told = {"dataset": plan.dataset, "names": names, "tools": plan.tools}
-            scored = clips.flat_map(Score, fn_constructor_kwargs=told, **_workers(need, cpus))
+            kwargs = {"dataset": plan.dataset, "names": names, "tools": plan.tools}
+            scored = clips.flat_map(Score, fn_constructor_kwargs=kwargs, **_workers(need, cpus))
             rows = _drained(scored, f"scoring clips: {', '.join(names)}", report)
             if not rows:
                 return
             clips = ray.data.from_items(rows) if k == 0 else clips
         for k, name in enumerate(plan.captioners):
             need = CAPTIONERS[name](plan.tools.get(name, {})).resources
-            told = {"dataset": plan.dataset, "names": plan.captioners[: k + 1], "tools": plan.tools}
+            kwargs = {"dataset": plan.dataset, "names": plan.captioners[: k + 1], "tools": plan.tools}
             size = max(1, need.batch)
-            captioned = clips.map_batches(Caption, fn_constructor_kwargs=told, batch_size=size, **_workers(need, cpus))
+            captioned = clips.map_batches(
+                Caption, fn_constructor_kwargs=kwargs, batch_size=size, **_workers(need, cpus)
+            )
             _drained(captioned, f"captioning clips: {name}", report)
 
 

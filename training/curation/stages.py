@@ -87,8 +87,8 @@ class Probe:
     def key(path: str) -> str:
         """Of a file as it is now."""
         stat = Path(path).stat() if Path(path).exists() else None
-        told = f"{Path(path).resolve()}:{stat.st_size}:{stat.st_mtime_ns}" if stat else path
-        return hashlib.sha256(told.encode()).hexdigest()
+        identity = f"{Path(path).resolve()}:{stat.st_size}:{stat.st_mtime_ns}" if stat else path
+        return hashlib.sha256(identity.encode()).hexdigest()
 
     def __call__(self, row: Row) -> list[Row]:
         """A row {"path"} to the source's record."""
@@ -259,8 +259,8 @@ def check_names(scorers: Sequence[str], captioners: Sequence[str], detector: str
     """
     known = {"cuts": DETECTORS, "score": {SPEED, *SCORERS}, "caption": CAPTIONERS}
     known["tool"] = {SPEED, *SCORERS, *CAPTIONERS}
-    asked = {"cuts": [detector], "score": scorers, "caption": captioners, "tool": list(tools)}
-    for param, names in asked.items():
+    requested = {"cuts": [detector], "score": scorers, "caption": captioners, "tool": list(tools)}
+    for param, names in requested.items():
         for name in names:
             if name not in known[param]:
                 raise InvalidRequest(f"there is no {name!r}; there are: {', '.join(sorted(known[param]))}", param=param)

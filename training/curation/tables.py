@@ -122,8 +122,8 @@ class Parts:
     """
 
     def __init__(self, dataset: Path, stage: str, settings: object) -> None:
-        told = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
-        self.folder = dataset / "parts" / f"{stage}-{told}"
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        self.folder = dataset / "parts" / f"{stage}-{digest}"
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.jsonl"

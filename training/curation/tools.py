@@ -22,14 +22,14 @@ def tool_version(name: str, distributions: Iterable[str]) -> str:
     return name
 
 
-def known_options(tool: str, given: ToolOptions, known: Iterable[str]) -> None:
+def known_options(tool: str, options: ToolOptions, known: Iterable[str]) -> None:
     """Refuse a setting that the tool does not have.
 
     Raises:
         InvalidRequest: naming it and those there are.
     """
     names = tuple(known)
-    for name in given:
+    for name in options:
         if name not in names:
-            there = ", ".join(names) or "none"
-            raise InvalidRequest(f"{tool} has no setting {name!r}; there are: {there}", param="tool")
+            listed = ", ".join(names) or "none"
+            raise InvalidRequest(f"{tool} has no setting {name!r}; there are: {listed}", param="tool")

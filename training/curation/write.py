@@ -148,18 +148,18 @@ def _described(tables: Tables, motion: MotionMap) -> dict[str, dict[str, Any]]:
 def _write_shards(
     dataset: Path, clips: Sequence[ClipRecord], members: dict[str, dict[str, Any]], shard_bytes: int
 ) -> list[dict[str, Any]]:
-    told: list[dict[str, Any]] = []
+    shards: list[dict[str, Any]] = []
     for k, group in enumerate(_grouped(dataset, clips, shard_bytes)):
         path = dataset / "shards" / f"{k:06d}.tar"
         replace_file(path, functools.partial(_write_shard, dataset, group, members))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        told.append(
+        shards.append(
             {"file": f"shards/{path.name}", "sha256": digest, "bytes": path.stat().st_size, "clips": len(group)}
         )
     for path in (dataset / "shards").glob("*.tar"):
-        if f"shards/{path.name}" not in {one["file"] for one in told}:
+        if f"shards/{path.name}" not in {one["file"] for one in shards}:
             path.unlink()  # of an earlier selection
-    return told
+    return shards
 
 
 def _grouped(dataset: Path, clips: Sequence[ClipRecord], shard_bytes: int) -> list[list[ClipRecord]]:

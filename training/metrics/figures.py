@@ -74,23 +74,23 @@ def reconstruction(real: list[RealClip], rebuilt: list[Frames], photos: list[Fra
     return figure
 
 
-def first_frame(real: list[RealClip], made: list[Frames], rebuilt: list[Frames]) -> Figure:
+def first_frame(real: list[RealClip], generated: list[Frames], rebuilt: list[Frames]) -> Figure:
     """PSNR of the first frame to the picture it was made from, in dB."""
     return {
-        "model": _mean(psnr(clip.frames[0], other[0]) for clip, other in zip(real, made, strict=True)),
+        "model": _mean(psnr(clip.frames[0], other[0]) for clip, other in zip(real, generated, strict=True)),
         "autoencoder": _mean(psnr(clip.frames[0], other[0]) for clip, other in zip(real, rebuilt, strict=True)),
         "clips": len(real),
     }
 
 
 def frechet(
-    real: list[RealClip], made: list[Frames], rebuilt: list[Frames], features: Features, report: ProgressCallback
+    real: list[RealClip], generated: list[Frames], rebuilt: list[Frames], features: Features, report: ProgressCallback
 ) -> Figure:
     """Distance of the model's clips, the baselines' and the autoencoder's to the real ones."""
     count = len(real[0].frames)
     sides = {
         "real": [clip.frames for clip in real],
-        "model": made,
+        "model": generated,
         "still": [still(clip.frames[0], count) for clip in real],
         "slow_zoom": [slow_zoom(clip.frames[0], count) for clip in real],
         "autoencoder": rebuilt,
@@ -108,11 +108,11 @@ def frechet(
 def distances(described: dict[str, Array], shots: Sequence[str]) -> Figure:
     """Frechet distance of every side's [N, D] features to those of `real`, with intervals over shots."""
     project = Projection.fit(described["real"], DIRECTIONS)
-    seen = {name: project(rows) for name, rows in described.items()}
-    real = seen.pop("real")
+    projected = {name: project(rows) for name, rows in described.items()}
+    real = projected.pop("real")
     drawn = resamples(shots, RESAMPLES, seed=0)
-    spread = {name: np.array([frechet_distance(real[r], rows[r]) for r in drawn]) for name, rows in seen.items()}
-    figure: Figure = {name: frechet_distance(real, rows) for name, rows in seen.items()}
+    spread = {name: np.array([frechet_distance(real[r], rows[r]) for r in drawn]) for name, rows in projected.items()}
+    figure: Figure = {name: frechet_distance(real, rows) for name, rows in projected.items()}
     figure |= {f"{name}_interval": interval(values) for name, values in spread.items()}
     for baseline in ("still", "slow_zoom"):
         figure[f"model_minus_{baseline}_interval"] = interval(spread["model"] - spread[baseline])
@@ -131,26 +131,26 @@ def motion(clips: list[Frames], fps: float, scale: MotionMap) -> Figure:
 
 def obedience(flows: Array, scale: MotionMap) -> Figure:
     """What flows, [inputs, buckets], say of obedience to the bucket."""
-    asked = np.tile(BUCKETS, (len(flows), 1))
+    buckets = np.tile(BUCKETS, (len(flows), 1))
     drawn = resamples([str(index) for index in range(len(flows))], RESAMPLES, seed=0)
     means = flows.mean(axis=0)
     return {
         "model": {str(bucket): float(mean) for bucket, mean in zip(BUCKETS, means, strict=True)},
         "asked": {str(bucket): scale.flow(bucket) for bucket in BUCKETS},
         "increasing": bool(np.all(np.diff(means) > 0)),
-        "spearman": spearman(asked, flows),
-        "spearman_interval": interval([spearman(asked[rows], flows[rows]) for rows in drawn]),
+        "spearman": spearman(buckets, flows),
+        "spearman_interval": interval([spearman(buckets[rows], flows[rows]) for rows in drawn]),
         "still": 0.0,
         "slow_zoom": 0.0,
         "inputs": len(flows),
     }
 
 
-def sharpness(real: list[RealClip], made: list[Frames]) -> Figure:
+def sharpness(real: list[RealClip], generated: list[Frames]) -> Figure:
     """How much of the first frame's sharpness the last one has."""
     zooms = [slow_zoom(clip.frames[0], len(clip.frames)) for clip in real]
     return {
-        "model": float(np.median([sharpness_kept(clip) for clip in made])),
+        "model": float(np.median([sharpness_kept(clip) for clip in generated])),
         "real": float(np.median([sharpness_kept(clip.frames) for clip in real])),
         "still": 1.0,
         "slow_zoom": float(np.median([sharpness_kept(clip) for clip in zooms])),
@@ -158,9 +158,9 @@ def sharpness(real: list[RealClip], made: list[Frames]) -> Figure:
     }
 
 
-def steadiness(real: list[RealClip], made: list[Frames]) -> Figure:
+def steadiness(real: list[RealClip], generated: list[Frames]) -> Figure:
     """What changes between neighbours that motion does not explain; less is steadier, and no motion at all is 0."""
-    sides = {"model": made, "real": [clip.frames for clip in real]}
+    sides = {"model": generated, "real": [clip.frames for clip in real]}
     return {
         f"{what}_{side}": float(np.median([measure(clip) for clip in clips]))
         for what, measure in (("warp_error", warp_error), ("flicker", flicker))

@@ -61,9 +61,9 @@ class Projection:
     def __call__(self, features: Array) -> Array:
         """[N, D] to [N, K + 1]: coordinates, and the length of what they leave out."""
         centred = features - self.mean
-        kept = centred @ self.directions.T
-        left = np.linalg.norm(centred - kept @ self.directions, axis=1, keepdims=True)
-        return np.concatenate([kept, left], axis=1)
+        inside = centred @ self.directions.T
+        outside = np.linalg.norm(centred - inside @ self.directions, axis=1, keepdims=True)
+        return np.concatenate([inside, outside], axis=1)
 
 
 def frechet_distance(one: Array, other: Array) -> float:
@@ -140,10 +140,10 @@ def i3d_features(weights: Path) -> Features:
         pixels = F.interpolate(pixels, (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
         try:
             with torch.inference_mode():
-                found = network(pixels.transpose(0, 1)[None], rescale=False, resize=False, return_features=True)
+                output = network(pixels.transpose(0, 1)[None], rescale=False, resize=False, return_features=True)
         except RuntimeError as error:
             raise DataError(f"{weights} does not take a clip as I3D does: {_first_line(error)}") from error
-        return np.asarray(found[0].double().numpy())
+        return np.asarray(output[0].double().numpy())
 
     return described
 
@@ -160,8 +160,10 @@ def video_distance(
             rows.append(features(clip))
         return np.stack(rows)
 
-    seen = described("real", real)
-    figure: dict[str, Any] = {side: frechet_distance(seen, described(side, clips)) for side, clips in sides.items()}
+    reference = described("real", real)
+    figure: dict[str, Any] = {
+        side: frechet_distance(reference, described(side, clips)) for side, clips in sides.items()
+    }
     return figure | {"clips": len(real)}
 
 

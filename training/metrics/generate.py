@@ -42,7 +42,7 @@ class GenerationRequest:
         picture: [H, W, 3], of the checkpoint's size; None where the task takes none.
         seed_from: clips of one `seed_from` start from the same noise.
         last: the second picture, where the task takes two.
-        asked: settings of the task besides, such as `prompt` and `elevation`.
+        params: settings of the task besides, such as `prompt` and `elevation`.
     """
 
     name: str
@@ -51,7 +51,7 @@ class GenerationRequest:
     bucket: int
     seed_from: str
     last: Frames | None = None
-    asked: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -78,26 +78,26 @@ class ClipMaker:
         self._batch = batch
         self._device = device
 
-    def generated(self, wanted: Sequence[GenerationRequest], what: str, report: ProgressCallback) -> list[Frames]:
+    def generated(self, requests: Sequence[GenerationRequest], what: str, report: ProgressCallback) -> list[Frames]:
         """The clips, [T, H, W, 3] each, in the order asked for."""
-        missing = [one for one in wanted if not self._place(one.name).exists()]
-        done = len(wanted) - len(missing)
+        missing = [one for one in requests if not self._path(one.name).exists()]
+        done = len(requests) - len(missing)
         for group in _groups(missing, self._batch):
-            report(what, done, len(wanted))
+            report(what, done, len(requests))
             for one, clip in zip(group, self._sample(group), strict=True):
                 self._keep(one.name, clip)
             done += len(group)
-        report(what, done, len(wanted))
-        return [np.load(self._place(one.name)) for one in wanted]
+        report(what, done, len(requests))
+        return [np.load(self._path(one.name)) for one in requests]
 
     def reconstructed(self, clips: dict[str, Frames], what: str, report: ProgressCallback) -> list[Frames]:
         """Each clip through the autoencoder and back."""
         for done, (name, frames) in enumerate(clips.items()):
             report(what, done, len(clips))
-            if not self._place(f"autoencoder/{name}").exists():
+            if not self._path(f"autoencoder/{name}").exists():
                 self._keep(f"autoencoder/{name}", self._through_autoencoder(frames))
         report(what, len(clips), len(clips))
-        return [np.load(self._place(f"autoencoder/{name}")) for name in clips]
+        return [np.load(self._path(f"autoencoder/{name}")) for name in clips]
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -112,22 +112,24 @@ class ClipMaker:
         return make_denoiser("torch", self.checkpoint)
 
     def _sample(self, group: Sequence[GenerationRequest]) -> list[Frames]:
-        asked = [self.params_of(one) for one in group]
-        rows = [prepare_row(self.checkpoint, params, one.pictures) for params, one in zip(asked, group, strict=True)]
+        group_params = [self.params_of(one) for one in group]
+        requested = zip(group_params, group, strict=True)
+        rows = [prepare_row(self.checkpoint, params, one.pictures) for params, one in requested]
         while not rows[0].done:
             rows = advance(self.denoiser, rows)
         vae = self.checkpoint.vae
-        made = [decode(vae, row.latents, params.decode_chunk_size) for row, params in zip(rows, asked, strict=True)]
+        decoded = zip(rows, group_params, strict=True)
+        clips = [decode(vae, row.latents, params.decode_chunk_size) for row, params in decoded]
         if not self._entry.task.holds_ends:
-            return made
+            return clips
         ends = [[np.asarray(picture) for picture in one.pictures] for one in group]
         noise = self._entry.frame_noise
-        return [restore_end_frames(frames, pair, noise) for frames, pair in zip(made, ends, strict=True)]
+        return [restore_end_frames(frames, pair, noise) for frames, pair in zip(clips, ends, strict=True)]
 
     def params_of(self, one: GenerationRequest) -> Params:
         """Its complete settings."""
-        asked = {"fps": one.fps, "motion_bucket_id": one.bucket, "num_inference_steps": self._steps, **one.asked}
-        return self._entry.resolve(asked, one.seed)
+        fields = {"fps": one.fps, "motion_bucket_id": one.bucket, "num_inference_steps": self._steps, **one.params}
+        return self._entry.resolve(fields, one.seed)
 
     def _through_autoencoder(self, frames: Frames) -> Frames:
         vae = self.checkpoint.vae
@@ -137,23 +139,23 @@ class ClipMaker:
             chunk = int(self._entry.defaults["decode_chunk_size"])
             return to_uint8(decode_clip(vae, latents, chunk).float())
 
-    def place(self, name: str) -> Path:
+    def subfolder(self, name: str) -> Path:
         """A folder of its own for what else an evaluation keeps."""
         folder = self._folder / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _place(self, name: str) -> Path:
+    def _path(self, name: str) -> Path:
         return self._folder / f"{name}.npy"
 
     def _keep(self, name: str, clip: Frames) -> None:
-        place = self._place(name)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_suffix(".partial")
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
         with partial.open("wb") as stream:
             np.save(stream, clip)
-        partial.replace(place)
+        partial.replace(path)
 
 
-def _groups(wanted: list[GenerationRequest], size: int) -> list[list[GenerationRequest]]:
-    return [wanted[first : first + size] for first in range(0, len(wanted), size)]
+def _groups(requests: list[GenerationRequest], size: int) -> list[list[GenerationRequest]]:
+    return [requests[first : first + size] for first in range(0, len(requests), size)]

@@ -67,10 +67,10 @@ def choose(items: list[Item], num_frames: int, limit: int) -> list[tuple[Item, i
     """
     shots = [item for item in items if item.kind == "shot" and item.split == "heldout"]
     rounds = zip_longest(*([(shot, *place) for place in _places(shot, num_frames)] for shot in shots))
-    chosen = [one for turn in rounds for one in turn if one is not None][:limit]
-    if not chosen:
+    selected = [one for turn in rounds for one in turn if one is not None][:limit]
+    if not selected:
         raise DataError(f"the dataset holds no held-out shot long enough for {num_frames} frames")
-    return chosen
+    return selected
 
 
 def real_clips(folder: Path, num_frames: int, height: int, width: int, limit: int, motion: MotionMap) -> list[RealClip]:

@@ -55,13 +55,13 @@ def interpolation_figures(
         interpolator: the method besides blending that the model is compared with.
     """
     real = real_clips(data, entry.num_frames[0], entry.height, entry.width, limit or CLIPS, scale)
-    wanted = [_between(clip) for clip in real]
-    made = maker.generated(wanted, "sampling between ends", report)
+    requests = [_between(clip) for clip in real]
+    generated = maker.generated(requests, "sampling between ends", report)
     blended = {clip.name: blend(clip.frames) for clip in real}
     rebuilt = maker.reconstructed({clip.name: clip.frames for clip in real}, "reconstructing clips", report)
     lossy = {f"blended/{name}": frames for name, frames in blended.items()}
     sides = {
-        "model": made,
+        "model": generated,
         "blending": list(blended.values()),
         "blending_through_autoencoder": maker.reconstructed(lossy, "reconstructing blends", report),
         "rife": [interpolator(clip.frames) for clip in real],
@@ -70,7 +70,7 @@ def interpolation_figures(
     figures = {
         "between_psnr_db": between(real, sides, psnr),
         "between_ssim": between(real, sides, ssim),
-        "validation_loss": loss_figure(maker, wanted, [clip.frames for clip in real], report),
+        "validation_loss": loss_figure(maker, requests, [clip.frames for clip in real], report),
     }
     shown = [
         EvalSample(clip.name, clip.frames, {side: clips[k] for side, clips in sides.items()})

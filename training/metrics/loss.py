@@ -53,7 +53,7 @@ def clean_latents(checkpoint: Checkpoint, clip: Frames) -> Float[Tensor, "T C h 
 
 @torch.inference_mode()
 def validation_loss(
-    denoiser: Denoiser, clean: Float[Tensor, "T C h w"], told: Conditioning, sigma: float, seed: int
+    denoiser: Denoiser, clean: Float[Tensor, "T C h w"], conditioning: Conditioning, sigma: float, seed: int
 ) -> float:
     """The objective at one noise level; the same seed draws the same noise."""
     levels = torch.tensor([sigma])
@@ -61,7 +61,11 @@ def validation_loss(
     noisy = (clean + sigma * noise)[None]
     c = precondition(levels.to(clean.device))
     out = denoiser(
-        append_dims(c.c_in, noisy) * noisy, c.c_noise, told.context[None], told.concat[None], told.vector[None]
+        append_dims(c.c_in, noisy) * noisy,
+        c.c_noise,
+        conditioning.context[None],
+        conditioning.concat[None],
+        conditioning.vector[None],
     )
     target = (clean[None] - append_dims(c.c_skip, noisy) * noisy) / append_dims(c.c_out, noisy)
     return float((out - target).square().mean())
@@ -85,15 +89,15 @@ def conditioning_of(maker: ClipMaker, one: GenerationRequest) -> Conditioning:
 
 
 def loss_figure(
-    maker: ClipMaker, wanted: Sequence[GenerationRequest], clips: Sequence[Frames], report: ProgressCallback
+    maker: ClipMaker, requests: Sequence[GenerationRequest], clips: Sequence[Frames], report: ProgressCallback
 ) -> dict[str, Any]:
     """Mean loss by noise level; a clip for each request."""
-    pairs = list(zip(wanted, clips, strict=True))[:CLIPS]
+    pairs = list(zip(requests, clips, strict=True))[:CLIPS]
     levels = noise_levels(maker.checkpoint.noise)
-    found = []
+    losses = []
     for done, (one, clip) in enumerate(pairs):
         report("validation loss", done, len(pairs))
-        clean, told = clean_latents(maker.checkpoint, clip), conditioning_of(maker, one)
-        found.append([validation_loss(maker.denoiser, clean, told, sigma, one.seed) for sigma in levels])
-    means = np.array(found).mean(axis=0)
+        clean, conditioning = clean_latents(maker.checkpoint, clip), conditioning_of(maker, one)
+        losses.append([validation_loss(maker.denoiser, clean, conditioning, sigma, one.seed) for sigma in levels])
+    means = np.array(losses).mean(axis=0)
     return {"by_sigma": {f"{s:.3g}": float(m) for s, m in zip(levels, means, strict=True)}, "clips": len(pairs)}

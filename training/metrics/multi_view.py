@@ -50,25 +50,25 @@ def multi_view_figures(
     """
     orbits = load_orbits(data, "heldout")[:limit]
     fps, bucket = int(entry.defaults["fps"]), int(entry.defaults["motion_bucket_id"])
-    wanted = [
+    requests = [
         GenerationRequest(
-            f"orbit/{one.item.id}", one.views[0], fps, bucket, one.item.id, asked={"elevation": one.item.elevation}
+            f"orbit/{one.item.id}", one.views[0], fps, bucket, one.item.id, params={"elevation": one.item.elevation}
         )
         for one in orbits
     ]
-    made = maker.generated(wanted, "sampling orbits", report)
-    loss = loss_figure(maker, wanted, [one.views for one in orbits], report)
+    generated = maker.generated(requests, "sampling orbits", report)
+    loss = loss_figure(maker, requests, [one.views for one in orbits], report)
     shown = [
         EvalSample(one.item.id, one.views, {"model": clip, "repeating": still(one.views[0], len(one.views))})
-        for one, clip in zip(orbits, made, strict=True)
+        for one, clip in zip(orbits, generated, strict=True)
     ]
-    return views(orbits, made) | {"validation_loss": loss}, shown
+    return views(orbits, generated) | {"validation_loss": loss}, shown
 
 
-def views(orbits: list[Orbit], made: list[Any]) -> Figure:
+def views(orbits: list[Orbit], generated: list[Any]) -> Figure:
     """The figures of the views beside the given one."""
     repeated = [still(one.views[0], len(one.views)) for one in orbits]
-    shown = {"model": made, "repeating": repeated}
+    shown = {"model": generated, "repeating": repeated}
     measures = {"views_psnr_db": psnr, "views_ssim": ssim, "views_stlpips": stlpips}
     return {
         figure: _beside(
@@ -87,8 +87,8 @@ def _beside(orbits: list[Orbit], sides: dict[str, Any], *, higher_is_better: boo
     figure: Figure = {side: float(values.mean()) for side, values in sides.items()}
     elevations = np.array([one.item.elevation for one in orbits])
     for elevation in np.unique(elevations):
-        chosen = elevations == elevation
-        figure |= {f"{side}_at_{elevation:g}": float(values[chosen].mean()) for side, values in sides.items()}
+        at_elevation = elevations == elevation
+        figure |= {f"{side}_at_{elevation:g}": float(values[at_elevation].mean()) for side, values in sides.items()}
     apart = sides["model"] - sides["repeating"]
     drawn = resamples([str(one.item.object) for one in orbits], RESAMPLES, seed=0)
     figure["model_minus_repeating_interval"] = interval([float(apart[rows].mean()) for rows in drawn])

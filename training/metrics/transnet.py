@@ -142,9 +142,9 @@ class TransNetV2(nn.Module):
         for block in self.SDDCNN:
             x = block(x)
             blocks.append(x)
-        seen = x.permute(0, 2, 3, 4, 1).flatten(2)
-        told = [self.color_hist_layer(frames), self.frame_sim_layer(blocks), seen]
-        return F.relu(self.fc1(torch.cat(told, dim=2)))
+        pooled = x.permute(0, 2, 3, 4, 1).flatten(2)
+        features = [self.color_hist_layer(frames), self.frame_sim_layer(blocks), pooled]
+        return F.relu(self.fc1(torch.cat(features, dim=2)))
 
     def forward(self, frames: UInt8[Tensor, "B T 27 48 3"]) -> tuple[Tensor, Tensor]:
         """Logits, [B, T]: this frame is the last before a cut; this frame is part of a transition."""

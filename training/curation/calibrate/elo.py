@@ -76,18 +76,18 @@ def indices(games: Sequence[Game], contenders: Sequence[str]) -> tuple[Array, Ar
     Raises:
         DataError: no games, or one between contenders not listed.
     """
-    place = {name: index for index, name in enumerate(contenders)}
+    index_of = {name: index for index, name in enumerate(contenders)}
     if not games:
         raise DataError("there are no votes to rate by: open the voting page first")
-    strangers = {name for game in games for name in (game.winner, game.loser)} - set(place)
+    strangers = {name for game in games for name in (game.winner, game.loser)} - set(index_of)
     if strangers:
         raise DataError(f"votes name contenders that are not rated: {', '.join(sorted(strangers))}")
-    return np.array([place[g.winner] for g in games], float), np.array([place[g.loser] for g in games], float)
+    return np.array([index_of[g.winner] for g in games], float), np.array([index_of[g.loser] for g in games], float)
 
 
-def summary(contenders: Sequence[str], values: Array, runs: Array, seen: Array) -> list[Rating]:
+def summary(contenders: Sequence[str], values: Array, runs: Array, played: Array) -> list[Rating]:
     """Ratings from point values [P] and bootstrap runs [R, P]."""
     low, high = np.quantile(runs, [0.025, 0.975], axis=0)
-    games = np.bincount(seen.astype(np.intp), minlength=len(contenders))
+    games = np.bincount(played.astype(np.intp), minlength=len(contenders))
     rows = zip(contenders, values, low, high, games, strict=True)
     return [Rating(name, float(v), float(lo), float(hi), int(n)) for name, v, lo, hi, n in rows]

@@ -65,11 +65,11 @@ def rate_axis(plan: CalibrationPlan, votes: Sequence[Vote], axis: str) -> AxisRe
     if best is none:
         return AxisResult(axis, ratings, None, "leaving nothing out is rated best")
     share = float(best.name.rpartition("/")[2])
-    told = f"leaving out {share:g}% is rated {best.value:.0f} ({best.low:.0f} to {best.high:.0f}), "
-    told += f"leaving out nothing {none.value:.0f} ({none.low:.0f} to {none.high:.0f})"
+    summary = f"leaving out {share:g}% is rated {best.value:.0f} ({best.low:.0f} to {best.high:.0f}), "
+    summary += f"leaving out nothing {none.value:.0f} ({none.low:.0f} to {none.high:.0f})"
     if best.low <= none.value:
-        return AxisResult(axis, ratings, None, f"undecided: {told}")
-    return AxisResult(axis, ratings, share, told)
+        return AxisResult(axis, ratings, None, f"undecided: {summary}")
+    return AxisResult(axis, ratings, share, summary)
 
 
 def fit(folder: Path, scores: Scores | None = None) -> str:

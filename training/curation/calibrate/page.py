@@ -58,12 +58,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """The page, a voter's next pair, or a clip."""
-        asked = urlsplit(self.path)
-        parts = [part for part in asked.path.split("/") if part]
+        url = urlsplit(self.path)
+        parts = [part for part in url.path.split("/") if part]
         if not parts:
             self._send(HTTPStatus.OK, HTML.read_bytes(), "text/html; charset=utf-8")
         elif parts == ["next"]:
-            self._json(HTTPStatus.OK, self._next(parse_qs(asked.query).get("voter", [""])[0]))
+            self._json(HTTPStatus.OK, self._next(parse_qs(url.query).get("voter", [""])[0]))
         elif len(parts) == 3 and parts[0] == "clip" and parts[1] in self.server.book.pairs and parts[2] in SIDES:
             pair = self.server.book.pairs[parts[1]]
             name = pair.left if parts[2] == "left" else pair.right
@@ -79,8 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(HTTPStatus.BAD_REQUEST, {"error": "a vote is a small JSON object sent to /vote"})
             return
         try:
-            told = json.loads(self.rfile.read(length))
-            self.server.book.add(str(told["pair"]), str(told["side"]), str(told["voter"]), "human")
+            vote = json.loads(self.rfile.read(length))
+            self.server.book.add(str(vote["pair"]), str(vote["side"]), str(vote["voter"]), "human")
         except InvalidRequest as error:
             self._json(HTTPStatus.BAD_REQUEST, {"error": error.message})
         except (KeyError, TypeError, ValueError):

@@ -62,8 +62,8 @@ def plan_pairs(axes: Sequence[str], shares: Sequence[float], stills: Sequence[st
                     pairs.append(_sided(axis, question, still, *names, seed))
     pairs.sort(key=lambda pair: pair.id)
     checks = len(pairs) // CHECK_EVERY
-    chosen = [pairs[index * CHECK_EVERY] for index in range(checks)]
-    return pairs + [_check(pair, seed) for pair in chosen]
+    checked = [pairs[index * CHECK_EVERY] for index in range(checks)]
+    return pairs + [_check(pair, seed) for pair in checked]
 
 
 def _sided(axis: str, question: str, still: str, one: str, other: str, seed: int) -> Pair:

@@ -96,7 +96,7 @@ def read_plan(folder: Path) -> CalibrationPlan:
 
 
 def prepare(
-    wanted: Calibration,
+    calibration: Calibration,
     report: ProgressCallback = lambda *_: None,
     train: Train | None = None,
     sample: Sample | None = None,
@@ -109,37 +109,45 @@ def prepare(
     Raises:
         DataError: no curated dataset, an axis that was not scored, or no still held out.
     """
-    scores = load_scores(wanted.dataset)
-    clips = read_table(wanted.dataset / "clips.parquet", ClipRecord)
+    scores = load_scores(calibration.dataset)
+    clips = read_table(calibration.dataset / "clips.parquet", ClipRecord)
     kept_out = held_out(clips)
-    names = write_subsets(wanted, scores, clips, kept_out)
-    pictures = first_frames(wanted.dataset, [clip for clip in clips if clip.clip_id in kept_out][: wanted.stills])
-    trainer, sampler = train or _recipe(wanted, report), sample or _sampler(report)
+    names = write_subsets(calibration, scores, clips, kept_out)
+    pictures = first_frames(
+        calibration.dataset, [clip for clip in clips if clip.clip_id in kept_out][: calibration.stills]
+    )
+    trainer, sampler = train or _recipe(calibration, report), sample or _sampler(report)
     for done, name in enumerate(names):
         report(f"proxy {name}", done, len(names))
-        checkpoint = trainer(wanted.recipe, wanted.folder / "subsets" / name, wanted.folder / "runs" / name)
-        for still, frames in sampler(checkpoint, pictures, wanted.folder / "work" / name).items():
-            for axis, share in ((a, s) for a in wanted.axes for s in wanted.shares):
-                if wanted.run_of(axis, share) == name:
-                    write_clip(wanted.folder, clip_name(axis, share, still), frames)
-    pairs = plan_pairs(wanted.axes, wanted.shares, list(pictures))
-    plan = CalibrationPlan(str(wanted.dataset), wanted.axes, wanted.shares, wanted.recipe, tuple(pairs))
-    write_text(wanted.folder / PLAN, json.dumps(dataclasses.asdict(plan)) + "\n")
+        checkpoint = trainer(
+            calibration.recipe, calibration.folder / "subsets" / name, calibration.folder / "runs" / name
+        )
+        for still, frames in sampler(checkpoint, pictures, calibration.folder / "work" / name).items():
+            for axis, share in ((a, s) for a in calibration.axes for s in calibration.shares):
+                if calibration.run_of(axis, share) == name:
+                    write_clip(calibration.folder, clip_name(axis, share, still), frames)
+    pairs = plan_pairs(calibration.axes, calibration.shares, list(pictures))
+    plan = CalibrationPlan(
+        str(calibration.dataset), calibration.axes, calibration.shares, calibration.recipe, tuple(pairs)
+    )
+    write_text(calibration.folder / PLAN, json.dumps(dataclasses.asdict(plan)) + "\n")
     return plan
 
 
-def write_subsets(wanted: Calibration, scores: Scores, clips: Sequence[ClipRecord], kept_out: set[str]) -> list[str]:
+def write_subsets(
+    calibration: Calibration, scores: Scores, clips: Sequence[ClipRecord], kept_out: set[str]
+) -> list[str]:
     """The subsets' dataset folders; returns their names."""
     ids = np.array(scores.clip_ids)
-    kept = {ALL: set(scores.clip_ids)}
-    for axis in wanted.axes:
-        for share in wanted.shares:
+    selected = {ALL: set(scores.clip_ids)}
+    for axis in calibration.axes:
+        for share in calibration.shares:
             mask = leaves(axis, share, scores)
             if share:
-                kept[wanted.run_of(axis, share)] = set(ids[mask].tolist())
-    for name, own in kept.items():
-        write_subset(wanted.folder / "subsets" / name, wanted.dataset, clips, own, kept_out)
-    return list(kept)
+                selected[calibration.run_of(axis, share)] = set(ids[mask].tolist())
+    for name, own in selected.items():
+        write_subset(calibration.folder / "subsets" / name, calibration.dataset, clips, own, kept_out)
+    return list(selected)
 
 
 def first_frames(dataset: Path, clips: Sequence[ClipRecord]) -> dict[str, Frames]:
@@ -174,22 +182,22 @@ def _writer(data: bytes) -> Callable[[Path], object]:
     return lambda partial: partial.write_bytes(data)
 
 
-def _recipe(wanted: Calibration, report: ProgressCallback) -> Train:
+def _recipe(calibration: Calibration, report: ProgressCallback) -> Train:
     """Training by the recipe; frozen networks and the cache of frames are shared by all proxies."""
 
     def train(recipe: str, data: Path, out: Path) -> Path:
         from training.train import train as run_recipe
 
         out.mkdir(parents=True, exist_ok=True)
-        cache = wanted.folder / "cache"
+        cache = calibration.folder / "cache"
         cache.mkdir(parents=True, exist_ok=True)
-        for shared in (cache, *(path for path in wanted.networks.iterdir() if (path / "state.pt").exists())):
+        for shared in (cache, *(path for path in calibration.networks.iterdir() if (path / "state.pt").exists())):
             link = out / shared.name
             if shared.name != recipe and not link.exists():
                 link.symlink_to(shared.resolve())
         checkpoint = out / recipe / "checkpoint"
         if not checkpoint.exists():
-            run_recipe(recipe, data, out, list(wanted.overrides), (out / recipe / "state.pt").exists(), report)
+            run_recipe(recipe, data, out, list(calibration.overrides), (out / recipe / "state.pt").exists(), report)
         return checkpoint
 
     return train
@@ -206,7 +214,7 @@ def _sampler(report: ProgressCallback) -> Sample:
         settings: dict[str, Any] = entry.defaults
         maker = ClipMaker(entry, work, steps=int(settings["num_inference_steps"]))
         size = (entry.width, entry.height)
-        asked = [
+        requests = [
             GenerationRequest(
                 name,
                 np.asarray(Image.fromarray(one).resize(size)),
@@ -216,6 +224,6 @@ def _sampler(report: ProgressCallback) -> Sample:
             )
             for name, one in pictures.items()
         ]
-        return dict(zip(pictures, maker.generated(asked, "sampling", report), strict=True))
+        return dict(zip(pictures, maker.generated(requests, "sampling", report), strict=True))
 
     return sample

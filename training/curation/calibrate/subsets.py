@@ -70,9 +70,9 @@ def leaves(axis: str, share: float, scores: Scores) -> Mask:
         raise DataError(f"only {len(scored)} clips have {axis}: score the dataset on it before calibrating")
     rule_of(axis, share)
     order = scored[np.argsort(values[scored] * (1 if WORST[axis] == "lowest" else -1), kind="stable")]
-    kept = np.zeros(len(values), bool)
-    kept[order[round(share / 100 * len(order)) :]] = True
-    return kept
+    mask = np.zeros(len(values), bool)
+    mask[order[round(share / 100 * len(order)) :]] = True
+    return mask
 
 
 def held_out(clips: Sequence[ClipRecord]) -> set[str]:
@@ -86,16 +86,16 @@ def item_of(clip: ClipRecord, dataset: Path, folder: Path, split: str) -> Item:
     return Item(clip.clip_id, "shot", file, clip.source, clip.start_s, clip.end_s, clip.frames, float(clip.fps), split)
 
 
-def write_items(folder: Path, items: Sequence[Item], told: dict[str, object]) -> None:
+def write_items(folder: Path, items: Sequence[Item], fields: dict[str, object]) -> None:
     """A dataset folder of items whose files lie where they are."""
     lines = "".join(json.dumps(item_to_json(item)) + "\n" for item in items)
     write_text(folder / "items.jsonl", lines)
-    manifest = {"items_sha256": hashlib.sha256(lines.encode()).hexdigest(), **told}
+    manifest = {"items_sha256": hashlib.sha256(lines.encode()).hexdigest(), **fields}
     write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
 
 def write_subset(
-    folder: Path, dataset: Path, clips: Sequence[ClipRecord], kept: Collection[str], kept_out: Collection[str]
+    folder: Path, dataset: Path, clips: Sequence[ClipRecord], mask: Collection[str], kept_out: Collection[str]
 ) -> None:
     """A subset's dataset folder: its clips to train on, and all held-out clips.
 
@@ -105,7 +105,7 @@ def write_subset(
     items = [
         item_of(clip, dataset, folder, "heldout" if clip.clip_id in kept_out else "train")
         for clip in clips
-        if clip.clip_id in kept or clip.clip_id in kept_out
+        if clip.clip_id in mask or clip.clip_id in kept_out
     ]
     if not any(item.split == "train" for item in items):
         raise DataError(f"{folder.name} leaves no clip to train on")

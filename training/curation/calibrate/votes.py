@@ -78,17 +78,17 @@ class VoteBook:
         Attention checks are for every voter: they come at even distances among the rest.
         """
         with self._lock:
-            seen = {vote.pair for vote in self.votes if vote.voter == voter}
+            voted = {vote.pair for vote in self.votes if vote.voter == voter}
             counts = Counter(vote.pair for vote in latest(self.votes))
-        checks = [pair for pair in self.pairs.values() if pair.answer and pair.id not in seen]
-        done = [self.pairs[name] for name in seen if name in self.pairs]
-        asked = sum(1 for pair in done if pair.answer)
+        checks = [pair for pair in self.pairs.values() if pair.answer and pair.id not in voted]
+        done = [self.pairs[name] for name in voted if name in self.pairs]
+        num_checks = sum(1 for pair in done if pair.answer)
         real = [
             pair
             for pair in self.pairs.values()
-            if not pair.answer and pair.id not in seen and counts[pair.id] < self._votes_each
+            if not pair.answer and pair.id not in voted and counts[pair.id] < self._votes_each
         ]
-        if checks and real and len(done) - asked >= 6 * (asked + 1) - 3:
+        if checks and real and len(done) - num_checks >= 6 * (num_checks + 1) - 3:
             return checks[0]
         return min(real, key=lambda pair: counts[pair.id], default=None)
 
@@ -128,8 +128,8 @@ def _append(path: Path, line: str) -> None:
 
 def latest(votes: Iterable[Vote]) -> list[Vote]:
     """Each voter's last word on each pair."""
-    kept = {(vote.pair, vote.voter): vote for vote in votes}
-    return list(kept.values())
+    last = {(vote.pair, vote.voter): vote for vote in votes}
+    return list(last.values())
 
 
 def trusted_voters(votes: Sequence[Vote], pairs: dict[str, Pair]) -> set[str]:
@@ -152,8 +152,8 @@ def games_of(votes: Sequence[Vote], pairs: dict[str, Pair], axis: str, question:
         pair = pairs.get(vote.pair)
         if pair is None or pair.answer or vote.voter not in trusted or (pair.axis, pair.question) != (axis, question):
             continue
-        chosen, other = (pair.left, pair.right) if vote.side == "left" else (pair.right, pair.left)
-        games.append(Game(_subset(chosen), _subset(other)))
+        winner, loser = (pair.left, pair.right) if vote.side == "left" else (pair.right, pair.left)
+        games.append(Game(_subset(winner), _subset(loser)))
         stills.append(pair.still)
     return games, stills
 

@@ -23,10 +23,10 @@ def choose_caption(texts: Mapping[str, str], draw: float) -> str | None:
     Returns:
         The text; None where the clip has no caption.
     """
-    there = {name: share for name, share in SHARES.items() if texts.get(name)}
-    left = draw * sum(there.values())
-    for name, share in there.items():
-        if left < share:
+    available = {name: share for name, share in SHARES.items() if texts.get(name)}
+    remaining = draw * sum(available.values())
+    for name, share in available.items():
+        if remaining < share:
             return texts[name]
-        left -= share
+        remaining -= share
     return texts.get(MEASURED)

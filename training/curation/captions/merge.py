@@ -96,8 +96,8 @@ class LocalModel:
         if self._tokenizer.chat_template:
             messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
             prompt = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        told = self._tokenizer(prompt, return_tensors="pt")
-        ids, mask = told["input_ids"], told["attention_mask"]
+        tokens = self._tokenizer(prompt, return_tensors="pt")
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
         end = self._model.generation_config.eos_token_id
         with torch.inference_mode():
             out = self._model.generate(
@@ -135,13 +135,13 @@ class MergeCaptioner:
         return [self._merge(clip.clip_id, before) for clip, before in zip(clips, earlier, strict=True)]
 
     def _merge(self, clip_id: str, earlier: Sequence[CaptionRecord]) -> CaptionRecord:
-        there = [one for one in earlier if one.text and one.captioner != MEASURED]
+        usable = [one for one in earlier if one.text and one.captioner != MEASURED]
         if self._ask is None:
             return missing_caption(clip_id, self.name, NOTHING, self._tool)
-        if len(there) < 2:
-            reason = f"{len(there)} captions of captioners to merge; it takes two"
+        if len(usable) < 2:
+            reason = f"{len(usable)} captions of captioners to merge; it takes two"
             return missing_caption(clip_id, self.name, reason, self._tool, self._weights)
-        return caption_record(clip_id, self.name, self._ask(question(there)), self._tool, self._weights)
+        return caption_record(clip_id, self.name, self._ask(question(usable)), self._tool, self._weights)
 
 
 def _model_of(options: ToolOptions) -> str:

@@ -57,7 +57,7 @@ class VideoCaptioner:
         try:
             self._model = InstructBlipVideoForConditionalGeneration.from_pretrained(weights).eval()
             self._tokenizer = AutoTokenizer.from_pretrained(weights)
-            self._asked = AutoTokenizer.from_pretrained(weights, subfolder="qformer_tokenizer")
+            self._tokenize_prompt = AutoTokenizer.from_pretrained(weights, subfolder="qformer_tokenizer")
         except (OSError, ValueError) as error:
             raise DataError(f"no InstructBlipVideo can be loaded from {weights!r}: {error}") from error
         self._weights = weights_digest(self._model)
@@ -79,8 +79,8 @@ class VideoCaptioner:
         from training.curation.inputs import square_pixels
 
         frames = clip.at_fps(SAMPLED_FPS)
-        chosen = frames[np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)]
-        return square_pixels(chosen, self._model.config.vision_config.image_size, crop=False)
+        sampled = frames[np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)]
+        return square_pixels(sampled, self._model.config.vision_config.image_size, crop=False)
 
     def _say(self, pixels: torch.Tensor) -> list[str]:
         import torch
@@ -88,12 +88,12 @@ class VideoCaptioner:
         config, count = self._model.config, len(pixels)
         queries = torch.full((count, config.num_query_tokens * FRAMES), config.video_token_index)
         prompt = self._tokenizer([self._prompt] * count, return_tensors="pt").input_ids
-        asked = self._asked([self._prompt] * count, return_tensors="pt")
+        prompt_tokens = self._tokenize_prompt([self._prompt] * count, return_tensors="pt")
         with torch.inference_mode():
             tokens = self._model.generate(
                 pixel_values=pixels,
-                qformer_input_ids=asked.input_ids,
-                qformer_attention_mask=asked.attention_mask,
+                qformer_input_ids=prompt_tokens.input_ids,
+                qformer_attention_mask=prompt_tokens.attention_mask,
                 input_ids=torch.cat([queries, prompt], dim=1),
                 max_new_tokens=LONGEST,
                 do_sample=False,

@@ -55,8 +55,8 @@ class ClipTowers:
 
         with torch.inference_mode():
             pixels = square_pixels(frames, self._model.config.vision_config.image_size, crop=True)
-            seen = self._model.visual_projection(self._model.vision_model(pixels).pooler_output)
-            return np.asarray(torch.nn.functional.normalize(seen, dim=-1).numpy())
+            image_features = self._model.visual_projection(self._model.vision_model(pixels).pooler_output)
+            return np.asarray(torch.nn.functional.normalize(image_features, dim=-1).numpy())
 
     def texts(self, captions: list[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Captions to unit vectors [N, D]; what is longer than the model takes is cut off."""
@@ -65,8 +65,8 @@ class ClipTowers:
         length = self._model.config.text_config.max_position_embeddings
         tokens = self._tokenizer(captions, padding=True, truncation=True, max_length=length, return_tensors="pt")
         with torch.inference_mode():
-            told = self._model.text_projection(self._model.text_model(**tokens).pooler_output)
-            return np.asarray(torch.nn.functional.normalize(told, dim=-1).numpy())
+            text_features = self._model.text_projection(self._model.text_model(**tokens).pooler_output)
+            return np.asarray(torch.nn.functional.normalize(text_features, dim=-1).numpy())
 
 
 class AestheticHead:

@@ -29,17 +29,17 @@ class ClipSimilarityScorer:
 
     def score_captions(self, scores: Sequence[ScoreRecord], captions: Sequence[CaptionRecord]) -> list[ScoreRecord]:
         """`clip_similarity`, from -1 to 1, of every clip that has a record of a CLIP vector."""
-        seen = sorted((one for one in scores if one.name == EMBEDDING), key=lambda one: one.clip_id)
-        told: dict[str, str] = {}
+        embedded = sorted((one for one in scores if one.name == EMBEDDING), key=lambda one: one.clip_id)
+        captioned: dict[str, str] = {}
         for caption in captions:
             if caption.text and caption.captioner != MEASURED:
-                told.setdefault(caption.clip_id, caption.text)
+                captioned.setdefault(caption.clip_id, caption.text)
         if self._towers is None:
-            return [bad for one in seen for bad in unscored_records(one.clip_id, (self.name,), NO_CLIP, "CLIP")]
+            return [bad for one in embedded for bad in unscored_records(one.clip_id, (self.name,), NO_CLIP, "CLIP")]
         out: list[ScoreRecord] = []
         able: list[ScoreRecord] = []
-        for one in seen:
-            reason = self._obstacle(one, told)
+        for one in embedded:
+            reason = self._obstacle(one, captioned)
             if reason is None:
                 able.append(one)
             else:
@@ -47,22 +47,24 @@ class ClipSimilarityScorer:
                     one.clip_id, (self.name,), reason, self._towers.tool, self._towers.weights_sha256
                 )
         for first in range(0, len(able), BATCH):
-            out += self._scored(able[first : first + BATCH], told)
+            out += self._scored(able[first : first + BATCH], captioned)
         return sorted(out, key=lambda one: one.clip_id)
 
-    def _obstacle(self, record: ScoreRecord, told: dict[str, str]) -> str | None:
+    def _obstacle(self, record: ScoreRecord, captioned: dict[str, str]) -> str | None:
         assert self._towers is not None
         if not record.vector:
             return "it has no CLIP vector"
         if record.weights_sha256 != self._towers.weights_sha256:
             return "its CLIP vector comes from other weights (give clip and clip_similarity the same)"
-        return None if record.clip_id in told else "it has no caption of a captioner"
+        return None if record.clip_id in captioned else "it has no caption of a captioner"
 
-    def _scored(self, records: Sequence[ScoreRecord], told: dict[str, str]) -> list[ScoreRecord]:
+    def _scored(self, records: Sequence[ScoreRecord], captioned: dict[str, str]) -> list[ScoreRecord]:
         assert self._towers is not None
-        texts = self._towers.texts([told[one.clip_id] for one in records])
+        texts = self._towers.texts([captioned[one.clip_id] for one in records])
         vectors = np.array([one.vector for one in records], np.float32)
         values = np.einsum("nd,nd->n", texts, vectors)
         tool, weights = self._towers.tool, self._towers.weights_sha256
         pairs = zip(records, values, strict=True)
-        return [made for one, v in pairs for made in score_records(one.clip_id, {self.name: float(v)}, tool, weights)]
+        return [
+            record for one, v in pairs for record in score_records(one.clip_id, {self.name: float(v)}, tool, weights)
+        ]

@@ -50,8 +50,8 @@ class EmbeddingScorer:
         from training.metrics.transnet import clip_features
 
         frames = clip.at_fps(SAMPLED_FPS)
-        chosen = frames[np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)]
-        vector = clip_features(chosen, self._network)
+        sampled = frames[np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)]
+        vector = clip_features(sampled, self._network)
         record = ScoreRecord(
             clip.clip_id,
             "embedding",
@@ -89,14 +89,14 @@ class DuplicateScorer:
     def score_all(self, scores: Sequence[ScoreRecord]) -> list[ScoreRecord]:
         """`near_duplicate`, from 0 to 1, of every clip that has an embedding."""
         records = sorted((one for one in scores if one.name == "embedding"), key=lambda one: one.clip_id)
-        there = [one for one in records if one.vector]
+        embedded = [one for one in records if one.vector]
         out: list[ScoreRecord] = []
         for one in records:
             if not one.vector:
                 out += unscored_records(one.clip_id, (self.name,), "it has no embedding", "cosine", one.weights_sha256)
-        if there:
-            nearest = nearest_earlier(np.array([one.vector for one in there], np.float32))
-            for one, value in zip(there, nearest, strict=True):
+        if embedded:
+            nearest = nearest_earlier(np.array([one.vector for one in embedded], np.float32))
+            for one, value in zip(embedded, nearest, strict=True):
                 out += score_records(
                     one.clip_id, {self.name: float(value)}, f"cosine of: {one.tool}", one.weights_sha256
                 )

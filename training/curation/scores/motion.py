@@ -79,8 +79,8 @@ def is_still(field: Field) -> bool:
 
 def is_camera_only(field: Field) -> bool:
     """Whether one affine motion explains a map."""
-    left = field - affine_part(field)
-    return float(np.sqrt(np.mean(left**2))) < UNEXPLAINED * float(np.sqrt(np.mean(field**2)))
+    residual = field - affine_part(field)
+    return float(np.sqrt(np.mean(residual**2))) < UNEXPLAINED * float(np.sqrt(np.mean(field**2)))
 
 
 class MotionScorer:

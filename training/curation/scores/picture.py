@@ -44,8 +44,8 @@ def black_border(frames: Frames) -> float:
     rows, columns = np.flatnonzero(bright.mean(axis=1) > 0.01), np.flatnonzero(bright.mean(axis=0) > 0.01)
     if not len(rows) or not len(columns):
         return 0.0
-    kept = int(rows[-1] - rows[0] + 1) * int(columns[-1] - columns[0] + 1)
-    return 1 - kept / int(bright.size)
+    lit = int(rows[-1] - rows[0] + 1) * int(columns[-1] - columns[0] + 1)
+    return 1 - lit / int(bright.size)
 
 
 def _shrunk(frame: Frames) -> Frames:

@@ -84,11 +84,11 @@ class TextScorer:
 
     def area(self, frame: Frames) -> float:
         """Share of one frame [H, W, 3] that text covers."""
-        found = self._engine(np.ascontiguousarray(frame[..., ::-1]), use_det=True, use_cls=False, use_rec=True)
-        if found.boxes is None:
+        result = self._engine(np.ascontiguousarray(frame[..., ::-1]), use_det=True, use_cls=False, use_rec=True)
+        if result.boxes is None:
             return 0.0
-        read = [len(text.strip()) >= FEWEST for text in found.txts]
-        return covered(np.asarray(found.boxes)[read], *frame.shape[:2])
+        read = [len(text.strip()) >= FEWEST for text in result.txts]
+        return covered(np.asarray(result.boxes)[read], *frame.shape[:2])
 
     def score(self, clip: ClipFrames) -> list[ScoreRecord]:
         """`text_area`, from 0 to 1."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from training.curation.footage import Join, Part, Truth, random_scene, render, write_video
 from training.curation.frames import decode
 from training.curation.records import Cut
+from training.curation.synthetic_video import Join, Part, Truth, random_scene, render, write_video
 
 HEIGHT, WIDTH, FPS = 72, 128, 24
 FEW = (Join("hard"), Join("dissolve", 12), Join("hard"), Join("fade", 8))

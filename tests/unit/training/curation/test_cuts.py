@@ -9,8 +9,8 @@ import pytest
 
 from tests.unit.training.curation.film import FPS, parts_of
 from training.curation.cuts import CASCADE, decide_cuts, scan
-from training.curation.footage import Join, Part, Picture, random_scene, render
 from training.curation.records import Cut
+from training.curation.synthetic_video import Join, Part, Picture, random_scene, render
 
 
 def found(parts: list[Part]) -> tuple[list[Cut], list[tuple[str, int, int]]]:
@@ -73,7 +73,7 @@ def test_a_still_picture_has_none() -> None:
 
 
 def test_each_level_says_what_it_is() -> None:
-    names = [level.told for level in CASCADE]
+    names = [level.description for level in CASCADE]
     assert len(set(names)) == len(names)
     assert {level.fps for level in CASCADE} == {0, 6, 1.5}
     assert len({level.fps for level in CASCADE}) == 3

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tests.unit.training.curation.film import parts_of
-from training.curation.footage import PLAIN_FRAMES, Join, Part, Truth, random_parts, render
+from training.curation.synthetic_video import PLAIN_FRAMES, Join, Part, Truth, random_parts, render
 
 
 def test_mixed_frames_are_mixtures_and_the_truth_says_which() -> None:
