@@ -28,7 +28,7 @@ help: ## say what can be made
 setup: $(VENV)/.ready-dev ## create .venv with everything development needs
 demo: $(VENV)/.ready-demo ## install what sampling needs and turn docs/assets/still.jpg into out/demo.mp4
 	@mkdir -p out
-	$(BIN)/stillmotion generate docs/assets/still.jpg -o out/demo.mp4 --seed 7
+	$(BIN)/stillmotion generate docs/assets/still.jpg -o out/demo.mp4 --seed 7 --overwrite
 
 check: $(VENV)/.ready-dev ## lint, formatting, strict types, layers
 	$(BIN)/ruff check .

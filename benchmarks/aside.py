@@ -22,7 +22,7 @@ from benchmarks.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Call:
     """One call: of `video` or `latents`, with the request and its picture."""
 
     call: str
@@ -67,7 +67,7 @@ class PipelineAside:
         return torch.from_numpy(self._ask("latents", params))
 
     def _ask(self, call: str, params: Any) -> Any:
-        self._here.send(_Asked(call, params, self.still))
+        self._here.send(_Call(call, params, self.still))
         return self._here.recv()
 
 
@@ -80,8 +80,10 @@ def _serve(pipe: Connection, folder: Path, still: Image.Image, kept_memory: bool
     pipeline = Pipeline(folder, still, "cpu")
     while True:
         try:
-            asked: _Asked = pipe.recv()
+            message: _Call = pipe.recv()
         except EOFError:
             return
-        pipeline.still = asked.still
-        pipe.send(pipeline.video(asked.params) if asked.call == "video" else pipeline.latents(asked.params).numpy())
+        pipeline.still = message.still
+        pipe.send(
+            pipeline.video(message.params) if message.call == "video" else pipeline.latents(message.params).numpy()
+        )

@@ -49,16 +49,16 @@ def inputs(entry: ModelEntry) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def measure(entry: ModelEntry, backends: list[str], calls: int) -> None:
-    told, expected = inputs(entry), None
+    denoiser_inputs, expected = inputs(entry), None
     for backend in backends:
         started = time.perf_counter()
         denoiser = make_denoiser(backend, load(entry), CpuThreads(torch.get_num_threads()))
-        answer = denoiser(*told)
+        answer = denoiser(*denoiser_inputs)
         ready = time.perf_counter() - started
         took = []
         for _ in range(calls):
             started = time.perf_counter()
-            denoiser(*told)
+            denoiser(*denoiser_inputs)
             took.append(time.perf_counter() - started)
         expected = answer if expected is None else expected
         apart = relative_difference(answer, expected)
@@ -70,19 +70,19 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL")
     parser.add_argument("--backends", nargs="+", default=["torch", "onnxruntime"])
     parser.add_argument("--calls", type=int, default=5)
-    wanted = parser.parse_args()
+    options = parser.parse_args()
     retain_freed_memory()  # as the engine does
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print("| model | backend | seconds a call | difference | seconds until ready |")
     print("| --- | --- | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["STILLMOTION_CACHE"] = str(Path(folder) / "cache")  # so that every run exports anew
-        entries = [find(name) for name in wanted.models] or [
+        entries = [find(name) for name in options.models] or [
             build_random(Path(folder) / name, preset("mini"), spec, num_frames=min(14, spec.frames[0]))
             for name, spec in TASKS.items()
         ]
         for entry in entries:
-            measure(entry, wanted.backends, wanted.calls)
+            measure(entry, options.backends, options.calls)
 
 
 if __name__ == "__main__":

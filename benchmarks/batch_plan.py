@@ -98,8 +98,8 @@ class Simulation:
 
     def run(self) -> Outcome:
         """From the first row to the last."""
-        for place in range(self._workers * HELD):
-            self._admit(place % self._workers, 0.0)
+        for slot in range(self._workers * HELD):
+            self._admit(slot % self._workers, 0.0)
         now = 0.0
         while self._events:
             now, _, stage, worker, row = heapq.heappop(self._events)
@@ -152,10 +152,11 @@ def plan_table(costs: Costs) -> str:
     lines = ["| what | workers | videos a minute | of ideal | busiest |", "|---|---|---|---|---|"]
     for what, video_s, video_mb, runs in SHAPES:
         for workers in WORKERS if runs == 1 else WORKERS[-1:]:
-            told = Simulation(workers, video_s, video_mb, costs, runs).run()
-            share, name = told.rate * video_s / workers, told.bottleneck
+            simulation = Simulation(workers, video_s, video_mb, costs, runs).run()
+            share, name = simulation.rate * video_s / workers, simulation.bottleneck
             lines.append(
-                f"| {what} | {workers:,} | {60 * told.rate:,.0f} | {share:.0%} | {name} ({told.busy[name]:.0%}) |"
+                f"| {what} | {workers:,} | {60 * simulation.rate:,.0f} | {share:.0%} "
+                f"| {name} ({simulation.busy[name]:.0%}) |"
             )
     return "\n".join(lines)
 

@@ -43,11 +43,11 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def batch_s(
-    entry: ModelEntry, still: Path, asked: list[Params], workers: int, folder: Path
+    entry: ModelEntry, still: Path, requests: list[Params], workers: int, folder: Path
 ) -> tuple[float, list[Result]]:
     """Seconds from the first fetch to the last record, and the results."""
     manifest = folder / "manifest.jsonl"
-    rows = [{"image": str(still), "seed": one.seed, "num_inference_steps": one.num_inference_steps} for one in asked]
+    rows = [{"image": str(still), "seed": one.seed, "num_inference_steps": one.num_inference_steps} for one in requests]
     manifest.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     out = folder / f"out{workers}"
     run(Batch(manifest=str(manifest), out=str(out), entries=(entry,), workers=workers), lambda *_: None)
@@ -63,26 +63,26 @@ def seconds_of(result: Result) -> float:
     return sum(float(getattr(result, f"{phase}_s")) for phase in phases)
 
 
-def loop_s(entry: ModelEntry, still: Path, asked: list[Params], folder: Path) -> float:
+def loop_s(entry: ModelEntry, still: Path, requests: list[Params], folder: Path) -> float:
     """Seconds of a loop over our engine's own phases, one request after another."""
     model, data = load_model(entry, EngineSettings()), still.read_bytes()
     generate(model, entry.resolve({"num_inference_steps": 1}, seed=0), (data,))
 
     def work() -> None:
-        for params in asked:
-            made = generate(model, params, (data,)).completed
-            (folder / f"loop-{params.seed}.mp4").write_bytes(finish(made, params, (data,), "mp4").video)
+        for params in requests:
+            completed = generate(model, params, (data,)).completed
+            (folder / f"loop-{params.seed}.mp4").write_bytes(finish(completed, params, (data,), "mp4").video)
 
     return timed(work)
 
 
-def diffusers_s(entry: ModelEntry, still: Path, asked: list[Params]) -> float:
+def diffusers_s(entry: ModelEntry, still: Path, requests: list[Params]) -> float:
     """Seconds of a loop over the pipeline, in a process of its own, as its users run it."""
     first = entry.resolve({"num_inference_steps": 1}, seed=0)
     picture = fit_picture(open_picture(still.read_bytes()), first.height, first.width, first.resize_mode)
     with PipelineAside(entry.path, picture) as pipeline:
         pipeline.video(first)
-        return timed(lambda: [pipeline.video(params) for params in asked])
+        return timed(lambda: [pipeline.video(params) for params in requests])
 
 
 def driver_s(rows: int, still: Path, folder: Path) -> float:
@@ -92,12 +92,12 @@ def driver_s(rows: int, still: Path, folder: Path) -> float:
     manifest = folder / "tiny.jsonl"
     row = {"image": str(still), "num_inference_steps": 1, "max_guidance_scale": 1.0}
     manifest.write_text("".join(f"{json.dumps({**row, 'seed': seed})}\n" for seed in range(rows)))
-    seen: list[tuple[int, float]] = []
+    marks: list[tuple[int, float]] = []
     run(
         Batch(manifest=str(manifest), out=str(folder / "tiny-out"), entries=(tiny,)),
-        lambda _, done, total: seen.append((done, time.process_time())) if total else None,
+        lambda _, done, total: marks.append((done, time.process_time())) if total else None,
     )
-    first, last = seen[rows // 4], seen[-1]
+    first, last = marks[rows // 4], marks[-1]
     return (last[1] - first[1]) / (last[0] - first[0])
 
 
@@ -121,21 +121,21 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
     entry, still = find(options.model), options.still.absolute()
-    asked = [entry.resolve({"num_inference_steps": options.steps}, seed=seed) for seed in range(options.videos)]
+    requests = [entry.resolve({"num_inference_steps": options.steps}, seed=seed) for seed in range(options.videos)]
     print("| system | videos a minute |\n|---|---|", flush=True)
 
     def tell(name: str, seconds: float) -> None:
-        print(f"| {name} | {60 * len(asked) / seconds:.2f} |", flush=True)
+        print(f"| {name} | {60 * len(requests) / seconds:.2f} |", flush=True)
 
     results: list[Result] = []
     with TemporaryDirectory() as scratch:
         for workers in options.workers:
-            seconds, made = batch_s(entry, still, asked, workers, Path(scratch))
-            results = results or made
+            seconds, completed = batch_s(entry, still, requests, workers, Path(scratch))
+            results = results or completed
             tell(f"stillmotion batch, {workers} worker{'s' if workers > 1 else ''}", seconds)
         # Before our engine is loaded here, which sets this process's allocator up (model/memory/malloc.py).
-        tell("loop over diffusers", diffusers_s(entry, still, asked))
-        tell("loop over our engine", loop_s(entry, still, asked, Path(scratch)))
+        tell("loop over diffusers", diffusers_s(entry, still, requests))
+        tell("loop over our engine", loop_s(entry, still, requests, Path(scratch)))
         costs = measured(results, driver_s(options.rows, still, Path(scratch)))
     print(f"\n{costs}\n\n{plan_table(costs)}")
 

@@ -87,10 +87,10 @@ def write_as_is(folder: Path, film: Path) -> None:
     write_items(folder, items, {"name": "as-is", "of": film.name})
 
 
-def best(scores: Scores, kept: frozenset[str], count: int) -> list[str]:
+def best(scores: Scores, selected: frozenset[str], count: int) -> list[str]:
     """The clips with the highest mean rank on AXES, of those that are kept; ties by id."""
-    ids = [one for one in scores.clip_ids if one in kept]
-    rows = [index for index, one in enumerate(scores.clip_ids) if one in kept]
+    ids = [one for one in scores.clip_ids if one in selected]
+    rows = [index for index, one in enumerate(scores.clip_ids) if one in selected]
     ranks = [np.argsort(np.argsort(scores.of(axis)[rows], kind="stable"), kind="stable") for axis in AXES]
     order = np.argsort(-np.mean(ranks, axis=0), kind="stable")
     return sorted(ids[index] for index in order[:count])
@@ -100,13 +100,13 @@ def write_curated(out: Path, curated: Path) -> dict[str, int]:
     """Dataset folders of the kept clips and of the best of them; how many clips each has."""
     clips = read_table(curated / "clips.parquet", ClipRecord)
     trainable = read_tables(curated).kept - held_out(clips)
-    chosen = {"curated": trainable, "best": frozenset(best(load_scores(curated), frozenset(trainable), BEST))}
-    for name, ids in chosen.items():
+    selections = {"curated": trainable, "best": frozenset(best(load_scores(curated), frozenset(trainable), BEST))}
+    for name, ids in selections.items():
         folder = out / "data" / name
         folder.mkdir(parents=True, exist_ok=True)
         items = [item_of(clip, curated.resolve(), folder.resolve(), "train") for clip in clips if clip.clip_id in ids]
         write_items(folder, items, {"name": name, "of": curated.name})
-    return {name: len(ids) for name, ids in chosen.items()}
+    return {name: len(ids) for name, ids in selections.items()}
 
 
 def train(out: Path, networks: Path, arm: str, recipe: str, data: Path, settings: Sequence[str]) -> Path:
@@ -126,13 +126,13 @@ def train(out: Path, networks: Path, arm: str, recipe: str, data: Path, settings
 
 def checkpoints(out: Path, networks: Path, budget: Budget) -> dict[str, Path]:
     """The four trainings' checkpoint folders, by name."""
-    found = {}
+    figures = {}
     for arm in ARMS:
-        told = [*FILM_ONLY, f"optim.iterations={budget.first}", f"window_until={budget.first}"]
-        found[arm] = train(out, networks, arm, FIRST, out / "data" / arm, told)
-        told = [*FILM_ONLY, f"optim.iterations={budget.then}", f"window_until={budget.then}", "optim.warmup=10"]
-        found[f"{arm}, finetuned"] = train(out, networks, arm, THEN, out / "data" / "best", told)
-    return found
+        overrides = [*FILM_ONLY, f"optim.iterations={budget.first}", f"window_until={budget.first}"]
+        figures[arm] = train(out, networks, arm, FIRST, out / "data" / arm, overrides)
+        overrides = [*FILM_ONLY, f"optim.iterations={budget.then}", f"window_until={budget.then}", "optim.warmup=10"]
+        figures[f"{arm}, finetuned"] = train(out, networks, arm, THEN, out / "data" / "best", overrides)
+    return figures
 
 
 def _say(what: str, done: int, total: int) -> None:
@@ -153,16 +153,16 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=30, help="held-out clips that are sampled")
     parser.add_argument("--picture", type=Path, help="where a sheet of samples goes, a PNG")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    write_as_is(asked.out / "data" / "as-is", asked.film)
-    counts = write_curated(asked.out, asked.curated)
-    made = checkpoints(asked.out, asked.networks, Budget(asked.iterations, asked.finetune))
-    found, shown = measure(made, asked.starter, asked.out / "samples", asked.clips, _say)
-    counts["as-is"] = len((asked.out / "data" / "as-is" / "items.jsonl").read_text().splitlines())
-    found |= {"training_clips": counts, "iterations": asked.iterations, "finetuning": asked.finetune}
-    if asked.picture:
-        asked.picture.write_bytes(sheet(shown))
-    print(json.dumps(found, indent=2) if asked.json else table(found))
+    options = parser.parse_args()
+    write_as_is(options.out / "data" / "as-is", options.film)
+    counts = write_curated(options.out, options.curated)
+    folders = checkpoints(options.out, options.networks, Budget(options.iterations, options.finetune))
+    figures, shown = measure(folders, options.starter, options.out / "samples", options.clips, _say)
+    counts["as-is"] = len((options.out / "data" / "as-is" / "items.jsonl").read_text().splitlines())
+    figures |= {"training_clips": counts, "iterations": options.iterations, "finetuning": options.finetune}
+    if options.picture:
+        options.picture.write_bytes(sheet(shown))
+    print(json.dumps(figures, indent=2) if options.json else table(figures))
 
 
 if __name__ == "__main__":

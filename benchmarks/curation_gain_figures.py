@@ -41,69 +41,69 @@ SHOWN_FRAMES: Final = (0, 4, 9, 13)
 
 
 def measure(
-    made: Mapping[str, Path], starter: Path, work: Path, clips: int, report: Report
+    folders: Mapping[str, Path], starter: Path, work: Path, clips: int, report: Report
 ) -> tuple[dict[str, Any], dict[str, list[Frames]]]:
     """All figures, and the clips of each side (`real` besides) for a picture."""
     real: list[RealClip] = []
     losses: dict[str, Array] = {}
     shown: dict[str, list[Frames]] = {}
-    for name, folder in made.items():
+    for name, folder in folders.items():
         entry = describe(folder)
         if not real:
             real = real_clips(starter, entry.num_frames[0], entry.height, entry.width, clips, MotionMap())
             shown["real"] = [one.frames for one in real]
         maker = ClipMaker(entry, work / name.replace(", ", "-"), steps=int(entry.defaults["num_inference_steps"]))
-        wanted = [GenerationRequest(one.name, one.frames[0], round(one.fps), one.bucket, one.name) for one in real]
-        losses[name] = _losses(maker, wanted, real, f"loss of {name}", report)
-        shown[name] = maker.generated(wanted, f"sampling {name}", report)
+        requests = [GenerationRequest(one.name, one.frames[0], round(one.fps), one.bucket, one.name) for one in real]
+        losses[name] = _losses(maker, requests, real, f"loss of {name}", report)
+        shown[name] = maker.generated(requests, f"sampling {name}", report)
     described = {name: np.stack([clip_features(one) for one in side]) for name, side in shown.items()}
     return _figures(losses, described, [one.shot for one in real]), shown
 
 
 def _losses(
-    maker: ClipMaker, wanted: list[GenerationRequest], real: list[RealClip], what: str, report: Report
+    maker: ClipMaker, requests: list[GenerationRequest], real: list[RealClip], what: str, report: Report
 ) -> Array:
     """The mean loss over noise levels of each clip, [N]."""
-    found = []
-    for done, (one, clip) in enumerate(zip(wanted, real, strict=True)):
+    losses = []
+    for done, (one, clip) in enumerate(zip(requests, real, strict=True)):
         report(what, done, len(real))
-        clean, told = clean_latents(maker.checkpoint, clip.frames), conditioning_of(maker, one)
+        clean, inputs = clean_latents(maker.checkpoint, clip.frames), conditioning_of(maker, one)
         levels = noise_levels(maker.checkpoint.noise)
-        found.append(np.mean([validation_loss(maker.denoiser, clean, told, sigma, one.seed) for sigma in levels]))
-    return np.array(found)
+        losses.append(np.mean([validation_loss(maker.denoiser, clean, inputs, sigma, one.seed) for sigma in levels]))
+    return np.array(losses)
 
 
 def _figures(losses: dict[str, Array], described: dict[str, Array], shots: list[str]) -> dict[str, Any]:
     drawn = resamples(shots, RESAMPLES, seed=0)
     project = Projection.fit(described["real"], DIRECTIONS)
-    seen = {name: project(rows) for name, rows in described.items()}
+    projected = {name: project(rows) for name, rows in described.items()}
     loss = {name: [float(own.mean()), *(float(own[rows].mean()) for rows in drawn)] for name, own in losses.items()}
     frechet = {
-        name: [frechet_distance(seen["real"][rows], seen[name][rows]) for rows in (slice(None), *drawn)]
+        name: [frechet_distance(projected["real"][rows], projected[name][rows]) for rows in (slice(None), *drawn)]
         for name in losses
     }
     measured = {"loss": loss, "frechet": frechet}
-    sides = {name: {figure: _told(values[name]) for figure, values in measured.items()} for name in losses}
+    sides = {name: {figure: _spread(values[name]) for figure, values in measured.items()} for name in losses}
     between = {
         f"{one} minus {other}": {
-            figure: _told(np.subtract(values[one], values[other])) for figure, values in measured.items()
+            figure: _spread(np.subtract(values[one], values[other])) for figure, values in measured.items()
         }
         for one, other in COMPARED
     }
     return {"sides": sides, "between": between, "clips": len(shots), "shots": len(set(shots))}
 
 
-def _told(values: Sequence[float] | Array) -> dict[str, Any]:
+def _spread(values: Sequence[float] | Array) -> dict[str, Any]:
     """A figure, which comes first, with the interval of its resamples."""
     return {"mean": float(values[0]), "interval": interval(values[1:])}
 
 
-def table(found: dict[str, Any]) -> str:
+def table(figures: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    told = f"{found['clips']} held-out clips of {found['shots']} shots; {found['iterations']} iterations, then "
-    told += f"{found['finetuning']} on the best; clips to train on: {found['training_clips']}"
-    lines = [told]
-    for title, rows in (("", found["sides"]), ("difference (below 0: the first is better)", found["between"])):
+    text = f"{figures['clips']} held-out clips of {figures['shots']} shots; {figures['iterations']} iterations, then "
+    text += f"{figures['finetuning']} on the best; clips to train on: {figures['training_clips']}"
+    lines = [text]
+    for title, rows in (("", figures["sides"]), ("difference (below 0: the first is better)", figures["between"])):
         lines += ["", f"| {title} | validation loss | Frechet distance |", "| --- | --- | --- |"]
         lines += [f"| {name} | {_span(row['loss'], 4)} | {_span(row['frechet'], 2)} |" for name, row in rows.items()]
     return "\n".join(lines)

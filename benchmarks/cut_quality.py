@@ -49,9 +49,9 @@ def spans(cuts: Sequence[Cut]) -> list[tuple[int, int]]:
     return [(round(cut.start_s * FPS), round(cut.end_s * FPS)) for cut in cuts]
 
 
-def proposals(seen: SourceScan, level: Level) -> list[tuple[int, int]]:
+def proposals(scanned: SourceScan, level: Level) -> list[tuple[int, int]]:
     """What a level alone says: a cut between the two frames it compared, taken as its later frame."""
-    return [(last, last) for one, _, last, _ in seen.proposals if one == level]
+    return [(last, last) for one, _, last, _ in scanned.proposals if one == level]
 
 
 def measured(seed: int, folder: Path, transnet: bool) -> Film:
@@ -59,12 +59,12 @@ def measured(seed: int, folder: Path, transnet: bool) -> Film:
     frames, truths, _ = render(parts)
     path = folder / f"{seed}.mp4"
     write_video(path, frames, gop=GOP)
-    seen = scan(small_frames(path), (*CASCADE, *SINGLE.values()))
-    cascade = SourceScan(seen.thumbs, seen.times_s, tuple(one for one in seen.proposals if one[0] in CASCADE))
+    scanned = scan(small_frames(path), (*CASCADE, *SINGLE.values()))
+    cascade = SourceScan(scanned.thumbs, scanned.times_s, tuple(one for one in scanned.proposals if one[0] in CASCADE))
     cuts = decide_cuts(cascade, "film")
-    found = {f"{level.name}: {level.description}": proposals(seen, level) for level in CASCADE}
+    found = {f"{level.name}: {level.description}": proposals(scanned, level) for level in CASCADE}
     found["the cascade"] = spans(cuts)
-    found |= {f"single pass: {name}": proposals(seen, level) for name, level in SINGLE.items()}
+    found |= {f"single pass: {name}": proposals(scanned, level) for name, level in SINGLE.items()}
     if transnet:
         from training.curation.cuts_transnet import find_cuts_transnet
 
@@ -80,8 +80,8 @@ def _losses(path: Path, truths: Sequence[Truth]) -> dict[str, tuple[float, float
     for name, rules in RULES.items():
         line = timeline(index, end_on_keyframes=rules.end_on_keyframes)
         parts = shots(line, cuts)
-        told = loss(line, parts, plan(line, parts, rules), rules)
-        out[name] = (told.kept_s, told.snapped_s)
+        clip_losses = loss(line, parts, plan(line, parts, rules), rules)
+        out[name] = (clip_losses.kept_s, clip_losses.snapped_s)
     return out
 
 
@@ -120,8 +120,8 @@ def loss_rows(films: Sequence[Film]) -> Iterator[str]:
     yield "| clips | in clips, s | lost to snapping, s | lost, % |"
     yield "| --- | --- | --- | --- |"
     for name in RULES:
-        kept, lost = (float(np.sum([film.lost[name][k] for film in films])) for k in (0, 1))
-        yield f"| {name} | {kept:.1f} | {lost:.1f} | {100 * lost / (kept + lost):.1f} |"
+        kept_s, lost = (float(np.sum([film.lost[name][k] for film in films])) for k in (0, 1))
+        yield f"| {name} | {kept_s:.1f} | {lost:.1f} | {100 * lost / (kept_s + lost):.1f} |"
 
 
 def main() -> None:

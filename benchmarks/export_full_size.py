@@ -72,10 +72,10 @@ def compile_stage(name: str, folder: Path) -> dict[str, float]:
     from export.tensorrt import BuildOptions, compile_engine
     from model.backends.onnx_export import Graph, Port
 
-    told = onnx.load(folder / f"{name}.onnx", load_external_data=False).graph
+    graph_def = onnx.load(folder / f"{name}.onnx", load_external_data=False).graph
     dtypes = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}
     ports = []
-    for value in told.input:
+    for value in graph_def.input:
         kind = value.type.tensor_type
         shape = tuple(axis.dim_param or axis.dim_value for axis in kind.shape.dim)
         ports.append(Port(value.name, dtypes[kind.elem_type], shape))
@@ -96,19 +96,19 @@ def parity(folder: Path) -> dict[str, float]:
     from model.optimized.rewrites import relative_difference
 
     component = build("unet", SMALL, "float32")
-    given = component.graph.example({"batch": 2})
-    given["timestep"] = torch.tensor([1.1, -0.4])
+    example = component.graph.example({"batch": 2})
+    example["timestep"] = torch.tensor([1.1, -0.4])
     small = folder / "small"
     small.mkdir()
     file = export_component(component, small)
     started = time.perf_counter()
     with torch.inference_mode():
-        expected = component.module(**given)
+        expected = component.module(**example)
     took = time.perf_counter() - started
     del component
     graph = OnnxGraph(file, torch.device("cpu"), CpuThreads(torch.get_num_threads()))
     started = time.perf_counter()
-    actual = graph.run(given, expected.shape)
+    actual = graph.run(example, expected.shape)
     return {
         "torch_seconds": took,
         "onnxruntime_seconds": time.perf_counter() - started,
@@ -141,16 +141,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", choices=STAGES)
     parser.add_argument("--folder", type=Path, help="for the files; a temporary one when left out")
-    wanted = parser.parse_args()
-    if wanted.stage:
-        measured = STAGES[wanted.stage](wanted.folder)
+    options = parser.parse_args()
+    if options.stage:
+        measured = STAGES[options.stage](options.folder)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps(measured | {"peak_bytes": peak}))
         return
-    with tempfile.TemporaryDirectory(dir=wanted.folder) as folder:
-        found = {name: run_stage(name, Path(folder)) for name in STAGES}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        stages = {name: run_stage(name, Path(folder)) for name in STAGES}
     print("| stage | seconds | largest memory | result |\n| --- | ---: | ---: | --- |")
-    for name, measured in found.items():
+    for name, measured in stages.items():
         if "bytes" in measured:
             took, result = measured["seconds"], f"{measured['bytes'] / 1e9:.2f} GB"
         else:

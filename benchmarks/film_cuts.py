@@ -46,16 +46,16 @@ def in_transitions(frames: Sequence[int], cuts: Sequence[Cut], fps: float) -> in
     return sum(any(start <= frame <= end for start, end in spans) for frame in frames)
 
 
-def frames_at(film: Path, wanted: Sequence[int]) -> dict[int, np.ndarray]:
+def frames_at(film: Path, numbers: Sequence[int]) -> dict[int, np.ndarray]:
     """Small RGB frames by number."""
-    missing, found = set(wanted), {}
+    missing, frames = set(numbers), {}
     with av.open(str(film)) as container:
         for number, frame in enumerate(container.decode(video=0)):
             if number in missing:
-                found[number] = frame.reformat(*SIZE, format="rgb24").to_ndarray()
-            if len(found) == len(missing):
+                frames[number] = frame.reformat(*SIZE, format="rgb24").to_ndarray()
+            if len(frames) == len(missing):
                 break
-    return found
+    return frames
 
 
 def main() -> None:

@@ -131,28 +131,29 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--minutes", type=float, default=0.5, help="of overload; 10 for what issue 5 asks, 0 for none")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    told: dict[str, Any] = {
+    options = parser.parse_args()
+    figures: dict[str, Any] = {
         "note": NOTE,
         "cores": len(os.sched_getaffinity(0)),
         "picture": "x".join(map(str, SIZE)),
         "callers": CALLERS,
         "stand_in": f"{PLACES} jobs at once, {JOB_S:g} s each",
     }
-    told |= asyncio.run(normal(asked.seconds))
-    told |= asyncio.run(streaming(asked.streams))
-    if asked.minutes:
-        told["overload"] = asyncio.run(overload(asked.minutes))
-    if asked.json:
-        print(json.dumps(told, indent=2))
+    figures |= asyncio.run(normal(options.seconds))
+    figures |= asyncio.run(streaming(options.streams))
+    if options.minutes:
+        figures["overload"] = asyncio.run(overload(options.minutes))
+    if options.json:
+        print(json.dumps(figures, indent=2))
         return
     print(f"NOTE: {NOTE}.")
-    print(f"{told['cores']} cores, which the load generator shares; SQLite; JPEG of {told['picture']} decoded in full;")
-    print(f"{CALLERS} callers at once; the stand-in takes {told['stand_in']}.")
+    print(f"{figures['cores']} cores, which the load generator shares; SQLite;", end=" ")
+    print(f"JPEG of {figures['picture']} decoded in full;")
+    print(f"{CALLERS} callers at once; the stand-in takes {figures['stand_in']}.")
     for name, goal in PROMISED.items():
-        print(f"{name:26} {told[name]:>10}   asked for: at {'most' if name.endswith('ms') else 'least'} {goal}")
-    for name in told.keys() - PROMISED.keys() - {"note", "cores", "picture", "callers", "stand_in"}:
-        print(f"{name:26} {json.dumps(told[name])}")
+        print(f"{name:26} {figures[name]:>10}   asked for: at {'most' if name.endswith('ms') else 'least'} {goal}")
+    for name in figures.keys() - PROMISED.keys() - {"note", "cores", "picture", "callers", "stand_in"}:
+        print(f"{name:26} {json.dumps(figures[name])}")
 
 
 if __name__ == "__main__":

@@ -95,12 +95,12 @@ def serve(port: int, folder: str, seconds: float, capacity: int, queue_limit: in
 
     from serving.gateway import Settings, create_app
 
-    chosen: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "database_url": f"sqlite:///{folder}/jobs.db",
         "artifacts": f"{folder}/files",
         "queue_limit": queue_limit,
     }
-    settings = Settings(**chosen)
+    settings = Settings(**fields)
     app = create_app(SleepingEngine(seconds, capacity), entries(), settings)
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False, timeout_graceful_shutdown=5)
 

@@ -73,11 +73,12 @@ async def shared(entry: ModelEntry, png: bytes) -> None:
     assert before is not None and after is not None
     calls = after.denoiser_calls - before.denoiser_calls
     print(f"four at once: {calls} denoiser calls for {sum(steps for steps, _ in CALLERS)} steps")
-    for (steps, _), (one, expected), (other, found) in zip(CALLERS, alone, together, strict=True):
+    for (steps, _), (one, expected), (other, actual) in zip(CALLERS, alone, together, strict=True):
         frames = [decode_video(result.video)[0].astype(np.int16) for result in (one, other)]
         print(
-            f"  {steps:2d} steps: latents differ by at most {float((expected - found).abs().max()):.1e}; frames equal: "
-            f"{one.frames_sha256 == other.frames_sha256}; decoded mp4s by {np.abs(frames[0] - frames[1]).max()} levels"
+            f"  {steps:2d} steps: latents differ by at most {float((expected - actual).abs().max()):.1e}; "
+            f"frames equal: {one.frames_sha256 == other.frames_sha256}; "
+            f"decoded mp4s by {np.abs(frames[0] - frames[1]).max()} levels"
         )
     await engine.stop()
 

@@ -42,15 +42,15 @@ COSTLY: Final[dict[str, dict[str, Any]]] = {
 
 def stills(folder: Path, entry: ModelEntry, count: int) -> list[Image.Image]:
     """The pictures of a folder in order of name, fitted to the clip."""
-    found = sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png"))[:count]
-    return [fit_picture(open_picture(path.read_bytes()), entry.height, entry.width, "crop") for path in found]
+    paths = sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png"))[:count]
+    return [fit_picture(open_picture(path.read_bytes()), entry.height, entry.width, "crop") for path in paths]
 
 
-def ours(model: LoadedModel, still: bytes, **asked: Any) -> tuple[Generated, float]:
+def ours(model: LoadedModel, still: bytes, **fields: Any) -> tuple[Generated, float]:
     """One video, and its seconds."""
     began = time.perf_counter()
-    made = generate(model, model.entry.resolve(asked, seed=7), (still,))
-    return made, time.perf_counter() - began
+    result = generate(model, model.entry.resolve(fields, seed=7), (still,))
+    return result, time.perf_counter() - began
 
 
 def beside_diffusers(model: LoadedModel, pictures: list[Image.Image], repeats: int) -> dict[str, Any]:
@@ -60,23 +60,23 @@ def beside_diffusers(model: LoadedModel, pictures: list[Image.Image], repeats: i
     params, folder = model.entry.resolve({}, seed=7), model.entry.path
     with (
         PipelineAside(folder, pictures[0]) as plain,
-        PipelineAside(folder, pictures[0], kept_memory=True) as kept,
+        PipelineAside(folder, pictures[0], kept_memory=True) as retaining,
     ):
-        pipelines = {"diffusers": plain, "diffusers, freed memory kept": kept}
+        pipelines = {"diffusers": plain, "diffusers, freed memory kept": retaining}
         for still in pictures:
             for pipeline in pipelines.values():
                 pipeline.still = still
                 pipeline.video(params)  # warm
             ours(model, to_png(still))
             for _ in range(repeats):
-                made, seconds = ours(model, to_png(still))
+                result, seconds = ours(model, to_png(still))
                 took["ours"].append(seconds)
                 for name, pipeline in pipelines.items():
                     began = time.perf_counter()
                     frames, _ = pipeline.video(params)
                     took[name].append(time.perf_counter() - began)
-            decibels.append(psnr(made.frames, frames))
-            apart.append(float((made.latents - plain.latents(params)).abs().max()))
+            decibels.append(psnr(result.frames, frames))
+            apart.append(float((result.latents - plain.latents(params)).abs().max()))
     return {
         "seconds": {name: statistics.median(seconds) for name, seconds in took.items()},
         "times_faster": {
@@ -110,10 +110,10 @@ def _compared(name: str, before: Side, after: Side, pictures: list[Image.Image],
     for still in map(to_png, pictures):
         for _ in range(repeats):
             exact, slow = ours(before[0], still, **before[1])
-            made, fast = ours(after[0], still, **after[1])
+            result, fast = ours(after[0], still, **after[1])
             ratios.append(slow / fast)
             seconds.append(fast)
-        decibels.append(psnr(made.frames, exact.frames))
+        decibels.append(psnr(result.frames, exact.frames))
     return {
         "option": name,
         "against": f"{FULL} Karras steps" if before[1] else "default",
@@ -136,16 +136,16 @@ def main() -> None:
     options = parser.parse_args()
     entry = find(options.model)
     pictures = stills(options.stills, entry, options.pictures)
-    found: dict[str, Any] = {"model": f"{entry.name}@{entry.version}", "pictures": len(pictures)}
+    figures: dict[str, Any] = {"model": f"{entry.name}@{entry.version}", "pictures": len(pictures)}
     if "exact" in options.parts:
-        found["exact"] = beside_diffusers(load_model(entry, EngineSettings()), pictures, options.repeats)
-        print(json.dumps(found["exact"]), flush=True)
+        figures["exact"] = beside_diffusers(load_model(entry, EngineSettings()), pictures, options.repeats)
+        print(json.dumps(figures["exact"]), flush=True)
     if "costly" in options.parts:
-        found["costly"] = costly(entry, pictures, max(1, options.repeats // 2))
-        for row in found["costly"]:
+        figures["costly"] = costly(entry, pictures, max(1, options.repeats // 2))
+        for row in figures["costly"]:
             print(json.dumps(row), flush=True)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,10 +34,12 @@ def losses(recipe: str, data: Path, networks: Path, method: str, iterations: int
         for one in networks.iterdir():
             if one.name != recipe:
                 (runs / one.name).symlink_to(one.resolve())
-        told = {"iterations": iterations, "warmup": WARMUP, "method": method, "log_every": 1}
-        told["checkpoint_every"] = iterations + 1
+        overrides = {"iterations": iterations, "warmup": WARMUP, "method": method, "log_every": 1}
+        overrides["checkpoint_every"] = iterations + 1
         began = time.process_time()
-        train(recipe, data, runs, [f"optim.{name}={value}" for name, value in told.items()], False, lambda *_: None)
+        train(
+            recipe, data, runs, [f"optim.{name}={value}" for name, value in overrides.items()], False, lambda *_: None
+        )
         spent = time.process_time() - began
         lines = (runs / recipe / "log.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines], spent / iterations
@@ -58,16 +60,18 @@ def main() -> None:
     parser.add_argument("--networks", type=Path, default=Path("runs"), help="runs that the recipe builds on")
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     curves, seconds = dict[str, list[float]](), dict[str, float]()
     for method in METHODS:
-        curves[method], seconds[method] = losses(asked.recipe, asked.data, asked.networks, method, asked.iterations)
-    found = compared(curves["adamw"], curves["muon"])
-    if asked.json:
-        print(json.dumps({"recipe": asked.recipe, "seconds": seconds, **found, "losses": curves}, indent=2))
+        curves[method], seconds[method] = losses(
+            options.recipe, options.data, options.networks, method, options.iterations
+        )
+    comparison = compared(curves["adamw"], curves["muon"])
+    if options.json:
+        print(json.dumps({"recipe": options.recipe, "seconds": seconds, **comparison, "losses": curves}, indent=2))
         return
-    span = "{:.3f} [{:.3f}, {:.3f}]".format(found["ratio"], *found["interval"])
-    print(f"{asked.recipe}, {asked.iterations} iterations: loss of Muon / AdamW {span}")
+    span = "{:.3f} [{:.3f}, {:.3f}]".format(comparison["ratio"], *comparison["interval"])
+    print(f"{options.recipe}, {options.iterations} iterations: loss of Muon / AdamW {span}")
     print(f"processor seconds an iteration, loading included: Muon {seconds['muon']:.2f}, AdamW {seconds['adamw']:.2f}")
 
 

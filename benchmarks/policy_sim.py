@@ -54,10 +54,10 @@ def write(results: Results) -> None:
             END,
         )
     )
-    told = RESULTS.read_text() if RESULTS.exists() else "# Results\n\nEach section names the command that made it.\n"
+    text = RESULTS.read_text() if RESULTS.exists() else "# Results\n\nEach section names the command that made it.\n"
     pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    told = pattern.sub(lambda _: section, told) if pattern.search(told) else f"{told.rstrip()}\n\n{section}\n"
-    RESULTS.write_text(told)
+    text = pattern.sub(lambda _: section, text) if pattern.search(text) else f"{text.rstrip()}\n\n{section}\n"
+    RESULTS.write_text(text)
     draw(results, PICTURE)
 
 

@@ -41,12 +41,12 @@ PARITY_STEPS: Final = 2
 SEED: Final = 7
 
 
-def entry_of(given: Path, size: str, out: Path) -> ModelEntry:
+def entry_of(weights: Path, size: str, out: Path) -> ModelEntry:
     """The checkpoint, adapted first where it is a single file."""
-    if given.is_dir():
-        return describe(given, given.name)
-    entry, set_aside = adapt(given, out / given.stem, preset(size))
-    print(f"adapted {given.name} into {entry.path}; {len(set_aside)} weights set aside")
+    if weights.is_dir():
+        return describe(weights, weights.name)
+    entry, set_aside = adapt(weights, out / weights.stem, preset(size))
+    print(f"adapted {weights.name} into {entry.path}; {len(set_aside)} weights set aside")
     return entry
 
 
@@ -59,10 +59,10 @@ def measured(work: Callable[[], Any], repeats: int) -> tuple[Any, dict[str, floa
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
-        made = work()
+        result = work()
         seconds.append(time.perf_counter() - began)
     peak = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return made, {"seconds": statistics.median(seconds), "peak_gib": peak / 2**30}
+    return result, {"seconds": statistics.median(seconds), "peak_gib": peak / 2**30}
 
 
 def let_go() -> None:
@@ -93,9 +93,9 @@ def videos(
     params = entry.resolve({"num_inference_steps": steps}, seed=SEED)
     model = load_model(entry, settings)
     device, dtype = str(model.checkpoint.unet.device), getattr(torch, settings.dtype)
-    made, mine = measured(lambda: generate(model, params, (to_png(still),)), repeats)
-    (out / "video.mp4").write_bytes(made.completed.video)
-    (out / "frames.png").write_bytes(made.completed.frames)
+    result, mine = measured(lambda: generate(model, params, (to_png(still),)), repeats)
+    (out / "video.mp4").write_bytes(result.completed.video)
+    (out / "frames.png").write_bytes(result.completed.frames)
     del model
     let_go()
     pipeline = Pipeline(entry.path, still, device, dtype)
@@ -108,7 +108,7 @@ def videos(
         "ours": mine,
         "diffusers": theirs,
         "times_faster": theirs["seconds"] / mine["seconds"],
-        "frames_psnr_db": psnr(made.frames, frames),
+        "frames_psnr_db": psnr(result.frames, frames),
     }
 
 
@@ -130,12 +130,12 @@ def main() -> None:
     still = fit_picture(picture, entry.height, entry.width, "crop")
     dtype = options.dtype or ("float32" if options.device == "cpu" else "float16")
     settings = EngineSettings(device=options.device, dtype=dtype)
-    found: dict[str, Any] = {"model": f"{entry.name}@{entry.version}", "device": options.device}
-    found["parity"] = parity(entry, still, options.device)
-    print(json.dumps(found["parity"]), flush=True)
-    found["video"] = videos(entry, still, settings, options.steps, options.repeats, options.out)
-    print(json.dumps(found["video"]), flush=True)
-    (options.out / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
+    figures: dict[str, Any] = {"model": f"{entry.name}@{entry.version}", "device": options.device}
+    figures["parity"] = parity(entry, still, options.device)
+    print(json.dumps(figures["parity"]), flush=True)
+    figures["video"] = videos(entry, still, settings, options.steps, options.repeats, options.out)
+    print(json.dumps(figures["video"]), flush=True)
+    (options.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -143,8 +143,8 @@ class RequestBatching:
             for row, (params, _, _) in zip(rows, batch, strict=True):
                 encode_video(decode(vae, row.latents, params.decode_chunk_size), params.fps, "mp4")
         ended = time.perf_counter()
-        for params, future, asked in batch:
-            taken = Taken(params.num_inference_steps, (first or ended) - asked, ended - asked)
+        for params, future, submitted in batch:
+            taken = Taken(params.num_inference_steps, (first or ended) - submitted, ended - submitted)
             future.get_loop().call_soon_threadsafe(future.set_result, taken)
 
 

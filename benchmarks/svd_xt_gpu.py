@@ -34,10 +34,10 @@ RESULTS = HERE / "RESULTS.md"
 BEGIN, END = "<!-- svd_xt begin -->", "<!-- svd_xt end -->"
 
 
-def chosen(asked: str, device: torch.device) -> list[str]:
+def chosen(names_given: str, device: torch.device) -> list[str]:
     """The parts to run: those named, else all that the device is for."""
-    if asked != "all":
-        names = asked.split(",")
+    if names_given != "all":
+        names = names_given.split(",")
         unknown = [name for name in names if name not in PARTS]
         if unknown:
             raise SystemExit(f"no part is called {', '.join(unknown)}; there are: {', '.join(PARTS)}")
@@ -46,24 +46,24 @@ def chosen(asked: str, device: torch.device) -> list[str]:
     return [name for name in PARTS if name not in left_out]
 
 
-def run(bench: Bench, parts: list[str], found: dict[str, Any], file: Path, until: float) -> None:
+def run(bench: Bench, parts: list[str], figures: dict[str, Any], file: Path, until: float) -> None:
     """Every part that has no figures yet; each error is kept as its part's result."""
     for name in parts:
-        if name in found and "error" not in found[name]:
+        if name in figures and "error" not in figures[name]:
             continue
         if time.monotonic() > until:
             print(f"{name}: not begun, the time is up (--minutes)", flush=True)
             continue
         started = time.monotonic()
         try:
-            found[name] = PARTS[name](bench, found)
+            figures[name] = PARTS[name](bench, figures)
         except Exception as error:  # noqa: BLE001 - recorded; the other parts are measured all the same
-            found[name] = {"error": {"type": type(error).__name__, "message": str(error)[:2000] or "no message"}}
-        told = found[name].get("error", {}).get("type", "done")
-        print(f"{name}: {told} after {time.monotonic() - started:.1f} s", flush=True)
+            figures[name] = {"error": {"type": type(error).__name__, "message": str(error)[:2000] or "no message"}}
+        outcome = figures[name].get("error", {}).get("type", "done")
+        print(f"{name}: {outcome} after {time.monotonic() - started:.1f} s", flush=True)
         relieve()
         partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(found, indent=1) + "\n")
+        partial.write_text(json.dumps(figures, indent=1) + "\n")
         partial.replace(file)
 
 
@@ -81,10 +81,10 @@ def about(bench: Bench) -> dict[str, Any]:
     }
 
 
-def write(found: dict[str, Any]) -> None:
+def write(figures: dict[str, Any]) -> None:
     """Put the section between its markers in RESULTS.md."""
     text = RESULTS.read_text()
-    block = f"{BEGIN}\n{section(found)}\n{END}"
+    block = f"{BEGIN}\n{section(figures)}\n{END}"
     if BEGIN in text:
         text = re.sub(f"{BEGIN}.*?{END}", lambda _: block, text, flags=re.DOTALL)
     else:
@@ -107,9 +107,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="measure nothing; show (and --write) what --json holds")
     parser.add_argument("--write", action="store_true", help="put the table into benchmarks/RESULTS.md")
     options = parser.parse_args()
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     if (options.resume or options.table) and options.json.exists():
-        found = json.loads(options.json.read_text())
+        figures = json.loads(options.json.read_text())
     if not options.table:
         until = time.monotonic() + 60 * options.minutes
         device = torch.device(options.device)
@@ -118,14 +118,14 @@ def main() -> None:
         dtype = getattr(torch, options.dtype or ("float16" if device.type == "cuda" else "float32"))
         steps = options.steps or (2 if options.size == "tiny" else 25)
         bench = Bench(options.size, device, dtype, steps, options.repeats)
-        found["run"] = about(bench)
-        run(bench, chosen(options.parts, device), found, options.json, until)
-    print(table(found))
-    print(section(found).split("share of ceiling")[-1].split("\n\n", 1)[-1])
+        figures["run"] = about(bench)
+        run(bench, chosen(options.parts, device), figures, options.json, until)
+    print(table(figures))
+    print(section(figures).split("share of ceiling")[-1].split("\n\n", 1)[-1])
     if options.write:
-        if found and found.get("run", {}).get("size") != "svd-xt":
+        if figures and figures.get("run", {}).get("size") != "svd-xt":
             raise SystemExit("RESULTS.md takes figures of --size svd-xt only")
-        write(found)
+        write(figures)
 
 
 if __name__ == "__main__":

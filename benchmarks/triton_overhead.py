@@ -83,15 +83,15 @@ async def measure(url: str, entry: ModelEntry, settings: EngineSettings, videos:
 
 def report(pairs: list[list[Took]]) -> dict[str, float | bool]:
     """The figures that are printed."""
-    told: dict[str, float | bool] = {"videos": len(pairs)}
+    figures: dict[str, float | bool] = {"videos": len(pairs)}
     for name in ("job_s", "step_s"):
         here, there = ([getattr(pair[side], name) for pair in pairs] for side in (0, 1))
-        told[f"{name}_in_process"] = statistics.median(here)
-        told[f"{name}_triton"] = statistics.median(there)
-        told[f"{name}_added"] = statistics.median(b - a for a, b in zip(here, there, strict=True))
-        told[f"{name}_ratio"] = statistics.median(b / a for a, b in zip(here, there, strict=True))
-    told["same_frames"] = all(one.frames_sha256 == other.frames_sha256 for one, other in pairs)
-    return told
+        figures[f"{name}_in_process"] = statistics.median(here)
+        figures[f"{name}_triton"] = statistics.median(there)
+        figures[f"{name}_added"] = statistics.median(b - a for a, b in zip(here, there, strict=True))
+        figures[f"{name}_ratio"] = statistics.median(b / a for a, b in zip(here, there, strict=True))
+    figures["same_frames"] = all(one.frames_sha256 == other.frames_sha256 for one, other in pairs)
+    return figures
 
 
 def main() -> None:
@@ -100,8 +100,8 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
-    entry, threads = find(asked.model), usable_cores()
+    options = parser.parse_args()
+    entry, threads = find(options.model), usable_cores()
     settings = EngineSettings(device="cpu", threads=threads)
     with tempfile.TemporaryDirectory() as folder:
         install_checkpoint(entry, Path(folder), parameters={"device": "cpu", "threads": str(threads)})
@@ -111,14 +111,14 @@ def main() -> None:
             try:
                 server.start()
                 server.wait_ready(900)
-                pairs = asyncio.run(measure(ports.url, entry, settings, asked.videos, asked.steps))
+                pairs = asyncio.run(measure(ports.url, entry, settings, options.videos, options.steps))
             finally:
                 server.kill()
-    told = report(pairs)
-    for name, value in told.items():
+    figures = report(pairs)
+    for name, value in figures.items():
         print(f"{name:20} {value:.4f}" if isinstance(value, float) else f"{name:20} {value}")
-    if asked.json:
-        asked.json.write_text(json.dumps(told, indent=2) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import Denoiser, DenoiserChoice, Deterministic, Device, Dtype, DtypeChoice, Json, Threads
+from cli.options import Json, engine_options
 
 if TYPE_CHECKING:
     from serving.offline import Batch, Summary
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SOME_FAILED = 1
 
 
+@engine_options("deterministic", "backend", "device", "dtype", "threads")
 def batch(
     manifest: Annotated[
         str, typer.Argument(help="JSONL, CSV or Parquet, one request a row; or a folder of stills. A path or a URL.")
@@ -40,11 +41,8 @@ def batch(
     workers: Annotated[int | None, typer.Option(min=1, help="Engines. [one a GPU, or one a machine]")] = None,
     in_flight: Annotated[int, typer.Option(min=1, help="Rows in work at once in each engine.")] = 8,
     retries: Annotated[int, typer.Option(min=0, help="How often a row that failed is tried again.")] = 2,
-    deterministic: Deterministic = False,
-    denoiser: Denoiser = DenoiserChoice.auto,
-    device: Device = "auto",
-    dtype: Dtype = DtypeChoice.float32,
-    threads: Threads = None,
+    *,
+    engine_options: dict[str, Any],
     as_json: Json = False,
 ) -> None:
     """Render a manifest of requests; run again, it does what is missing. Exit code 1: rows failed."""
@@ -53,40 +51,38 @@ def batch(
     from serving.offline import Batch
     from serving.offline.manifest import Portion
 
-    asked = Batch(
+    job = Batch(
         manifest=_absolute(manifest),
         out=_absolute(out),
         entries=tuple(find(name) for name in model) if model else tuple(zoo()),
         portion=Portion.of(shard, limit),
         defaults=dict(_setting(text) for text in set_ or ()),
-        settings=EngineSettings(
-            backend=denoiser.value, device=device, dtype=dtype.value, threads=threads, deterministic=deterministic
-        ),
+        settings=EngineSettings(**engine_options),
         workers=workers,
         in_flight=in_flight,
         retries=retries,
         ray_address=ray_address,
     )
-    failed = _survey(asked, as_json) if dry_run else _run(asked, as_json)
+    failed = _survey(job, as_json) if dry_run else _run(job, as_json)
     if failed:
         raise typer.Exit(SOME_FAILED)
 
 
-def _run(asked: Batch, as_json: bool) -> int:
+def _run(job: Batch, as_json: bool) -> int:
     from cli.progress import reporting
     from serving.offline import run
 
     # A supervisor's stop ends it as Ctrl-C does: Ray is shut down, and the tables tell what is there.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with reporting() as report:
-        summary = run(asked, report)
-    typer.echo(_summary(asked, summary, as_json))
+        summary = run(job, report)
+    typer.echo(_summary(job, summary, as_json))
     return summary.failed
 
 
-def _summary(asked: Batch, summary: Summary, as_json: bool) -> str:
+def _summary(job: Batch, summary: Summary, as_json: bool) -> str:
     answer = {
-        "out": asked.out,
+        "out": job.out,
         "rows": summary.rows,
         "completed": summary.completed,
         "failed": summary.failed,
@@ -94,13 +90,13 @@ def _summary(asked: Batch, summary: Summary, as_json: bool) -> str:
     }
     if as_json:
         return json.dumps(answer, indent=2)
-    told = f"{asked.out}  {summary.completed} of {summary.rows} rows are videos"
+    text = f"{job.out}  {summary.completed} of {summary.rows} rows are videos"
     if summary.failed:
-        told += f", {summary.failed} failed: see {asked.out}/{summary.written[0]}, or run again to try them again"
-    return f"{told}\n{asked.out}/{summary.written[2]}  to look through"
+        text += f", {summary.failed} failed: see {job.out}/{summary.written[0]}, or run again to try them again"
+    return f"{text}\n{job.out}/{summary.written[2]}  to look through"
 
 
-def _survey(asked: Batch, as_json: bool) -> int:
+def _survey(job: Batch, as_json: bool) -> int:
     from cli.progress import reporting
     from serving.offline.survey import survey
 
@@ -114,29 +110,29 @@ def _survey(asked: Batch, as_json: bool) -> int:
             typer.echo(f"{where}: {fault.message}")
 
     with reporting() as report:
-        found = survey(asked, tell, report)
-    typer.echo(_found(found, faults, as_json))
-    return found.faulty
+        result = survey(job, tell, report)
+    typer.echo(_survey_summary(result, faults, as_json))
+    return result.faulty
 
 
-def _found(found: Survey, faults: list[dict[str, Any]], as_json: bool) -> str:
+def _survey_summary(result: Survey, faults: list[dict[str, Any]], as_json: bool) -> str:
     from cli.progress import seconds
 
-    to_do = found.rows - found.complete - found.faulty
+    to_do = result.rows - result.complete - result.faulty
     if as_json:
         answer = {
-            "rows": found.rows,
-            "complete": found.complete,
-            "faulty": found.faulty,
+            "rows": result.rows,
+            "complete": result.complete,
+            "faulty": result.faulty,
             "to_render": to_do,
-            "estimate_s": found.estimate_s,
+            "estimate_s": result.estimate_s,
             "faults": faults,
         }
         return json.dumps(answer, indent=2)
-    told = f"{found.rows} rows: {found.complete} complete, {found.faulty} with faults, {to_do} to render"
-    if found.estimate_s is None:
-        return f"{told}; no profile says how long that takes"
-    return f"{told}, in about {seconds(found.estimate_s)} on one engine like this machine's"
+    text = f"{result.rows} rows: {result.complete} complete, {result.faulty} with faults, {to_do} to render"
+    if result.estimate_s is None:
+        return f"{text}; no profile says how long that takes"
+    return f"{text}, in about {seconds(result.estimate_s)} on one engine like this machine's"
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -150,6 +146,6 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _absolute(place: str) -> str:
+def _absolute(location: str) -> str:
     """A local path from the root, since workers may have another working folder."""
-    return place if "://" in place else str(Path(place).absolute())
+    return location if "://" in location else str(Path(location).absolute())

@@ -37,7 +37,7 @@ def prepare(
     from training.curation.calibrate.prepare import Calibration
     from training.curation.calibrate.prepare import prepare as make
 
-    wanted = Calibration(
+    calibration = Calibration(
         dataset=dataset,
         folder=out,
         axes=tuple(dict.fromkeys(axis)),
@@ -47,7 +47,7 @@ def prepare(
         overrides=tuple(set_ or []),
     )
     with reporting() as report:
-        plan = make(wanted, report)
+        plan = make(calibration, report)
     typer.echo(f"{out}: {len(plan.pairs)} pairs; open the page with: stillmotion curate calibrate vote {out}")
 
 

@@ -77,7 +77,7 @@ def run(
     )
     with reporting() as report:
         outcome = make(source, out, settings, RUNNERS[runner](), report)
-    told = {
+    answer = {
         "path": str(out),
         **{key: outcome.manifest[key] for key in ("content_sha256", "clips", "kept", "kept_seconds", "splits")},
         "in_clips_s": round(outcome.kept_s, 3),
@@ -85,7 +85,7 @@ def run(
         "in_short_shots_s": round(outcome.short_s, 3),
         "broken": [{"path": path, "error": error} for path, error in outcome.broken],
     }
-    typer.echo(json.dumps(told) if as_json else _lines(told))
+    typer.echo(json.dumps(answer) if as_json else _lines(answer))
 
 
 @curate.command(name="filter")
@@ -99,17 +99,20 @@ def filter_(
 
     with reporting() as report:
         manifest = reselect(dataset, report)
-    told = {"path": str(dataset), **{key: manifest[key] for key in ("content_sha256", "clips", "kept", "kept_seconds")}}
-    typer.echo(json.dumps(told) if as_json else f"{dataset}: {told['kept']} of {told['clips']} clips kept")
+    answer = {
+        "path": str(dataset),
+        **{key: manifest[key] for key in ("content_sha256", "clips", "kept", "kept_seconds")},
+    }
+    typer.echo(json.dumps(answer) if as_json else f"{dataset}: {answer['kept']} of {answer['clips']} clips kept")
 
 
-def _names(given: list[str] | None) -> tuple[str, ...] | None:
-    return None if given is None else tuple(name for name in given if name != "none")
+def _names(values: list[str] | None) -> tuple[str, ...] | None:
+    return None if values is None else tuple(name for name in values if name != "none")
 
 
-def _tools(given: list[str]) -> dict[str, dict[str, str]]:
+def _tools(values: list[str]) -> dict[str, dict[str, str]]:
     tools: dict[str, dict[str, str]] = {}
-    for setting in given:
+    for setting in values:
         key, equals, value = setting.partition("=")
         name, dot, option = key.partition(".")
         if not (equals and dot and name and option):
@@ -118,11 +121,11 @@ def _tools(given: list[str]) -> dict[str, dict[str, str]]:
     return tools
 
 
-def _lines(told: dict[str, Any]) -> str:
+def _lines(answer: dict[str, Any]) -> str:
     lines = [
-        f"{told['path']}: {told['kept']} of {told['clips']} clips kept ({told['kept_seconds']:.1f} s)",
-        f"in clips {told['in_clips_s']:.1f} s, lost to snapping {told['lost_to_snapping_s']:.1f} s, "
-        f"in shots too short {told['in_short_shots_s']:.1f} s",
+        f"{answer['path']}: {answer['kept']} of {answer['clips']} clips kept ({answer['kept_seconds']:.1f} s)",
+        f"in clips {answer['in_clips_s']:.1f} s, lost to snapping {answer['lost_to_snapping_s']:.1f} s, "
+        f"in shots too short {answer['in_short_shots_s']:.1f} s",
     ]
-    lines += [f"no clips from {one['path']}: {one['error']}" for one in told["broken"]]
-    return "\n".join([*lines, f"report: {told['path']}/report.html"])
+    lines += [f"no clips from {one['path']}: {one['error']}" for one in answer["broken"]]
+    return "\n".join([*lines, f"report: {answer['path']}/report.html"])

@@ -52,7 +52,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except StillmotionError as error:
-            typer.echo(f"error: {_told(error)}", err=True)
+            typer.echo(f"error: {_one_line(error)}", err=True)
             raise typer.Exit(_exit_code(error)) from error
         except ModuleNotFoundError as error:
             extra = _EXTRAS.get((error.name or "").partition(".")[0])
@@ -63,11 +63,11 @@ class Commands(TyperGroup):
         except OSError as error:
             if error.errno is None:
                 raise
-            typer.echo(f"error: {_os_told(error)}", err=True)
+            typer.echo(f"error: {_os_line(error)}", err=True)
             raise typer.Exit(FAILED) from error
 
 
-def _told(error: StillmotionError) -> str:
+def _one_line(error: StillmotionError) -> str:
     lines = [line.strip() for line in error.message.splitlines()] if hasattr(error, "message") else [str(error)]
     return " ".join(filter(None, lines))
 
@@ -77,7 +77,7 @@ def _exit_code(error: StillmotionError) -> int:
     return WRONG_USAGE if at_fault else FAILED
 
 
-def _os_told(error: OSError) -> str:
+def _os_line(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     if error.errno == errno.ENOSPC:
         return f"{where}the disk is full; free some space and run the command again"

@@ -104,8 +104,8 @@ def export(
         fp8=fp8,
     )
     with reporting() as report:
-        made = export_model(entry, out, options, report)
-    _tell(made, as_json)
+        installed = export_model(entry, out, options, report)
+    _tell(installed, as_json)
 
 
 def _as_it_is(model: str, out: Path, dtype: DtypeChoice, keep: int) -> Installed:
@@ -115,15 +115,15 @@ def _as_it_is(model: str, out: Path, dtype: DtypeChoice, keep: int) -> Installed
     return install_checkpoint(find(model), out, parameters={"dtype": dtype.value}, keep=keep)
 
 
-def _tell(made: Installed, as_json: bool) -> None:
+def _tell(installed: Installed, as_json: bool) -> None:
     answer = {
-        "model": str(made.folder),
-        "served": made.served,
-        "versions": list(made.versions),
-        "labels": dict(made.labels),
+        "model": str(installed.folder),
+        "served": installed.served,
+        "versions": list(installed.versions),
+        "labels": dict(installed.labels),
     }
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
     else:
-        versions = ", ".join(map(str, made.versions))
-        typer.echo(f"{made.folder}  serves version {made.served} of {versions}")
+        versions = ", ".join(map(str, installed.versions))
+        typer.echo(f"{installed.folder}  serves version {installed.served} of {versions}")

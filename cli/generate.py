@@ -11,23 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import (
-    Attention,
-    Denoiser,
-    DenoiserChoice,
-    Deterministic,
-    Device,
-    Dtype,
-    DtypeChoice,
     FormatChoice,
-    GuidanceInterval,
     Json,
+    Overwrite,
     ResizeChoice,
-    ReuseEvery,
     ScheduleChoice,
     SolverChoice,
-    Threads,
-    VramBudget,
+    engine_options,
 )
+from cli.outputs import check_new, check_writable, write_whole
 
 if TYPE_CHECKING:
     from cli.progress import Report
@@ -36,11 +28,23 @@ if TYPE_CHECKING:
     from model.params import Params
     from model.tasks import TaskSpec
     from serving.engine.local import Generated
+    from serving.engine.settings import EngineSettings
     from serving.provenance.finish import Finished
 
 SHIPPED_INTERPOLATOR = "mini-frame-interpolation"
 
 
+@engine_options(
+    "deterministic",
+    "backend",
+    "device",
+    "dtype",
+    "threads",
+    "attention",
+    "reuse_every",
+    "guidance_interval",
+    "vram_budget_gib",
+)
 def generate(
     image: Annotated[
         Path | None, typer.Argument(exists=True, dir_okay=False, help="The still: any photograph.")
@@ -79,15 +83,9 @@ def generate(
         typer.Option(help="What interpolates: a shipped checkpoint, or a folder; implies --interpolate. [the shipped]"),
     ] = None,
     format: Annotated[FormatChoice | None, typer.Option(help="Container. [by the name of --out, else mp4]")] = None,
-    deterministic: Deterministic = False,
-    denoiser: Denoiser = DenoiserChoice.auto,
-    device: Device = "auto",
-    dtype: Dtype = DtypeChoice.float32,
-    threads: Threads = None,
-    attention: Attention = "auto",
-    reuse_every: ReuseEvery = 1,
-    guidance_interval: GuidanceInterval = None,
-    vram_budget: VramBudget = None,
+    overwrite: Overwrite = False,
+    *,
+    engine_options: dict[str, Any],
     as_json: Json = False,
 ) -> None:
     """Turn a still, two stills or a prompt into a short video."""
@@ -95,15 +93,17 @@ def generate(
     from model.catalog import find
     from model.interpolation import plan_interpolation
     from model.media.image import open_picture
+    from serving.engine.settings import EngineSettings
     from serving.provenance.finish import finish
 
     stills = {name: path for name, path in (("image", image), ("last_image", last_image)) if path is not None}
     video, sheet, container = outputs(list(stills.values()), out, format)
+    check_new((video, sheet), overwrite)
     for path in stills.values():
-        open_picture(path.read_bytes())  # a bad one is told before a model is looked for
+        open_picture(path.read_bytes())  # a bad one is refused before a model is looked for
     entry, adapter = adapted(find(model or default_model(stills, prompt, elevation)), lora)
     pictures = _pictures(entry.task, stills)
-    asked = {
+    fields = {
         "num_inference_steps": steps,
         "fps": fps,
         "motion_bucket_id": motion_bucket,
@@ -121,27 +121,18 @@ def generate(
         "lora": adapter,
         "lora_scale": lora_scale,
     }
-    params = entry.resolve(asked, secrets.randbelow(2**31) if seed is None else seed)
+    params = entry.resolve(fields, secrets.randbelow(2**31) if seed is None else seed)
     between = find(interpolation_model or SHIPPED_INTERPOLATOR) if interpolate or interpolation_model else None
     chain = None if between is None else (between, plan_interpolation(between, params))
+    settings = EngineSettings(**engine_options)
+    check_writable(video.parent)
     with reporting() as report:
-        how = {
-            "backend": denoiser.value,
-            "device": device,
-            "dtype": dtype.value,
-            "threads": threads,
-            "deterministic": deterministic,
-            "attention": attention,
-            "reuse_every": reuse_every,
-            "guidance_interval": guidance_interval,
-            "vram_budget_gib": vram_budget,
-        }
-        made = _sample(entry, chain, params, pictures, container, how, report)
-    finished = finish(made.completed, params, pictures, container.value)
-    _write(video, finished.video)
-    _write(sheet, made.completed.frames)
-    answer = _answer(made, finished, entry, params, video, sheet)
-    typer.echo(json.dumps(answer, indent=2) if as_json else _told(answer))
+        generated = _sample(entry, chain, params, pictures, container, settings, report)
+    finished = finish(generated.completed, params, pictures, container.value)
+    write_whole(video, finished.video)
+    write_whole(sheet, generated.completed.frames)
+    answer = _answer(generated, finished, entry, params, video, sheet)
+    typer.echo(json.dumps(answer, indent=2) if as_json else _summary(answer))
 
 
 def default_model(stills: Collection[str], prompt: str | None, elevation: float | None) -> str:
@@ -160,8 +151,8 @@ def adapted(entry: ModelEntry, lora: str | None) -> tuple[ModelEntry, str | None
 
     if lora is None or not Path(lora).is_file():
         return entry, lora
-    one = describe_lora(Path(lora))
-    return with_lora(entry, one), one.pinned
+    adapter = describe_lora(Path(lora))
+    return with_lora(entry, adapter), adapter.pinned
 
 
 def _pictures(task: TaskSpec, stills: dict[str, Path]) -> tuple[bytes, ...]:
@@ -178,7 +169,8 @@ def _pictures(task: TaskSpec, stills: dict[str, Path]) -> tuple[bytes, ...]:
 def outputs(stills: Sequence[Path], out: Path | None, format: FormatChoice | None) -> tuple[Path, Path, FormatChoice]:
     """Where the video and its contact sheet go, and in which container; never onto one of the stills.
 
-    The sheet lies beside the video, as .png; where that is a still itself, as .frames.png.
+    The sheet lies beside the video, as .png; where that is a still, or a picture without a video beside it (which no
+    earlier run wrote), as .frames.png.
     """
     if out is None:
         container = format or FormatChoice.mp4
@@ -194,12 +186,12 @@ def outputs(stills: Sequence[Path], out: Path | None, format: FormatChoice | Non
         )
     if out.is_dir():
         raise typer.BadParameter(f"{out} is a folder; name a file in it", param_hint="--out")
-    taken = {still.resolve() for still in stills}
-    if out.resolve() in taken:
+    inputs = {still.resolve() for still in stills}
+    if out.resolve() in inputs:
         raise typer.BadParameter("the video would replace the still; name another file", param_hint="--out")
-    sheet = out.with_suffix(".png")
-    if sheet.resolve() in taken:
-        sheet = out.with_suffix(".frames.png")
+    sheet, beside = out.with_suffix(".png"), out.with_suffix(".frames.png")
+    if sheet.resolve() in inputs or beside.exists() or (sheet.exists() and not out.exists()):
+        sheet = beside
     return out, sheet, container
 
 
@@ -209,13 +201,12 @@ def _sample(
     params: Params,
     pictures: tuple[bytes, ...],
     container: FormatChoice,
-    how: dict[str, Any],
+    settings: EngineSettings,
     report: Report,
 ) -> Generated:
     from cli.progress import of_events
-    from serving.engine.settings import EngineSettings
 
-    settings, progress = EngineSettings(**how), of_events(report)
+    progress = of_events(report)
     if chain is None:
         from serving.engine.local import generate as sample
 
@@ -234,21 +225,10 @@ def _sample(
     )
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _answer(
-    made: Generated, finished: Finished, entry: ModelEntry, params: Params, video: Path, sheet: Path
+    generated: Generated, finished: Finished, entry: ModelEntry, params: Params, video: Path, sheet: Path
 ) -> dict[str, Any]:
-    completed = made.completed
+    completed = generated.completed
     return {
         "video": str(video),
         "contact_sheet": str(sheet),
@@ -266,7 +246,9 @@ def _answer(
     }
 
 
-def _told(answer: dict[str, Any]) -> str:
-    took = sum(answer["timings"].values())
+def _summary(answer: dict[str, Any]) -> str:
+    seconds = sum(answer["timings"].values())
     size = f"{answer['num_frames']} frames, {answer['width']}x{answer['height']}, {answer['fps']} fps"
-    return f"{answer['video']}  seed {answer['seed']}  {size}, {took:.1f} s\n{answer['contact_sheet']}  contact sheet"
+    return (
+        f"{answer['video']}  seed {answer['seed']}  {size}, {seconds:.1f} s\n{answer['contact_sheet']}  contact sheet"
+    )

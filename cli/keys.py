@@ -35,7 +35,7 @@ def create(
     with _store(database_url) as store:
         key, token = store.create(name, weight=weight, per_minute=per_minute, max_jobs=max_jobs, operator=operator)
     if as_json:
-        typer.echo(json.dumps({**_told(key), "key": str(token)}, indent=2))
+        typer.echo(json.dumps({**_fields(key), "key": str(token)}, indent=2))
         return
     typer.echo(str(token))
     typer.echo(f"key {key.id} for {key.name}; keep it now, it is not shown again", err=True)
@@ -47,17 +47,17 @@ def list_keys(database_url: DatabaseUrl = None, as_json: Json = False) -> None:
     from cli.table import table
 
     with _store(database_url) as store:
-        found = [stored.key for stored in store.all()]
+        listed = [stored.key for stored in store.all()]
     if as_json:
-        typer.echo(json.dumps([_told(key) for key in found], indent=2))
+        typer.echo(json.dumps([_fields(key) for key in listed], indent=2))
         return
-    if not found:
+    if not listed:
         typer.echo("no keys: anybody who reaches the service may use it", err=True)
         return
     head = ("id", "name", "weight", "per minute", "max jobs", "operator", "created", "revoked")
     rows = [
         (k.id, k.name, k.weight, k.per_minute, k.max_jobs, k.operator, _day(k.created_at), _day(k.revoked_at))
-        for k in found
+        for k in listed
     ]
     typer.echo(table(head, rows))
 
@@ -78,15 +78,15 @@ def _store(database_url: str | None) -> Iterator[KeyStore]:
     from serving.jobs.database import Database
     from serving.keys import KeyStore
 
-    given: dict[str, Any] = {} if database_url is None else {"database_url": database_url}
-    database = Database(Settings(**given).database_url)
+    fields: dict[str, Any] = {} if database_url is None else {"database_url": database_url}
+    database = Database(Settings(**fields).database_url)
     try:
         yield KeyStore(database)
     finally:
         database.close()
 
 
-def _told(key: Key) -> dict[str, Any]:
+def _fields(key: Key) -> dict[str, Any]:
     from dataclasses import asdict
 
     return asdict(key)

@@ -5,6 +5,8 @@ Nothing heavy is imported here or at the top of a subcommand's module: `stillmot
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from cli.batch import batch
@@ -21,6 +23,15 @@ from cli.serve import serve
 from cli.train import train
 from cli.triton import triton
 
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        from importlib.metadata import version
+
+        typer.echo(f"stillmotion {version('stillmotion-server')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="stillmotion",
     help="Turns stills into short videos.",
@@ -31,6 +42,17 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich takes longer to import than all the rest
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+
+
+@app.callback()
+def _stillmotion(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Turns stills into short videos."""
+
+
 app.command()(generate)
 app.command()(serve)
 app.command()(models)

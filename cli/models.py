@@ -15,7 +15,7 @@ def models(as_json: Json = False) -> None:
 
     entries = zoo()
     if as_json:
-        found = [
+        listed = [
             {
                 "name": entry.name,
                 "task": entry.task.name,
@@ -29,7 +29,7 @@ def models(as_json: Json = False) -> None:
             }
             for entry in entries
         ]
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(listed, indent=2))
         return
     if not entries:
         typer.echo("no checkpoints are shipped here; any diffusers folder can be named by --model DIR", err=True)

@@ -16,10 +16,10 @@ EVERY_S = 10.0
 
 
 class Report(Protocol):
-    """How work tells its progress: `done` of `total` of what; total 0 for a plain message."""
+    """A progress callback: `done` of `total` of what; total 0 for a plain message."""
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Tell."""
+        """Report."""
         ...
 
 
@@ -44,9 +44,9 @@ class PlainReport:
         self._began = self._spoke = (0, 0.0)
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Tell, if it is time."""
+        """Print, if it is time."""
         now = time.monotonic()
-        # A trainer's message changes at each step, so what is told apart is its first word.
+        # A trainer's message changes at each step, so its first word identifies it.
         is_new = what.partition(" ")[0] != self._what.partition(" ")[0] or done < self._spoke[0]
         if is_new:
             self._what, self._began = what, (done, now)
@@ -72,7 +72,7 @@ def seconds(value: float) -> str:
 
 
 def of_events(report: Report) -> Callable[[EngineEvent], None]:
-    """What tells of a generation's events: its steps, of either stage, and its decoded frames."""
+    """A callback for a generation's events that reports its steps, of either stage, and its decoded frames."""
     from serving.engine.protocol import Decoded, PhaseStarted, Stepped
 
     phase = "denoise"

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.options import Json
+from cli.options import Json, Overwrite
+from cli.outputs import check_new, check_writable, write_whole
 
 NOT_IDENTICAL = 1
 
@@ -29,6 +30,7 @@ def replay(
     interpolation_model: Annotated[
         str | None, typer.Option(help="As --model, for the second stage of an interpolated video.")
     ] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Make a video again from its manifest, and say whether it is identical. Exit code 1: it is not."""
@@ -40,6 +42,8 @@ def replay(
     from serving.provenance.replay import read_recipe
     from serving.provenance.replay import replay as again
 
+    if out is not None:
+        check_new((out,), overwrite)
     manifest, video = _read(source)
     recipe = read_recipe(manifest)
     entry = find(model or recipe.model)
@@ -51,12 +55,13 @@ def replay(
     if chain is None and interpolation_model is not None:
         raise typer.BadParameter("the video was not interpolated; leave it out", param_hint="--interpolation-model")
     between = None if chain is None else find(interpolation_model or chain.model)
+    if out is not None:
+        check_writable(out.parent)
     with reporting() as report:
         done = again(recipe, entry, manifest, between=between, video=video, progress=of_events(report))
     if out is not None:
-        made = finish(done.made.completed, recipe.params, recipe.pictures, recipe.output_format)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(made.video)
+        finished = finish(done.made.completed, recipe.params, recipe.pictures, recipe.output_format)
+        write_whole(out, finished.video)
     answer = {
         "identical": done.identical,
         "frames_sha256": done.made.completed.frames_sha256,
@@ -65,7 +70,7 @@ def replay(
         "differences": list(done.differences),
         "video": None if out is None else str(out),
     }
-    typer.echo(json.dumps(answer, indent=2) if as_json else _told(answer))
+    typer.echo(json.dumps(answer, indent=2) if as_json else _summary(answer))
     if not done.identical:
         raise typer.Exit(NOT_IDENTICAL)
 
@@ -84,7 +89,7 @@ def _read(source: Path) -> tuple[dict[str, Any], bytes | None]:
     return manifest, data
 
 
-def _told(answer: dict[str, Any]) -> str:
+def _summary(answer: dict[str, Any]) -> str:
     lines = ["identical" if answer["identical"] else "NOT identical"]
     if answer["psnr_db"] is not None:
         lines[0] += f", {answer['psnr_db']} dB"

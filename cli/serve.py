@@ -8,24 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import (
-    Attention,
-    Denoiser,
-    DenoiserChoice,
-    Deterministic,
-    Device,
-    Dtype,
-    DtypeChoice,
-    GuidanceInterval,
-    ReuseEvery,
-    Threads,
-    VramBudget,
-)
+from cli.options import engine_options
 from model.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from model.catalog import ModelEntry
     from serving.engine.protocol import Engine
+    from serving.engine.settings import EngineSettings
 
 
 class EngineChoice(StrEnum):
@@ -43,6 +32,18 @@ class UrlChoice(StrEnum):
     http = "http"
 
 
+@engine_options(
+    "deterministic",
+    "backend",
+    "device",
+    "dtype",
+    "threads",
+    "attention",
+    "reuse_every",
+    "guidance_interval",
+    "vram_budget_gib",
+    "max_batch",
+)
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one. [8000]")] = None,
@@ -69,23 +70,12 @@ def serve(
         float | None,
         typer.Option(
             min=0,
-            help="Seconds that running jobs have to end once the service is told to stop; the others are "
+            help="Seconds that running jobs have to end once the service gets SIGTERM; the others are "
             "checkpointed and wait for the next start. [30]",
         ),
     ] = None,
-    deterministic: Deterministic = False,
-    denoiser: Denoiser = DenoiserChoice.auto,
-    device: Device = "auto",
-    dtype: Dtype = DtypeChoice.float32,
-    threads: Threads = None,
-    attention: Attention = "auto",
-    reuse_every: ReuseEvery = 1,
-    guidance_interval: GuidanceInterval = None,
-    vram_budget: VramBudget = None,
-    max_batch: Annotated[
-        int | None,
-        typer.Option(min=1, help="Clips in one denoiser call, at most; a guided request is two. [what pays, measured]"),
-    ] = None,
+    *,
+    engine_options: dict[str, Any],
     lora: Annotated[
         list[str] | None,
         typer.Option(
@@ -108,11 +98,12 @@ def serve(
 ) -> None:
     """Serve checkpoints over HTTP."""
     from cli import server
+    from serving.engine.settings import EngineSettings
     from serving.gateway import Settings, create_app
     from serving.gateway.auth import any_keys, check_exposed
     from serving.observe.logs import configure
 
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "host": host,
         "port": port,
         "database_url": database_url,
@@ -123,34 +114,26 @@ def serve(
         "log_json": log_json or None,
         "traces": traces or None,
     }
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    settings = Settings(**{name: value for name, value in fields.items() if value is not None})
     configure(settings.log_json)
     check_exposed(settings.host, has_keys=any_keys(settings.database_url), allow_unkeyed=settings.allow_unkeyed)
-    how = {
-        "backend": denoiser.value,
-        "device": device,
-        "dtype": dtype.value,
-        "threads": threads,
-        "max_batch": max_batch,
-        "deterministic": deterministic,
-        "attention": attention,
-        "reuse_every": reuse_every,
-        "guidance_interval": guidance_interval,
-        "vram_budget_gib": vram_budget,
-        "checkpoint_every_s": settings.checkpoint_every_s,
-    }
+    engine_settings = EngineSettings(**engine_options, checkpoint_every_s=settings.checkpoint_every_s)
     if (engine is EngineChoice.triton) != bool(triton_url):
         raise InvalidRequest("--engine triton and --triton-url HOST:PORT go together", param="triton_url")
     if triton_url and lora:
         raise InvalidRequest(
             "LoRAs are the Triton servers': put the files into the folder loras of the model's checkpoint", param="lora"
         )
-    served, entries = _triton(triton_url, model or [], how) if triton_url else _in_process(model or [], lora or [], how)
+    served, entries = (
+        _triton(triton_url, model or [], engine_settings)
+        if triton_url
+        else _in_process(model or [], lora or [], engine_settings)
+    )
     listener = server.listen(settings.host, settings.port)
     names = ", ".join(entry.name for entry in entries)
 
     def on_ready(url: str) -> None:
-        typer.echo(f"ready: {url} serves {names}; API docs at {url}/docs")
+        typer.echo(f"ready: {url} serves {names}; playground at {url}/, API docs at {url}/docs")
 
     app = create_app(served, entries, settings)
 
@@ -160,35 +143,37 @@ def serve(
     server.run(app, listener, lambda: served.ready, on_ready, drain)
 
 
-def _in_process(names: Sequence[str], loras: Sequence[str], how: dict[str, Any]) -> tuple[Engine, Sequence[ModelEntry]]:
+def _in_process(
+    names: Sequence[str], loras: Sequence[str], settings: EngineSettings
+) -> tuple[Engine, Sequence[ModelEntry]]:
     from model.backends.registry import LORA_BACKENDS, with_usable_loras
     from model.catalog import attach_loras, find, zoo
     from serving.engine.inprocess import InProcessEngine
-    from serving.engine.settings import EngineSettings
 
     entries = [find(name) for name in names] if names else zoo()
     if not entries:
         raise InvalidRequest("no checkpoint is shipped here; name a diffusers folder with --model DIR", param="model")
-    if loras and how["backend"] not in ("auto", *LORA_BACKENDS):
+    if loras and settings.backend not in ("auto", *LORA_BACKENDS):
         raise InvalidRequest(
-            f"--denoiser {how['backend']} cannot apply a LoRA; choose torch, or leave --lora out",
+            f"--denoiser {settings.backend} cannot apply a LoRA; choose torch, or leave --lora out",
             code="lora_unsupported",
             param="lora",
         )
-    entries = [with_usable_loras(entry, how["backend"]) for entry in attach_loras(entries, loras)]
-    return InProcessEngine(entries, EngineSettings(**how)), entries
+    entries = [with_usable_loras(entry, settings.backend) for entry in attach_loras(entries, loras)]
+    return InProcessEngine(entries, settings), entries
 
 
-def _triton(urls: Sequence[str], names: Sequence[str], how: dict[str, Any]) -> tuple[Engine, Sequence[ModelEntry]]:
+def _triton(urls: Sequence[str], names: Sequence[str], settings: EngineSettings) -> tuple[Engine, Sequence[ModelEntry]]:
     """The engine behind Triton, and what its servers serve; how they compute is said in the model repository."""
     import asyncio
+    from dataclasses import asdict
 
     from serving.engine.settings import EngineSettings
     from serving.triton.client import LiveModels, TritonEngine, discover
 
-    usual = EngineSettings(checkpoint_every_s=how["checkpoint_every_s"])
-    for name, value in how.items():
-        if value != getattr(usual, name):
+    defaults = asdict(EngineSettings(checkpoint_every_s=settings.checkpoint_every_s))
+    for name, value in asdict(settings).items():
+        if value != defaults[name]:
             raise InvalidRequest(
                 f"{name} is the Triton server's: set it as a parameter of the model's config.pbtxt", param=name
             )

@@ -1,4 +1,7 @@
-"""Run an ASGI app until told to stop, and say when it is ready. Imported only by `stillmotion serve`."""
+"""Run an ASGI app under uvicorn until SIGINT or SIGTERM, with draining, and report when it is ready.
+
+Imported only by `stillmotion serve`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from model.errors import StillmotionError
 LOOK_S = 0.05
 """Seconds between two looks at whether all is ready."""
 STOPPING_S = 15
-"""Seconds that open requests have to end once the service is told to stop."""
+"""Seconds that open requests have to end once the service is stopping."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -85,18 +88,18 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]] | None) -> None:
         super().__init__(config)
         self._drain = drain
-        self._asked = False
+        self._stop_requested = False
         self._draining: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Note the first signal; end at once for the second, or where nothing is to be drained."""
-        if self._drain is None or self._asked:
+        if self._drain is None or self._stop_requested:
             super().handle_exit(sig, frame)
-        self._asked = True
+        self._stop_requested = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Begin to drain once it was asked for. Called ten times a second; True ends the service."""
-        if self._asked and self._drain is not None and self._draining is None:
+        """Begin to drain once a stop was requested. Called ten times a second; True ends the service."""
+        if self._stop_requested and self._drain is not None and self._draining is None:
             self._draining = asyncio.create_task(self._drain_then_end(self._drain), name="drain")
         return await super().on_tick(counter)
 

@@ -37,8 +37,8 @@ def train(
             typer.echo(line)
         return
     if recipe not in known:
-        asked = "name a recipe" if recipe is None else f"no recipe is called {recipe!r}"
-        raise typer.BadParameter(f"{asked}; there are: {', '.join(known)}", param_hint="RECIPE")
+        problem = "name a recipe" if recipe is None else f"no recipe is called {recipe!r}"
+        raise typer.BadParameter(f"{problem}; there are: {', '.join(known)}", param_hint="RECIPE")
     if data is None or out is None:
         raise typer.BadParameter(
             "--data and --out are needed: the dataset, and the folder of runs", param_hint="RECIPE"

@@ -57,7 +57,7 @@ def start(
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0: no metrics.")] = 8002,
     grace: Annotated[
         float,
-        typer.Option(min=0, help="Seconds that running jobs have to end once the server is told to stop."),
+        typer.Option(min=0, help="Seconds that running jobs have to end once the server gets SIGTERM."),
     ] = 30.0,
 ) -> None:
     """Start a Triton server on a model repository, and end it on a signal without losing work."""
@@ -73,10 +73,10 @@ def start(
     auto = server is ServerChoice.auto and servers.installed() is None
     if not yes and laid_out() is None and (auto or server is ServerChoice.wheel) and sys.stdin.isatty():
         may_fetch = typer.confirm(f"Fetch tritonserver ({PACKAGE} {VERSION}, {SIZE_MB} MB) from the package index?")
-    found = servers.find(server.value, model_repository, image, may_fetch)
-    typer.echo(f"starting {found.what}", err=True)
+    program = servers.find(server.value, model_repository, image, may_fetch)
+    typer.echo(f"starting {program.what}", err=True)
     ports = servers.Ports(grpc_port, http_port, metrics_port, host)
-    running = servers.TritonServer(found, model_repository, ports, tuple(model or ()))
+    running = servers.TritonServer(program, model_repository, ports, tuple(model or ()))
     running.start()
     _supervise(running, grace)
 
@@ -107,22 +107,22 @@ def status(url: Url = "127.0.0.1:8001", as_json: Json = False) -> None:
 
 def _supervise(running: TritonServer, grace_s: float) -> None:
     """Say when it is ready; pass a signal on once its work is safe."""
-    asked: list[int] = []
+    signals: list[int] = []
     before = {
-        one: signal.signal(one, lambda number, _: asked.append(number)) for one in (signal.SIGINT, signal.SIGTERM)
+        one: signal.signal(one, lambda number, _: signals.append(number)) for one in (signal.SIGINT, signal.SIGTERM)
     }
     try:
         until = time.monotonic() + READY_S
-        told = False
-        while not asked:
-            if running.ready() and not told:
-                told = True
+        announced = False
+        while not signals:
+            if running.ready() and not announced:
+                announced = True
                 typer.echo(
                     f"ready: gRPC at {running.ports.url}; serve with --engine triton --triton-url {running.ports.url}"
                 )
-            if not told and time.monotonic() > until:
+            if not announced and time.monotonic() > until:
                 running.wait_ready(0)
-            time.sleep(0.2 if not told else 1.0)
+            time.sleep(0.2 if not announced else 1.0)
         typer.echo("stopping: running jobs are ended or checkpointed", err=True)
         running.stop(grace_s)
     finally:
@@ -131,7 +131,7 @@ def _supervise(running: TritonServer, grace_s: float) -> None:
             signal.signal(one, handler)
 
 
-def _tell(found: list[Status], as_json: bool) -> None:
+def _tell(statuses: list[Status], as_json: bool) -> None:
     lines = [
         {
             "model": one.entry["name"],
@@ -142,7 +142,7 @@ def _tell(found: list[Status], as_json: bool) -> None:
             "capacity": one.capacity,
             "draining": one.draining,
         }
-        for one in found
+        for one in statuses
     ]
     if as_json:
         typer.echo(json.dumps(lines, indent=2))

@@ -22,24 +22,24 @@ class Shape:
 
     Args:
         name: also its BatchKey.
-        place_s: a denoiser call of one place.
-        marginal: what each further place adds, as a part of that.
-        largest: places of a call, at most.
+        slot_s: a denoiser call of one batch slot.
+        marginal: what each further slot adds, as a part of that.
+        largest: batch slots of a call, at most.
         chunks, chunk_s: VAE decode.
         encode_s: picture to conditioning.
     """
 
     name: str
-    place_s: float
+    slot_s: float
     marginal: float
     largest: int
     chunks: int
     chunk_s: float
     encode_s: float
 
-    def call_s(self, places: int) -> float:
+    def call_s(self, slots: int) -> float:
         """A denoiser call."""
-        return self.place_s * (1 + self.marginal * (places - 1))
+        return self.slot_s * (1 + self.marginal * (slots - 1))
 
     @property
     def batching(self) -> BatchingProfile:
@@ -51,7 +51,7 @@ class Shape:
 def _shape(
     name: str, guided_s: float, gain: float, largest: int, decode_s: float, chunks: int, encode_s: float
 ) -> Shape:
-    """A shape by its guided step and by how much two places of one call gain over two calls."""
+    """A shape by its guided step and by how much two slots of one call gain over two calls."""
     marginal = 2 / gain - 1
     return Shape(name, guided_s / (1 + marginal), marginal, largest, chunks, decode_s / chunks, encode_s)
 

@@ -26,7 +26,7 @@ class Outcome:
     Args:
         finished_s: when each request was finished, by number.
         device: where each was served.
-        service: (device, window) to tenant to the seconds of that device spent on it, a call's split by places.
+        service: (device, window) to tenant to the seconds of that device spent on it, a call's split by batch slots.
     """
 
     finished_s: list[float]
@@ -49,24 +49,24 @@ class Device:
         first = self.group[0]
         self.seconds = first.piece_s
         if first.kind == "step":
-            self.seconds = first.request.shape.call_s(sum(job.request.places for job in self.group))
+            self.seconds = first.request.shape.call_s(sum(job.request.slots for job in self.group))
         return now_s + self.seconds
 
     def end(self) -> tuple[float, list[Running]]:
         """What was begun is done: the work it took off, and the requests that it finished."""
         before = sum(job.work_left_s for job in self.group)
-        over = [job for job in self.group if job.do(self.seconds)]
+        finished = [job for job in self.group if job.do(self.seconds)]
         after = sum(job.work_left_s for job in self.group)
-        for job in over:
+        for job in finished:
             del self.jobs[job.request.number]
         self.group = []
-        return before - after, over
+        return before - after, finished
 
     def shares(self) -> Iterator[tuple[str, float]]:
         """Tenants and their seconds of what was begun."""
-        places = sum(job.request.places for job in self.group)
+        slots = sum(job.request.slots for job in self.group)
         for job in self.group:
-            yield job.request.tenant, self.seconds * job.request.places / places
+            yield job.request.tenant, self.seconds * job.request.slots / slots
 
 
 def serve(trace: Sequence[Request], devices: int, make: Callable[[], Scheduler]) -> Outcome:
@@ -88,9 +88,9 @@ def serve(trace: Sequence[Request], devices: int, make: Callable[[], Scheduler])
             now, where = heapq.heappop(busy)
             for tenant, seconds in fleet[where].shares():
                 outcome.service[where, int(now // WINDOW_S)][tenant] += seconds
-            done, over = fleet[where].end()
+            done, finished = fleet[where].end()
             outstanding[where] = max(0.0, outstanding[where] - done)
-            for job in over:
+            for job in finished:
                 outcome.finished_s[job.request.number] = now
         if fleet[where].jobs and not fleet[where].group:
             heapq.heappush(busy, (fleet[where].begin(now), where))

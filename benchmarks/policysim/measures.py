@@ -70,8 +70,8 @@ def jain(trace: Sequence[Request], outcome: Outcome) -> np.ndarray:
         for window in range(first, int(outcome.finished_s[request.number] // WINDOW_S)):
             waiting[outcome.device[request.number], window].add(request.tenant)
     indices: list[float] = []
-    for place, tenants in waiting.items():
-        seconds = np.array([outcome.service[place][tenant] for tenant in tenants])
+    for site, tenants in waiting.items():
+        seconds = np.array([outcome.service[site][tenant] for tenant in tenants])
         if len(tenants) > 1:
             indices.append(float(seconds.sum() ** 2 / (len(tenants) * (seconds**2).sum())) if seconds.any() else 0.0)
     return np.array(indices)

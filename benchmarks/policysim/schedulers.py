@@ -34,7 +34,7 @@ class Running:
         """Seconds of the next piece alone."""
         shape = self.request.shape
         if self.kind == "step":
-            return shape.call_s(self.request.places)
+            return shape.call_s(self.request.slots)
         return shape.encode_s if self.kind == "encode" else shape.chunk_s
 
     def do(self, seconds: float) -> bool:
@@ -73,10 +73,10 @@ class Policy:
         assert decision is not None
         for job_id in decision.park:
             jobs[int(job_id)].resident = False
-        chosen = [jobs[int(job_id)] for job_id in decision.job_ids]
-        for job in chosen:
+        group = [jobs[int(job_id)] for job_id in decision.job_ids]
+        for job in group:
             job.resident = True
-        return chosen
+        return group
 
 
 class FirstComeFirstServed:
@@ -118,7 +118,7 @@ def _fill(jobs: list[Running]) -> list[Running]:
     largest = shape.largest
     group: list[Running] = []
     for job in (job for job in jobs if job.request.shape is shape):
-        if sum(other.request.places for other in group) + job.request.places <= largest or not group:
+        if sum(other.request.slots for other in group) + job.request.slots <= largest or not group:
             group.append(job)
     return group
 
@@ -134,7 +134,7 @@ def _item(job: Running) -> WorkItem:
         request.number,
         request.at_s,
         job.served_s,
-        request.places,
+        request.slots,
         request.tenant,
         priority=request.priority,
         deadline_s=request.deadline_s,

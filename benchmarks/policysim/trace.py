@@ -42,7 +42,7 @@ class Request:
     deadline_s: float | None
 
     @property
-    def places(self) -> int:
+    def slots(self) -> int:
         """Of a denoiser call."""
         return 2 if self.guided else 1
 

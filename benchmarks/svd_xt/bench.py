@@ -123,9 +123,9 @@ class Bench:
             size.name, Path(size.name), TASK, "random", (size.num_frames,), size.height, size.width, unit, defaults
         )
 
-    def params(self, **asked: object) -> Params:
+    def params(self, **fields: object) -> Params:
         """Settings of a generation."""
-        return self.entry.resolve(dict(asked), seed=7)
+        return self.entry.resolve(dict(fields), seed=7)
 
     def pipeline(self, checkpoint: Checkpoint) -> Any:
         """diffusers' pipeline over the networks."""
@@ -142,20 +142,20 @@ class Bench:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def inputs(self, places: int, frames: int | None = None) -> tuple[torch.Tensor, ...]:
+    def inputs(self, batch_size: int, frames: int | None = None) -> tuple[torch.Tensor, ...]:
         """Inputs of a Denoiser."""
         shape, size = self.latent, self.preset.unet
         count = frames or shape.num_frames
-        g = torch.Generator().manual_seed(places)
-        clip = (places, count, shape.channels, shape.height, shape.width)
-        made = (
+        g = torch.Generator().manual_seed(batch_size)
+        clip = (batch_size, count, shape.channels, shape.height, shape.width)
+        tensors = (
             torch.randn(clip, generator=g),
-            torch.linspace(-1.0, 1.5, places),
-            torch.randn(places, 1, size.context_dim, generator=g),
+            torch.linspace(-1.0, 1.5, batch_size),
+            torch.randn(batch_size, 1, size.context_dim, generator=g),
             torch.randn(clip, generator=g),
-            torch.tensor([[6.0, 127.0, 0.02]]).expand(places, -1).contiguous(),
+            torch.tensor([[6.0, 127.0, 0.02]]).expand(batch_size, -1).contiguous(),
         )
-        return tuple(part.to(self.device) for part in made)
+        return tuple(part.to(self.device) for part in tensors)
 
     def timed(self, work: Callable[[], object], *, repeats: int | None = None, warm_ups: int = 2) -> Timed:
         """Run it, first for the warm-up, then against the clock."""

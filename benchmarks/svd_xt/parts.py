@@ -41,8 +41,8 @@ def ceiling(bench: Bench, _: Found) -> Found:
 def flops(bench: Bench, _: Found) -> Found:
     """TFLOP of one evaluation of the UNMODIFIED network (one place), counted on tensors without numbers."""
     unet = build_unet(bench.preset, TASK, device="meta").to("meta")
-    told = tuple(part.to("meta") for part in bench.inputs(1))
-    latents, timestep, context, concat, vector = told
+    meta_inputs = tuple(part.to("meta") for part in bench.inputs(1))
+    latents, timestep, context, concat, vector = meta_inputs
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         unet(torch.cat([latents, concat], 2), timestep, context, added_time_ids=vector)
     return {"tflop": counter.get_total_flops() / 1e12}
@@ -70,22 +70,22 @@ def _diffusers(bench: Bench, checkpoint: Checkpoint) -> Found:
 
     ready = time.perf_counter()
     step()
-    found: Found = {"first_call_s": time.perf_counter() - ready, "step": bench.timed(step).as_dict()}
+    figures: Found = {"first_call_s": time.perf_counter() - ready, "step": bench.timed(step).as_dict()}
     plain = decode_clip
 
     def decoded() -> None:
         with torch.no_grad():
             plain(checkpoint.vae, latents[0].to(bench.dtype), 8)
 
-    found["decode"] = bench.timed(decoded, repeats=3, warm_ups=1).as_dict()
+    figures["decode"] = bench.timed(decoded, repeats=3, warm_ups=1).as_dict()
     pipeline = bench.pipeline(checkpoint)
 
     def whole(**other: Any) -> None:
         pipeline(bench.still, generator=torch.Generator().manual_seed(7), **pipeline_settings(bench, **other))
 
     whole(num_inference_steps=2)
-    found["end_to_end"] = bench.timed(whole, repeats=2, warm_ups=0).as_dict()
-    return found
+    figures["end_to_end"] = bench.timed(whole, repeats=2, warm_ups=0).as_dict()
+    return figures
 
 
 def pipeline_settings(bench: Bench, **other: Any) -> dict[str, Any]:
@@ -129,9 +129,9 @@ def ready(bench: Bench, backend: str, tuning: TorchOptions | None = None) -> tup
     return checkpoint, make_denoiser(backend, checkpoint, CpuThreads(torch.get_num_threads()), tuning)
 
 
-def generation(bench: Bench, checkpoint: Checkpoint, denoiser: Denoiser, **asked: object) -> Callable[[], object]:
+def generation(bench: Bench, checkpoint: Checkpoint, denoiser: Denoiser, **fields: object) -> Callable[[], object]:
     """A whole generation, from a picture to the bytes of an mp4."""
-    params = bench.params(**asked)
+    params = bench.params(**fields)
 
     def whole() -> bytes:
         with torch.inference_mode():
@@ -146,37 +146,37 @@ def _ours(bench: Bench, backend: str) -> Found:
     inputs = bench.inputs(GUIDED)
     started = time.perf_counter()
     denoiser(*inputs)
-    found: Found = {"first_call_s": time.perf_counter() - started}
-    found["step"] = bench.timed(lambda: denoiser(*inputs)).as_dict()
+    figures: Found = {"first_call_s": time.perf_counter() - started}
+    figures["step"] = bench.timed(lambda: denoiser(*inputs)).as_dict()
     latents = inputs[0][0]
-    found["decode"] = bench.timed(lambda: decode(checkpoint.vae, latents, 8), repeats=3, warm_ups=1).as_dict()
+    figures["decode"] = bench.timed(lambda: decode(checkpoint.vae, latents, 8), repeats=3, warm_ups=1).as_dict()
     frames = decode(checkpoint.vae, latents, 8)
-    found["encode"] = bench.timed(lambda: encode_video(frames, 7, "mp4"), repeats=3, warm_ups=0).as_dict()
+    figures["encode"] = bench.timed(lambda: encode_video(frames, 7, "mp4"), repeats=3, warm_ups=0).as_dict()
     generation(bench, checkpoint, denoiser, num_inference_steps=1)()
     whole = generation(bench, checkpoint, denoiser)
-    found["end_to_end"] = bench.timed(whole, repeats=2, warm_ups=0).as_dict()
-    return found
+    figures["end_to_end"] = bench.timed(whole, repeats=2, warm_ups=0).as_dict()
+    return figures
 
 
-def ays(bench: Bench, found: Found) -> Found:
+def ays(bench: Bench, figures: Found) -> Found:
     """Ten Align-Your-Steps steps, on the fastest of ours."""
-    checkpoint, denoiser = ready(bench, fastest(found))
+    checkpoint, denoiser = ready(bench, fastest(figures))
     whole = generation(bench, checkpoint, denoiser, num_inference_steps=10, schedule="align-your-steps")
     return {"end_to_end": bench.timed(whole, repeats=2, warm_ups=1).as_dict(), "steps": 10}
 
 
-def reuse(bench: Bench, found: Found) -> Found:
+def reuse(bench: Bench, figures: Found) -> Found:
     """Deep features reused by every second evaluation, on the fastest of ours that can."""
-    backend = "torch" if fastest(found) == "torch" else "torch-compiled"
+    backend = "torch" if fastest(figures) == "torch" else "torch-compiled"
     checkpoint, denoiser = ready(bench, backend, TorchOptions(reuse_every=2))
     whole = generation(bench, checkpoint, denoiser)
     return {"end_to_end": bench.timed(whole, repeats=2, warm_ups=1).as_dict(), "every": 2}
 
 
-def fastest(found: Found) -> str:
+def fastest(figures: Found) -> str:
     """The backend of ours whose step took least, of those that were measured; the eager one where none was."""
     names = {"ours": "torch", "ours-compiled": "torch-compiled", "ours-graphed": "torch-graphed"}
-    known = {names[part]: found[part]["step"]["median_s"] for part in names if "step" in found.get(part, {})}
+    known = {names[part]: figures[part]["step"]["median_s"] for part in names if "step" in figures.get(part, {})}
     return min(known, key=lambda name: known[name], default="torch")
 
 
@@ -189,25 +189,25 @@ def attention(bench: Bench, _: Found) -> Found:
         "space": (GUIDED * shape.num_frames, heads, tokens, width),
         "time": (GUIDED * tokens, heads, shape.num_frames, width),
     }
-    found: Found = {}
+    figures: Found = {}
     for name, dims in shapes.items():
         parts = [torch.randn(dims, device=bench.device, dtype=bench.dtype) for _ in range(3)]
         for kernel in usable(dims, bench.device, bench.dtype):
             if kernel == "math" and bench.device.type == "cuda":
                 continue  # the matrix of scores would not fit
             run = KERNELS[kernel]
-            found[f"{name} {kernel}"] = bench.timed(lambda run=run, parts=parts: run(*parts)).as_dict()  # type: ignore[misc]
-    return found
+            figures[f"{name} {kernel}"] = bench.timed(lambda run=run, parts=parts: run(*parts)).as_dict()  # type: ignore[misc]
+    return figures
 
 
-def curve(bench: Bench, found: Found) -> Found:
+def curve(bench: Bench, figures: Found) -> Found:
     """A call by number of places, and a guided call by number of frames."""
-    _, denoiser = ready(bench, fastest(found))
+    _, denoiser = ready(bench, fastest(figures))
     most = min(8, max_batch_size(bench.plain.unet, bench.latent))
     answers: Found = {"places": {}, "frames": {}}
-    for places in (count for count in (1, 2, 3, 4, 8) if count <= most):
-        inputs = bench.inputs(places)
-        answers["places"][str(places)] = bench.timed(lambda inputs=inputs: denoiser(*inputs)).as_dict()  # type: ignore[misc]
+    for batch_size in (count for count in (1, 2, 3, 4, 8) if count <= most):
+        inputs = bench.inputs(batch_size)
+        answers["places"][str(batch_size)] = bench.timed(lambda inputs=inputs: denoiser(*inputs)).as_dict()  # type: ignore[misc]
     total = bench.latent.num_frames
     for frames in sorted({max(1, total // 4), max(1, total // 2), 14 if total > 14 else total, total}):
         inputs = bench.inputs(GUIDED, frames)
@@ -215,7 +215,7 @@ def curve(bench: Bench, found: Found) -> Found:
     return answers
 
 
-def equality(bench: Bench, found: Found) -> Found:
+def equality(bench: Bench, figures: Found) -> Found:
     """Latents of diffusers and of ours after a few steps: in float32, and in the run's dtype against that.
 
     Tolerance, of the largest magnitude: 1e-3 between the two in float32 (a trained network enlarges rounding; a random
@@ -224,7 +224,7 @@ def equality(bench: Bench, found: Found) -> Found:
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     steps = min(3, bench.steps)
-    half = _latents(bench, bench.plain, steps, fastest(found))
+    half = _latents(bench, bench.plain, steps, fastest(figures))
     relieve()
     single = Bench(bench.preset.name, bench.device, torch.float32, bench.steps, bench.repeats)
     networks = copy.deepcopy(bench.plain)

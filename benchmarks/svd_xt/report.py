@@ -28,20 +28,20 @@ COLUMNS = (
 )
 
 
-def table(found: dict[str, Any]) -> str:
+def table(figures: dict[str, Any]) -> str:
     """One line a system, in Markdown."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    lines += ["| " + " | ".join([name, *_cells(found, part)]) + " |" for part, name in SYSTEMS.items()]
+    lines += ["| " + " | ".join([name, *_cells(figures, part)]) + " |" for part, name in SYSTEMS.items()]
     return "\n".join(lines)
 
 
-def _cells(found: dict[str, Any], part: str) -> list[str]:
-    mine = found.get(part, {})
+def _cells(figures: dict[str, Any], part: str) -> list[str]:
+    mine = figures.get(part, {})
     step, end = _at(mine, "step", "median_s"), _at(mine, "end_to_end", "median_s")
-    tflop, ceiling = _at(found, "flops", "tflop"), _at(found, "ceiling", "tflops")
+    tflop, ceiling = _at(figures, "flops", "tflop"), _at(figures, "ceiling", "tflops")
     rate = None if step is None or tflop is None else 2 * tflop / step
     peaks = [peak for piece in ("step", "decode", "end_to_end") if (peak := _at(mine, piece, "peak_gib")) is not None]
-    times = [_ratio(_at(found, f"diffusers-{kind}", "end_to_end", "median_s"), end) for kind in ("eager", "compiled")]
+    times = [_ratio(_at(figures, f"diffusers-{kind}", "end_to_end", "median_s"), end) for kind in ("eager", "compiled")]
     return [
         _number(None if step is None else 1000 * step, 1),
         _number(_at(mine, "decode", "median_s"), 3),
@@ -54,10 +54,10 @@ def _cells(found: dict[str, Any], part: str) -> list[str]:
     ]
 
 
-def section(found: dict[str, Any]) -> str:
+def section(figures: dict[str, Any]) -> str:
     """What stands in RESULTS.md between the markers."""
-    made = found.get("run", {})
-    where = f"{made['date']}, {made['device']}, {made['software']}" if made else MISSING
+    run = figures.get("run", {})
+    where = f"{run['date']}, {run['device']}, {run['software']}" if run else MISSING
     lines = [
         "",
         "## Stable Video Diffusion XT on one GPU",
@@ -70,43 +70,43 @@ def section(found: dict[str, Any]) -> str:
         "medians after a warm-up; TFLOP counted on the unmodified network, so that a rate above its ceiling would be",
         "work left out. The ceiling is a large matrix product's rate in the same run.",
         "",
-        table(found),
+        table(figures),
         "",
-        *_lists(found),
+        *_lists(figures),
     ]
     return "\n".join(lines)
 
 
-def _lists(found: dict[str, Any]) -> list[str]:
-    equal = found.get("equality", {})
-    told = MISSING
+def _lists(figures: dict[str, Any]) -> list[str]:
+    equal = figures.get("equality", {})
+    text = MISSING
     if "equal" in equal:
-        told = (
+        text = (
             f"{'equal' if equal['equal'] else 'NOT EQUAL'} within the tolerance: float32 {equal['float32']:.1e}, "
             f"half precision {equal['ours_half']:.1e} (diffusers' own {equal['diffusers_half']:.1e}), "
             f"of the largest magnitude after {equal['steps']} steps"
         )
-    lines = [f"- Latents of diffusers and ours, in the same run: {told}."]
+    lines = [f"- Latents of diffusers and ours, in the same run: {text}."]
     for axis in ("places", "frames"):
-        points = found.get("curve", {}).get(axis, {})
+        points = figures.get("curve", {}).get(axis, {})
         listed = ", ".join(f"{count}: {1000 * one['median_s']:.1f} ms" for count, one in points.items()) or MISSING
         lines.append(f"- A call by {axis}: {listed}.")
     kernels = {
-        name: one for name, one in found.get("attention", {}).items() if isinstance(one, dict) and "median_s" in one
+        name: one for name, one in figures.get("attention", {}).items() if isinstance(one, dict) and "median_s" in one
     }
     listed = ", ".join(f"{name} {1000 * one['median_s']:.2f} ms" for name, one in kernels.items()) or MISSING
     lines.append(f"- Attention kernels: {listed}.")
-    failed = {part: one["error"] for part, one in found.items() if isinstance(one, dict) and "error" in one}
+    failed = {part: one["error"] for part, one in figures.items() if isinstance(one, dict) and "error" in one}
     lines += [f"- {part} failed: {error['type']}: {error['message'].splitlines()[0]}" for part, error in failed.items()]
     return [*lines, ""]
 
 
-def _at(found: dict[str, Any], *keys: str) -> float | None:
+def _at(figures: dict[str, Any], *keys: str) -> float | None:
     for key in keys:
-        if not isinstance(found, dict) or key not in found:
+        if not isinstance(figures, dict) or key not in figures:
             return None
-        found = found[key]
-    return None if found is None else float(found)  # type: ignore[arg-type]
+        figures = figures[key]
+    return None if figures is None else float(figures)  # type: ignore[arg-type]
 
 
 def _ratio(theirs: float | None, mine: float | None) -> float | None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.support import ScriptedEngine, error_of, running
+from tests.contract.support import error_of, running
+from tests.support.fakes import ScriptedEngine
 
 
 async def test_an_infeasible_deadline_is_refused_and_nothing_is_kept(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import httpx
 import pytest
 from stillmotion.types import Batch, BatchResult
 
-from tests.contract.support import Running, ScriptedEngine, error_of, picture, running
+from tests.contract.support import Running, error_of, picture, running
+from tests.support.fakes import ScriptedEngine
 
 
 def line(custom_id: str, url: str = "/generate/image-to-video", **body: Any) -> dict[str, Any]:

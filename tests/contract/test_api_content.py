@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.support import ScriptedEngine, error_of, finished, listening, running
+from tests.contract.support import error_of, finished, listening, running
+from tests.support.fakes import ScriptedEngine
 
 
 async def test_each_variant_is_what_the_engine_made(tmp_path: Path) -> None:

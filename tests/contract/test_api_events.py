@@ -10,7 +10,8 @@ from typing import Any
 
 from stillmotion.types import JobEvent
 
-from tests.contract.support import Running, ScriptedEngine, listening, running
+from tests.contract.support import Running, listening, running
+from tests.support.fakes import ScriptedEngine
 
 
 async def follow(app: Running, url: str, **headers: str) -> AsyncIterator[JobEvent]:

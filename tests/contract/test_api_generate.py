@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from stillmotion.types import Job
 
-from tests.contract.support import DEFAULTS, ScriptedEngine, error_of, picture, running
+from tests.contract.support import error_of, picture, running
+from tests.support.fakes import DEFAULTS, ScriptedEngine
 
 
 async def test_a_picture_becomes_a_completed_job(tmp_path: Path) -> None:

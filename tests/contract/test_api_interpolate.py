@@ -20,7 +20,8 @@ from model.catalog import ModelEntry
 from model.tasks import TASKS
 from serving.gateway import create_app
 from serving.gateway.openai_schema import video
-from tests.contract.support import DEFAULTS, entry, error_of, picture, settings
+from tests.contract.support import entry, error_of, picture, settings
+from tests.support.fakes import DEFAULTS
 from tests.unit.serving.interpolation.support import BETWEEN, PAIRS, STEPS, STILL, Script
 
 OTHERS = [replace(entry(name, {**DEFAULTS, "elevation": 0.0}), task=TASKS[name]) for name in ("multi-view",)]

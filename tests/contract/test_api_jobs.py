@@ -13,7 +13,8 @@ from stillmotion.types import JobList
 from model.errors import OutOfMemory
 from serving.engine.protocol import Failed
 from serving.jobs.artifacts import Artifacts
-from tests.contract.support import ScriptedEngine, error_of, running
+from tests.contract.support import error_of, running
+from tests.support.fakes import ScriptedEngine
 
 
 async def test_pages_cover_every_job_once_in_order(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from stillmotion.types import Job, LoraInfo, ModelList
 from model.lora.catalog import LoraEntry, LoraUse
 from model.tasks import TASKS
 from serving.gateway import create_app
-from tests.contract.support import DEFAULTS, ScriptedEngine, entry, error_of, picture, settings
+from tests.contract.support import entry, error_of, picture, settings
+from tests.support.fakes import DEFAULTS, ScriptedEngine
 
 PAN = LoraEntry("pan", Path("pan.safetensors"), "0123456789ab", 16, 16.0, "image-to-video", "scripted@0123456789ab")
 TILT = replace(PAN, name="tilt", version="ba9876543210", base="")

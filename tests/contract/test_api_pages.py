@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from stillmotion.types import ImageToVideoRequest, ModelList
 
-from tests.contract.support import DEFAULTS, running
+from tests.contract.support import running
+from tests.support.fakes import DEFAULTS
 
 
 async def test_models(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from stillmotion import AsyncClient
 from stillmotion.types import Job, JobEvent
 
 from serving.gateway import create_app
-from tests.contract.support import Running, ScriptedEngine, entry, error_of, listening, picture, settings
+from tests.contract.support import Running, entry, error_of, listening, picture, settings
 from tests.contract.test_api_events import collect
+from tests.support.fakes import ScriptedEngine
 
 
 @asynccontextmanager

@@ -17,7 +17,8 @@ from stillmotion.types import REQUESTS, Job
 from model.params import PARAMS, settings_of
 from model.tasks import TASKS
 from serving.gateway import create_app
-from tests.contract.support import DEFAULTS, ScriptedEngine, entry, error_of, picture, settings
+from tests.contract.support import entry, error_of, picture, settings
+from tests.support.fakes import DEFAULTS, ScriptedEngine
 
 OWN: dict[str, dict[str, Any]] = {"text-to-video": {"prompt": "a red ball"}, "multi-view": {"elevation": 12.5}}
 ENTRIES = [replace(entry(name, {**DEFAULTS, "elevation": 0.0}), task=spec) for name, spec in TASKS.items()]

@@ -12,7 +12,8 @@ import pytest
 from stillmotion.types import Job
 from stillmotion.webhooks import verify
 
-from tests.contract.support import ScriptedEngine, error_of, picture, running
+from tests.contract.support import error_of, picture, running
+from tests.support.fakes import ScriptedEngine
 from tests.unit.serving.jobs.test_webhooks import Receiver
 
 SECRET = "whsec_" + base64.b64encode(b"nobody else knows").decode()

@@ -11,7 +11,8 @@ import pytest
 
 from serving.gateway.safety import PictureRefused, Verdict
 from tests.contract.hostile import bodies, encoded, pictures
-from tests.contract.support import ScriptedEngine, error_of, running
+from tests.contract.support import error_of, running
+from tests.support.fakes import ScriptedEngine
 
 ROUTES = ("/generate/image-to-video", "/v1/videos")
 ANSWERS = {202, 200, 400, 413, 415, 422}

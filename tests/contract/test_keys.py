@@ -12,7 +12,8 @@ import pytest
 
 from serving.keys import KeyStore, Token
 from serving.observe.logs import configure
-from tests.contract.support import Running, ScriptedEngine, error_of, picture, running
+from tests.contract.support import Running, error_of, picture, running
+from tests.support.fakes import ScriptedEngine
 
 WEBHOOK_SECRET = "whsec_c2VjcmV0IG9mIHRoZSB3ZWJob29rIQ=="
 OPEN = {"/health/live", "/health/ready"}

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from serving.keys import KeyStore
-from tests.contract.support import ScriptedEngine, picture, running
+from tests.contract.support import picture, running
+from tests.support.fakes import ScriptedEngine
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -19,7 +19,8 @@ from serving.gateway.images import Fetcher, FetchLimits
 from serving.gateway.services import Integrations
 from serving.observe.logs import configure
 from serving.observe.traces import OtelTraces
-from tests.contract.support import Running, ScriptedEngine, running
+from tests.contract.support import Running, running
+from tests.support.fakes import ScriptedEngine
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from model.errors import InvalidRequest
 from serving.gateway.openai_schema import frames_for, size_for
 from serving.keys import KeyStore
-from tests.contract.support import Running, ScriptedEngine, entry, finished, listening, picture, running
+from tests.contract.support import Running, entry, finished, listening, picture, running
+from tests.support.fakes import ScriptedEngine
 
 T = TypeVar("T")
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from serving.keys import KeyStore
-from tests.contract.support import Running, ScriptedEngine, listening, picture
+from tests.contract.support import Running, listening, picture
+from tests.support.fakes import ScriptedEngine
 
 schemathesis = pytest.importorskip("schemathesis")
 _PATIENCE_S = 120

@@ -18,7 +18,8 @@ from stillmotion.types import Job, JobEvent
 
 from serving.engine.protocol import Failed
 from tests.contract.proxy import cutting
-from tests.contract.support import ScriptedEngine, entry, finished, listening, picture
+from tests.contract.support import entry, finished, listening, picture
+from tests.support.fakes import ScriptedEngine
 
 QUICK = RetryPolicy(max_retries=2, first_s=0.01, longest_retry_after_s=0)
 """A Retry-After is not waited for here."""

@@ -40,7 +40,7 @@ from serving.gateway import Settings, create_app
 from serving.interpolation.engine import ChainedEngine
 from serving.jobs.artifacts import Artifacts
 from serving.provenance.replay import read_recipe, replay
-from tests.lora_support import drawn_lora
+from tests.support.loras import drawn_lora
 
 EXACT = EngineSettings(device="cpu", warm_up=False, deterministic=True, threads=1, max_batch=8, checkpoint_every_s=0.0)
 SEED = 11

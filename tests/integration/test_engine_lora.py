@@ -22,7 +22,7 @@ from model.tasks import task
 from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.protocol import EngineRequest, Failed
 from tests.integration.engine_support import KEEP_ALL, Script, Watched, ask
-from tests.lora_support import drawn_lora
+from tests.support.loras import drawn_lora
 
 pytestmark = pytest.mark.timeout(900)  # seconds; ten on a quiet machine
 PINNED = replace(KEEP_ALL, deterministic=True)

@@ -10,7 +10,8 @@ CODE = """
 import asyncio, sys
 from pathlib import Path
 import httpx
-from tests.contract.support import ScriptedEngine, running
+from tests.contract.support import running
+from tests.support.fakes import ScriptedEngine
 
 async def main():
     async with running(Path(sys.argv[1]), ScriptedEngine()) as app:

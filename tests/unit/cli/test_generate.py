@@ -67,7 +67,7 @@ def test_the_seed_decides_the_frames(tiny: Path, still: Path, tmp_path: Path) ->
     assert first["frames_sha256"] == again["frames_sha256"] != other["frames_sha256"]
     hashes = [frames_sha256(decode_video(tmp_path / f"{name}.mp4")[0]) for name in "abc"]
     assert hashes[0] == hashes[1] != hashes[2]
-    drawn = {generate(still, "-o", tmp_path / "d.mp4", *common)["seed"] for _ in range(2)}
+    drawn = {generate(still, "-o", tmp_path / "d.mp4", "--overwrite", *common)["seed"] for _ in range(2)}
     assert len(drawn) == 2
 
 

@@ -18,7 +18,8 @@ from model.errors import InvalidRequest
 from model.lora.catalog import FOLDER, LoraEntry
 from model.presets import preset
 from model.tasks import TASKS
-from tests.lora_support import drawn_lora
+from serving.engine.settings import EngineSettings
+from tests.support.loras import drawn_lora
 
 pytestmark = pytest.mark.timeout(600)  # seconds; five on a quiet machine
 
@@ -89,7 +90,7 @@ def test_what_cannot_be_applied_is_told_in_a_line(tiny: Path, still: Path, tmp_p
 def test_a_server_that_could_not_apply_them_does_not_start() -> None:
     for backend in ("torch-compiled", "torch-graphed", "onnxruntime", "tensorrt"):
         with pytest.raises(InvalidRequest, match="cannot apply a LoRA; choose torch,") as caught:
-            _in_process([], ["pan.safetensors"], {"backend": backend})
+            _in_process([], ["pan.safetensors"], EngineSettings(backend=backend))
         assert caught.value.code == "lora_unsupported"
     code, told, _ = run("serve", "--engine", "triton", "--triton-url", "127.0.0.1:1", "--lora", "pan.safetensors")
     assert (code, "folder loras" in told) == (2, True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,26 +16,12 @@ from model.errors import InvalidRequest
 from model.interpolation import InterpolationStage, chained_shape, interleave, pair_seed, plan_interpolation
 from model.params import ImageToVideoParams
 from model.shapes import VideoShape
-from model.tasks import TASKS
-
-DEFAULTS: dict[str, Any] = {
-    "fps": 7,
-    "motion_bucket_id": 127,
-    "noise_aug_strength": 0.02,
-    "min_guidance_scale": 1.0,
-    "max_guidance_scale": 3.0,
-    "num_inference_steps": 4,
-    "solver": "euler",
-    "schedule": "karras",
-    "decode_chunk_size": 8,
-    "resize_mode": "crop",
-    "elevation": 0.0,
-}
+from tests.support.fakes import DEFAULTS, model_entry
 
 
 def entry(task: str, *num_frames: int, **changes: Any) -> ModelEntry:
-    made = ModelEntry(task, Path("nowhere"), TASKS[task], "0123456789ab", num_frames, 64, 96, 32, DEFAULTS)
-    return replace(made, **changes)
+    defaults = {**DEFAULTS, "elevation": 0.0}
+    return model_entry(task, num_frames=num_frames, **{"defaults": defaults, **changes})
 
 
 BETWEEN = entry("frame-interpolation", 5)

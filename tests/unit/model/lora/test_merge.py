@@ -26,7 +26,7 @@ from model.optimized.rewrites import relative_difference
 from model.presets import preset
 from model.tasks import task
 from model.unet import build_unet
-from tests.lora_support import drawn_lora
+from tests.support.loras import drawn_lora
 
 TOLERANCE = 1e-5
 """Largest difference over largest magnitude, float32 on a CPU."""

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from model.catalog import ModelEntry
 from model.interpolation import plan_interpolation
 from model.params import Params
-from model.tasks import TASKS
 from serving.engine.mux import build_result
 from serving.engine.protocol import (
     CancelledAt,
@@ -29,12 +27,10 @@ from serving.engine.protocol import (
 )
 from serving.interpolation.engine import ChainedEngine
 from serving.jobs.artifacts import Artifacts
-from tests.contract.support import entry
+from tests.support.fakes import model_entry
 
-STILL = entry("still")
-BETWEEN = ModelEntry(
-    "between", Path("nowhere"), TASKS["frame-interpolation"], "b" * 12, (5,), 64, 96, 32, STILL.defaults
-)
+STILL = model_entry(name="still")
+BETWEEN = model_entry("frame-interpolation", name="between", version="b" * 12)
 PAIRS, STEPS = 4, 4
 """Of STILL's five frames, and of either stage."""
 

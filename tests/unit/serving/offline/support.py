@@ -11,35 +11,14 @@ from PIL import Image
 from model.catalog import ModelEntry
 from model.tasks import TASKS
 from serving.offline.rows import Reading
+from tests.support.fakes import model_entry
 
 FRAMES = {"image-to-video": 4, "text-to-video": 4, "frame-interpolation": 5, "multi-view": 21}
-DEFAULTS: dict[str, Any] = {
-    "fps": 7,
-    "motion_bucket_id": 127,
-    "noise_aug_strength": 0.02,
-    "min_guidance_scale": 1.0,
-    "max_guidance_scale": 3.0,
-    "num_inference_steps": 4,
-    "solver": "euler",
-    "schedule": "karras",
-    "decode_chunk_size": 8,
-    "resize_mode": "crop",
-}
 
 
 def entry(task: str = "image-to-video", name: str | None = None, version: str = "0123456789ab") -> ModelEntry:
-    """A checkpoint's description without a checkpoint."""
-    return ModelEntry(
-        name=name or task,
-        path=Path("nowhere"),
-        task=TASKS[task],
-        version=version,
-        num_frames=(FRAMES[task],),
-        height=64,
-        width=96,
-        unit=32,
-        defaults=DEFAULTS,
-    )
+    """A checkpoint's description, of the task's own clip length."""
+    return model_entry(task, name=name or task, version=version, num_frames=(FRAMES[task],))
 
 
 def reading(base: str = "", **defaults: Any) -> Reading:

@@ -19,7 +19,7 @@ from serving.offline.manifest import Line, Portion, open_manifest, read_lines
 from serving.offline.output import Output, PictureReader, Unreachable
 from serving.offline.result_log import Result, parse
 from serving.offline.worker import LOSSES, RowRenderer, Work
-from tests.contract.support import ScriptedEngine
+from tests.support.fakes import ScriptedEngine
 from tests.unit.serving.offline.support import BAD_ROWS, GOOD, reading, stills, write_bad_manifest
 
 

@@ -18,7 +18,8 @@ from model.params import ImageToVideoParams, OutputFormat
 from serving.engine.protocol import Completed
 from serving.provenance.c2pa import C2paSigner
 from serving.provenance.finish import Finished, Signer, finish, fitted
-from tests.contract.support import DEFAULTS, picture
+from tests.contract.support import picture
+from tests.support.fakes import DEFAULTS
 from tests.unit.serving.provenance.support import certificates
 
 PARAMS = ImageToVideoParams(**{**DEFAULTS, "num_frames": 3, "height": 64, "width": 96, "seed": 4})

@@ -11,7 +11,8 @@ from serving.jobs.runner import ENGINE_STOPPED
 from serving.triton import client
 from serving.triton.hosting import Host
 from serving.triton.wire import Frame, RequestFrame, Status, entry_of, pack_control, unpack_event
-from tests.contract.support import ScriptedEngine, entry, picture
+from tests.contract.support import entry, picture
+from tests.support.fakes import ScriptedEngine
 
 
 async def answers(

@@ -5,28 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from model.catalog import ModelEntry
 from model.lora.catalog import LoraEntry
-from model.tasks import task
 from serving.engine.protocol import EngineRequest
 from serving.triton.wire import entry_of, entry_told, pack_request, unpack_request
+from tests.support.fakes import model_entry
 
 PAN = LoraEntry("pan", Path("/models/m/1/loras/pan.safetensors"), "0123456789ab", 16, 16.0, "image-to-video", "m@1")
-DEFAULTS = {
-    "fps": 7,
-    "motion_bucket_id": 127,
-    "noise_aug_strength": 0.02,
-    "min_guidance_scale": 1.0,
-    "max_guidance_scale": 3.0,
-    "num_inference_steps": 4,
-    "solver": "euler",
-    "schedule": "karras",
-    "decode_chunk_size": 8,
-    "resize_mode": "crop",
-}
-HOSTED = ModelEntry(
-    "m", Path("/models/m/1"), task("image-to-video"), "ba9876543210", (5,), 64, 96, 32, DEFAULTS, loras=(PAN,)
-)
+HOSTED = model_entry(name="m", path=Path("/models/m/1"), version="ba9876543210", loras=(PAN,))
 
 
 def test_a_server_s_loras_are_the_gateway_s_and_no_path_of_the_server_is_told() -> None:
