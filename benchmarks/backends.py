@@ -16,30 +16,30 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from model.backends.registry import make_denoiser
 from model.catalog import ModelEntry, find
-from model.checkpoint import build_random, load
-from model.denoiser import CpuThreads
+from model.checkpoint import load
+from model.denoiser import CpuThreads, DenoiserInputs
 from model.memory.malloc import retain_freed_memory
 from model.optimized.rewrites import relative_difference
 from model.presets import preset
 from model.shapes import VideoShape
 from model.tasks import TASKS
+from model.testing import build_random
 
 PLACES = 2
 """A guided request's: one unconditional and one conditional."""
 
 
-def inputs(entry: ModelEntry) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def inputs(entry: ModelEntry) -> DenoiserInputs:
     checkpoint = load(entry)
     config = checkpoint.unet.config
     frames, channels = entry.num_frames[0], checkpoint.latent_channels
     latent = VideoShape(frames, entry.height, entry.width).latent(channels)
     g = torch.Generator().manual_seed(0)
     size = (latent.height, latent.width)
-    return (
+    return DenoiserInputs(
         torch.randn(PLACES, frames, channels, *size, generator=g),
         torch.tensor([0.8, -0.3]),
         torch.randn(PLACES, entry.task.context_tokens, int(config["cross_attention_dim"]), generator=g),
@@ -53,12 +53,12 @@ def measure(entry: ModelEntry, backends: list[str], calls: int) -> None:
     for backend in backends:
         started = time.perf_counter()
         denoiser = make_denoiser(backend, load(entry), CpuThreads(torch.get_num_threads()))
-        answer = denoiser(*denoiser_inputs)
+        answer = denoiser(denoiser_inputs)
         ready = time.perf_counter() - started
         took = []
         for _ in range(calls):
             started = time.perf_counter()
-            denoiser(*denoiser_inputs)
+            denoiser(denoiser_inputs)
             took.append(time.perf_counter() - started)
         expected = answer if expected is None else expected
         apart = relative_difference(answer, expected)

@@ -22,11 +22,11 @@ from tempfile import TemporaryDirectory
 from benchmarks.aside import PipelineAside
 from benchmarks.batch_plan import Costs, plan_table
 from model.catalog import ModelEntry, find
-from model.checkpoint import build_random
 from model.media.image import fit_picture, open_picture
 from model.params import Params
 from model.presets import preset
 from model.tasks import task
+from model.testing import build_random
 from serving.engine.loaded_model import load_model
 from serving.engine.local import generate
 from serving.engine.settings import EngineSettings

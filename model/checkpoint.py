@@ -26,12 +26,9 @@ from transformers import CLIPImageProcessor
 
 from model.catalog import SIDECAR, ModelEntry, describe
 from model.denoiser import CpuThreads
-from model.encoders import Conditioners, ImageEncoder, NetworkLoader, build_conditioners, load_conditioners
+from model.encoders import Conditioners, ImageEncoder, NetworkLoader, load_conditioners
 from model.errors import CheckpointError
-from model.presets import NoiseRange, Preset
-from model.tasks import TaskSpec
-from model.unet import build_unet
-from model.vae import build_vae
+from model.presets import NoiseRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,42 +179,3 @@ def save(
         index = {"_class_name": "Stillmotion", "task": sidecar["task"]}
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     (folder / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n")
-
-
-def build_random(
-    folder: Path, preset: Preset, task: TaskSpec, seed: int = 0, num_frames: int | None = None
-) -> ModelEntry:
-    """Save a randomly initialised checkpoint of a preset: for tests and benchmarks, never for users.
-
-    Args:
-        num_frames: the clip length it is made for; the preset's own when left out.
-    """
-    torch.manual_seed(seed)
-    sidecar = {
-        "task": task.name,
-        "width": preset.width,
-        "height": preset.height,
-        "defaults": {
-            "fps": 7,
-            "motion_bucket_id": 127,
-            "noise_aug_strength": 0.02,
-            "min_guidance_scale": task.guidance_range[0],
-            "max_guidance_scale": task.guidance_range[1],
-            "num_inference_steps": 5,
-            "solver": "euler",
-            "schedule": "karras",
-            "decode_chunk_size": 3,
-            "resize_mode": "crop",
-            "elevation": 10.0,
-        },
-    }
-    save(
-        folder,
-        unet=build_unet(preset, task, num_frames=num_frames),
-        vae=build_vae(preset),
-        conditioners=build_conditioners(preset, task),
-        noise=preset.noise,
-        sidecar=sidecar,
-        dtype=torch.float32,
-    )
-    return describe(folder)

@@ -1,15 +1,19 @@
-"""What a denoiser backend is: one call.
+"""The denoiser protocol: one batched network call on `DenoiserInputs`, and what a request conditions it on.
 
-Legend: B places in the batch, T frames, C latent channels, K concatenated condition channels, N context tokens, D their
-width, V vector scalars; h, w latent.
+A backend (model.backends) implements `Denoiser`; the sampler calls it. Two optional protocols extend it: LoRAs
+(`AdaptableDenoiser`) and deep features cached between calls (`CachingDenoiser`).
+
+Legend: B batch slots, T frames, C latent channels, K concatenated condition channels, N context tokens, D their width,
+V vector scalars; h, w latent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,7 +26,7 @@ class CpuThreads:
 
     Args:
         count: threads at work at once.
-        pinned: the same bits whatever a place shares its call with.
+        pinned: batch-invariant: a slot's bits do not depend on what else is in its call.
     """
 
     count: int
@@ -30,7 +34,7 @@ class CpuThreads:
 
     @property
     def half(self) -> int:
-        """Half of the threads, at least one: what each of two places has that run side by side."""
+        """Half of the threads, at least one: the share of each of two slots that run side by side."""
         return max(1, self.count // 2)
 
 
@@ -48,27 +52,101 @@ class TorchOptions:
     reuse_every: int = 1
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Conditioning:
+    """A request's conditioning inputs: one batch slot's, without the noisy latents and their noise level.
+
+    Args:
+        context: cross-attention tokens.
+        concat: latents concatenated to the noisy ones, frame by frame; K may be 0.
+        vector: scalars embedded beside the timestep.
+    """
+
+    context: Float[Tensor, "N D"]
+    concat: Float[Tensor, "T K h w"]
+    vector: Float[Tensor, " V"]
+
+    def unconditional(self) -> Conditioning:
+        """For the unconditional pass: both image paths zeroed, the vector kept (as the published models do)."""
+        return Conditioning(torch.zeros_like(self.context), torch.zeros_like(self.concat), self.vector)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DenoiserInputs:
+    """The inputs of one denoiser call, one entry a batch slot.
+
+    Args:
+        latents: noisy latents, multiplied by c_in.
+        timestep: c_noise of each slot: slots may be at different noise levels.
+        context: cross-attention tokens.
+        concat: what is concatenated to the latents' channels; K may be 0.
+        vector: scalars embedded beside the timestep, such as fps - 1, motion bucket, noise augmentation.
+    """
+
+    latents: Float[Tensor, "B T C h w"]
+    timestep: Float[Tensor, " B"]
+    context: Float[Tensor, "B N D"]
+    concat: Float[Tensor, "B T K h w"]
+    vector: Float[Tensor, "B V"]
+
+    @classmethod
+    def stack(
+        cls,
+        latents: Sequence[Float[Tensor, "T C h w"]],
+        timestep: Sequence[Float[Tensor, ""]],
+        conditioning: Sequence[Conditioning],
+    ) -> DenoiserInputs:
+        """One slot for each of the latents."""
+        return cls(
+            torch.stack(list(latents)),
+            torch.stack(list(timestep)),
+            torch.stack([slot.context for slot in conditioning]),
+            torch.stack([slot.concat for slot in conditioning]),
+            torch.stack([slot.vector for slot in conditioning]),
+        )
+
+    @classmethod
+    def cat(cls, parts: Iterable[DenoiserInputs]) -> DenoiserInputs:
+        """The slots of several calls, in order, as one call."""
+        return cls(*map(torch.cat, zip(*(part.as_tuple() for part in parts), strict=True)))
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return len(self.latents)
+
+    def as_tuple(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The tensors in the order of the fields."""
+        return self.latents, self.timestep, self.context, self.concat, self.vector
+
+    def as_dict(self) -> dict[str, Tensor]:
+        """The tensors by the fields' names, which are also the input names of an exported graph."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> DenoiserInputs:
+        """The function applied to each tensor."""
+        return DenoiserInputs(*map(function, self.as_tuple()))
+
+    def split(self, sizes: int | Sequence[int]) -> list[DenoiserInputs]:
+        """Calls of at most so many slots, or of these sizes, as torch.split has it."""
+        lengths = sizes if isinstance(sizes, int) else list(sizes)
+        return [DenoiserInputs(*part) for part in zip(*(one.split(lengths) for one in self.as_tuple()), strict=True)]
+
+    def index(self, slots: Tensor | slice) -> DenoiserInputs:
+        """These slots; one may be taken more than once."""
+        return self.map(lambda tensor: tensor[slots])
+
+    def to(self, device: torch.device) -> DenoiserInputs:
+        """On the device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+
 @runtime_checkable
 class Denoiser(Protocol):
-    """F of EDM's equation 7: the bare network, without preconditioning or guidance."""
+    """F of EDM's equation 7 (Karras et al. 2022): the bare network, without preconditioning or guidance."""
 
-    def __call__(
-        self,
-        latents: Float[Tensor, "B T C h w"],
-        timestep: Float[Tensor, " B"],
-        context: Float[Tensor, "B N D"],
-        concat: Float[Tensor, "B T K h w"],
-        vector: Float[Tensor, "B V"],
-    ) -> Float[Tensor, "B T C h w"]:
-        """The network's output, float32, for inputs in float32 on the denoiser's device.
-
-        Args:
-            latents: noisy latents, multiplied by c_in.
-            timestep: c_noise of each place: places may be at different noise levels.
-            context: cross-attention tokens.
-            concat: what is concatenated to the latents' channels.
-            vector: scalars embedded beside the timestep, such as fps - 1, motion bucket, noise augmentation.
-        """
+    def __call__(self, inputs: DenoiserInputs) -> Float[Tensor, "B T C h w"]:
+        """The network's output, float32, for inputs in float32 on the denoiser's device."""
         ...
 
 
@@ -76,17 +154,17 @@ class Denoiser(Protocol):
 class AdaptableDenoiser(Denoiser, Protocol):
     """A Denoiser that can apply LoRAs, one to a whole call."""
 
-    def adapt(self, wanted: LoraUse | None) -> None:
-        """Apply this one from the next call on; None: none. Raises InvalidRequest for one that it does not have."""
+    def set_lora(self, lora: LoraUse | None) -> None:
+        """Apply this LoRA from the next call on; None: none. Raises InvalidRequest for one that is not loaded."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CachedFeatures:
-    """What a row keeps of an evaluation for the next ones.
+    """Deep features that a row carries from one evaluation to the next (DeepCache).
 
     Args:
-        features: deep features of the network, one for each place the row took.
+        features: one for each batch slot the row took.
         age: evaluations that have used them since.
     """
 
@@ -95,17 +173,26 @@ class CachedFeatures:
 
 
 @runtime_checkable
-class ReusingDenoiser(Denoiser, Protocol):
-    """A Denoiser that can skip its deep layers where a row has kept what they gave at an evaluation before."""
+class CachingDenoiser(Denoiser, Protocol):
+    """A Denoiser that can skip its deep layers for rows with deep features of an evaluation before."""
 
-    def reusing(
-        self, inputs: tuple[Tensor, ...], kept: Sequence[CachedFeatures | None], places: Sequence[int]
+    @property
+    def caches_features(self) -> bool:
+        """Whether it does; a wrapper answers for the denoiser inside it."""
+        ...
+
+    def run_with_cache(
+        self, inputs: DenoiserInputs, cache: Sequence[CachedFeatures | None], slots: Sequence[int]
     ) -> tuple[Float[Tensor, "B T C h w"], list[CachedFeatures]]:
-        """The output at every place, and what each row keeps.
+        """The output of every batch slot, and each row's features for its next evaluation.
 
         Args:
-            inputs: as `__call__` takes them.
-            kept: of each row; None before its first evaluation.
-            places: how many places each row takes, in order.
+            cache: of each row; None before its first evaluation.
+            slots: how many batch slots each row takes, in order.
         """
         ...
+
+
+def caching(denoiser: Denoiser) -> CachingDenoiser | None:
+    """The denoiser as one that caches features; None where it does not."""
+    return denoiser if isinstance(denoiser, CachingDenoiser) and denoiser.caches_features else None

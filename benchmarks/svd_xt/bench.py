@@ -22,6 +22,7 @@ from PIL import Image
 
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, scheduler_for
+from model.denoiser import DenoiserInputs
 from model.encoders import build_conditioners
 from model.params import Params
 from model.presets import Preset, preset
@@ -142,20 +143,20 @@ class Bench:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def inputs(self, batch_size: int, frames: int | None = None) -> tuple[torch.Tensor, ...]:
+    def inputs(self, batch_size: int, frames: int | None = None) -> DenoiserInputs:
         """Inputs of a Denoiser."""
         shape, size = self.latent, self.preset.unet
         count = frames or shape.num_frames
         g = torch.Generator().manual_seed(batch_size)
         clip = (batch_size, count, shape.channels, shape.height, shape.width)
-        tensors = (
+        inputs = DenoiserInputs(
             torch.randn(clip, generator=g),
             torch.linspace(-1.0, 1.5, batch_size),
             torch.randn(batch_size, 1, size.context_dim, generator=g),
             torch.randn(clip, generator=g),
             torch.tensor([[6.0, 127.0, 0.02]]).expand(batch_size, -1).contiguous(),
         )
-        return tuple(part.to(self.device) for part in tensors)
+        return inputs.to(self.device)
 
     def timed(self, work: Callable[[], object], *, repeats: int | None = None, warm_ups: int = 2) -> Timed:
         """Run it, first for the warm-up, then against the clock."""

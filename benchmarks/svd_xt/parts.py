@@ -145,10 +145,10 @@ def _ours(bench: Bench, backend: str) -> Found:
     checkpoint, denoiser = ready(bench, backend)
     inputs = bench.inputs(GUIDED)
     started = time.perf_counter()
-    denoiser(*inputs)
+    denoiser(inputs)
     figures: Found = {"first_call_s": time.perf_counter() - started}
-    figures["step"] = bench.timed(lambda: denoiser(*inputs)).as_dict()
-    latents = inputs[0][0]
+    figures["step"] = bench.timed(lambda: denoiser(inputs)).as_dict()
+    latents = inputs.latents[0]
     figures["decode"] = bench.timed(lambda: decode(checkpoint.vae, latents, 8), repeats=3, warm_ups=1).as_dict()
     frames = decode(checkpoint.vae, latents, 8)
     figures["encode"] = bench.timed(lambda: encode_video(frames, 7, "mp4"), repeats=3, warm_ups=0).as_dict()
@@ -207,11 +207,11 @@ def curve(bench: Bench, figures: Found) -> Found:
     answers: Found = {"places": {}, "frames": {}}
     for batch_size in (count for count in (1, 2, 3, 4, 8) if count <= most):
         inputs = bench.inputs(batch_size)
-        answers["places"][str(batch_size)] = bench.timed(lambda inputs=inputs: denoiser(*inputs)).as_dict()  # type: ignore[misc]
+        answers["places"][str(batch_size)] = bench.timed(lambda inputs=inputs: denoiser(inputs)).as_dict()  # type: ignore[misc]
     total = bench.latent.num_frames
     for frames in sorted({max(1, total // 4), max(1, total // 2), 14 if total > 14 else total, total}):
         inputs = bench.inputs(GUIDED, frames)
-        answers["frames"][str(frames)] = bench.timed(lambda inputs=inputs: denoiser(*inputs)).as_dict()  # type: ignore[misc]
+        answers["frames"][str(frames)] = bench.timed(lambda inputs=inputs: denoiser(inputs)).as_dict()  # type: ignore[misc]
     return answers
 
 

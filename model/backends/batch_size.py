@@ -1,9 +1,10 @@
-"""The same bits in any company on a device whose kernels depend on the batch size: every call has the same one.
+"""Denoiser calls of a fixed or a bounded batch size.
 
-At a fixed batch size and with pinned kernels a place's result does not depend on what is in the others (DESIGN,
-Identity); so short calls are padded with a place repeated, and longer ones split.
+`FixedBatchDenoiser` makes a GPU backend batch-invariant: kernels are chosen by the batch size, so at one batch size and
+with pinned kernels a slot's result does not depend on the others (DESIGN, Identity). `MaxBatchDenoiser` bounds what a
+call takes in memory.
 
-Calls no larger than memory holds: the places of a larger one go in groups, one after another.
+Legend: B batch slots, T frames, C latent channels; h, w latent.
 """
 
 from __future__ import annotations
@@ -12,53 +13,38 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.denoiser import Denoiser
+from model.denoiser import Denoiser, DenoiserInputs
 
 
 class FixedBatchDenoiser:
-    """A Denoiser (model.denoiser) around another, called with exactly `places` places each time."""
+    """A Denoiser (model.denoiser) around another, called with exactly `batch_size` slots each time.
 
-    def __init__(self, inner: Denoiser, places: int) -> None:
+    Shorter calls are padded with their last slot, longer ones are split.
+    """
+
+    def __init__(self, inner: Denoiser, batch_size: int) -> None:
         self._inner = inner
-        self._places = places
+        self._batch_size = batch_size
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
 
-    def __call__(
-        self,
-        latents: Float[Tensor, "B T C h w"],
-        timestep: Float[Tensor, " B"],
-        context: Float[Tensor, "B N D"],
-        concat: Float[Tensor, "B T K h w"],
-        vector: Float[Tensor, "B V"],
-    ) -> Float[Tensor, "B T C h w"]:
+    def __call__(self, inputs: DenoiserInputs) -> Float[Tensor, "B T C h w"]:
         """See Denoiser."""
-        told = (latents, timestep, context, concat, vector)
-        groups = zip(*(part.split(self._places) for part in told), strict=True)
-        return torch.cat([self._padded(group) for group in groups])
+        return torch.cat([self._run_padded(group) for group in inputs.split(self._batch_size)])
 
-    def _padded(self, group: tuple[Tensor, ...]) -> Tensor:
-        here = len(group[0])
-        index = torch.arange(self._places, device=group[0].device).clamp(max=here - 1)
-        return self._inner(*(part[index] for part in group))[:here]
+    def _run_padded(self, inputs: DenoiserInputs) -> Tensor:
+        count = inputs.batch_size
+        slots = torch.arange(self._batch_size, device=inputs.latents.device).clamp(max=count - 1)
+        return self._inner(inputs.index(slots))[:count]
 
 
 class MaxBatchDenoiser:
-    """A Denoiser (model.denoiser) around another, called with at most `places` places."""
+    """A Denoiser (model.denoiser) around another, called with at most `max_batch_size` slots."""
 
-    def __init__(self, inner: Denoiser, places: int) -> None:
+    def __init__(self, inner: Denoiser, max_batch_size: int) -> None:
         self._inner = inner
-        self._places = places
+        self._max_batch_size = max_batch_size
 
-    def __call__(
-        self,
-        latents: Float[Tensor, "B T C h w"],
-        timestep: Float[Tensor, " B"],
-        context: Float[Tensor, "B N D"],
-        concat: Float[Tensor, "B T K h w"],
-        vector: Float[Tensor, "B V"],
-    ) -> Float[Tensor, "B T C h w"]:
+    def __call__(self, inputs: DenoiserInputs) -> Float[Tensor, "B T C h w"]:
         """See Denoiser."""
-        told = (latents, timestep, context, concat, vector)
-        groups = zip(*(part.split(self._places) for part in told), strict=True)
-        return torch.cat([self._inner(*group) for group in groups])
+        return torch.cat([self._inner(group) for group in inputs.split(self._max_batch_size)])

@@ -1,12 +1,11 @@
-"""The torch-compiled backend: the UNet's repeated blocks through torch.compile, the rest as it is.
+"""The torch-compiled backend: regional torch.compile of the UNet's repeated blocks, the rest eager.
 
 Blocks are compiled rather than the whole network: blocks of one width share their code, so the first call waits
-minutes rather than tens of them. Places, height and width are symbols, each its own, so that another number of them
-compiles nothing new; one place alone is a case of its own, as torch.compile has it. On a CPU the places of a call run
+minutes rather than tens of them. Batch size, height and width are dynamic, each its own symbol, so that another number
+compiles nothing new; a batch of one is a case of its own, as torch.compile has it. On a CPU the slots of a call run
 one after another, so there is only that.
 
-Legend: B places, T frames, C latent channels, K concatenated channels, N context tokens, D their width, V vector
-scalars; h, w latent.
+Legend: B batch slots, T frames, C latent channels; h, w latent.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from diffusers import UNetSpatioTemporalConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.denoiser import CpuThreads
+from model.backends.torch import call_unet
+from model.denoiser import CpuThreads, DenoiserInputs
 from model.errors import InvalidRequest
 from model.optimized.fused_blocks import FusedResBlock, FusedTransformer
 
@@ -40,32 +40,11 @@ class CompiledDenoiser:
         self._one_by_one = cores.pinned or unet.device.type == "cpu"
         compile_blocks(unet)
 
-    def __call__(
-        self,
-        latents: Float[Tensor, "B T C h w"],
-        timestep: Float[Tensor, " B"],
-        context: Float[Tensor, "B N D"],
-        concat: Float[Tensor, "B T K h w"],
-        vector: Float[Tensor, "B V"],
-    ) -> Float[Tensor, "B T C h w"]:
-        """See Denoiser. Pinned, and on a CPU, each place is a call of its own, so its bits do not know its company."""
-        told = (latents, timestep, context, concat, vector)
+    def __call__(self, inputs: DenoiserInputs) -> Float[Tensor, "B T C h w"]:
+        """See Denoiser. Batch-invariant where pinned and on a CPU: each slot is a call of its own."""
         if not self._one_by_one:
-            return self._run(*told)
-        places = zip(*(part.split(1) for part in told), strict=True)
-        return torch.cat([self._run(*place) for place in places])
-
-    def _run(self, latents: Tensor, timestep: Tensor, context: Tensor, concat: Tensor, vector: Tensor) -> Tensor:
-        dtype = self._unet.dtype
-        with torch.inference_mode():
-            output: Tensor = self._unet(
-                torch.cat([latents, concat], dim=2).to(dtype),
-                timestep,
-                encoder_hidden_states=context.to(dtype),
-                added_time_ids=vector,
-                return_dict=False,
-            )[0]
-        return output.float()
+            return call_unet(self._unet, inputs)
+        return torch.cat([call_unet(self._unet, slot) for slot in inputs.split(1)])
 
 
 def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
@@ -89,11 +68,11 @@ def require_compiler_on(device: torch.device) -> None:
     """Raise InvalidRequest where torch.compile needs a C++ compiler (on a CPU) and finds none: $CXX, g++ or clang++."""
     if device.type != "cpu":
         return
-    named = os.environ.get("CXX")
-    wanted = [named] if named else ["g++", "clang++"]
-    if not any(shutil.which(name) for name in wanted):
+    configured = os.environ.get("CXX")
+    compilers = [configured] if configured else ["g++", "clang++"]
+    if not any(shutil.which(name) for name in compilers):
         raise InvalidRequest(
-            f"torch-compiled needs a C++ compiler on a CPU, and there is no {' or '.join(wanted)}: install one "
+            f"torch-compiled needs a C++ compiler on a CPU, and there is no {' or '.join(compilers)}: install one "
             "(Debian, Ubuntu: apt install g++), or choose --denoiser torch",
             param="backend",
             code="missing_compiler",

@@ -1,10 +1,9 @@
-"""CUDA graphs around a denoiser: one recording for each shape of call, replayed without asking Python for its kernels.
+"""CUDA graphs around a denoiser: one capture for each shape of call, replayed without Python launching its kernels.
 
-A recording holds its memory for good, so only the shapes used last are kept. Replaying gives the bits of the recorded
-kernels. Recording is behind a small protocol, so that the bookkeeping is tested without a GPU.
+A capture holds its memory for good, so only the shapes used last are kept (LRU). Replaying gives the bits of the
+recorded kernels. Recording is behind a small protocol, so that the bookkeeping is tested without a GPU.
 
-Legend: B places, T frames, C latent channels, K concatenated channels, N context tokens, D their width, V vector
-scalars; h, w latent.
+Legend: B batch slots, T frames, C latent channels; h, w latent.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.denoiser import Denoiser
+from model.denoiser import Denoiser, DenoiserInputs
 from model.errors import InvalidRequest
 
 MAX_GRAPHS = 4
@@ -56,12 +55,12 @@ class CudaRecorder:
 
     def record(self, call: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
         """See Recorder. Warms up on a stream of its own, as recording demands."""
-        aside = torch.cuda.Stream(self._device)
-        aside.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(aside):
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 call()
-        torch.cuda.current_stream(self._device).wait_stream(aside)
+        torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # The decode lane uses the device meanwhile: only this thread's forbidden calls are to end the recording.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -72,41 +71,33 @@ class CudaRecorder:
 class CudaGraphDenoiser:
     """A Denoiser (model.denoiser) around another, whose calls are recorded and replayed. Of one thread."""
 
-    def __init__(self, inner: Denoiser, recorder: Recorder, kept: int = MAX_GRAPHS) -> None:
+    def __init__(self, inner: Denoiser, recorder: Recorder, max_graphs: int = MAX_GRAPHS) -> None:
         self._inner = inner
         self._recorder = recorder
-        self._most = kept
-        self._kept: OrderedDict[Shapes, tuple[Recording, tuple[Tensor, ...], Tensor]] = OrderedDict()
+        self._max_graphs = max_graphs
+        self._graphs: OrderedDict[Shapes, tuple[Recording, DenoiserInputs, Tensor]] = OrderedDict()
 
-    def __call__(
-        self,
-        latents: Float[Tensor, "B T C h w"],
-        timestep: Float[Tensor, " B"],
-        context: Float[Tensor, "B N D"],
-        concat: Float[Tensor, "B T K h w"],
-        vector: Float[Tensor, "B V"],
-    ) -> Float[Tensor, "B T C h w"]:
+    def __call__(self, inputs: DenoiserInputs) -> Float[Tensor, "B T C h w"]:
         """See Denoiser. The answer is a copy: the next replay writes over the recorded one."""
-        inputs = (latents, timestep, context, concat, vector)
-        shapes = tuple(tuple(part.shape) for part in inputs)
+        shapes = tuple(tuple(part.shape) for part in inputs.as_tuple())
         with torch.inference_mode():
-            if shapes not in self._kept:
+            if shapes not in self._graphs:
                 self._record(shapes, inputs)
-            self._kept.move_to_end(shapes)
-            recording, places, output = self._kept[shapes]
-            for place, part in zip(places, inputs, strict=True):
-                place.copy_(part, non_blocking=True)
+            self._graphs.move_to_end(shapes)
+            recording, static_inputs, output = self._graphs[shapes]
+            for static, part in zip(static_inputs.as_tuple(), inputs.as_tuple(), strict=True):
+                static.copy_(part, non_blocking=True)
             recording.replay()
             return output.clone()
 
     @property
     def recorded(self) -> tuple[Shapes, ...]:
-        """The shapes whose recordings are kept, the one used last at the end."""
-        return tuple(self._kept)
+        """The shapes with a recording, the one used last at the end."""
+        return tuple(self._graphs)
 
-    def _record(self, shapes: Shapes, inputs: tuple[Tensor, ...]) -> None:
-        while len(self._kept) >= self._most:
-            self._kept.popitem(last=False)
-        places = tuple(part.clone() for part in inputs)
-        recording, output = self._recorder.record(lambda: self._inner(*places))
-        self._kept[shapes] = (recording, places, output)
+    def _record(self, shapes: Shapes, inputs: DenoiserInputs) -> None:
+        while len(self._graphs) >= self._max_graphs:
+            self._graphs.popitem(last=False)
+        static_inputs = inputs.map(torch.clone)
+        recording, output = self._recorder.record(lambda: self._inner(static_inputs))
+        self._graphs[shapes] = (recording, static_inputs, output)

@@ -1,9 +1,8 @@
-"""The onnxruntime backend: exported graphs on the CPU or a CUDA device, without torch's own kernels.
+"""The onnxruntime backend: exported graphs on the CPU or a CUDA device, through I/O binding.
 
 Inputs and outputs are bound where they lie, so nothing is copied through the host on a GPU.
 
-Legend: B places, T frames, C latent channels, K concatenated channels, N context tokens, D their width, V vector
-scalars; h, w latent.
+Legend: B batch slots, T frames, C latent channels; h, w latent.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.denoiser import CpuThreads
+from model.denoiser import CpuThreads, DenoiserInputs
 from model.errors import CheckpointError, InvalidRequest, MissingExtra
 
 _ELEMENTS: dict[str, tuple[torch.dtype, int]] = {
@@ -68,7 +67,7 @@ class OnnxGraph:
             InvalidRequest: the graph was exported for another size.
         """
         binding = self._session.io_binding()
-        kept = [self._bind(binding, name, value) for name, value in inputs.items() if self._takes(name, value)]
+        bound = [self._bind(binding, name, value) for name, value in inputs.items() if self._takes(name, value)]
         name, dtype, element = self._output
         output = torch.empty(tuple(shape), dtype=dtype, device=self.device)
         binding.bind_output(name, self.device.type, self.device.index or 0, element, list(shape), output.data_ptr())
@@ -76,7 +75,7 @@ class OnnxGraph:
             torch.cuda.current_stream(self.device).synchronize()
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
-        del kept  # the tensors had to live until here
+        del bound  # the tensors had to live until here
         return output
 
     def _takes(self, name: str, value: Tensor) -> bool:
@@ -86,7 +85,7 @@ class OnnxGraph:
             return False
         fixed = self.shapes[name]
         sizes = list(zip(fixed, value.shape, strict=False))
-        if len(fixed) != value.ndim or not all(isinstance(wanted, str) or wanted == size for wanted, size in sizes):
+        if len(fixed) != value.ndim or not all(isinstance(axis, str) or axis == size for axis, size in sizes):
             raise InvalidRequest(
                 f"{self.file.name} takes {name} of {fixed}, not {tuple(value.shape)}; export it for that size, "
                 "or serve the checkpoint with --denoiser torch"
@@ -95,10 +94,10 @@ class OnnxGraph:
 
     def _bind(self, binding: Any, name: str, value: Tensor) -> Tensor:
         dtype, element = self._inputs[name]
-        held = value.to(self.device, dtype).contiguous()
+        tensor = value.to(self.device, dtype).contiguous()
         index = self.device.index or 0
-        binding.bind_input(name, self.device.type, index, element, list(held.shape), held.data_ptr())
-        return held
+        binding.bind_input(name, self.device.type, index, element, list(tensor.shape), tensor.data_ptr())
+        return tensor
 
 
 class OnnxDenoiser:
@@ -111,25 +110,15 @@ class OnnxDenoiser:
             cores = CpuThreads(1, pinned=True)
         self._graph = OnnxGraph(file, device, cores)
 
-    def __call__(
-        self,
-        latents: Float[Tensor, "B T C h w"],
-        timestep: Float[Tensor, " B"],
-        context: Float[Tensor, "B N D"],
-        concat: Float[Tensor, "B T K h w"],
-        vector: Float[Tensor, "B V"],
-    ) -> Float[Tensor, "B T C h w"]:
-        """See Denoiser. Pinned, each place is a call of its own on one thread, so its bits do not know its company."""
-        told = (latents, timestep, context, concat, vector)
+    def __call__(self, inputs: DenoiserInputs) -> Float[Tensor, "B T C h w"]:
+        """See Denoiser. Batch-invariant where pinned: each slot is a call of its own on one thread."""
         if self._pool is None:
-            return self._run(told)
-        places = list(zip(*(part.split(1) for part in told), strict=True))
-        return torch.cat(list(self._pool.map(self._run, places)))
+            return self._run(inputs)
+        return torch.cat(list(self._pool.map(self._run, inputs.split(1))))
 
-    def _run(self, told: tuple[Tensor, ...]) -> Tensor:
-        names = ("latents", "timestep", "context", "concat", "vector")
-        output = self._graph.run(dict(zip(names, told, strict=True)), told[0].shape)
-        return output.to(told[0].device, torch.float32)
+    def _run(self, inputs: DenoiserInputs) -> Tensor:
+        output = self._graph.run(inputs.as_dict(), inputs.latents.shape)
+        return output.to(inputs.latents.device, torch.float32)
 
 
 def _open(file: Path, device: torch.device, cores: CpuThreads) -> Any:

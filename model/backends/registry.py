@@ -22,9 +22,9 @@ def _torch(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> D
 
     fuse(checkpoint.unet, kernel(tuning.attention))
     if tuning.reuse_every > 1:
-        from model.optimized.feature_cache import FeatureReuse
+        from model.optimized.feature_cache import FeatureCacheDenoiser
 
-        return FeatureReuse(checkpoint.unet, cores, tuning.reuse_every)
+        return FeatureCacheDenoiser(checkpoint.unet, cores, tuning.reuse_every)
     return TorchDenoiser(checkpoint.unet, cores)
 
 
@@ -36,10 +36,10 @@ def _compiled(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -
     require_compiler_on(checkpoint.unet.device)
     fuse(checkpoint.unet, kernel(tuning.attention))
     if tuning.reuse_every > 1:
-        from model.optimized.feature_cache import FeatureReuse
+        from model.optimized.feature_cache import FeatureCacheDenoiser
 
         compile_blocks(checkpoint.unet)
-        return FeatureReuse(checkpoint.unet, cores, tuning.reuse_every)
+        return FeatureCacheDenoiser(checkpoint.unet, cores, tuning.reuse_every)
     return CompiledDenoiser(checkpoint.unet, cores)
 
 

@@ -1,11 +1,10 @@
 """The TensorRT backend: an exported folder's denoiser engine on the GPU it was compiled for.
 
 Inputs are copied on the device into buffers whose addresses the engine knows, so nothing passes through the host; for
-each number of places the launches are captured once as a CUDA graph and replayed. Engines of one device work in turn,
-so they share one block of scratch memory, as large as the hungriest needs.
+each batch size the launches are captured once as a CUDA graph and replayed. Engines of one device work in turn, so
+they share one block of scratch memory, as large as the hungriest needs.
 
-Legend: B places, T frames, C latent channels, K concatenated channels, N context tokens, D their width, V vector
-scalars; h, w latent.
+Legend: B batch slots, T frames, C latent channels; h, w latent.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from model.denoiser import DenoiserInputs
 from model.errors import CheckpointError, MissingExtra
 from model.export_manifest import ENGINE_FOLDER, ONNX_FOLDER, EngineBuild, check_engine, read_manifest
 
@@ -30,7 +30,7 @@ class Scratch:
         self._device = device
         self._block = torch.empty(0, dtype=torch.uint8, device=device)
 
-    def of(self, size: int) -> Tensor:
+    def at_least(self, size: int) -> Tensor:
         """At least `size` bytes. An engine that captured a graph over an older block keeps that block alive."""
         if self._block.numel() < size:
             self._block = torch.empty(size, dtype=torch.uint8, device=self._device)
@@ -71,45 +71,35 @@ class TensorRtDenoiser:
         (self._output,) = set(names) - set(self._inputs)
         dtypes = {trt.float32: torch.float32, trt.float16: torch.float16, trt.bfloat16: torch.bfloat16}
         self._dtypes = {name: dtypes[self._engine.get_tensor_dtype(name)] for name in names}
-        self._largest = int(self._engine.get_tensor_profile_shape("timestep", 0)[2][0])
+        self._max_batch_size = int(self._engine.get_tensor_profile_shape("timestep", 0)[2][0])
         self._captured: dict[int, Captured] = {}
 
-    def __call__(
-        self,
-        latents: Float[Tensor, "B T C h w"],
-        timestep: Float[Tensor, " B"],
-        context: Float[Tensor, "B N D"],
-        concat: Float[Tensor, "B T K h w"],
-        vector: Float[Tensor, "B V"],
-    ) -> Float[Tensor, "B T C h w"]:
-        """See Denoiser. More places than the engine was compiled for are split into several calls."""
-        names = ("latents", "timestep", "context", "concat", "vector")
-        told = (latents, timestep, context, concat, vector)
-        groups = zip(*(part.split(self._largest) for part in told), strict=True)
-        return torch.cat([self._run(dict(zip(names, group, strict=True))) for group in groups])
+    def __call__(self, inputs: DenoiserInputs) -> Float[Tensor, "B T C h w"]:
+        """See Denoiser. A batch larger than the engine was compiled for is split into several calls."""
+        return torch.cat([self._run(group.as_dict()) for group in inputs.split(self._max_batch_size)])
 
-    def _run(self, told: dict[str, Tensor]) -> Tensor:
-        places = len(told["latents"])
-        if places not in self._captured:
-            self._captured[places] = self._capture(told)
-        captured = self._captured[places]
+    def _run(self, inputs: dict[str, Tensor]) -> Tensor:
+        batch_size = len(inputs["latents"])
+        if batch_size not in self._captured:
+            self._captured[batch_size] = self._capture(inputs)
+        captured = self._captured[batch_size]
         for name, buffer in captured.inputs.items():
-            buffer.copy_(told[name])
+            buffer.copy_(inputs[name])
         captured.graph.replay()
         return captured.output.float()
 
-    def _capture(self, told: dict[str, Tensor]) -> Captured:
-        """Record a call of this many places; a call before it lets TensorRT set up what a capture must not."""
-        inputs = {name: told[name].to(self._device, self._dtypes[name]).contiguous() for name in self._inputs}
-        output = torch.empty(told["latents"].shape, dtype=self._dtypes[self._output], device=self._device)
-        for name, buffer in inputs.items():
+    def _capture(self, inputs: dict[str, Tensor]) -> Captured:
+        """Record a call of this batch size; a call before it lets TensorRT set up what a capture must not."""
+        buffers = {name: inputs[name].to(self._device, self._dtypes[name]).contiguous() for name in self._inputs}
+        output = torch.empty(inputs["latents"].shape, dtype=self._dtypes[self._output], device=self._device)
+        for name, buffer in buffers.items():
             if not self._context.set_input_shape(name, tuple(buffer.shape)):
                 raise CheckpointError(
                     f"the engine does not take {name} of {tuple(buffer.shape)}; export it for that size"
                 )
             self._context.set_tensor_address(name, buffer.data_ptr())
         self._context.set_tensor_address(self._output, output.data_ptr())
-        scratch = self._scratch.of(int(self._engine.device_memory_size_v2))
+        scratch = self._scratch.at_least(int(self._engine.device_memory_size_v2))
         self._context.set_device_memory(scratch.data_ptr(), scratch.numel())
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -119,7 +109,7 @@ class TensorRtDenoiser:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             self._context.execute_async_v3(stream.cuda_stream)
-        return Captured(graph, inputs, output, scratch)
+        return Captured(graph, buffers, output, scratch)
 
 
 def fitting_runtime(folder: Path, device: torch.device) -> Any:

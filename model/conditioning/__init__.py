@@ -38,10 +38,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.checkpoint import Checkpoint
+from model.denoiser import Conditioning
 from model.encoders import ImageEncoder, ImagePairEncoder, TextEncoder
 from model.errors import InvalidRequest
 from model.params import PARAMS, Params, TextToVideoParams
-from model.sampling.row import Conditioning
 from model.tasks import VectorField
 from model.vae import encode_mode
 

@@ -1,16 +1,15 @@
-"""Feature reuse: between two whole evaluations of the network, only its outermost layers run (off by default).
+"""DeepCache (Ma et al. 2024, arXiv 2312.00858): deep features are cached between full evaluations (off by default).
 
-The deep features of a denoiser change slowly from step to step. So a row keeps them from one evaluation, and the next
-`every` - 1 run only the first convolution and the last `depth` layers at full size, with the kept features in place of
-everything between (DeepCache: Ma et al. 2024, arXiv 2312.00858, section 3.2). It costs quality, which is not
-measured yet (docs/speed.md).
+The deep features of a denoiser change slowly from step to step. So a row carries them from one evaluation, and the next
+`every` - 1 run only the first convolution and the last `depth` layers at full size, with the cached features in place
+of everything between (section 3.2). It costs quality: docs/speed.md has the figures.
 
-What is kept, and how old it is, belongs to the row (model.sampling.row.Row.kept): rows of one call are at different
-ages, and each place of a call is either whole or outer. A row that goes on from a stored state begins with a whole
-evaluation, so its video is not quite that of an uninterrupted run.
+The features and their age belong to the row (model.sampling.row.Row.cached_features): rows of one call are at different
+ages, and each batch slot of a call is either a full or a cached evaluation. A row that goes on from a stored state
+begins with a full evaluation, so its video is not quite that of an uninterrupted run.
 
-Legend: B places, T frames, C latent channels, E of the kept features, K of the input; N context tokens, D their width,
-V vector scalars; h, w latent.
+Legend: B batch slots, T frames, C latent channels, E of the cached features, K of the input; N context tokens, D their
+width, V vector scalars; h, w latent.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from diffusers import UNetSpatioTemporalConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from model.denoiser import CachedFeatures, CpuThreads
+from model.denoiser import CachedFeatures, CpuThreads, DenoiserInputs
 from model.errors import InvalidRequest
 
-Place = tuple[tuple[Tensor, ...], Tensor | None]
-"""The inputs of some places, and the features kept of them; None where all layers are to run."""
+CallPart = tuple[DenoiserInputs, Tensor | None]
+"""Some batch slots, and their cached features; None where all layers are to run."""
 
 
-class FeatureReuse:
-    """A ReusingDenoiser (model.denoiser) around a UNet.
+class FeatureCacheDenoiser:
+    """A CachingDenoiser (model.denoiser) around a UNet.
 
     Args:
         every: evaluations for which deep features serve, the one that made them included; 1 reuses nothing.
@@ -41,6 +40,8 @@ class FeatureReuse:
     Raises:
         InvalidRequest: `every` below 1, or a depth that the network does not have.
     """
+
+    caches_features = True
 
     def __init__(self, unet: UNetSpatioTemporalConditionModel, cores: CpuThreads, every: int, depth: int = 1) -> None:
         outermost = len(unet.up_blocks[-1].resnets)
@@ -55,76 +56,69 @@ class FeatureReuse:
         on_cpu = unet.device.type == "cpu"
         self._pool = ThreadPoolExecutor(cores.count // cores.half, "stillmotion-unet") if on_cpu else None
 
-    def __call__(
-        self,
-        latents: Float[Tensor, "B T C h w"],
-        timestep: Float[Tensor, " B"],
-        context: Float[Tensor, "B N D"],
-        concat: Float[Tensor, "B T K h w"],
-        vector: Float[Tensor, "B V"],
-    ) -> Float[Tensor, "B T C h w"]:
+    def __call__(self, inputs: DenoiserInputs) -> Float[Tensor, "B T C h w"]:
         """See Denoiser: every layer runs."""
-        return self._outputs([((latents, timestep, context, concat, vector), None)])[0][0]
+        return self._outputs([(inputs, None)])[0][0]
 
-    def reusing(
-        self, inputs: tuple[Tensor, ...], kept: Sequence[CachedFeatures | None], places: Sequence[int]
+    def run_with_cache(
+        self, inputs: DenoiserInputs, cache: Sequence[CachedFeatures | None], slots: Sequence[int]
     ) -> tuple[Float[Tensor, "B T C h w"], list[CachedFeatures]]:
-        """See ReusingDenoiser. Rows at the same kind of evaluation share a call; on a CPU each place has its own."""
-        parts = list(zip(*(part.split(list(places)) for part in inputs), strict=True))
-        features = [self._usable(one, count) for one, count in zip(kept, places, strict=True)]
-        answers = self._outputs(list(zip(parts, features, strict=True)))
+        """See CachingDenoiser. Rows at the same kind of evaluation share a call; on a CPU each slot has its own."""
+        usable = [self._usable(cached, count) for cached, count in zip(cache, slots, strict=True)]
+        outputs = self._outputs(list(zip(inputs.split(slots), usable, strict=True)))
         after = [
-            CachedFeatures(deep, 0 if old is None or one is None else one.age + 1)
-            for (_, deep), old, one in zip(answers, features, kept, strict=True)
+            CachedFeatures(deep, 0 if features is None or cached is None else cached.age + 1)
+            for (_, deep), features, cached in zip(outputs, usable, cache, strict=True)
         ]
-        return torch.cat([output for output, _ in answers]), after
+        return torch.cat([output for output, _ in outputs]), after
 
-    def _usable(self, kept: CachedFeatures | None, places: int) -> Tensor | None:
+    def _usable(self, cached: CachedFeatures | None, slots: int) -> Tensor | None:
         """The features, unless they are too old or there are too few (a row that is guided again)."""
-        if kept is None or kept.age + 1 >= self._every or len(kept.features) < places:
+        if cached is None or cached.age + 1 >= self._every or len(cached.features) < slots:
             return None
-        return kept.features[-places:]  # the conditional place is the last
+        return cached.features[-slots:]  # the conditional slot is the last
 
-    def _outputs(self, rows: list[Place]) -> list[tuple[Tensor, Tensor]]:
+    def _outputs(self, rows: list[CallPart]) -> list[tuple[Tensor, Tensor]]:
         """Output and features of each row."""
         if self._pool is not None:
-            return self._side_by_side(rows)
-        answers: dict[int, tuple[Tensor, Tensor]] = {}
-        for whole in (True, False):
-            group = [number for number, (_, old) in enumerate(rows) if (old is None) == whole]
+            return self._one_slot_each(rows)
+        outputs: dict[int, tuple[Tensor, Tensor]] = {}
+        for full in (True, False):
+            group = [number for number, (_, features) in enumerate(rows) if (features is None) == full]
             if group:
-                sizes = [len(rows[number][0][0]) for number in group]
-                inputs = tuple(map(torch.cat, zip(*(rows[number][0] for number in group), strict=True)))
-                olds = [old for number in group if (old := rows[number][1]) is not None]
-                output, deep = self._run((inputs, torch.cat(olds) if olds else None))
-                answers |= dict(zip(group, zip(output.split(sizes), deep.split(sizes), strict=True), strict=True))
-        return [answers[number] for number in range(len(rows))]
+                sizes = [rows[number][0].batch_size for number in group]
+                inputs = DenoiserInputs.cat(rows[number][0] for number in group)
+                cached = [features for number in group if (features := rows[number][1]) is not None]
+                output, deep = self._run((inputs, torch.cat(cached) if cached else None))
+                outputs |= dict(zip(group, zip(output.split(sizes), deep.split(sizes), strict=True), strict=True))
+        return [outputs[number] for number in range(len(rows))]
 
-    def _side_by_side(self, rows: list[Place]) -> list[tuple[Tensor, Tensor]]:
-        """On a CPU: each place alone on its share of the cores, so that its bits do not know its company."""
+    def _one_slot_each(self, rows: list[CallPart]) -> list[tuple[Tensor, Tensor]]:
+        """On a CPU: each slot alone on its share of the cores, so that its bits do not depend on the batch."""
         assert self._pool is not None
-        alone: list[Place] = []
-        for inputs, old in rows:
-            singles = zip(*(part.split(1) for part in inputs), strict=True)
-            olds = [None] * len(inputs[0]) if old is None else list(old.split(1))
-            alone += zip(singles, olds, strict=True)
-        done = iter(list(self._pool.map(self._pinned, alone)))
-        answers = []
+        singles: list[CallPart] = []
+        for inputs, features in rows:
+            each = [None] * inputs.batch_size if features is None else list(features.split(1))
+            singles += zip(inputs.split(1), each, strict=True)
+        results = iter(list(self._pool.map(self._run_slot, singles)))
+        outputs = []
         for inputs, _ in rows:
-            mine = [next(done) for _ in range(len(inputs[0]))]
-            answers.append((torch.cat([output for output, _ in mine]), torch.cat([deep for _, deep in mine])))
-        return answers
+            of_row = [next(results) for _ in range(inputs.batch_size)]
+            outputs.append((torch.cat([output for output, _ in of_row]), torch.cat([deep for _, deep in of_row])))
+        return outputs
 
-    def _pinned(self, place: Place) -> tuple[Tensor, Tensor]:
+    def _run_slot(self, part: CallPart) -> tuple[Tensor, Tensor]:
         torch.set_num_threads(self._cores.half)
-        return self._run(place)
+        return self._run(part)
 
-    def _run(self, place: Place) -> tuple[Tensor, Tensor]:
-        (latents, timestep, context, concat, vector), old = place
+    def _run(self, part: CallPart) -> tuple[Tensor, Tensor]:
+        inputs, features = part
         dtype = self._unet.dtype
         with torch.inference_mode():
-            sample = torch.cat([latents, concat], dim=2).to(dtype)
-            output, deep = run_unet(self._unet, sample, timestep, context.to(dtype), vector, old, self._depth)
+            sample = torch.cat([inputs.latents, inputs.concat], dim=2).to(dtype)
+            output, deep = run_unet(
+                self._unet, sample, inputs.timestep, inputs.context.to(dtype), inputs.vector, features, self._depth
+            )
         return output.float(), deep
 
 
@@ -142,30 +136,32 @@ def run_unet(
     With `deep` None this is diffusers' own forward function, layer for layer.
     """
     rows, frames = sample.shape[:2]
-    told = _LayerInputs(unet, sample, timestep, context, vector)
+    shared = _LayerInputs(unet, sample, timestep, context, vector)
     x = unet.conv_in(sample.flatten(0, 1))
     skips = [x]
     first, last = unet.down_blocks[0], unet.up_blocks[-1]
     outer = len(last.resnets) - depth
     # The last layer takes the first convolution's output, the one before it the first layer's, and so on.
-    wanted = len(first.resnets) if deep is None else depth - 1
-    for number in range(wanted):
-        x = told.layer(first, number, x)
+    first_layers = len(first.resnets) if deep is None else depth - 1
+    for number in range(first_layers):
+        x = shared.layer(first, number, x)
         skips.append(x)
     if deep is None:
-        x = _inner(unet, x, skips, told)
+        x = _inner(unet, x, skips, shared)
         for number in range(outer):
-            x = told.layer(last, number, torch.cat([x, skips[-1 - number]], dim=1))
+            x = shared.layer(last, number, torch.cat([x, skips[-1 - number]], dim=1))
         deep = x.unflatten(0, (rows, frames))
     else:
         x = deep.flatten(0, 1)
     for number in range(outer, len(last.resnets)):
-        x = told.layer(last, number, torch.cat([x, skips[len(last.resnets) - 1 - number]], dim=1))
+        x = shared.layer(last, number, torch.cat([x, skips[len(last.resnets) - 1 - number]], dim=1))
     x = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
     return x.unflatten(0, (rows, frames)), deep
 
 
-def _inner(unet: UNetSpatioTemporalConditionModel, x: Tensor, outer_skips: list[Tensor], told: _LayerInputs) -> Tensor:
+def _inner(
+    unet: UNetSpatioTemporalConditionModel, x: Tensor, outer_skips: list[Tensor], shared: _LayerInputs
+) -> Tensor:
     """Everything below the outermost level: its output, back at full size."""
     down, up = list(unet.down_blocks), list(unet.up_blocks)
     skips: list[Tensor] = []
@@ -173,19 +169,19 @@ def _inner(unet: UNetSpatioTemporalConditionModel, x: Tensor, outer_skips: list[
         x = sampler(x)
         skips.append(x)
     for block in down[1:]:
-        x, more = told.block(block, x)
+        x, more = shared.block(block, x)
         skips += more
-    x = told.block(unet.mid_block, x)
+    x = shared.block(unet.mid_block, x)
     for number, block in enumerate(up[:-1]):
         count = len(block.resnets)
-        mine, skips = tuple(skips[-count:]), skips[:-count]
+        block_skips, skips = tuple(skips[-count:]), skips[:-count]
         size = (skips[-1] if skips else outer_skips[-1]).shape[2:] if number < len(up) - 1 else None
-        x = told.block(block, x, res_hidden_states_tuple=mine, upsample_size=size)
+        x = shared.block(block, x, res_hidden_states_tuple=block_skips, upsample_size=size)
     return x
 
 
 class _LayerInputs:
-    """What every layer is told besides its input: the embeddings of time and vector, the context, the clip's length."""
+    """Every layer's inputs besides its hidden states: embeddings of time and vector, context, image_only_indicator."""
 
     def __init__(self, unet: Any, sample: Tensor, timestep: Tensor, context: Tensor, vector: Tensor) -> None:
         rows, frames = sample.shape[:2]

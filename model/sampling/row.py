@@ -1,16 +1,15 @@
 """A Row: one request in flight, as a value that can stop and resume between any two denoiser evaluations.
 
-Everything that distinguishes one request from another is in its row: noise levels, place among them, solver, guidance,
-conditioning. So rows in one denoiser call may differ in all of these; they share only their BatchKey.
+Everything that distinguishes one request from another is in its row: noise levels, position among them, solver,
+guidance, conditioning. So rows in one denoiser call may differ in all of these; they share only their BatchKey.
+
+A row's checkpoint (`save_state`, `load_state`) is a safetensors file of what cannot be computed again: the sample, the
+solver's history and the step, in float32. The conditioning is encoded again from the request on resume, so a state is
+small (25 x 4 x 72 x 128 latents: 3.7 MB) and holds nothing of the picture's pixels. A fingerprint of what the steps
+depend on refuses a state of another request, solver or checkpoint.
 
 Legend: T frames, C latent channels, K concatenated condition channels, N context tokens, D their width, V vector
 scalars; h, w latent.
-
-A row on its way through a crash: what cannot be computed again, as a safetensors file.
-
-Stored are the sample, the solver's history and the step, in float32. What the network is told is encoded again from
-the request when it resumes, so a state is small (25 x 4 x 72 x 128 latents: 3.7 MB) and holds nothing of the picture's
-pixels. A fingerprint of what the steps depend on refuses a state of another request, solver or checkpoint.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from model.denoiser import CachedFeatures
+from model.denoiser import CachedFeatures, Conditioning
 from model.errors import InvalidRequest
 from model.lora.catalog import LoraUse
 from model.params import SolverName
@@ -46,25 +45,6 @@ class BatchKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Conditioning:
-    """What the network is told besides the noisy latents.
-
-    Args:
-        context: cross-attention tokens.
-        concat: latents concatenated to the noisy ones, frame by frame; K may be 0.
-        vector: scalars embedded beside the timestep.
-    """
-
-    context: Float[Tensor, "N D"]
-    concat: Float[Tensor, "T K h w"]
-    vector: Float[Tensor, " V"]
-
-    def unconditional(self) -> Conditioning:
-        """For the unconditional pass: both image paths zeroed, the vector kept (as the published models do)."""
-        return Conditioning(torch.zeros_like(self.context), torch.zeros_like(self.concat), self.vector)
-
-
-@dataclass(frozen=True, slots=True)
 class Row:
     """A request's resumable state; `begin` makes one, `advanced` the next.
 
@@ -73,12 +53,12 @@ class Row:
         solver: which solver steps it.
         sigmas: its noise levels, ending in 0.
         state: the solver's state, float32, on the denoiser's device.
-        conditions: what each of its evaluations is told: (unconditional, conditional), or (conditional,) unguided.
+        conditions: its batch slots' conditioning: (unconditional, conditional), or (conditional,) unguided.
         scale: guidance scale of each frame.
-        seed: what its noise came from.
-        interval: noise levels (low, high] at which it is guided; None for all (Kynkaanniemi et al. 2024,
+        seed: of its noise.
+        guidance_interval: noise levels (low, high] at which it is guided; None for all (Kynkaanniemi et al. 2024,
             arXiv 2404.07724). Outside, the conditional output is taken as it is.
-        kept: features of an evaluation before, where the denoiser reuses them (model.optimized.feature_cache).
+        cached_features: of an evaluation before, where the denoiser reuses them (model.optimized.feature_cache).
     """
 
     key: BatchKey
@@ -88,8 +68,8 @@ class Row:
     conditions: tuple[Conditioning, ...]
     scale: Float[Tensor, " T"]
     seed: int
-    interval: tuple[float, float] | None = None
-    kept: CachedFeatures | None = None
+    guidance_interval: tuple[float, float] | None = None
+    cached_features: CachedFeatures | None = None
 
     @classmethod
     def begin(
@@ -114,22 +94,23 @@ class Row:
     def sigma(self) -> float:
         """The noise level of the next evaluation; 0 once done."""
         half_done = self.state.slope is not None
-        return self.sigmas[min(self.step + half_done, self.total)]
+        return self.sigmas[min(self.step + half_done, self.num_steps)]
 
     @property
-    def told(self) -> tuple[Conditioning, ...]:
-        """What the next evaluation tells the network, one for each place it takes in a call."""
-        if self.interval is not None and not self.interval[0] < self.sigma <= self.interval[1]:
+    def active_conditions(self) -> tuple[Conditioning, ...]:
+        """The conditioning of the next evaluation, one for each batch slot it takes in a call."""
+        interval = self.guidance_interval
+        if interval is not None and not interval[0] < self.sigma <= interval[1]:
             return self.conditions[-1:]
         return self.conditions
 
     @property
     def guided(self) -> bool:
-        """Whether the next evaluation takes two places of the denoiser's batch."""
-        return len(self.told) == 2
+        """Whether the next evaluation takes two slots of the denoiser's batch."""
+        return len(self.active_conditions) == 2
 
     def unguided(self) -> Row:
-        """The row without its unconditional pass: one place in a call."""
+        """The row without its unconditional pass: one slot in a call."""
         return replace(self, conditions=self.conditions[-1:], scale=torch.ones_like(self.scale))
 
     @property
@@ -138,14 +119,14 @@ class Row:
         return self.state.step
 
     @property
-    def total(self) -> int:
+    def num_steps(self) -> int:
         """Solver steps in all."""
         return len(self.sigmas) - 1
 
     @property
     def done(self) -> bool:
         """Whether the latents are clean."""
-        return self.step >= self.total
+        return self.step >= self.num_steps
 
     @property
     def evaluations_left(self) -> int:
@@ -172,10 +153,10 @@ _STEP, _FINGERPRINT, _HISTORY = "step", "fingerprint", ("slope", "denoised")
 
 
 def save_state(row: Row) -> bytes:
-    """The row's state, to go on from with `restore`."""
+    """The row's checkpoint, as bytes for `load_state`."""
     state = row.state
     tensors = {"x": state.x}
-    tensors |= {name: kept for name in _HISTORY if (kept := getattr(state, name)) is not None}
+    tensors |= {name: tensor for name in _HISTORY if (tensor := getattr(state, name)) is not None}
     ready = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
     ready[_STEP] = torch.tensor(state.step)
     ready[_FINGERPRINT] = torch.frombuffer(bytearray(fingerprint(row)), dtype=torch.uint8)
@@ -183,7 +164,7 @@ def save_state(row: Row) -> bytes:
 
 
 def load_state(fresh: Row, stored: bytes) -> Row:
-    """The row that `stored` was made of.
+    """The row whose checkpoint `stored` is.
 
     Args:
         fresh: the same request's row at its beginning.
@@ -196,7 +177,7 @@ def load_state(fresh: Row, stored: bytes) -> Row:
         step, mark, x = int(tensors[_STEP]), bytes(tensors[_FINGERPRINT].tolist()), tensors["x"]
     except (SafetensorError, KeyError, ValueError) as error:
         raise InvalidRequest(f"this is no stored state: {error}; begin anew", param="resume_from") from error
-    if mark != fingerprint(fresh) or x.shape != fresh.latents.shape or not 0 <= step <= fresh.total:
+    if mark != fingerprint(fresh) or x.shape != fresh.latents.shape or not 0 <= step <= fresh.num_steps:
         raise InvalidRequest(
             "the stored state is of another request, checkpoint or set of settings; begin anew", param="resume_from"
         )
@@ -207,7 +188,7 @@ def load_state(fresh: Row, stored: bytes) -> Row:
 
 def fingerprint(row: Row) -> bytes:
     """A SHA-256 over what the row's steps depend on, besides its pictures and its text."""
-    told = [row.key.model, astuple(row.key.latent), row.key.dtype, row.solver, row.sigmas, row.seed]
-    told += [row.scale.tolist(), *([row.interval] if row.interval is not None else [])]
-    told += [astuple(row.key.lora)] if row.key.lora is not None else []
-    return hashlib.sha256(json.dumps(told).encode()).digest()
+    fields = [row.key.model, astuple(row.key.latent), row.key.dtype, row.solver, row.sigmas, row.seed]
+    fields += [row.scale.tolist(), *([row.guidance_interval] if row.guidance_interval is not None else [])]
+    fields += [astuple(row.key.lora)] if row.key.lora is not None else []
+    return hashlib.sha256(json.dumps(fields).encode()).digest()

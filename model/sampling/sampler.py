@@ -1,13 +1,11 @@
-"""Rows of many requests through ONE denoiser call.
+"""Step-level batching: rows of many requests through ONE denoiser call, and the plain loop over one row.
 
-Each row asks for one evaluation at its own noise level; a guided row takes two places in the call, one unconditional
-and one conditional. Nothing here mixes rows, so a row's result does not depend on its company beyond float rounding.
-Nor does anything here wait for the device: what a row brings lies there already, and numbers travel as arguments of
-the kernels that fill them in.
+Each row needs one evaluation at its own noise level; a guided row takes two batch slots of the call, one unconditional
+and one conditional. Nothing here mixes rows, so a row's result does not depend on the batch beyond float rounding.
+Nor does anything here wait for the device: a row's tensors are there already, and numbers travel as arguments of the
+kernels that fill them in.
 
-Legend: R rows, B places in the call (R to 2R), T frames, C channels; h, w latent.
-
-The plain loop: one row from noise to clean latents. What the engine does for many rows, readable in four lines.
+Legend: R rows, B batch slots of the call (R to 2R), T frames, C channels; h, w latent.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from model.denoiser import AdaptableDenoiser, Denoiser, ReusingDenoiser
+from model.denoiser import AdaptableDenoiser, Denoiser, DenoiserInputs, caching
 from model.errors import InvalidRequest
 from model.sampling.guidance import guide
 from model.sampling.precondition import append_dims, ode_derivative, precondition
@@ -27,12 +25,12 @@ from model.sampling.solvers import Latents
 
 
 def batch_size(rows: Sequence[Row]) -> int:
-    """How many places of the denoiser's batch the rows take."""
-    return sum(len(row.told) for row in rows)
+    """B of a denoiser call on the rows."""
+    return sum(len(row.active_conditions) for row in rows)
 
 
 def evaluate(denoiser: Denoiser, rows: Sequence[Row]) -> list[Latents]:
-    """The ODE's slope dx/dsigma at the point each row asks for, guided, in one denoiser call.
+    """The ODE derivative dx/dsigma at each row's next evaluation point, guided, in one denoiser call.
 
     Args:
         rows: at least one, all of one BatchKey, none done.
@@ -41,37 +39,35 @@ def evaluate(denoiser: Denoiser, rows: Sequence[Row]) -> list[Latents]:
 
 
 def _evaluate(denoiser: Denoiser, rows: Sequence[Row]) -> tuple[list[Latents], list[Row]]:
-    """The slopes, and the rows with the features that each keeps for its next evaluation."""
-    _adapt(denoiser, rows)
-    wanted = [row.request() for row in rows]
-    x = torch.stack([evaluation.x for evaluation in wanted])
-    sigma = torch.cat([torch.full((1,), evaluation.sigma, device=x.device) for evaluation in wanted])
+    """The derivatives, and the rows with the cached features for their next evaluations."""
+    _set_lora(denoiser, rows)
+    points = [row.request() for row in rows]
+    x = torch.stack([point.x for point in points])
+    sigma = torch.cat([torch.full((1,), point.sigma, device=x.device) for point in points])
     c = precondition(sigma)
     scaled = x * append_dims(c.c_in, x)
-    place = [index for index, row in enumerate(rows) for _ in row.told]
-    told = [condition for row in rows for condition in row.told]
-    inputs = (
-        torch.stack([scaled[index] for index in place]),
-        torch.stack([c.c_noise[index] for index in place]),
-        torch.stack([condition.context for condition in told]),
-        torch.stack([condition.concat for condition in told]),
-        torch.stack([condition.vector for condition in told]),
+    slots = [len(row.active_conditions) for row in rows]
+    row_of_slot = [index for index, count in enumerate(slots) for _ in range(count)]
+    inputs = DenoiserInputs.stack(
+        [scaled[index] for index in row_of_slot],
+        [c.c_noise[index] for index in row_of_slot],
+        [conditioning for row in rows for conditioning in row.active_conditions],
     )
-    if isinstance(denoiser, ReusingDenoiser):
-        output, kept = denoiser.reusing(inputs, [row.kept for row in rows], [len(row.told) for row in rows])
-        rows = [replace(row, kept=one) for row, one in zip(rows, kept, strict=True)]
+    if (cached := caching(denoiser)) is not None:
+        output, features = cached.run_with_cache(inputs, [row.cached_features for row in rows], slots)
+        rows = [replace(row, cached_features=of_row) for row, of_row in zip(rows, features, strict=True)]
     else:
-        output = denoiser(*inputs)
+        output = denoiser(inputs)
     return list(ode_derivative(scaled, torch.stack(_guided(output, rows)), sigma)), list(rows)
 
 
-def _adapt(denoiser: Denoiser, rows: Sequence[Row]) -> None:
-    """Let the denoiser have the rows' LoRA in its weights, or none."""
+def _set_lora(denoiser: Denoiser, rows: Sequence[Row]) -> None:
+    """Switch the denoiser to the rows' LoRA, or to none."""
     lora = rows[0].key.lora
     if any(row.key.lora != lora for row in rows):
         raise InvalidRequest("rows of different LoRAs cannot share a call", param="lora")
     if isinstance(denoiser, AdaptableDenoiser):
-        denoiser.adapt(lora)
+        denoiser.set_lora(lora)
     elif lora is not None:
         raise InvalidRequest(
             f"this denoiser cannot apply the LoRA {lora.name!r}; serve the checkpoint with --denoiser torch",
@@ -91,8 +87,8 @@ def advance(denoiser: Denoiser, rows: Sequence[Row]) -> list[Row]:
 
 
 def _guided(output: Tensor, rows: Sequence[Row]) -> list[Tensor]:
-    """The network's output of each row, its two places combined where it is guided."""
-    parts = zip(output.split([len(row.told) for row in rows]), rows, strict=True)
+    """The network's output of each row, its two slots combined where it is guided."""
+    parts = zip(output.split([len(row.active_conditions) for row in rows]), rows, strict=True)
     return [guide(part[0], part[1], row.scale) if row.guided else part[0] for part, row in parts]
 
 

@@ -13,7 +13,7 @@ import torch
 from model.backends.registry import LORA_BACKENDS, backend_for, check_lora, make_denoiser, resolve_options
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, load
-from model.denoiser import CpuThreads, Denoiser, TorchOptions
+from model.denoiser import CpuThreads, Denoiser, TorchOptions, caching
 from model.encoders import ImagePairEncoder
 from model.errors import CheckpointError, InvalidRequest
 from model.latent_preview import LatentColours, latent_colours
@@ -210,9 +210,8 @@ def split(denoiser: Denoiser, places: int) -> Denoiser:
         InvalidRequest: it keeps features by request.
     """
     from model.backends.batch_size import MaxBatchDenoiser
-    from model.denoiser import ReusingDenoiser
 
-    if isinstance(denoiser, ReusingDenoiser):
+    if caching(denoiser) is not None:
         raise InvalidRequest(
             "reused features need both places of a guided request in one call; raise --vram-budget, or reuse none",
             param="vram_budget",

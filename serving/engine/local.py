@@ -99,4 +99,4 @@ def generate(
 
 def _stepped(job: Job, row: Row) -> None:
     job.pace.observe(job.lap(), 1)
-    job.deliver(Stepped(row.step, row.total, job.pace.seconds_for(row.total - row.step)))
+    job.deliver(Stepped(row.step, row.num_steps, job.pace.seconds_for(row.num_steps - row.step)))

@@ -70,7 +70,7 @@ class Scheduler:
             arrival=job.arrival,
             submitted_s=job.submitted,
             served_s=job.compute_s,
-            places=job.model.places(job.request.params) if job.row is None else len(job.row.told),
+            places=job.model.places(job.request.params) if job.row is None else len(job.row.active_conditions),
             tenant=share.tenant,
             weight=share.weight,
             priority=share.priority,
@@ -102,6 +102,6 @@ def _work(job: Job) -> tuple[Kind, float, float]:
         left = job.model.estimate(params) or _UNKNOWN_S * params.num_inference_steps
         call = profile.call_s(numel, job.model.places(params)) or _UNKNOWN_S
         return "encode", call, left
-    call = profile.call_s(numel, len(row_of(job).told)) or _UNKNOWN_S
+    call = profile.call_s(numel, len(row_of(job).active_conditions)) or _UNKNOWN_S
     decode = profile.decode_s(params.num_frames * pixels) or 0.0
     return "step", call, row_of(job).evaluations_left * call + decode

@@ -78,7 +78,7 @@ def encode_request(model: LoadedModel, request: EngineRequest) -> Row:
     fitted = _fitted(request)
     with model.encoding():
         row = prepare_row(model.checkpoint, params, fitted)
-    return replace(row, interval=model.settings.guidance_interval)
+    return replace(row, guidance_interval=model.settings.guidance_interval)
 
 
 def _fitted(request: EngineRequest) -> list[Image]:
@@ -105,5 +105,5 @@ def check_finite(row: Row) -> None:
     """
     if not bool(row.latents.isfinite().all()):
         raise GenerationFailed(
-            f"the latents are not finite after {row.total} steps; try less guidance, or float32", code="not_finite"
+            f"the latents are not finite after {row.num_steps} steps; try less guidance, or float32", code="not_finite"
         )

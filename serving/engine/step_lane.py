@@ -119,7 +119,7 @@ class StepLane:
         jobs[0].model.profile.observe_call(jobs[0].key.latent.numel, taken, seconds)
         for job, before, row in zip(jobs, rows, advanced, strict=True):
             with self._contained(job):
-                self._stepped(job, row, seconds * len(before.told) / taken)
+                self._stepped(job, row, seconds * len(before.active_conditions) / taken)
 
     def _after_failure(self, jobs: list[Job], error: Exception) -> None:
         if is_out_of_memory(error):
@@ -148,7 +148,7 @@ class StepLane:
         job.compute_s += seconds
         job.pace.observe(job.lap(), 1)
         if row.step > before.step:
-            job.deliver(Stepped(row.step, row.total, self._seconds_left(job)))
+            job.deliver(Stepped(row.step, row.num_steps, self._seconds_left(job)))
             if job.request.previews and job.model.colours is not None:
                 job.deliver(Previewed(row.step, preview_jpeg(job.model.colours, denoised(before, row))))
             self._keep(job)

@@ -18,9 +18,9 @@ from PIL import Image
 from stillmotion import Client
 from stillmotion.types import Job
 
-from model.checkpoint import build_random
 from model.presets import NoiseRange, preset
 from model.tasks import task
+from model.testing import build_random
 from serving.jobs.database import Database
 from serving.jobs.store import JobStore
 from tests.conftest import ROOT

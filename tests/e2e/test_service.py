@@ -21,9 +21,9 @@ from PIL import Image
 from stillmotion import AsyncClient, Client, JobCancelled, JobEvent, Unprocessable
 from stillmotion.types import Job
 
-from model.checkpoint import build_random
 from model.presets import NoiseRange, preset
 from model.tasks import task
+from model.testing import build_random
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.timeout(600)  # seconds on a busy machine

@@ -12,11 +12,12 @@ from export.onnx import ExportSize
 from export.pipeline import Backend, ExportOptions, export_model
 from model.backends.registry import make_denoiser
 from model.catalog import find
-from model.checkpoint import build_random, load
-from model.denoiser import CpuThreads
+from model.checkpoint import load
+from model.denoiser import CpuThreads, DenoiserInputs
 from model.optimized.rewrites import relative_difference
 from model.presets import preset
 from model.tasks import task
+from model.testing import build_random
 
 RTX = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 TOLERANCE = 2e-2
@@ -39,8 +40,10 @@ def test_an_engine_gives_what_torch_gives_at_every_number_of_places(tmp_path: Pa
     engine = make_denoiser("tensorrt", load(find(str(tmp_path / "repository" / "tiny")), device=device), CpuThreads(1))
     for places in (1, 2, 3, 1):  # 3 is more than the engine takes at once; the last replays a captured graph
         g = torch.Generator(device).manual_seed(places)
-        told = [
-            torch.randn(*shape, generator=g, device=device)
-            for shape in ((places, 6, 4, 8, 8), (places,), (places, 1, 32), (places, 6, 4, 8, 8), (places, 3))
-        ]
-        assert relative_difference(engine(*told), torch_s(*told)) < TOLERANCE
+        inputs = DenoiserInputs(
+            *(
+                torch.randn(*shape, generator=g, device=device)
+                for shape in ((places, 6, 4, 8, 8), (places,), (places, 1, 32), (places, 6, 4, 8, 8), (places, 3))
+            )
+        )
+        assert relative_difference(engine(inputs), torch_s(inputs)) < TOLERANCE

@@ -21,9 +21,9 @@ from PIL import Image
 from stillmotion.types import Job
 
 from model.catalog import ModelEntry
-from model.checkpoint import build_random
 from model.presets import NoiseRange, preset
 from model.tasks import TASKS, task
+from model.testing import build_random
 from serving.engine.inprocess import InProcessEngine
 from serving.engine.settings import EngineSettings
 from serving.gateway import create_app

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from model.denoiser import DenoiserInputs
 from serving.engine.loaded_model import LoadedModel
 from serving.engine.loop import StepLoop
 from serving.engine.protocol import (
@@ -120,16 +121,16 @@ def ask(model: LoadedModel, job_id: str, picture: bytes, share: Share | None = N
 class Watched:
     """A denoiser that notes the motion buckets of every call, and fails where it is told to."""
 
-    inner: Callable[..., Tensor]
+    inner: Callable[[DenoiserInputs], Tensor]
     fails: Callable[[set[int], int], BaseException | None] = lambda _buckets, _places: None
     calls: list[set[int]] = field(default_factory=list)
 
-    def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor, concat: Tensor, vector: Tensor) -> Tensor:
-        buckets = {int(bucket) for bucket in vector[:, 1]}
-        if (error := self.fails(buckets, len(latents))) is not None:
+    def __call__(self, inputs: DenoiserInputs) -> Tensor:
+        buckets = {int(bucket) for bucket in inputs.vector[:, 1]}
+        if (error := self.fails(buckets, inputs.batch_size)) is not None:
             raise error
         self.calls.append(buckets)
-        return self.inner(latents, timestep, context, concat, vector)
+        return self.inner(inputs)
 
 
 def largest_difference(one: Tensor, other: Tensor) -> float:

@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors import safe_open
 
 from model.catalog import ModelEntry, attach_loras, describe
-from model.checkpoint import build_random
 from model.errors import CheckpointError, DataError
 from model.lora.catalog import describe_lora
 from model.presets import preset
 from model.tasks import task
+from model.testing import build_random
 from serving.engine.loaded_model import load_model
 from serving.engine.local import generate
 from serving.engine.settings import EngineSettings

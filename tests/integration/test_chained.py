@@ -18,11 +18,12 @@ from PIL import Image
 from stillmotion.types import Job, JobEvent
 
 from model.catalog import ModelEntry
-from model.checkpoint import build_random, load
+from model.checkpoint import load
 from model.interpolation import plan_interpolation
 from model.media.video import decode_video, frames_sha256
 from model.presets import NoiseRange, preset
 from model.tasks import task
+from model.testing import build_random
 from serving.engine.inprocess import InProcessEngine
 from serving.engine.loaded_model import load_model
 from serving.engine.local import generate

@@ -18,9 +18,9 @@ from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 
 from model.catalog import ZOO, ModelEntry, describe
-from model.checkpoint import build_random
 from model.presets import preset
 from model.tasks import task
+from model.testing import build_random
 from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.local import generate
 from serving.engine.settings import EngineSettings

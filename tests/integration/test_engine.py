@@ -17,11 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from model.catalog import ModelEntry
-from model.checkpoint import build_random
+from model.denoiser import DenoiserInputs
 from model.errors import CheckpointError, InvalidRequest
 from model.presets import NoiseRange, preset
 from model.shapes import even_chunks
 from model.tasks import task
+from model.testing import build_random
 from serving.engine.inprocess import InProcessEngine
 from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.local import generate
@@ -220,14 +221,14 @@ def test_a_waiting_job_is_cancelled_without_computing(desk: Desk) -> None:
 class Touchy:
     """A denoiser that fails any call with a row of motion bucket 66 in it, or of more than `most` places."""
 
-    inner: Callable[..., Tensor]
+    inner: Callable[[DenoiserInputs], Tensor]
     error: Exception
     most: int = 99
 
-    def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor, concat: Tensor, vector: Tensor) -> Tensor:
-        if bool((vector[:, 1] == 66).any()) or len(latents) > self.most:
+    def __call__(self, inputs: DenoiserInputs) -> Tensor:
+        if bool((inputs.vector[:, 1] == 66).any()) or inputs.batch_size > self.most:
             raise self.error
-        return self.inner(latents, timestep, context, concat, vector)
+        return self.inner(inputs)
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ from PIL import Image
 from safetensors.torch import load, save
 
 from model.catalog import SIDECAR, ModelEntry, describe
-from model.checkpoint import build_random
 from model.presets import NoiseRange, preset
 from model.tasks import task
+from model.testing import build_random
 from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.local import generate
 from serving.engine.loop import StepLoop

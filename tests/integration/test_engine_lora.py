@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 
 from model.catalog import ModelEntry, describe, with_lora
-from model.checkpoint import build_random, load
+from model.checkpoint import load
 from model.errors import CheckpointError
 from model.lora.catalog import FOLDER, LoraEntry
-from model.lora.merge import AdaptedDenoiser
+from model.lora.merge import LoraDenoiser
 from model.presets import NoiseRange, preset
 from model.tasks import task
+from model.testing import build_random
 from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.protocol import EngineRequest, Failed
 from tests.integration.engine_support import KEEP_ALL, Script, Watched, ask
@@ -76,7 +77,7 @@ def requests(model: LoadedModel, picture: bytes) -> dict[str, EngineRequest]:
 @pytest.fixture(scope="module")
 def together(model: LoadedModel, picture: bytes) -> tuple[Script, Watched]:
     """All of them, the later ones joining while the earlier ones are under way."""
-    assert isinstance(model.denoiser, AdaptedDenoiser)
+    assert isinstance(model.denoiser, LoraDenoiser)
     watched = Watched(model.denoiser._inner)
     model.denoiser._inner = watched
     script = Script(model, PINNED, skip_decode=True)

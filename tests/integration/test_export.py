@@ -23,11 +23,12 @@ from export.pipeline import Backend, ExportOptions, export_model
 from export.repository import installed
 from model.backends.registry import backend_for
 from model.catalog import ModelEntry, find
-from model.checkpoint import build_random, load
+from model.checkpoint import load
 from model.errors import CheckpointError, InvalidRequest
 from model.export_manifest import read_manifest
 from model.presets import NoiseRange, Preset, UNetSize, VAESize, preset
 from model.tasks import TASKS
+from model.testing import build_random
 from serving.engine.inprocess import InProcessEngine
 from serving.engine.local import generate
 from serving.engine.protocol import Completed, EngineRequest

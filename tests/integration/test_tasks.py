@@ -17,10 +17,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from model.backends.registry import make_denoiser
 from model.catalog import ModelEntry
-from model.checkpoint import build_random, load
+from model.checkpoint import load
 from model.media.image import fit_picture
 from model.presets import NoiseRange, preset
 from model.tasks import TASKS, task
+from model.testing import build_random
 from model.vae import decode
 from serving.engine.inprocess import InProcessEngine
 from serving.engine.loaded_model import LoadedModel, load_model

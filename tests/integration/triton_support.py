@@ -21,10 +21,10 @@ from stillmotion.types import Job, JobEvent
 from export.hosted import install_checkpoint
 from export.triton_config import Instances
 from model.catalog import ModelEntry
-from model.checkpoint import build_random
 from model.interpolation import PAIR_FRAMES
 from model.presets import NoiseRange, preset
 from model.tasks import TASKS
+from model.testing import build_random
 from serving.engine.local import generate
 from serving.engine.settings import EngineSettings
 from serving.gateway import Settings, create_app

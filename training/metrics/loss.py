@@ -23,12 +23,11 @@ from torch import Tensor
 
 from model.checkpoint import Checkpoint
 from model.conditioning import condition, picture_to_pixels
-from model.denoiser import Denoiser
+from model.denoiser import Conditioning, Denoiser, DenoiserInputs
 from model.media.video import Frames
 from model.presets import NoiseRange
 from model.sampling.precondition import append_dims, precondition
 from model.sampling.prepare import draw_noise
-from model.sampling.row import Conditioning
 from model.vae import encode_mode
 from training.config import ProgressCallback
 from training.metrics.generate import ClipMaker, GenerationRequest
@@ -60,13 +59,8 @@ def validation_loss(
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
     noisy = (clean + sigma * noise)[None]
     c = precondition(levels.to(clean.device))
-    out = denoiser(
-        append_dims(c.c_in, noisy) * noisy,
-        c.c_noise,
-        conditioning.context[None],
-        conditioning.concat[None],
-        conditioning.vector[None],
-    )
+    scaled = append_dims(c.c_in, noisy) * noisy
+    out = denoiser(DenoiserInputs.stack(list(scaled), list(c.c_noise), [conditioning]))
     target = (clean[None] - append_dims(c.c_skip, noisy) * noisy) / append_dims(c.c_out, noisy)
     return float((out - target).square().mean())
 

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.backends.torch import TorchDenoiser
-from model.denoiser import CpuThreads
+from model.denoiser import Conditioning, CpuThreads
 from model.presets import NoiseRange
-from model.sampling.row import BatchKey, Conditioning, Row
+from model.sampling.row import BatchKey, Row
 from model.sampling.sampler import sample
 from model.sampling.schedule import make_schedule
 from model.shapes import LatentShape

@@ -13,9 +13,9 @@ from PIL import Image
 from benchmarks.aside import PipelineAside
 from benchmarks.pipeline import Pipeline
 from model.catalog import describe
-from model.checkpoint import build_random
 from model.presets import preset
 from model.tasks import task
+from model.testing import build_random
 
 pytestmark = [
     pytest.mark.full,

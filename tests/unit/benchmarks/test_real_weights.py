@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from model.checkpoint import build_random
 from model.presets import NoiseRange, preset
 from model.tasks import TASKS
+from model.testing import build_random
 
 
 @pytest.mark.timeout(600)

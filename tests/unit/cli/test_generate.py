@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from cli.generate import default_model, outputs
 from cli.main import app
 from cli.options import FormatChoice
-from model.checkpoint import build_random
 from model.media.video import decode_video, frames_sha256, probe
 from model.presets import preset
 from model.tasks import TASKS
+from model.testing import build_random
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.serve import _in_process
-from model.checkpoint import build_random, load
+from model.checkpoint import load
 from model.errors import InvalidRequest
 from model.lora.catalog import FOLDER, LoraEntry
 from model.presets import preset
 from model.tasks import TASKS
+from model.testing import build_random
 from serving.engine.settings import EngineSettings
 from tests.support.loras import drawn_lora
 

@@ -11,10 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli.main import app
-from model.checkpoint import build_random
 from model.media import mp4_manifest as provenance
 from model.presets import preset
 from model.tasks import TASKS
+from model.testing import build_random
 
 
 @pytest.fixture(scope="module")

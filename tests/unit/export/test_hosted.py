@@ -11,10 +11,10 @@ import pytest
 from export.hosted import install_checkpoint
 from export.triton_config import Instances, check_config, instances_of
 from model.catalog import PROFILE, describe
-from model.checkpoint import build_random
 from model.errors import CheckpointError
 from model.presets import preset
 from model.tasks import TASKS
+from model.testing import build_random
 
 
 def test_the_copy_is_the_checkpoint(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import torch
 from export.onnx import ExportSize, components, rewrite
 from export.samples import BATCHES, make_samples, real_inputs
 from model.backends.onnx_export import Graph, Port, denoiser_graph
-from model.checkpoint import build_random, load
+from model.checkpoint import load
 from model.errors import InvalidRequest
 from model.optimized.rewrites import relative_difference
 from model.presets import UNetSize, preset
 from model.tasks import TASKS, task
+from model.testing import build_random
 
 SPECK = dataclasses.replace(preset("tiny"), unet=UNetSize((32,), (2,), 1, 32), num_frames=5, height=32, width=48)
 CONCAT = {"image-to-video": 4, "text-to-video": 0, "frame-interpolation": 5, "multi-view": 4}

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from model.catalog import find
-from model.checkpoint import build_random
 from model.errors import CheckpointError
 from model.presets import preset
 from model.tasks import task
+from model.testing import build_random
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,12 @@ from diffusers import StableVideoDiffusionPipeline
 from safetensors.torch import load_file
 
 from model.catalog import SIDECAR, describe, find, folder_version
-from model.checkpoint import build_random, load, save
+from model.checkpoint import load, save
 from model.encoders import ImageEncoder
 from model.errors import CheckpointError
 from model.presets import preset
 from model.tasks import TASKS, task
+from model.testing import build_random
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from model.checkpoint import Checkpoint, build_random, load
+from model.checkpoint import Checkpoint, load
 from model.conditioning import clip_input, condition, picture_to_pixels, resize_antialiased
 from model.errors import InvalidRequest
 from model.params import ImageToVideoParams
 from model.presets import preset
 from model.tasks import task
+from model.testing import build_random
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ import io
 import torch
 from PIL import Image
 
+from model.denoiser import Conditioning
 from model.latent_preview import LatentColours, denoised, preview_jpeg
-from model.sampling.row import BatchKey, Conditioning, Row
+from model.sampling.row import BatchKey, Row
 from model.shapes import LatentShape
 
 

@@ -8,10 +8,10 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from model.checkpoint import build_random
 from model.encoders import build_text_encoder, byte_tokenizer
 from model.presets import preset
 from model.tasks import task
+from model.testing import build_random
 
 TINY = preset("tiny")
 

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from model.catalog import SIDECAR, ModelEntry
-from model.checkpoint import build_random
 from model.errors import DataError, InvalidRequest
 from model.media.video import encode_video
 from model.presets import preset
 from model.tasks import TASKS
+from model.testing import build_random
 from tests.unit.training.metrics.test_fvd import SmallI3D, scripted
 from tests.unit.training.support import moving_square
 from training.data.motion_bucket import MotionMap

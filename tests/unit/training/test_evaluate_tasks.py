@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from model.catalog import ModelEntry
-from model.checkpoint import build_random
 from model.presets import preset
 from model.tasks import TASKS
+from model.testing import build_random
 from tests.unit.training.test_evaluate import dataset as dataset
 from training.data.camera import MOTIONS
 from training.data.orbits import Orbit, OrbitItem

@@ -10,10 +10,10 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import build_random
 from model.errors import CheckpointError, DataError
 from model.presets import preset
 from model.tasks import task
+from model.testing import build_random
 from tests.unit.training.published_folders import TINY, stable_video_diffusion
 from training.config import DenoiserConfig
 from training.frozen_networks import frozen_text, frozen_vae, frozen_vision

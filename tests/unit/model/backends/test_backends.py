@@ -14,12 +14,13 @@ from torch import Tensor
 from model.backends.onnx_export import cache_folder, cache_key, denoiser_file
 from model.backends.onnxruntime import OnnxDenoiser, OnnxGraph
 from model.backends.registry import make_denoiser
-from model.checkpoint import Checkpoint, build_random, load
-from model.denoiser import CpuThreads
+from model.checkpoint import Checkpoint, load
+from model.denoiser import CpuThreads, DenoiserInputs
 from model.errors import CheckpointError, InvalidRequest
 from model.optimized.rewrites import relative_difference
 from model.presets import UNetSize, preset
 from model.tasks import task
+from model.testing import build_random
 
 TOLERANCE = {"torch": 1e-5, "torch-compiled": 1e-5, "onnxruntime": 1e-5}
 """Largest difference over largest magnitude, float32 on a CPU."""
@@ -54,12 +55,10 @@ def exported(checkpoint: Checkpoint, plain: UNetSpatioTemporalConditionModel, ca
     return denoiser_file(checkpoint, cache)
 
 
-def told(
-    places: int, height: int = 8, width: int = 8, frames: int = 3
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def told(places: int, height: int = 8, width: int = 8, frames: int = 3) -> DenoiserInputs:
     """Inputs of the denoiser, each place at its own noise level and settings."""
     g = torch.Generator().manual_seed(places)
-    return (
+    return DenoiserInputs(
         torch.randn(places, frames, 4, height, width, generator=g),
         torch.linspace(-1.2, 1.6, places + 1)[1:],
         torch.randn(places, 1, 32, generator=g),
@@ -68,9 +67,9 @@ def told(
     )
 
 
-def eager(unet: UNetSpatioTemporalConditionModel, inputs: tuple[Tensor, ...]) -> Tensor:
+def eager(unet: UNetSpatioTemporalConditionModel, inputs: DenoiserInputs) -> Tensor:
     """The plain network's answer."""
-    latents, timestep, context, concat, vector = inputs
+    latents, timestep, context, concat, vector = inputs.as_tuple()
     with torch.inference_mode():
         answer: Tensor = unet(torch.cat([latents, concat], 2), timestep, context, added_time_ids=vector).sample
     return answer
@@ -83,7 +82,7 @@ def test_onnxruntime_gives_what_torch_gives(
 ) -> None:
     denoiser = OnnxDenoiser(exported, torch.device("cpu"), CpuThreads(1, pinned))
     inputs = told(places)
-    assert relative_difference(denoiser(*inputs), eager(plain, inputs)) < TOLERANCE["onnxruntime"]
+    assert relative_difference(denoiser(inputs), eager(plain, inputs)) < TOLERANCE["onnxruntime"]
 
 
 def test_onnxruntime_takes_another_size_than_the_traced(
@@ -91,15 +90,15 @@ def test_onnxruntime_takes_another_size_than_the_traced(
 ) -> None:
     denoiser = OnnxDenoiser(exported, torch.device("cpu"), CpuThreads(1))
     inputs = told(2, height=4, width=10)
-    assert relative_difference(denoiser(*inputs), eager(plain, inputs)) < TOLERANCE["onnxruntime"]
+    assert relative_difference(denoiser(inputs), eager(plain, inputs)) < TOLERANCE["onnxruntime"]
 
 
 def test_pinned_places_do_not_know_their_company(exported: Path) -> None:
     denoiser = OnnxDenoiser(exported, torch.device("cpu"), CpuThreads(2, pinned=True))
     inputs = told(3)
-    together = denoiser(*inputs)
+    together = denoiser(inputs)
     for place in range(3):
-        alone = denoiser(*(part[place : place + 1] for part in inputs))
+        alone = denoiser(inputs.index(slice(place, place + 1)))
         assert torch.equal(together[place], alone[0])
 
 
@@ -109,7 +108,7 @@ def test_torch_gives_what_the_plain_network_gives(
     denoiser = make_denoiser("torch", checkpoint, CpuThreads(1))
     for places in (1, 2, 3):
         inputs = told(places)
-        assert relative_difference(denoiser(*inputs), eager(plain, inputs)) < TOLERANCE["torch"]
+        assert relative_difference(denoiser(inputs), eager(plain, inputs)) < TOLERANCE["torch"]
 
 
 def test_the_second_use_exports_nothing(checkpoint: Checkpoint, exported: Path, cache: Path) -> None:
@@ -141,9 +140,9 @@ def test_the_file_names_no_folder_of_this_machine(exported: Path, root: Path) ->
 
 def test_a_wrong_number_of_frames_is_refused(exported: Path) -> None:
     denoiser = OnnxDenoiser(exported, torch.device("cpu"), CpuThreads(1))
-    latents, timestep, context, concat, vector = told(1)
+    latents, timestep, context, concat, vector = told(1).as_tuple()
     with pytest.raises(InvalidRequest, match="takes latents of"):
-        denoiser(latents[:, :2], timestep, context, concat[:, :2], vector)
+        denoiser(DenoiserInputs(latents[:, :2], timestep, context, concat[:, :2], vector))
 
 
 def test_a_file_that_is_no_graph_is_told(tmp_path: Path) -> None:
@@ -187,4 +186,4 @@ def test_the_tiny_preset_too(backend: str, tmp_path: Path, monkeypatch: pytest.M
     denoiser = make_denoiser(backend, checkpoint, CpuThreads(1))
     for places in (1, 2, 3):
         inputs = told(places, frames=tiny.num_frames)
-        assert relative_difference(denoiser(*inputs), eager(plain, inputs)) < TOLERANCE[backend]
+        assert relative_difference(denoiser(inputs), eager(plain, inputs)) < TOLERANCE[backend]

@@ -17,11 +17,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from torch._dynamo.utils import counters
 
 from model.backends.compiled import CompiledDenoiser
-from model.denoiser import CpuThreads
+from model.denoiser import CpuThreads, DenoiserInputs
 from model.optimized.fused_blocks import fuse
 from model.optimized.rewrites import relative_difference
 from model.presets import UNetSize, preset
@@ -38,9 +37,9 @@ pytestmark = [
 ]
 
 
-def told(places: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def told(places: int) -> DenoiserInputs:
     g = torch.Generator().manual_seed(places)
-    return (
+    return DenoiserInputs(
         torch.randn(places, 3, 4, 4, 4, generator=g),
         torch.linspace(-1.2, 1.6, places + 1)[1:],
         torch.randn(places, 1, 32, generator=g),
@@ -62,9 +61,10 @@ def measured() -> list[tuple[int, int, float]]:
     denoiser = CompiledDenoiser(ours, CpuThreads(1))
     found = []
     for places in (2, 3, 1, 4):
-        latents, timestep, context, concat, vector = inputs = told(places)
+        inputs = told(places)
+        latents, timestep, context, concat, vector = inputs.as_tuple()
         before = counters["stats"]["unique_graphs"]
-        answer = denoiser(*inputs)
+        answer = denoiser(inputs)
         graphs = counters["stats"]["unique_graphs"] - before
         with torch.inference_mode():
             expected = plain(torch.cat([latents, concat], 2), timestep, context, added_time_ids=vector).sample

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.backends.cuda_graph import CudaGraphDenoiser, CudaRecorder, Recording
+from model.denoiser import DenoiserInputs
 from model.errors import InvalidRequest
 
 
@@ -36,17 +37,16 @@ class Recorder:
         return self.made[-1], output
 
 
-def network(latents: Tensor, timestep: Tensor, context: Tensor, concat: Tensor, vector: Tensor) -> Tensor:
+def network(inputs: DenoiserInputs) -> Tensor:
     """Something that reads all of its inputs."""
-    told = timestep + context.mean((1, 2)) + concat.flatten(1).mean(1) + vector.sum(1)
-    return latents * told[:, None, None, None, None]
+    factor = inputs.timestep + inputs.context.mean((1, 2)) + inputs.concat.flatten(1).mean(1) + inputs.vector.sum(1)
+    return inputs.latents * factor[:, None, None, None, None]
 
 
-def inputs(places: int, side: int = 4, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def inputs(places: int, side: int = 4, seed: int = 0) -> DenoiserInputs:
     g = torch.Generator().manual_seed(seed)
     sizes = ((places, 3, 4, side, side), (places,), (places, 1, 8), (places, 3, 4, side, side), (places, 3))
-    a, b, c, d, e = (torch.randn(size, generator=g) for size in sizes)
-    return a, b, c, d, e
+    return DenoiserInputs(*(torch.randn(size, generator=g) for size in sizes))
 
 
 def test_every_call_gives_what_the_network_gives() -> None:
@@ -55,26 +55,26 @@ def test_every_call_gives_what_the_network_gives() -> None:
     answers = []
     for seed in range(3):
         for places in (1, 2):
-            answers.append((denoiser(*inputs(places, seed=seed)), network(*inputs(places, seed=seed))))
+            answers.append((denoiser(inputs(places, seed=seed)), network(inputs(places, seed=seed))))
     assert all(torch.equal(given, expected) for given, expected in answers)
     assert [one.replays for one in recorder.made] == [3, 3]
 
 
 def test_the_oldest_recording_is_let_go() -> None:
     recorder = Recorder()
-    denoiser = CudaGraphDenoiser(network, recorder, kept=2)
+    denoiser = CudaGraphDenoiser(network, recorder, max_graphs=2)
     for places in (1, 2, 1, 3):
-        denoiser(*inputs(places))
+        denoiser(inputs(places))
     assert [shapes[0][0] for shapes in denoiser.recorded] == [1, 3]
-    denoiser(*inputs(2))
+    denoiser(inputs(2))
     assert len(recorder.made) == 4
 
 
 def test_another_size_is_another_recording() -> None:
     recorder = Recorder()
     denoiser = CudaGraphDenoiser(network, recorder)
-    denoiser(*inputs(2, side=4))
-    denoiser(*inputs(2, side=6))
+    denoiser(inputs(2, side=4))
+    denoiser(inputs(2, side=6))
     assert len(recorder.made) == 2
 
 

@@ -10,14 +10,15 @@ import torch
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from model.checkpoint import Checkpoint, build_random, load
+from model.checkpoint import Checkpoint, load
 from model.conditioning import condition, image_context, picture_to_pixels
+from model.denoiser import Conditioning
 from model.encoders import ImagePairEncoder, TextEncoder
 from model.errors import InvalidRequest
 from model.presets import preset
 from model.sampling.prepare import draw_noise
-from model.sampling.row import Conditioning
 from model.tasks import TASKS, task
+from model.testing import build_random
 
 FRAMES = 5
 

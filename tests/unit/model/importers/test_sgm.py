@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.checkpoint import build_random, load
+from model.checkpoint import load
 from model.errors import CheckpointError, DataError
 from model.importers.sgm import SET_ASIDE, Networks, Source, account, adapt, vision_sources
 from model.presets import PRESETS, preset
 from model.tasks import TASKS
+from model.testing import build_random
 from training.frozen_networks import frozen_text, frozen_vae, frozen_vision
 from training.initial_weights import published_start
 

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.backends.torch import TorchDenoiser
-from model.denoiser import AdaptableDenoiser, CpuThreads, Denoiser, ReusingDenoiser
+from model.denoiser import AdaptableDenoiser, CpuThreads, Denoiser, DenoiserInputs, caching
 from model.errors import CheckpointError, InvalidRequest
 from model.lora.catalog import LoraUse, describe_lora
-from model.lora.merge import AdaptedDenoiser, switching_bytes, with_loras
+from model.lora.merge import LoraDenoiser, switching_bytes, with_loras
 from model.lora.weights import Lora, read_lora, temporal_projections
 from model.optimized.attention import scaled_dot_product
-from model.optimized.feature_cache import FeatureReuse
+from model.optimized.feature_cache import FeatureCacheDenoiser
 from model.optimized.fused_blocks import fuse
 from model.optimized.rewrites import relative_difference
 from model.presets import preset
@@ -47,9 +47,9 @@ def loras(unet: UNetSpatioTemporalConditionModel, tmp_path_factory: pytest.TempP
     return {entry.name: read_lora(entry, unet) for entry in found}
 
 
-def inputs(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def inputs(seed: int = 0) -> DenoiserInputs:
     g = torch.Generator().manual_seed(seed)
-    return (
+    return DenoiserInputs(
         torch.randn(2, 3, 4, 8, 8, generator=g),
         torch.tensor([-0.4, 1.1]),
         torch.randn(2, 1, 32, generator=g),
@@ -62,12 +62,12 @@ def use(loras: dict[str, Lora], name: str, scale: float = 1.0) -> LoraUse:
     return LoraUse(name, loras[name].entry.version, scale)
 
 
-def adapted(unet: UNetSpatioTemporalConditionModel, loras: dict[str, Lora]) -> AdaptedDenoiser:
+def adapted(unet: UNetSpatioTemporalConditionModel, loras: dict[str, Lora]) -> LoraDenoiser:
     """As it is served: fused, on one thread."""
     ours = copy.deepcopy(unet)
     fuse(ours, scaled_dot_product)
     made = with_loras(TorchDenoiser(ours, CpuThreads(1)), ours, loras)
-    assert isinstance(made, AdaptedDenoiser)
+    assert isinstance(made, LoraDenoiser)
     return made
 
 
@@ -79,7 +79,7 @@ def peft_s(unet: UNetSpatioTemporalConditionModel, lora: Lora, scale: float) -> 
     state = {key.removeprefix("unet."): value for key, value in load_file(lora.entry.path).items()}
     told = set_peft_model_state_dict(theirs, state, adapter_name="default")
     assert not told.unexpected_keys
-    latents, timestep, context, concat, vector = inputs()
+    latents, timestep, context, concat, vector = inputs().as_tuple()
 
     def run() -> Tensor:
         with torch.inference_mode():
@@ -94,9 +94,9 @@ def test_it_computes_what_peft_does(
     unet: UNetSpatioTemporalConditionModel, loras: dict[str, Lora], scale: float
 ) -> None:
     denoiser = adapted(unet, loras)
-    plain = denoiser(*inputs())
-    denoiser.adapt(use(loras, "a", scale))
-    ours, theirs = denoiser(*inputs()), peft_s(unet, loras["a"], scale)()
+    plain = denoiser(inputs())
+    denoiser.set_lora(use(loras, "a", scale))
+    ours, theirs = denoiser(inputs()), peft_s(unet, loras["a"], scale)()
     assert relative_difference(ours, theirs) < TOLERANCE
     assert relative_difference(ours, plain) > 0.01, "the adapter is to be seen"
 
@@ -117,12 +117,12 @@ def test_what_was_applied_before_leaves_no_trace(
     ]
     seen: dict[LoraUse | None, Tensor] = {}
     for one in wanted:
-        denoiser.adapt(one)
-        answer = denoiser(*inputs())
+        denoiser.set_lora(one)
+        answer = denoiser(inputs())
         assert torch.equal(answer, seen.setdefault(one, answer)), one
     fresh = copy.deepcopy(unet)
     fuse(fresh, scaled_dot_product)
-    assert torch.equal(seen[None], TorchDenoiser(fresh, CpuThreads(1))(*inputs())), "as without any LoRA"
+    assert torch.equal(seen[None], TorchDenoiser(fresh, CpuThreads(1))(inputs())), "as without any LoRA"
     others = list(seen.values())
     assert all(relative_difference(one, other) > 1e-3 for one in others for other in others if one is not other)
 
@@ -143,11 +143,11 @@ def test_a_change_that_memory_broke_off_is_made_again(
 
     broken = Lora(loras["b"].entry, Exhausted(loras["b"].pairs))
     denoiser = adapted(unet, {"a": loras["a"], "b": broken})
-    plain = denoiser(*inputs())
+    plain = denoiser(inputs())
     with pytest.raises(MemoryError):
-        denoiser.adapt(use(loras, "b"))
-    denoiser.adapt(None)
-    assert torch.equal(denoiser(*inputs()), plain)
+        denoiser.set_lora(use(loras, "b"))
+    denoiser.set_lora(None)
+    assert torch.equal(denoiser(inputs()), plain)
 
 
 def test_half_precision_rounds_the_merged_weights_once(
@@ -157,7 +157,7 @@ def test_half_precision_rounds_the_merged_weights_once(
     fuse(half, scaled_dot_product)
     denoiser = with_loras(TorchDenoiser(half, CpuThreads(1)), half, loras)
     assert isinstance(denoiser, AdaptableDenoiser)
-    denoiser.adapt(use(loras, "a", 0.5))
+    denoiser.set_lora(use(loras, "a", 0.5))
     for name, layer in temporal_projections(half).items():
         down, up = loras["a"].pairs[name]
         wanted = temporal_projections(unet)[name].weight.bfloat16().float() + 0.5 * ALPHA / 4 * (up @ down)
@@ -167,14 +167,15 @@ def test_half_precision_rounds_the_merged_weights_once(
 def test_reused_features_are_still_reused(unet: UNetSpatioTemporalConditionModel, loras: dict[str, Lora]) -> None:
     ours = copy.deepcopy(unet)
     fuse(ours, scaled_dot_product)
-    inner = FeatureReuse(ours, CpuThreads(1), 2)
+    inner = FeatureCacheDenoiser(ours, CpuThreads(1), 2)
     denoiser: Denoiser = with_loras(inner, ours, loras)
-    assert isinstance(denoiser, ReusingDenoiser)
+    cached = caching(denoiser)
+    assert cached is not None
     assert isinstance(denoiser, AdaptableDenoiser)
-    denoiser.adapt(use(loras, "a"))
-    whole, kept = denoiser.reusing(inputs(), [None], [2])
+    denoiser.set_lora(use(loras, "a"))
+    whole, kept = cached.run_with_cache(inputs(), [None], [2])
     assert relative_difference(whole, peft_s(unet, loras["a"], 1.0)()) < TOLERANCE
-    outer, _ = denoiser.reusing(inputs(), kept, [2])
+    outer, _ = cached.run_with_cache(inputs(), kept, [2])
     assert relative_difference(outer, whole) < TOLERANCE
 
 
@@ -182,7 +183,7 @@ def test_one_that_was_not_loaded_is_refused(unet: UNetSpatioTemporalConditionMod
     denoiser = adapted(unet, loras)
     for wanted in (LoraUse("c", "0" * 12, 1.0), LoraUse("a", "0" * 12, 1.0)):
         with pytest.raises(InvalidRequest, match="is not loaded here"):
-            denoiser.adapt(wanted)
+            denoiser.set_lora(wanted)
     plain = TorchDenoiser(copy.deepcopy(unet), CpuThreads(1))
     assert with_loras(plain, unet, {}) is plain
 

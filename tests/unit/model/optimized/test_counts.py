@@ -21,9 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model.backends.compiled import compile_blocks
+from model.denoiser import Conditioning, DenoiserInputs
 from model.optimized.fused_blocks import fuse
 from model.presets import UNetSize, preset
-from model.sampling.row import BatchKey, Conditioning, Row
+from model.sampling.row import BatchKey, Row
 from model.sampling.sampler import advance, sample
 from model.sampling.schedule import karras_sigmas
 from model.shapes import LatentShape
@@ -67,9 +68,9 @@ class Calls:
     def __init__(self) -> None:
         self.places: list[int] = []
 
-    def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor, concat: Tensor, vector: Tensor) -> Tensor:
-        self.places.append(len(latents))
-        return latents.clone()
+    def __call__(self, inputs: DenoiserInputs) -> Tensor:
+        self.places.append(inputs.batch_size)
+        return inputs.latents.clone()
 
 
 def row(device: str = "cpu", *, steps: int = 4, scale: float = 2.0, solver: Any = "euler") -> Row:
@@ -100,7 +101,7 @@ def test_a_step_is_one_call_of_two_places(solver: str, evaluations: int) -> None
 
 def test_rows_share_a_call_and_an_interval_halves_it() -> None:
     denoiser, first, second = Calls(), row(), row(steps=6)
-    narrow = replace(row(), interval=(0.0, 0.03))  # its last level alone
+    narrow = replace(row(), guidance_interval=(0.0, 0.03))  # its last level alone
     advance(denoiser, [first, second, narrow, row(scale=1.0)])
     assert denoiser.places == [2 + 2 + 1 + 1]
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from model.backends.torch import TorchDenoiser
-from model.denoiser import CachedFeatures, CpuThreads, ReusingDenoiser
+from model.denoiser import CachedFeatures, Conditioning, CpuThreads, caching
 from model.errors import InvalidRequest
-from model.optimized.feature_cache import FeatureReuse, run_unet
+from model.optimized.feature_cache import FeatureCacheDenoiser, run_unet
 from model.optimized.rewrites import relative_difference
 from model.presets import preset
-from model.sampling.row import BatchKey, Conditioning, Row
+from model.sampling.row import BatchKey, Row
 from model.sampling.sampler import advance, sample
 from model.sampling.schedule import karras_sigmas
 from model.shapes import LatentShape
@@ -68,14 +68,14 @@ def test_whole_and_outer_evaluations_agree_on_the_same_input(unet: torch.nn.Modu
 
 
 def test_every_one_is_the_plain_denoiser(unet: torch.nn.Module) -> None:
-    reusing = FeatureReuse(copy.deepcopy(unet), CpuThreads(2), every=1)  # type: ignore[arg-type]
+    reusing = FeatureCacheDenoiser(copy.deepcopy(unet), CpuThreads(2), every=1)  # type: ignore[arg-type]
     plain = TorchDenoiser(unet, CpuThreads(2))  # type: ignore[arg-type]
-    assert isinstance(reusing, ReusingDenoiser) and not isinstance(plain, ReusingDenoiser)
+    assert caching(reusing) is reusing and caching(plain) is None
     assert relative_difference(sample(reusing, row(3)).latents, sample(plain, row(3)).latents) < 1e-5
 
 
 def test_rows_of_different_ages_do_not_know_each_other(unet: torch.nn.Module) -> None:
-    denoiser = FeatureReuse(unet, CpuThreads(2), every=2)  # type: ignore[arg-type]
+    denoiser = FeatureCacheDenoiser(unet, CpuThreads(2), every=2)  # type: ignore[arg-type]
     alone = [sample(denoiser, row(seed, steps)) for seed, steps in ((1, 4), (2, 5))]
     (first,) = advance(denoiser, [row(1, 4)])  # one step ahead: the two are never due together
     second = row(2, 5)
@@ -84,7 +84,7 @@ def test_rows_of_different_ages_do_not_know_each_other(unet: torch.nn.Module) ->
         going = [one for one in (first, second) if not one.done]
         went = iter(advance(denoiser, going))
         first, second = (one if one.done else next(went) for one in (first, second))
-        ages.append(tuple(None if one.kept is None else one.kept.age for one in (first, second)))
+        ages.append(tuple(None if one.cached_features is None else one.cached_features.age for one in (first, second)))
     assert (1, 0) in ages and (0, 1) in ages
     assert torch.equal(first.latents, alone[0].latents)
     assert torch.equal(second.latents, alone[1].latents)
@@ -93,34 +93,34 @@ def test_rows_of_different_ages_do_not_know_each_other(unet: torch.nn.Module) ->
 def test_half_of_the_evaluations_leave_the_deep_layers_out(unet: torch.nn.Module) -> None:
     calls = []
     handle = unet.mid_block.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[union-attr,operator]
-    sample(FeatureReuse(unet, CpuThreads(2), every=2), row(1, 6, scale=1.0))  # type: ignore[arg-type]
+    sample(FeatureCacheDenoiser(unet, CpuThreads(2), every=2), row(1, 6, scale=1.0))  # type: ignore[arg-type]
     handle.remove()
     assert len(calls) == 3
 
 
 def test_a_row_guided_again_begins_with_a_whole_evaluation(unet: torch.nn.Module) -> None:
-    denoiser = FeatureReuse(unet, CpuThreads(2), every=8)  # type: ignore[arg-type]
+    denoiser = FeatureCacheDenoiser(unet, CpuThreads(2), every=8)  # type: ignore[arg-type]
     begun = row(1, 6)
-    inside = replace(begun, interval=(begun.sigmas[3], begun.sigmas[1]))
+    inside = replace(begun, guidance_interval=(begun.sigmas[3], begun.sigmas[1]))
     places, ages = [], []
     while not inside.done:
-        places.append(len(inside.told))
+        places.append(len(inside.active_conditions))
         (inside,) = advance(denoiser, [inside])
-        assert inside.kept is not None
-        ages.append(inside.kept.age)
+        assert inside.cached_features is not None
+        ages.append(inside.cached_features.age)
     assert places == [1, 2, 2, 1, 1, 1]
     assert ages[:2] == [0, 0] and ages[2:] == [1, 2, 3, 4]
 
 
 def test_what_cannot_be_is_told(unet: torch.nn.Module) -> None:
     with pytest.raises(InvalidRequest, match="reuse 0:1"):
-        FeatureReuse(unet, CpuThreads(1), every=0)  # type: ignore[arg-type]
+        FeatureCacheDenoiser(unet, CpuThreads(1), every=0)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match="depth from 1 to 2"):
-        FeatureReuse(unet, CpuThreads(1), every=2, depth=3)  # type: ignore[arg-type]
+        FeatureCacheDenoiser(unet, CpuThreads(1), every=2, depth=3)  # type: ignore[arg-type]
 
 
 def test_features_too_old_are_not_used(unet: torch.nn.Module) -> None:
-    denoiser = FeatureReuse(unet, CpuThreads(1), every=2)  # type: ignore[arg-type]
+    denoiser = FeatureCacheDenoiser(unet, CpuThreads(1), every=2)  # type: ignore[arg-type]
     features = torch.zeros(2, 1)
     assert denoiser._usable(CachedFeatures(features, 0), 2) is not None
     assert denoiser._usable(CachedFeatures(features, 1), 2) is None

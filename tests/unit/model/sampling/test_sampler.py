@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from model.denoiser import Conditioning, DenoiserInputs
 from model.params import SolverName
 from model.sampling.guidance import guidance_scale
-from model.sampling.row import BatchKey, Conditioning, Row
+from model.sampling.row import BatchKey, Row
 from model.sampling.sampler import advance, batch_size, sample
 from model.sampling.schedule import karras_sigmas
 from model.shapes import LatentShape
@@ -26,10 +27,10 @@ class Mixer:
 
     calls: list[int] = field(default_factory=list)
 
-    def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor, concat: Tensor, vector: Tensor) -> Tensor:
-        self.calls.append(len(latents))
-        told = context.mean((1, 2)) + vector.mean(1) * 0.01 + timestep
-        return torch.tanh(latents + concat[:, :, :2] + told[:, None, None, None, None])
+    def __call__(self, inputs: DenoiserInputs) -> Tensor:
+        self.calls.append(inputs.batch_size)
+        level = inputs.context.mean((1, 2)) + inputs.vector.mean(1) * 0.01 + inputs.timestep
+        return torch.tanh(inputs.latents + inputs.concat[:, :, :2] + level[:, None, None, None, None])
 
 
 def row(seed: int, steps: int, name: SolverName = "euler", low: float = 1.0, high: float = 3.0) -> Row:
