@@ -60,11 +60,11 @@ def replay(
     with reporting() as report:
         done = again(recipe, entry, manifest, between=between, video=video, progress=of_events(report))
     if out is not None:
-        finished = finish(done.made.completed, recipe.params, recipe.pictures, recipe.output_format)
+        finished = finish(done.generated.completed, recipe.params, recipe.pictures, recipe.output_format)
         write_whole(out, finished.video)
     answer = {
         "identical": done.identical,
-        "frames_sha256": done.made.completed.frames_sha256,
+        "frames_sha256": done.generated.completed.frames_sha256,
         "expected_frames_sha256": recipe.frames_sha256,
         "psnr_db": None if done.psnr_db is None else round(done.psnr_db, 2),
         "differences": list(done.differences),

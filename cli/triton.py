@@ -27,7 +27,7 @@ Url = Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC service."
 
 
 class ServerChoice(StrEnum):
-    """Which tritonserver (serving.triton.server.find)."""
+    """Which tritonserver (serving.triton.server.find_server)."""
 
     auto = "auto"
     installed = "installed"
@@ -67,13 +67,13 @@ def start(
         raise typer.BadParameter("name the model repository", param_hint="--model-repository")
 
     from serving.triton import server as servers
-    from serving.triton.server import PACKAGE, SIZE_MB, VERSION, laid_out
+    from serving.triton.server import PACKAGE, SIZE_MB, VERSION, cached_server
 
     may_fetch = yes
     auto = server is ServerChoice.auto and servers.installed() is None
-    if not yes and laid_out() is None and (auto or server is ServerChoice.wheel) and sys.stdin.isatty():
+    if not yes and cached_server() is None and (auto or server is ServerChoice.wheel) and sys.stdin.isatty():
         may_fetch = typer.confirm(f"Fetch tritonserver ({PACKAGE} {VERSION}, {SIZE_MB} MB) from the package index?")
-    program = servers.find(server.value, model_repository, image, may_fetch)
+    program = servers.find_server(server.value, model_repository, image, may_fetch)
     typer.echo(f"starting {program.what}", err=True)
     ports = servers.Ports(grpc_port, http_port, metrics_port, host)
     running = servers.TritonServer(program, model_repository, ports, tuple(model or ()))

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from policysim.costs import LARGE, SMALL
 from policysim.trace import Request
-from serving.engine.policy import Ledger, decide
+from serving.engine.policy import FairnessLedger, decide
 from serving.engine.work_items import BatchingProfile, Kind, Limits, WorkItem
 
 MAX_RESIDENT = 8
@@ -64,7 +64,7 @@ class Policy:
     """serving/engine/policy.py as it is."""
 
     def __init__(self) -> None:
-        self._ledger = Ledger()
+        self._ledger = FairnessLedger()
 
     def next(self, jobs: Jobs, now_s: float) -> list[Running]:
         """The policy's decision."""

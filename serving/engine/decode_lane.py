@@ -52,7 +52,7 @@ class DecodeLane:
 
 
 def begin_decoding(job: Job) -> DecodeProgress:
-    """Lay out the chunks of a denoised job; smaller ones than asked for, where the GPU's budget wants it."""
+    """Lay out the chunks of a denoised job; smaller than requested where the GPU's memory budget requires it."""
     params = job.request.params
     largest = job.model.decode_chunk(params.decode_chunk_size)
     job.decoding = DecodeProgress.begin(params.num_frames, largest)

@@ -35,7 +35,7 @@ class InProcessEngine:
         self._settings = settings or EngineSettings()
         self._loop: StepLoop | None = None
         self._thread: threading.Thread | None = None
-        self._stop_asked = threading.Event()
+        self._stop_requested = threading.Event()
 
     async def start(self) -> None:
         """Load every checkpoint and warm it, on the worker thread; returns once requests are served.
@@ -43,7 +43,7 @@ class InProcessEngine:
         Raises:
             CheckpointError: one does not load.
         """
-        self._stop_asked.clear()
+        self._stop_requested.clear()
         loaded: Future[None] = Future()
         loaded.set_running_or_notify_cancel()
         self._thread = threading.Thread(target=self._work, args=(loaded,), name="stillmotion-engine", daemon=True)
@@ -52,7 +52,7 @@ class InProcessEngine:
 
     async def stop(self) -> None:
         """Stop between two steps and let go of the models. Jobs not yet decoded end as Failed(engine_stopped)."""
-        self._stop_asked.set()
+        self._stop_requested.set()
         if self._loop is not None:
             self._loop.stop()
         if self._thread is not None:
@@ -114,7 +114,7 @@ class InProcessEngine:
             loaded.set_exception(error)
             return
         loaded.set_result(None)
-        if self._stop_asked.is_set():  # asked while loading, when there was no loop to tell
+        if self._stop_requested.is_set():  # requested while loading, before there was a loop
             loop.stop()
         loop.run()
 

@@ -1,9 +1,10 @@
-"""One request inside the engine, from the queue to its terminal event. One thread at a time changes it: its phase's.
+"""A request inside the engine and its decode progress: phases, timings, and the chunks of frames decoded so far.
 
-Frames of one job, chunk by chunk; and how the chunks shrink when memory runs out.
+One thread at a time changes a job: the lane of its phase.
 
-The chunk plan is part of the result (the decoder's temporal convolutions see the borders), so a video whose plan had
-to change is marked as degraded and its manifest says which chunks it was made of.
+Frames are decoded in chunks, and the chunk plan is part of the result (the decoder's temporal convolutions see the
+borders). A plan that had to shrink because memory ran out marks the video as degraded, and its manifest lists the
+chunks it was made of.
 
 Legend: T frames, H, W pixels.
 """
@@ -104,7 +105,7 @@ class Job:
     """A request and how far it is.
 
     Args:
-        request: what was asked for.
+        request: as it was submitted.
         deliver: hands an event to whoever follows the job; may be called from any thread.
         arrival: counts requests as they came.
         model: the checkpoint it is for.
@@ -112,7 +113,7 @@ class Job:
         row: set by the encode phase.
         resident: whether it counts among the rows in work; a parked one keeps its row and waits.
         decoding: set when the decode phase begins.
-        compute_s: its own share of compute: a batched call is split by the places its row took.
+        compute_s: its own share of compute: a batched call is split by the batch slots of its row.
         expected_end: (when it was said, seconds left as said then) of the first estimate, to judge estimates by.
         checkpoint_step, checkpoint_at: of the last stored state.
         retried: its last call failed for want of memory, and is being tried again.

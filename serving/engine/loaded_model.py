@@ -43,7 +43,7 @@ class LoadedModel:
         colours: draws previews; None where the checkpoint has no such map.
         profile: what it costs on this machine; grows as it works.
         vram: how it stays within a budget of GPU memory; None where none was given.
-        visits: how encoders and autoencoder come to the device for their use; None where they stay there.
+        offload: CPU offload of encoders and autoencoder; None where they stay on the device.
     """
 
     checkpoint: Checkpoint
@@ -52,7 +52,7 @@ class LoadedModel:
     colours: LatentColours | None = None
     profile: Profile = field(default_factory=Profile)
     vram: VramPlan | None = None
-    visits: CpuOffload | None = None
+    offload: CpuOffload | None = None
 
     @property
     def entry(self) -> ModelEntry:
@@ -69,7 +69,7 @@ class LoadedModel:
         """Refuse a request for a LoRA that is not here, or not that version of it. Raises InvalidRequest."""
         check_lora(self.entry, self.settings.backend, params.adapter)
 
-    def places(self, params: Params) -> int:
+    def batch_slots(self, params: Params) -> int:
         """Places a request's row takes in a denoiser call: 2 with guidance, 1 without."""
         scale = guidance_scale(self.entry.task.guidance, *params.guidance_range, params.num_frames)
         return 2 if needs_unconditional(scale) else 1
@@ -77,21 +77,21 @@ class LoadedModel:
     def estimate(self, params: Params) -> float | None:
         """Seconds the request would take alone; None while nothing was measured."""
         calls = evaluations(params.solver, params.num_inference_steps)
-        return self.profile.generation_s(params, self.key(params).latent, self.places(params), calls)
+        return self.profile.generation_s(params, self.key(params).latent, self.batch_slots(params), calls)
 
     def encoding(self) -> AbstractContextManager[None]:
         """Within it, what encodes is on the device."""
         conditioners = self.checkpoint.conditioners
         encoder = conditioners.vision.encoder if isinstance(conditioners, ImagePairEncoder) else conditioners.encoder
-        return nullcontext() if self.visits is None else self.visits.of(encoder, self.checkpoint.vae)
+        return nullcontext() if self.offload is None else self.offload.of(encoder, self.checkpoint.vae)
 
     def decoding(self) -> AbstractContextManager[None]:
         """Within it, what decodes is on the device."""
-        return nullcontext() if self.visits is None else self.visits.of(self.checkpoint.vae)
+        return nullcontext() if self.offload is None else self.offload.of(self.checkpoint.vae)
 
-    def decode_chunk(self, asked: int) -> int:
-        """Frames decoded at once where `asked` were asked for."""
-        return asked if self.vram is None else min(asked, self.vram.decode_chunk)
+    def decode_chunk(self, requested: int) -> int:
+        """Frames decoded at once where `requested` were requested."""
+        return requested if self.vram is None else min(requested, self.vram.decode_chunk)
 
     @property
     def machine(self) -> Machine:
@@ -99,10 +99,10 @@ class LoadedModel:
         device = self.checkpoint.unet.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         settings = self.settings
-        tuned = "" if settings.attention in ("auto", "sdpa") else f"+{settings.attention}"
-        tuned += "" if settings.reuse_every == 1 else f"+reuse{settings.reuse_every}"
+        suffix = "" if settings.attention in ("auto", "sdpa") else f"+{settings.attention}"
+        suffix += "" if settings.reuse_every == 1 else f"+reuse{settings.reuse_every}"
         return Machine(
-            name, settings.backend + tuned, settings.dtype, settings.cores, settings.deterministic, torch.__version__
+            name, settings.backend + suffix, settings.dtype, settings.cores, settings.deterministic, torch.__version__
         )
 
 
@@ -122,22 +122,22 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     if device == "cpu":
         retain_freed_memory()
     checkpoint = load(entry, device=device, dtype=getattr(torch, settings.dtype))
-    # An export keeps its own dtype, whatever is asked for.
+    # An export keeps its own dtype, whatever is requested.
     settings = replace(settings, dtype=cast(DtypeName, str(checkpoint.unet.dtype).removeprefix("torch.")))
     if not entry.exported:
         if settings.dtype == "float16" and checkpoint.vae.config["force_upcast"]:
             upcast_encoder(checkpoint.vae)
         fuse(checkpoint.vae)
     cores = CpuThreads(settings.cores, settings.deterministic)
-    tuning = resolve_options(
+    options = resolve_options(
         settings.backend, checkpoint, cores, TorchOptions(settings.attention, settings.reuse_every)
     )
-    settings = replace(settings, attention=tuning.attention)
+    settings = replace(settings, attention=options.attention)
     loras = _loras(checkpoint, settings.backend)
     vram = plan_for(checkpoint, settings, loras)
-    denoiser = make_denoiser(settings.backend, checkpoint, cores, tuning)
+    denoiser = make_denoiser(settings.backend, checkpoint, cores, options)
     if vram is not None and vram.places < 2:
-        denoiser = split(denoiser, vram.places)
+        denoiser = limit_batch(denoiser, vram.places)
     elif vram is not None:
         settings = replace(settings, max_batch=min(settings.max_batch or vram.places, vram.places))
     if settings.deterministic and checkpoint.unet.device.type != "cpu":
@@ -145,11 +145,11 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
 
         denoiser = FixedBatchDenoiser(denoiser, settings.max_batch or FIXED_BATCH)
     denoiser = with_loras(denoiser, checkpoint.unet, loras)
-    visits = CpuOffload(checkpoint.unet.device) if vram is not None and vram.offload else None
-    if visits is not None:
-        with LoadedModel(checkpoint, denoiser, settings, visits=visits).encoding():
-            pass  # a first visit leaves everything where it lives
-    return LoadedModel(checkpoint, denoiser, settings, latent_colours(entry), vram=vram, visits=visits)
+    offload = CpuOffload(checkpoint.unet.device) if vram is not None and vram.offload else None
+    if offload is not None:
+        with LoadedModel(checkpoint, denoiser, settings, offload=offload).encoding():
+            pass  # from now on they live where they are offloaded to
+    return LoadedModel(checkpoint, denoiser, settings, latent_colours(entry), vram=vram, offload=offload)
 
 
 FIXED_BATCH = 2
@@ -195,16 +195,16 @@ def plan_for(
     if entry.exported:
         raise InvalidRequest("an export has its memory laid out; leave --vram-budget out", param="vram_budget")
     latent = VideoShape(entry.num_frames[0], entry.height, entry.width).latent(checkpoint.latent_channels)
-    asked = int(entry.defaults.get("decode_chunk_size", 8))
+    requested = int(entry.defaults.get("decode_chunk_size", 8))
     budget = int(settings.vram_budget_gib * GIB)
     needs = needs_of(checkpoint, latent)
     if loras:
         needs = replace(needs, unet=needs.unet + switching_bytes(checkpoint.unet, loras))
-    return plan(needs, budget, latent.num_frames, asked_chunk=asked, overlap=True)
+    return plan(needs, budget, latent.num_frames, asked_chunk=requested, overlap=True)
 
 
-def split(denoiser: Denoiser, places: int) -> Denoiser:
-    """A denoiser whose calls take fewer places than a guided request has.
+def limit_batch(denoiser: Denoiser, batch_slots: int) -> Denoiser:
+    """A denoiser whose calls have fewer batch slots than a guided request takes.
 
     Raises:
         InvalidRequest: it keeps features by request.
@@ -213,7 +213,7 @@ def split(denoiser: Denoiser, places: int) -> Denoiser:
 
     if caching(denoiser) is not None:
         raise InvalidRequest(
-            "reused features need both places of a guided request in one call; raise --vram-budget, or reuse none",
+            "reused features need both halves of a guided request in one call; raise --vram-budget, or reuse none",
             param="vram_budget",
         )
-    return MaxBatchDenoiser(denoiser, places)
+    return MaxBatchDenoiser(denoiser, batch_slots)

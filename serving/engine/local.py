@@ -58,7 +58,7 @@ def generate(
         images: the pictures' bytes, in the order of the task's spec and any format `model.media.image.open_picture`
         takes.
         raw: whether the frames go into another stage, so that no container is made (EngineRequest).
-        progress: told of phases, steps and decoded frames; an exception from it ends the generation.
+        progress: called with phases, steps and decoded frames; an exception from it ends the generation.
         settings: device, dtype, threads, determinism; used only where the model is not yet loaded.
 
     Raises:

@@ -1,13 +1,14 @@
-"""The step loop: rows of many requests through shared denoiser calls.
+"""The step loop: continuous batching of many requests' rows through shared denoiser calls.
 
-Three lanes work side by side, so that none stops another:
+Three lanes run side by side:
 
-    step thread     drops what was cancelled, then does what the policy says: encode one request, or ONE denoiser call
+    step thread     drops cancelled jobs, then does what the policy says: encode one request, or ONE denoiser call
     decode thread   one chunk of frames at a time, again as the policy says
     mux threads     finished frames become a container
 
 A job belongs to one lane at a time, by its phase; rows join and leave between any two calls. An error ends the job it
-belongs to; the others go on.
+belongs to; the others go on. An error after which the device serves nobody breaks the engine: every job ends as
+`engine_broken`, and a supervisor restarts it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from serving.engine.protocol import (
     EngineRequest,
     Failed,
     Queued,
-    refused,
+    refuse_chained,
 )
 from serving.engine.scheduler import Scheduler
 from serving.engine.settings import EngineSettings
@@ -50,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 
 class StepLoop:
-    """Serves jobs until told to stop. `submit`, `cancel`, `stop`, `stats` and `healthy` may be used from any thread.
+    """Serves jobs until stopped. `submit`, `cancel`, `stop`, `stats` and `healthy` may be used from any thread.
 
     Args:
         models: what is served, by name.
@@ -68,7 +69,7 @@ class StepLoop:
         self._broken: Failed | None = None
         self._recorder = Recorder()
         self._scheduler = Scheduler(settings)
-        self._steps = StepLane(settings, self._scheduler.ceiling, self._recorder, self._contained, self._end)
+        self._steps = StepLane(settings, self._scheduler.batch_backoff, self._recorder, self._contained, self._end)
         self._decoding = DecodeLane(settings, self._recorder)
         self._mux_pool = ThreadPoolExecutor(settings.mux_threads, thread_name_prefix="stillmotion-mux")
 
@@ -84,14 +85,14 @@ class StepLoop:
             if request.job_id in self._jobs:
                 raise InvalidRequest(f"job {request.job_id} is already in flight", param="job_id")
             model = self._models.get(request.model)
-            refusal = refused(request)
+            refusal = refuse_chained(request)
             if self._stopping or model is None or refusal is not None:
                 deliver(stopped() if self._stopping else refusal or self._unknown(request.model))
                 return
             job = Job(request, deliver, self._arrivals, model, model.key(request.params))
             self._arrivals += 1
             self._jobs[job.id] = job
-            self._tell_positions()
+            self._deliver_positions()
             self._changed.notify_all()
 
     def cancel(self, job_id: str) -> None:
@@ -135,7 +136,7 @@ class StepLoop:
             with torch.inference_mode():
                 while self._wait_for_steps():
                     self._tick()
-        except Exception as error:  # noqa: BLE001 - logged, and every job is told
+        except Exception as error:  # noqa: BLE001 - logged, and every job ends with it
             self._broke(error)
         finally:
             self.stop()
@@ -148,13 +149,13 @@ class StepLoop:
 
     def _broke(self, error: Exception) -> None:
         logger.exception("the engine's loop broke; its jobs fail and it takes no more")
-        told = f"the engine broke ({type(error).__name__}: {error}); restart the service"
-        self._broken = self._broken or Failed("engine_broken", told)
+        message = f"the engine broke ({type(error).__name__}: {error}); restart the service"
+        self._broken = self._broken or Failed("engine_broken", message)
 
     def _wait_for_steps(self) -> bool:
         def something() -> bool:
-            mine = any(job.phase in ("queued", "encode", "denoise") for job in self._jobs.values())
-            return self._stopping or mine or not self._healthy
+            pending = any(job.phase in ("queued", "encode", "denoise") for job in self._jobs.values())
+            return self._stopping or pending or not self._healthy
 
         with self._changed:
             self._changed.wait_for(something)
@@ -164,26 +165,26 @@ class StepLoop:
         self._drop_cancelled("queued", "denoise")
         with self._changed:
             decision = self._scheduler.next_call(self._jobs.values(), time.perf_counter())
-            chosen = [] if decision is None else [self._jobs[job_id] for job_id in decision.job_ids]
+            jobs = [] if decision is None else [self._jobs[job_id] for job_id in decision.job_ids]
             for job_id in decision.park if decision is not None else ():
                 self._jobs[job_id].resident = False
-            for job in chosen:
+            for job in jobs:
                 job.resident = True
         if decision is None:
             if not self._healthy:
                 self._try_again()
             return
         if decision.kind == "encode":
-            self._encode(chosen[0])
+            self._encode(jobs[0])
         else:
-            self._steps.advance(chosen)
-        self._settle(chosen)
+            self._steps.advance(jobs)
+        self._settle(jobs)
 
     def _encode(self, job: Job) -> None:
         with self._contained(job):
             self._steps.encode(job)
         with self._changed:
-            self._tell_positions()
+            self._deliver_positions()
 
     def _settle(self, jobs: list[Job]) -> None:
         """After a call: finished rows go to the decode lane, and health follows from what worked."""
@@ -213,7 +214,7 @@ class StepLoop:
             while (job := self._next_to_decode()) is not None:
                 with self._contained(job), torch.inference_mode():
                     self._decode(job)
-        except Exception as error:  # noqa: BLE001 - logged, and every job is told
+        except Exception as error:  # noqa: BLE001 - logged, and every job ends with it
             self._broke(error)
             self.stop()
 
@@ -266,8 +267,8 @@ class StepLoop:
         for job in dropped:
             self._end(job, CancelledAt(job.step, job.compute_s))
 
-    def _tell_positions(self) -> None:
-        """Tell every job that was not begun its place in the queue, where it changed. Holds the lock."""
+    def _deliver_positions(self) -> None:
+        """Deliver the queue position to every job that was not begun, where it changed. Holds the lock."""
         for job_id, position in self._scheduler.positions(self._jobs.values(), time.perf_counter()).items():
             job = self._jobs[job_id]
             if job.position != position:

@@ -1,8 +1,6 @@
-"""Memory: how large a denoiser call may be, and what is done when there was not enough.
+"""Out of memory: how large a denoiser call may be, what is freed when one did not fit, and the error a caller gets.
 
-Legend: B places, T frames; h, w latent.
-
-What a caller is told of an exception: a stable code and a message with the remedy.
+Legend: T frames; h, w latent.
 """
 
 from __future__ import annotations
@@ -53,7 +51,7 @@ _FORGIVEN_AFTER_S = 120.0
 
 
 def max_batch_size(unet: UNetSpatioTemporalConditionModel, latent: LatentShape) -> int:
-    """Places of the largest call whose tensors all stay within 2^31 elements; at least 1.
+    """Batch slots of the largest call whose tensors all stay within 2^31 elements; at least 1.
 
     svd-xt at 25 x 72 x 128: 3, so two guided clips do not fit in one call.
     """
@@ -81,16 +79,16 @@ class BatchSizeBackoff:
     def __init__(self) -> None:
         self._refused: dict[Hashable, tuple[int, float]] = {}
 
-    def refuse(self, key: Hashable, places: int) -> None:
-        """A call of `places` places did not fit."""
+    def refuse(self, key: Hashable, batch_size: int) -> None:
+        """A call of `batch_size` slots did not fit."""
         logger.warning(
-            "a call of %d places does not fit into memory; smaller ones for %.0f s", places, _FORGIVEN_AFTER_S
+            "a call of %d batch slots does not fit into memory; smaller ones for %.0f s", batch_size, _FORGIVEN_AFTER_S
         )
-        self._refused[key] = (places, time.monotonic())
+        self._refused[key] = (batch_size, time.monotonic())
 
     def of(self, key: Hashable, most: int) -> int:
-        """Places that may be tried, up to `most`."""
-        places, when = self._refused.get(key, (most + 1, 0.0))
+        """Batch slots that may be tried, up to `most`."""
+        batch_size, when = self._refused.get(key, (most + 1, 0.0))
         if time.monotonic() - when > _FORGIVEN_AFTER_S:
             return most
-        return max(1, min(most, places - 1))
+        return max(1, min(most, batch_size - 1))

@@ -1,16 +1,15 @@
-"""What the engine does next: a pure function of the work there is, tested without a model. Imports no torch.
+"""The scheduling policy: what the engine does next, a pure function of the work there is. Imports no torch.
 
-Who leads: the tenant that is owed most (fairness.py), with its most urgent item (work.py: class, deadline, remaining
-work, arrival). Offline work is looked at only when there is no other. If the leader is a step, its call is filled with
-rows of the same key, again the tenant owed most first, up to the profile's largest batch; places that no encoded row
-wants go to rows that wait for their encoding, which is then done first. Everyone is charged what it adds to the call.
+Weighted fair queueing between tenants, shortest remaining work first inside one. The tenant owed most leads, with its
+most urgent item (`work_items.urgency`: class, deadline, remaining work, arrival). Offline work runs only when there is
+no other. A leading step is batched with rows of the same key, again the tenant owed most first, up to the profile's
+largest batch; batch slots that no encoded row takes go to rows that wait for their encoding, which is then done first.
+Everyone is charged the seconds it adds to the call.
 
-Weighted fair shares between tenants: how far each is ahead of the one that is owed most.
-
-This is deficit round robin with the deficits kept as differences: a tenant's account grows by the seconds it used over
-its weight, whoever is lowest has the next turn, and the lowest stands at 0. So credit and debt are always relative to
-who is there, nobody saves up credit while away, and a debt shrinks as the others are served (start-time fair queueing,
-Goyal, Vin and Cheng 1996). All functions are pure.
+The accounting is deficit round robin with the deficits stored as differences: a tenant's account grows by the seconds
+it used over its weight, the lowest has the next turn and stands at 0. Credit and debt are thus relative to the tenants
+present: an absent one saves up no credit, and a debt shrinks as the others are served (start-time fair queueing, Goyal,
+Vin and Cheng 1996).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Accounts = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class FairnessLedger:
     """The state between decisions. Offline work has accounts of its own, since it only uses what nobody else wants.
 
     An engine that decodes beside its steps keeps one ledger for each: who has nothing for one of the two must neither
@@ -43,9 +42,9 @@ class Ledger:
         """The accounts of offline work, or of all other."""
         return self.offline if offline else self.online
 
-    def with_band(self, offline: bool, accounts: Accounts) -> Ledger:
+    def with_band(self, offline: bool, accounts: Accounts) -> FairnessLedger:
         """The ledger with one of the two replaced."""
-        return Ledger(self.online, accounts) if offline else Ledger(accounts, self.offline)
+        return FairnessLedger(self.online, accounts) if offline else FairnessLedger(accounts, self.offline)
 
 
 def standings(accounts: Accounts, present: Collection[str]) -> dict[str, float]:
@@ -76,7 +75,7 @@ Queues = Mapping[str, list[Ranked]]
 """By tenant, the most urgent first; none is empty."""
 
 
-def decide(items: Sequence[WorkItem], limits: Limits, ledger: Ledger) -> tuple[Decision | None, Ledger]:
+def decide(items: Sequence[WorkItem], limits: Limits, ledger: FairnessLedger) -> tuple[Decision | None, FairnessLedger]:
     """The next thing to do, and the ledger after it.
 
     Args:
@@ -101,7 +100,7 @@ def decide(items: Sequence[WorkItem], limits: Limits, ledger: Ledger) -> tuple[D
     return decision, ledger.with_band(offline, after)
 
 
-def order(items: Sequence[WorkItem], limits: Limits, ledger: Ledger) -> tuple[str, ...]:
+def order(items: Sequence[WorkItem], limits: Limits, ledger: FairnessLedger) -> tuple[str, ...]:
     """The job ids in the order in which they would finish if each ran alone from now on: what a queue position means.
 
     Args:
@@ -132,8 +131,8 @@ class _Call:
         self.used = {leader.tenant: leader.cost_s}
         self._limits = limits
         self._batching = limits.of(leader)
-        self._room = self._batching.largest - leader.places
-        self.full_s = leader.cost_s * (1 + self._batching.marginal * max(self._room, 0) / leader.places)
+        self._room = self._batching.largest - leader.batch_slots
+        self.full_s = leader.cost_s * (1 + self._batching.marginal * max(self._room, 0) / leader.batch_slots)
 
     @property
     def full(self) -> bool:
@@ -141,21 +140,21 @@ class _Call:
         return self._room < 1 or len(self.items) >= self._limits.max_resident
 
     def fits(self, item: WorkItem) -> bool:
-        """Whether there are places for it."""
-        return item.places <= self._room and not self.full
+        """Whether the call has batch slots for it."""
+        return item.batch_slots <= self._room and not self.full
 
     def price(self, item: WorkItem) -> float:
         """Seconds it adds; of a row that lacks its encoding, that and a step."""
         if item.ready:
             return item.cost_s * self._batching.marginal
         leader = self.items[0]
-        return item.cost_s + leader.cost_s * item.places / leader.places * self._batching.marginal
+        return item.cost_s + leader.cost_s * item.batch_slots / leader.batch_slots * self._batching.marginal
 
     def add(self, item: WorkItem) -> None:
         """Take it along."""
         self.used[item.tenant] = self.used.get(item.tenant, 0.0) + self.price(item)
         self.items.append(item)
-        self._room -= item.places
+        self._room -= item.batch_slots
 
     def encoding_first(self) -> _Call:
         """This call, or the encoding of the first of its rows that lacks it."""
@@ -176,7 +175,7 @@ def _fill(call: _Call, kind: Kind, queues: Queues, weights: Mapping[str, float],
     """Add riders of one kind while there is room, the tenant owed most first.
 
     Every rider makes the call longer for the leader and for who waits, so none may take its tenant further ahead than
-    one full call; for nothing else a place is left empty.
+    one full call; for nothing else a batch slot is left empty.
     """
     riders = {} if call.full else _riders(queues, call.items[0], kind)
     ahead = {tenant: accounts[tenant] + call.used.get(tenant, 0.0) / weights[tenant] for tenant in riders}
@@ -193,12 +192,12 @@ def _park(
     items: Sequence[WorkItem], planned: list[WorkItem], next_up: list[WorkItem], accounts: Accounts, limits: Limits
 ) -> tuple[str, ...]:
     """Residents that make room for what is next: offline ones first, then by how far the tenant is ahead."""
-    kept = {item.job_id for item in planned}
+    planned_ids = {item.job_id for item in planned}
     residents = [item for item in items if item.resident]
     surplus = len(residents) + sum(not item.resident for item in next_up) - limits.max_resident
     if surplus <= 0:
         return ()
-    idle = [item for item in residents if item.job_id not in kept]
+    idle = [item for item in residents if item.job_id not in planned_ids]
     idle.sort(key=lambda item: (item.offline, accounts.get(item.tenant, 0.0), urgency(item, limits)), reverse=True)
     return tuple(item.job_id for item in idle[:surplus])
 

@@ -1,12 +1,10 @@
-"""What a checkpoint costs on this machine, measured: the source of estimates, admission and batch sizes. No torch.
+"""The cost profile of a checkpoint on this machine: measured seconds of calls, chunks and encodings. Imports no torch.
 
-Times are kept by size and batch. A size never measured is taken from the nearest that was, in proportion to its
-numbers (attention grows faster; the estimate is corrected as soon as the size has run). Everything measured in
-operation goes into the same table, smoothed, so a profile follows the machine.
+Source of estimates, admission and batch sizes. Times are stored by size and batch; a size never measured is taken from
+the nearest one in proportion to its numbers (attention grows faster; the estimate is corrected once the size has run).
+Measurements in operation update the same table by an exponential moving average, so a profile follows the machine.
 
-Legend: a place is one clip in a denoiser call; a guided row takes two.
-
-Measured speed: how long a unit of work takes lately, and so how long what is left will take.
+Legend: a batch slot is one clip in a denoiser call; a guided row takes two.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from model.params import Params
 from model.shapes import LatentShape, even_chunks
 
 _WEIGHT = 0.3
-"""Of the newest measurement: follows a change of company within a few steps, without jumping at each."""
+"""Of the newest measurement: follows a change of the batch within a few steps, without jumping at each."""
 
 
 class SmoothedRate:
@@ -43,7 +41,7 @@ class SmoothedRate:
 
 
 WORTHWHILE = 0.9
-"""A batch pays off when each doubling of its places leaves at most this share of a place's time.
+"""A batch pays off when each doubling of its slots leaves at most this share of a slot's time.
 
 A larger call lets those who come meanwhile wait longer, so a gain within the noise of the measurement is none."""
 _NEWEST = 0.2
@@ -68,7 +66,7 @@ class Machine:
 
 
 class Profile:
-    """Seconds of a denoiser call by (latent numbers, places), of a decoded pixel by chunk pixels, and of an encoding.
+    """Seconds of a denoiser call by (latent numbers, batch size), of a decoded pixel by chunk pixels, and of an encoding.
 
     Safe to use from several threads.
     """
@@ -81,11 +79,11 @@ class Profile:
         self._decoded: dict[int, float] = {}
         self._encode_s: float | None = None
 
-    def set_call(self, numel: int, places: int, seconds: float) -> None:
-        """What `observe_call` is told, measured with care: replaces what was known."""
+    def set_call(self, numel: int, batch_size: int, seconds: float) -> None:
+        """A call measured with nothing beside it; replaces what was known."""
         with self._lock:
-            self._calls.setdefault(numel, {})[places] = seconds
-            self._careful.setdefault(numel, {})[places] = seconds
+            self._calls.setdefault(numel, {})[batch_size] = seconds
+            self._careful.setdefault(numel, {})[batch_size] = seconds
 
     def take(self, other: Profile) -> None:
         """Know what another profile knows."""
@@ -94,11 +92,11 @@ class Profile:
             self._careful = {numel: dict(sizes) for numel, sizes in other._careful.items()}
             self._decoded, self._encode_s = dict(other._decoded), other._encode_s
 
-    def observe_call(self, numel: int, places: int, seconds: float) -> None:
-        """A denoiser call of `places` clips of `numel` latent numbers each took `seconds`."""
+    def observe_call(self, numel: int, batch_size: int, seconds: float) -> None:
+        """A denoiser call of `batch_size` clips of `numel` latent numbers each took `seconds`."""
         with self._lock:
             sizes = self._calls.setdefault(numel, {})
-            sizes[places] = _blend(sizes.get(places), seconds)
+            sizes[batch_size] = _blend(sizes.get(batch_size), seconds)
 
     def observe_decode(self, pixels: int, seconds: float) -> None:
         """Decoding a chunk of `pixels` pixels took `seconds`."""
@@ -110,13 +108,13 @@ class Profile:
         with self._lock:
             self._encode_s = _blend(self._encode_s, seconds)
 
-    def call_s(self, numel: int, places: int) -> float | None:
+    def call_s(self, numel: int, batch_size: int) -> float | None:
         """Seconds of a denoiser call; None before any was measured."""
         with self._lock:
             if not self._calls:
                 return None
             near = min(self._calls, key=lambda known: abs(known - numel))
-            return _at(self._calls[near], places) * numel / near
+            return _at(self._calls[near], batch_size) * numel / near
 
     def decode_s(self, pixels: int) -> float | None:
         """Seconds to decode a chunk of `pixels` pixels; None before any was."""
@@ -127,17 +125,17 @@ class Profile:
             return self._decoded[near] * pixels / near
 
     def worth(self, numel: int, most: int) -> int:
-        """Places of the largest batch that pays off, up to `most`; `most` while no larger one was seen not to.
+        """Size of the largest batch that pays off, up to `most`; `most` while no larger one was measured not to.
 
-        Not by what was seen in operation, where decoding slows down the very batches that are in use.
+        Not by measurements in operation, where decoding slows down the very batches that are in use.
         """
         known = self._undisturbed(numel)
-        best, chosen = math.inf, 0
-        for places in sorted(size for size in known if size <= most):
-            each = known[places] / places
-            if not chosen or each <= best * WORTHWHILE ** math.log2(places / chosen):
-                best, chosen = each, places
-        return chosen if chosen < max(known, default=0) else most
+        best, largest = math.inf, 0
+        for batch_size in sorted(size for size in known if size <= most):
+            each = known[batch_size] / batch_size
+            if not largest or each <= best * WORTHWHILE ** math.log2(batch_size / largest):
+                best, largest = each, batch_size
+        return largest if largest < max(known, default=0) else most
 
     def marginal(self, numel: int) -> float:
         """What a second guided row adds to a call, as a part of the first one's time: 1 where nothing is gained."""
@@ -145,14 +143,14 @@ class Profile:
         return min(1.0, max(0.05, _at(known, 4) / _at(known, 2) - 1)) if known else 1.0
 
     def _undisturbed(self, numel: int) -> dict[int, float]:
-        """Calls of one size by places, those measured with nothing beside them where there are any."""
+        """Calls of one size by batch size, those measured with nothing beside them where there are any."""
         with self._lock:
             sizes = self._careful or self._calls
             return dict(sizes.get(numel) or next(iter(sizes.values()), {}))
 
-    def generation_s(self, params: Params, latent: LatentShape, places: int, evaluations: int) -> float | None:
-        """Seconds of a whole request alone: encoding, `evaluations` calls of `places` clips, decoding."""
-        call = self.call_s(latent.numel, places)
+    def generation_s(self, params: Params, latent: LatentShape, batch_size: int, evaluations: int) -> float | None:
+        """Seconds of a whole request alone: encoding, `evaluations` calls of `batch_size` clips, decoding."""
+        call = self.call_s(latent.numel, batch_size)
         chunks = even_chunks(params.num_frames, params.decode_chunk_size)
         decode = [self.decode_s(chunk * params.height * params.width) for chunk in chunks]
         if call is None or None in decode:
@@ -176,7 +174,7 @@ class Profile:
         profile = cls()
         calls, decoded, encode = values["calls"], values["decoded"], values["encode_s"]
         for numel, sizes in calls.items():  # type: ignore[attr-defined]
-            profile._calls[int(numel)] = {int(places): float(seconds) for places, seconds in sizes.items()}
+            profile._calls[int(numel)] = {int(batch_size): float(seconds) for batch_size, seconds in sizes.items()}
             profile._careful[int(numel)] = dict(profile._calls[int(numel)])
         profile._decoded = {int(pixels): float(seconds) for pixels, seconds in decoded.items()}  # type: ignore[attr-defined]
         profile._encode_s = None if encode is None else float(encode)  # type: ignore[arg-type]
@@ -184,7 +182,7 @@ class Profile:
 
 
 def read_profile(folder: Path, machine: Machine) -> Profile | None:
-    """The profile kept beside a checkpoint for this machine; None where there is none that can be read."""
+    """The profile stored beside a checkpoint for this machine; None where there is none that can be read."""
     try:
         return Profile.from_dict(json.loads((folder / PROFILE).read_text())[machine.key])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -213,13 +211,13 @@ def _blend(known: float | None, seconds: float) -> float:
     return seconds if known is None else known + _NEWEST * (seconds - known)
 
 
-def _at(sizes: dict[int, float], places: int) -> float:
-    """Seconds at `places`: measured, else on the line through the two nearest measured, else in proportion."""
-    if places in sizes:
-        return sizes[places]
-    near = sorted(sizes, key=lambda known: abs(known - places))[:2]
+def _at(sizes: dict[int, float], batch_size: int) -> float:
+    """Seconds at `batch_size`: measured, else on the line through the two nearest measured, else in proportion."""
+    if batch_size in sizes:
+        return sizes[batch_size]
+    near = sorted(sizes, key=lambda known: abs(known - batch_size))[:2]
     if len(near) == 1 or near[0] == near[1]:
-        return sizes[near[0]] * places / near[0]
+        return sizes[near[0]] * batch_size / near[0]
     low, high = sorted(near)
     slope = max(0.0, (sizes[high] - sizes[low]) / (high - low))
-    return max(sizes[low] + slope * (places - low), sizes[low] * min(1.0, places / low))
+    return max(sizes[low] + slope * (batch_size - low), sizes[low] * min(1.0, batch_size / low))

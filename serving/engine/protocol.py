@@ -69,7 +69,7 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """Waits for a place; `position` 0 is next."""
+    """Waits in the queue; `position` 0 is next."""
 
     position: int
 
@@ -168,12 +168,12 @@ EngineEvent = Queued | PhaseStarted | Stepped | Checkpointed | Previewed | Decod
 TERMINAL = (Completed, Failed, CancelledAt)
 
 
-def refused(request: EngineRequest) -> Failed | None:
+def refuse_chained(request: EngineRequest) -> Failed | None:
     """What an engine of single stages answers to a chained request; None to any other."""
     if request.interpolate is None:
         return None
-    told = "this engine runs single stages; put a ChainedEngine around it, or leave interpolate out"
-    return Failed("not_chained", told)
+    message = "this engine runs single stages; put a ChainedEngine around it, or leave interpolate out"
+    return Failed("not_chained", message)
 
 
 class Engine(Protocol):

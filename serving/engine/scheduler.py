@@ -1,8 +1,8 @@
-"""Between the loop and the policy: jobs become work items with measured costs, and the ledger is kept. Not thread-safe.
+"""The scheduler between the step loop and the policy: jobs become work items with measured costs. Not thread-safe.
 
-There are two lanes. Encoding and denoiser calls are chosen for the step thread, decode chunks for the decode thread.
-Both ask the same policy, each with a ledger of its own: a lane sees only those who have work in it, and one ledger for
-both would forgive a tenant in one lane what it owes in the other.
+There are two lanes: encodings and denoiser calls run on the step thread, decode chunks on the decode thread. Each asks
+the policy with a fairness ledger of its own. A lane sees only the tenants that have work in it, so one ledger for both
+would forgive a tenant in one lane what it owes in the other.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Hashable, Iterable
 
 from serving.engine.job import Job, row_of
 from serving.engine.oom import BatchSizeBackoff, max_batch_size
-from serving.engine.policy import Ledger, decide, order
+from serving.engine.policy import FairnessLedger, decide, order
 from serving.engine.settings import EngineSettings
-from serving.engine.warmup import LARGEST
+from serving.engine.warmup import MAX_MEASURED_BATCH
 from serving.engine.work_items import BatchingProfile, Decision, Kind, Limits, WorkItem
 
 _UNKNOWN_S = 1.0
@@ -25,20 +25,20 @@ class Scheduler:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
-        self._calls = Ledger()
-        self._chunks = Ledger()
-        self.ceiling = BatchSizeBackoff()
+        self._calls = FairnessLedger()
+        self._chunks = FairnessLedger()
+        self.batch_backoff = BatchSizeBackoff()
 
     def next_call(self, jobs: Iterable[Job], now: float) -> Decision | None:
         """For the step thread: an encoding, or the rows of a denoiser call."""
-        mine = [job for job in jobs if job.phase in ("queued", "encode", "denoise")]
-        decision, self._calls = decide(self._items(mine), self._limits(mine, now), self._calls)
+        pending = [job for job in jobs if job.phase in ("queued", "encode", "denoise")]
+        decision, self._calls = decide(self._items(pending), self._limits(pending, now), self._calls)
         return decision
 
     def next_chunk(self, jobs: Iterable[Job], now: float) -> Decision | None:
         """For the decode thread: the job whose next chunk is decoded."""
-        mine = [job for job in jobs if job.phase == "decode"]
-        decision, self._chunks = decide(self._items(mine), self._limits(mine, now), self._chunks)
+        pending = [job for job in jobs if job.phase == "decode"]
+        decision, self._chunks = decide(self._items(pending), self._limits(pending, now), self._chunks)
         return decision
 
     def positions(self, jobs: Iterable[Job], now: float) -> dict[str, int]:
@@ -55,7 +55,7 @@ class Scheduler:
         batching: dict[Hashable, BatchingProfile] = {}
         for job in jobs:
             if job.key not in batching:
-                batching[job.key] = job_batching(job, self._settings, self.ceiling)
+                batching[job.key] = job_batching(job, self._settings, self.batch_backoff)
         return Limits(now, self._settings.max_rows, batching)
 
     def _item(self, job: Job) -> WorkItem:
@@ -70,7 +70,7 @@ class Scheduler:
             arrival=job.arrival,
             submitted_s=job.submitted,
             served_s=job.compute_s,
-            places=job.model.places(job.request.params) if job.row is None else len(job.row.active_conditions),
+            batch_slots=job.model.batch_slots(job.request.params) if job.row is None else len(job.row.active_conditions),
             tenant=share.tenant,
             weight=share.weight,
             priority=share.priority,
@@ -81,11 +81,11 @@ class Scheduler:
         )
 
 
-def job_batching(job: Job, settings: EngineSettings, ceiling: BatchSizeBackoff) -> BatchingProfile:
+def job_batching(job: Job, settings: EngineSettings, batch_backoff: BatchSizeBackoff) -> BatchingProfile:
     """What the profile, the settings and memory allow for calls of the job's key."""
     numel, profile = job.key.latent.numel, job.model.profile
-    most = min(settings.max_batch or LARGEST, max_batch_size(job.model.checkpoint.unet, job.key.latent))
-    most = ceiling.of(job.key, most)
+    most = min(settings.max_batch or MAX_MEASURED_BATCH, max_batch_size(job.model.checkpoint.unet, job.key.latent))
+    most = batch_backoff.of(job.key, most)
     largest = most if settings.max_batch is not None else profile.worth(numel, most)
     return BatchingProfile(max(1, largest), profile.marginal(numel))
 
@@ -100,7 +100,7 @@ def _work(job: Job) -> tuple[Kind, float, float]:
         return "decode", next_s, (profile.decode_s(sum(plan) * pixels) or next_s * len(plan))
     if job.row is None:
         left = job.model.estimate(params) or _UNKNOWN_S * params.num_inference_steps
-        call = profile.call_s(numel, job.model.places(params)) or _UNKNOWN_S
+        call = profile.call_s(numel, job.model.batch_slots(params)) or _UNKNOWN_S
         return "encode", call, left
     call = profile.call_s(numel, len(row_of(job).active_conditions)) or _UNKNOWN_S
     decode = profile.decode_s(params.num_frames * pixels) or 0.0

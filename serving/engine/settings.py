@@ -17,7 +17,7 @@ class EngineSettings:
 
     Args:
         max_rows: requests being encoded, denoised or decoded at once; the others wait or are parked.
-        max_batch: places of one denoiser call, at most (a guided request takes two); None lets the measured profile
+        max_batch: batch slots of one denoiser call, at most (a guided request takes two); None lets the measured profile
             choose.
         backend: which denoiser (model.backends.registry); `auto` takes what the folder holds, weights or graphs.
         device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`.
@@ -87,7 +87,7 @@ class EngineSettings:
 
 def usable_cores() -> int:
     """Processors this process may run on, or as many as OMP_NUM_THREADS says."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked) > 0:
-        return int(asked)
+    requested = os.environ.get("OMP_NUM_THREADS", "")
+    if requested.isdecimal() and int(requested) > 0:
+        return int(requested)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

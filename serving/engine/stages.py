@@ -1,6 +1,7 @@
-"""The phases of one job before and after its steps, shared by the engine and by `generate` on the command line.
+"""The stages of a job before and after its denoiser calls: encode, check, finish, and the video manifest.
 
-What a result says of how it was made: a manifest to repeat it by.
+Shared by the engine and by `generate` on the command line. The manifest names all that the pixels depend on, so that a
+video can be replayed.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def _lora(model: LoadedModel, params: Params) -> dict[str, object] | None:
     if use is None:
         return None
     entry = next(one for one in model.entry.loras if one.name == use.name)
-    told = {"name": use.name, "version": use.version, "scale": use.scale}
-    return told | {"rank": entry.rank, "alpha": entry.alpha, "base": entry.base}
+    fields = {"name": use.name, "version": use.version, "scale": use.scale}
+    return fields | {"rank": entry.rank, "alpha": entry.alpha, "base": entry.base}
 
 
 def video_manifest(

@@ -21,7 +21,7 @@ class EngineStats:
     Args:
         denoiser_calls: calls of the denoiser that succeeded.
         rows_per_call: how many calls served one row, two rows, ...
-        places: places of the denoiser's batch used in all (a guided row takes two a call).
+        batch_slots: of the denoiser's calls, used in all (a guided row takes two a call).
         denoise_s: seconds in denoiser calls.
         decode_chunks: chunks of frames decoded.
         decode_s: seconds decoding them.
@@ -35,7 +35,7 @@ class EngineStats:
 
     denoiser_calls: int
     rows_per_call: dict[int, int]
-    places: int
+    batch_slots: int
     denoise_s: float
     decode_chunks: int
     decode_s: float
@@ -62,17 +62,17 @@ class Recorder:
         self._lock = threading.Lock()
         self._rows_per_call: Counter[int] = Counter()
         self._ended: Counter[str] = Counter()
-        self._places = self._chunks = 0
+        self._batch_slots = self._chunks = 0
         self._denoise_s = self._decode_s = 0.0
         self._phase_s: dict[str, float] = defaultdict(float)
         self._eta_errors: deque[tuple[float, float]] = deque(maxlen=_KEPT)
         self._out_of_memory = self._degraded = 0
 
-    def called(self, rows: int, places: int, seconds: float) -> None:
-        """A denoiser call served `rows` rows in `places` places."""
+    def called(self, rows: int, batch_slots: int, seconds: float) -> None:
+        """A denoiser call served `rows` rows in `batch_slots` slots."""
         with self._lock:
             self._rows_per_call[rows] += 1
-            self._places += places
+            self._batch_slots += batch_slots
             self._denoise_s += seconds
 
     def decoded(self, seconds: float) -> None:
@@ -113,7 +113,7 @@ class Recorder:
             return EngineStats(
                 denoiser_calls=self._rows_per_call.total(),
                 rows_per_call=dict(self._rows_per_call),
-                places=self._places,
+                batch_slots=self._batch_slots,
                 denoise_s=self._denoise_s,
                 decode_chunks=self._chunks,
                 decode_s=self._decode_s,
@@ -130,7 +130,7 @@ class Recorder:
 
 
 @runtime_checkable
-class Counted(Protocol):
+class HasStats(Protocol):
     """An engine that counts what it does; one behind Triton leaves that to Triton's own metrics."""
 
     def stats(self) -> EngineStats | None:

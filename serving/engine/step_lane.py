@@ -1,13 +1,11 @@
-"""The step lane: encode a request, or take a group of rows one denoiser evaluation further.
+"""The step lane: encode a request, or take a batch of rows one denoiser evaluation further.
 
-Out of memory, a group is halved until what is left fits; a row that does not fit alone is tried once more on cleared
-memory, and then fails by itself. Rows are values, so nothing is ever half done.
+Out of memory, a batch is halved until what is left fits; a row that does not fit alone is tried once more on freed
+memory, and then fails alone. Rows are immutable values, so a failed call leaves nothing half done.
 
-How far a step loop may run ahead of a GPU: one call.
-
-Nothing in a step waits for the device, so a loop left alone would queue steps without end: cancel and progress would
-lag, and its clock would measure the queueing. Waiting for the call BEFORE the one just queued bounds that, and the
-device still always has its next call waiting; the time from one return to the next is then that of a call.
+A step loop runs at most one call ahead of a GPU. Nothing in a step waits for the device, so an unbounded loop would
+queue steps without end: cancel and progress would lag, and its clock would measure the queueing. Waiting for the call
+before the one just queued bounds that, and the device always has its next call ready.
 """
 
 from __future__ import annotations
@@ -62,16 +60,16 @@ class StepLane:
     def __init__(
         self,
         settings: EngineSettings,
-        ceiling: BatchSizeBackoff,
+        batch_backoff: BatchSizeBackoff,
         recorder: Recorder,
         contained: Callable[[Job], AbstractContextManager[None]],
         end: Callable[[Job, Failed], None],
     ) -> None:
         self._settings = settings
-        self._ceiling = ceiling
+        self._batch_backoff = batch_backoff
         self._recorder = recorder
         self._contained = contained
-        self._behind = CallAheadLimiter()
+        self._limiter = CallAheadLimiter()
         self._end = end
 
     def encode(self, job: Job) -> None:
@@ -109,23 +107,23 @@ class StepLane:
         started = time.perf_counter()
         try:
             advanced = advance(jobs[0].model.denoiser, rows)
-            self._behind.one_call(advanced[0].latents.device)
+            self._limiter.one_call(advanced[0].latents.device)
         except Exception as error:  # noqa: BLE001 - ends as a Failed event, below or in a smaller try
             self._after_failure(jobs, error)
             return
         seconds = time.perf_counter() - started
-        taken = batch_size(rows)
-        self._recorder.called(len(rows), taken, seconds)
-        jobs[0].model.profile.observe_call(jobs[0].key.latent.numel, taken, seconds)
+        slots = batch_size(rows)
+        self._recorder.called(len(rows), slots, seconds)
+        jobs[0].model.profile.observe_call(jobs[0].key.latent.numel, slots, seconds)
         for job, before, row in zip(jobs, rows, advanced, strict=True):
             with self._contained(job):
-                self._stepped(job, row, seconds * len(before.active_conditions) / taken)
+                self._stepped(job, row, seconds * len(before.active_conditions) / slots)
 
     def _after_failure(self, jobs: list[Job], error: Exception) -> None:
         if is_out_of_memory(error):
             free_cached_memory()
             if len(jobs) > 1:
-                self._ceiling.refuse(jobs[0].key, batch_size([row_of(job) for job in jobs]))
+                self._batch_backoff.refuse(jobs[0].key, batch_size([row_of(job) for job in jobs]))
                 middle = len(jobs) // 2
                 self.advance(jobs[:middle])
                 self.advance(jobs[middle:])
@@ -151,7 +149,7 @@ class StepLane:
             job.deliver(Stepped(row.step, row.num_steps, self._seconds_left(job)))
             if job.request.previews and job.model.colours is not None:
                 job.deliver(Previewed(row.step, preview_jpeg(job.model.colours, denoised(before, row))))
-            self._keep(job)
+            self._checkpoint(job)
         if row.done:
             self._finish(job)
 
@@ -160,7 +158,7 @@ class StepLane:
         begin_decoding(job)
         job.enter("decode")
 
-    def _keep(self, job: Job) -> None:
+    def _checkpoint(self, job: Job) -> None:
         every, now = self._settings.checkpoint_every_s, time.perf_counter()
         if every is not None and now - job.checkpoint_at >= every:
             job.deliver(Checkpointed(job.step, self.stored(job)))

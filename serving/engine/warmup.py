@@ -1,4 +1,4 @@
-"""Measure a loaded model once: every network runs, and what it costs goes into its profile. Doubles as the warm-up."""
+"""Warm-up and calibration of a loaded model: every network runs once, and its measured costs go into the profile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from serving.engine.profile import read_profile, write_profile
 
 logger = logging.getLogger(__name__)
 
-LARGEST = 8
+MAX_MEASURED_BATCH = 8
 _SLOW_S = 5.0
 """A call slower than this is not doubled again: a batch that long would hold up everybody's cancel and progress."""
 _GAIN = 1.02
@@ -38,7 +38,7 @@ def warm_up(model: LoadedModel) -> None:
         calibrate(model, params, row)
         if not write_profile(model.entry.path, model.machine, model.profile):
             logger.info(
-                "the profile of %s cannot be kept beside it; it is measured anew at each start", model.entry.name
+                "the profile of %s cannot be stored beside it; it is measured anew at each start", model.entry.name
             )
     else:
         model.profile.take(stored)
@@ -73,22 +73,26 @@ def calibrate(model: LoadedModel, params: Params, row: Row) -> None:
     """Measure calls of 1, 2, 4 ... slots, a decode chunk and an encoding into the model's profile."""
     profile, numel = model.profile, row.key.latent.numel
     unguided = row.unguided()
-    most = min(LARGEST, model.settings.max_batch or LARGEST, max_batch_size(model.checkpoint.unet, row.key.latent))
-    places, best = 1, float("inf")
-    while places <= max(most, len(row.conditions)):
+    most = min(
+        MAX_MEASURED_BATCH,
+        model.settings.max_batch or MAX_MEASURED_BATCH,
+        max_batch_size(model.checkpoint.unet, row.key.latent),
+    )
+    batch_size, best = 1, float("inf")
+    while batch_size <= max(most, len(row.conditions)):
         try:
-            seconds = _timed(model, partial(evaluate, model.denoiser, [unguided] * places))
+            seconds = _timed(model, partial(evaluate, model.denoiser, [unguided] * batch_size))
         except (RuntimeError, MemoryError) as error:
-            if places == 1 or not is_out_of_memory(error):
+            if batch_size == 1 or not is_out_of_memory(error):
                 raise
             free_cached_memory()
             break
-        profile.set_call(numel, places, seconds)
-        each = seconds / places
-        if places >= 4 and (each * _GAIN > best or seconds > _SLOW_S):
+        profile.set_call(numel, batch_size, seconds)
+        each = seconds / batch_size
+        if batch_size >= 4 and (each * _GAIN > best or seconds > _SLOW_S):
             break
         best = min(best, each)
-        places *= 2
+        batch_size *= 2
     size = _chunk(model, params)
     seconds = _timed(model, lambda: _decode(model, row, size))
     profile.observe_decode(size * params.height * params.width, seconds)
@@ -105,11 +109,11 @@ def _decode(model: LoadedModel, row: Row, size: int) -> None:
 
 def _timed(model: LoadedModel, work: Callable[[], object]) -> float:
     """The faster of two runs: the first also compiles, allocates and warms."""
-    taken = []
+    durations = []
     for _ in range(2):
         started = time.perf_counter()
         work()
         if model.checkpoint.unet.device.type == "cuda":
             torch.cuda.synchronize(model.checkpoint.unet.device)
-        taken.append(time.perf_counter() - started)
-    return min(taken)
+        durations.append(time.perf_counter() - started)
+    return min(durations)

@@ -1,7 +1,7 @@
-"""What the policy is told and what it answers: work items, limits and the decision, all plain values. Imports no torch.
+"""Work items, limits and decisions of the scheduling policy: plain values. Imports no torch.
 
 A work item is the next thing to do for one job: encode its picture, make one denoiser evaluation, or decode one chunk.
-Times are seconds on the engine's own clock; which clock that is, the policy does not care.
+Times are seconds on the engine's own clock, whichever that is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class WorkItem:
         arrival: counts requests as they came; unique.
         submitted_s: when the job was submitted.
         served_s: seconds the job has already spent in calls; time in its queue and between its turns does not count.
-        places: of the denoiser's batch that a step takes: 2 with guidance, 1 without.
+        batch_slots: of the denoiser's batch that a step takes: 2 with guidance, 1 without.
         tenant, weight: whose share it is charged to, and how large that share is against others'.
         priority: class; it orders the tenant's own work, and `offline` yields to everybody's.
         deadline_s: when the job should be finished, on the same clock; None for whenever.
@@ -41,7 +41,7 @@ class WorkItem:
         opened: whether some of its chunks are decoded.
 
     Raises:
-        InvalidRequest: a weight or a cost that is not positive, or fewer than 1 place.
+        InvalidRequest: a weight or a cost that is not positive, or fewer than 1 batch slot.
     """
 
     job_id: str
@@ -52,7 +52,7 @@ class WorkItem:
     arrival: int
     submitted_s: float
     served_s: float = 0.0
-    places: int = 1
+    batch_slots: int = 1
     tenant: str = ""
     weight: float = 1.0
     priority: Priority = "normal"
@@ -62,9 +62,9 @@ class WorkItem:
     opened: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.weight > 0 and self.cost_s > 0 and self.places > 0):
-            told = f"weight {self.weight}, cost_s {self.cost_s}, places {self.places}"
-            raise InvalidRequest(f"work items need positive numbers, {self.job_id} has {told}")
+        if not (self.weight > 0 and self.cost_s > 0 and self.batch_slots > 0):
+            numbers = f"weight {self.weight}, cost_s {self.cost_s}, batch_slots {self.batch_slots}"
+            raise InvalidRequest(f"work items need positive numbers, {self.job_id} has {numbers}")
 
     @property
     def offline(self) -> bool:
@@ -82,7 +82,7 @@ class BatchingProfile:
     """What the measured profile says of calls of one BatchKey.
 
     Args:
-        largest: places of a call, at most: the size beyond which nothing is gained or memory does not reach.
+        largest: batch slots of a call, at most: the size beyond which nothing is gained or memory does not reach.
         marginal: seconds a row adds to a call that is made anyway, as a part of its seconds alone: 1 where batching
             gains nothing (full size on one GPU), near 0 where a call costs the same for many rows.
     """

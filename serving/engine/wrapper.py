@@ -1,4 +1,4 @@
-"""What lies around an engine and leaves it as it is: the base of those that look at or finish what it sends."""
+"""The base of engine wrappers: an engine that passes everything to another one, but for what a subclass changes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from model.params import Params
 from serving.engine.protocol import Engine, EngineEvent, EngineRequest
-from serving.engine.stats import Counted, EngineStats
+from serving.engine.stats import EngineStats, HasStats
 
 
-class EngineAround:
+class EngineWrapper:
     """Implements serving.engine.protocol.Engine by another one, all but `submit`.
 
     Args:
@@ -40,7 +40,7 @@ class EngineAround:
 
     def stats(self) -> EngineStats | None:
         """The engine's counts, if it counts."""
-        return self._engine.stats() if isinstance(self._engine, Counted) else None
+        return self._engine.stats() if isinstance(self._engine, HasStats) else None
 
     def estimate(self, model: str, params: Params) -> float | None:
         """Seconds the request would take on an idle engine."""
@@ -51,11 +51,11 @@ class EngineAround:
         self._engine.cancel(job_id)
 
     def _events(self, request: EngineRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
-        return events_of(self._engine, request)
+        return closing_events(self._engine, request)
 
 
 @asynccontextmanager
-async def events_of(engine: Engine, request: EngineRequest) -> AsyncIterator[AsyncIterator[EngineEvent]]:
+async def closing_events(engine: Engine, request: EngineRequest) -> AsyncIterator[AsyncIterator[EngineEvent]]:
     """The engine's events, closed at the end, also where somebody stops listening early."""
     stream = engine.submit(request)
     try:

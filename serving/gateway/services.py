@@ -40,8 +40,8 @@ from serving.jobs.store import JobStore
 from serving.jobs.webhooks import Deliverer, Outbox
 from serving.keys import KeyRing, KeyStore
 from serving.net import PublicOnly
-from serving.observe.metrics import EngineCollector, Metrics, QueueCollector, WatchedEngine
-from serving.observe.traces import NoTraces, Traces, exporting
+from serving.observe.metrics import EngineCollector, InstrumentedEngine, Metrics, QueueCollector
+from serving.observe.traces import NoTraces, Traces, otlp_traces
 from serving.provenance.finish import FinishingEngine, Signer
 
 
@@ -73,7 +73,7 @@ class Integrations:
             fetcher=Fetcher(settings.image_urls, FetchLimits(settings.max_image_bytes, settings.image_fetch_s)),
             safety=load(settings.safety, settings.safety_threshold),
             signer=_signer(settings),
-            traces=exporting() if settings.traces else NoTraces(),
+            traces=otlp_traces() if settings.traces else NoTraces(),
         )
 
 
@@ -169,7 +169,7 @@ async def open_services(
     database = await run_in_thread(Database, settings.database_url)
     engine = ChainedEngine(engine, artifacts, models)
     engine = FinishingEngine(engine, partial(_notes, artifacts), outside.signer)
-    engine = WatchedEngine(engine, metrics, outside.traces)
+    engine = InstrumentedEngine(engine, metrics, outside.traces)
     metrics.read_at_scrape(QueueCollector(database), EngineCollector(engine))
     store, bell = JobStore(database, terms=settings.terms), Notifier()
     leases = Leases(database, _server_name(), terms=settings.terms)

@@ -1,1 +1,1 @@
-"""Chained requests: one engine's clip becomes many requests of another model, and all of it one video. No torch."""
+"""Frame interpolation as a second stage: one engine's clip becomes many requests of another model. No torch."""

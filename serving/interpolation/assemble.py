@@ -1,7 +1,4 @@
-"""The stages' frames become one video, with one manifest for both. Imports no torch.
-
-How long a chained request takes, and how its stages share its progress. Pure but for what the engine measured.
-"""
+"""Assembly of a chained job's result: both stages' frames interleaved into one video with one manifest. No torch."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ _OWN: Final = frozenset(
 """What a manifest says of one video; the rest is how its engine computes."""
 
 
-def whole(
+def assemble_result(
     first: Rendered, between: Sequence[Rendered], chain: InterpolationStage, fps: int, output_format: OutputFormat
 ) -> Completed:
     """The result of a chained job; the caller, who knows them, adds the timings.
@@ -45,7 +42,7 @@ def _manifest(first: dict[str, Any], chain: InterpolationStage, pairs: list[dict
         first: the first stage's manifest.
         pairs: each pair's, in order.
     """
-    told = [
+    pair_fields = [
         {
             "seed": pair_seed(chain.params.seed, index),
             "model_version": manifest["model_version"],
@@ -54,6 +51,6 @@ def _manifest(first: dict[str, Any], chain: InterpolationStage, pairs: list[dict
         for index, manifest in enumerate(pairs)
     ]
     how = {name: value for name, value in pairs[0].items() if name not in _OWN}
-    second = {**how, **chain.as_dict(), "model_version": told[0]["model_version"], "pairs": told}
+    second = {**how, **chain.as_dict(), "model_version": pair_fields[0]["model_version"], "pairs": pair_fields}
     degraded = any(manifest["degraded"] for manifest in (first, *pairs))
     return {**first, "degraded": degraded, "interpolate": second}

@@ -1,12 +1,9 @@
-"""An engine that also runs chained requests, around one that runs single stages.
+"""The engine wrapper that runs chained requests: a clip, then frame interpolation of its pairs, then one video.
 
 It stands above the Engine protocol, so it does not know whether both models are in one process or on several Triton
-servers (docs/adr/0008-chained-interpolation.md).
-
-A chained job on its way: the first stage as one request of the engine, the second as one a pair, then one video.
-
-What it tells is one job's: phases in order (`interpolate` between `decode` and `mux`), steps, and what is left of both
-stages. What it was interrupted at goes on from the files it kept (serving.interpolation.pair_store).
+servers (docs/adr/0008-chained-interpolation.md). The first stage is one request of the engine, the second one request
+a pair. The events are those of one job: phases in order (`interpolate` between `decode` and `mux`), steps, and the
+seconds left of both stages. An interrupted job resumes from its files (serving.interpolation.pair_store).
 """
 
 from __future__ import annotations
@@ -31,13 +28,13 @@ from serving.engine.protocol import (
     Share,
     Stepped,
 )
-from serving.engine.wrapper import EngineAround, events_of
-from serving.interpolation.pair_store import STAGE, Kept, Rendered
+from serving.engine.wrapper import EngineWrapper, closing_events
+from serving.interpolation.pair_store import STAGE, PairStore, Rendered
 from serving.interpolation.pairs import Pairs
 from serving.jobs.artifacts import Artifacts
 
 
-class Flight:
+class ChainedJob:
     """One chained job.
 
     Args:
@@ -53,10 +50,10 @@ class Flight:
         engine: Engine,
         request: EngineRequest,
         chain: InterpolationStage,
-        kept: Kept,
+        store: PairStore,
         version_of: Callable[[str], str],
     ) -> None:
-        self._engine, self._request, self._chain, self._kept = engine, request, chain, kept
+        self._engine, self._request, self._chain, self._store = engine, request, chain, store
         self._version_of = version_of
         self._began = time.monotonic()
         self._cancelled = asyncio.Event()
@@ -73,7 +70,7 @@ class Flight:
     async def run(self) -> AsyncGenerator[EngineEvent, None]:
         """The job's events, the last a terminal one."""
         mark = f"{self._request.model}@{self._version_of(self._request.model)}"
-        first = await run_in_thread(self._kept.rendered, STAGE, mark)
+        first = await run_in_thread(self._store.rendered, STAGE, mark)
         if first is None:
             async with aclosing(self._first_stage()) as events:
                 async for event in events:
@@ -83,7 +80,7 @@ class Flight:
                     yield event
             if first is None:
                 return
-            await run_in_thread(self._kept.keep, STAGE, mark, first)
+            await run_in_thread(self._store.put, STAGE, mark, first)
         async with aclosing(self._second_stage(first)) as events:
             async for event in events:
                 yield event
@@ -93,7 +90,7 @@ class Flight:
         beyond = self._pairs_s()
         share = replace(self._request.share, beyond_s=beyond or 0.0)
         request = replace(self._request, interpolate=None, raw=True, share=share)
-        async with events_of(self._engine, request) as events:
+        async with closing_events(self._engine, request) as events:
             async for event in events:
                 if isinstance(event, Stepped):
                     known = None if event.eta_s is None or beyond is None else event.eta_s + beyond
@@ -113,7 +110,7 @@ class Flight:
         began = time.monotonic()
         served = self._version_of(self._chain.model)
         pairs = Pairs(
-            self._engine, self._request, self._chain, first.frames, self._kept, served=served, share=self._share_left()
+            self._engine, self._request, self._chain, first.frames, self._store, served=served, share=self._share_left()
         )
         self._pairs = pairs
         yield PhaseStarted("interpolate")
@@ -131,18 +128,18 @@ class Flight:
         timings["interpolate"] = time.monotonic() - began
         yield PhaseStarted("mux")
         began = time.monotonic()
-        result = await run_in_thread(self._result, first, pairs.made)
+        result = await run_in_thread(self._result, first, pairs.rendered)
         if self._cancelled.is_set():
             total = steps + pairs.step
             yield CancelledAt(total, first.compute_s + pairs.compute_s)
             return
         yield replace(result, timings=timings | {"mux": time.monotonic() - began})
 
-    def _result(self, first: Rendered, made: dict[int, Rendered]) -> Completed:
-        from serving.interpolation.assemble import whole  # codecs, for which a gateway has no use but here
+    def _result(self, first: Rendered, rendered: dict[int, Rendered]) -> Completed:
+        from serving.interpolation.assemble import assemble_result  # codecs, for which a gateway has no use but here
 
-        between = [made[index] for index in range(len(first.frames) - 1)]
-        return whole(first, between, self._chain, self._request.params.fps, self._request.output_format)
+        between = [rendered[index] for index in range(len(first.frames) - 1)]
+        return assemble_result(first, between, self._chain, self._request.params.fps, self._request.output_format)
 
     def _pairs_s(self) -> float | None:
         """Seconds of the second stage on an idle engine; None while unknown."""
@@ -157,7 +154,7 @@ class Flight:
         return replace(share, deadline_s=share.deadline_s - (time.monotonic() - self._began))
 
 
-class ChainedEngine(EngineAround):
+class ChainedEngine(EngineWrapper):
     """An engine, chained requests included.
 
     Args:
@@ -170,7 +167,7 @@ class ChainedEngine(EngineAround):
         super().__init__(engine)
         self._artifacts = artifacts
         self._models = models
-        self._flights: dict[str, Flight] = {}
+        self._jobs: dict[str, ChainedJob] = {}
 
     def submit(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
         """Take a request; its events, as they happen, until a terminal one."""
@@ -179,22 +176,22 @@ class ChainedEngine(EngineAround):
 
     def cancel(self, job_id: str) -> None:
         """Ask that a job stop at the next step boundary, whichever stage it is in."""
-        flight = self._flights.get(job_id)
-        if flight is None:
+        job = self._jobs.get(job_id)
+        if job is None:
             self._engine.cancel(job_id)
         else:
-            flight.cancel()
+            job.cancel()
 
     async def _chained(self, request: EngineRequest, chain: InterpolationStage) -> AsyncGenerator[EngineEvent, None]:
-        kept = Kept(self._artifacts, request.job_id)
-        flight = self._flights[request.job_id] = Flight(self._engine, request, chain, kept, self._version_of)
+        store = PairStore(self._artifacts, request.job_id)
+        job = self._jobs[request.job_id] = ChainedJob(self._engine, request, chain, store, self._version_of)
         try:
-            async with aclosing(flight.run()) as events:
+            async with aclosing(job.run()) as events:
                 async for event in events:
                     yield event
         finally:
-            if self._flights.get(request.job_id) is flight:
-                del self._flights[request.job_id]
+            if self._jobs.get(request.job_id) is job:
+                del self._jobs[request.job_id]
 
     def _version_of(self, name: str) -> str:
         return next((entry.version for entry in self._models if entry.name == name), "")

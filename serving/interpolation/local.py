@@ -18,7 +18,7 @@ from serving.engine.loaded_model import load_model
 from serving.engine.local import Generated, generate
 from serving.engine.protocol import EngineEvent, PhaseStarted, Stepped
 from serving.engine.settings import EngineSettings
-from serving.interpolation.assemble import whole
+from serving.interpolation.assemble import assemble_result
 from serving.interpolation.pair_store import Rendered
 
 
@@ -47,12 +47,12 @@ def generate_chained(
     Raises:
         CheckpointError, UnreadableImage, ImageTooLarge, GenerationFailed: as `generate`.
     """
-    tell = progress or (lambda _: None)
+    report = progress or (lambda _: None)
     first_settings, second_settings = settings or (EngineSettings(), EngineSettings())
     first = generate(
-        entries[0], params, images, output_format=output_format, raw=True, progress=tell, settings=first_settings
+        entries[0], params, images, output_format=output_format, raw=True, progress=report, settings=first_settings
     )
-    tell(PhaseStarted("interpolate"))
+    report(PhaseStarted("interpolate"))
     model = load_model(entries[1], second_settings)
     each = chain.params.num_inference_steps
     total = pairs_of(params) * each
@@ -60,19 +60,19 @@ def generate_chained(
 
     def stepped(event: EngineEvent) -> None:
         if isinstance(event, Stepped):
-            tell(replace(event, step=len(between) * each + event.step, total=total))
+            report(replace(event, step=len(between) * each + event.step, total=total))
 
     for index in range(pairs_of(params)):
         ends = tuple(to_png(Image.fromarray(frame)) for frame in first.frames[index : index + 2])
-        made = generate(model, chain.pair(index), ends, output_format=output_format, raw=True, progress=stepped)
-        between.append(_rendered(made).inner())
-    result = whole(_rendered(first), between, chain, params.fps, output_format)
+        generated = generate(model, chain.pair(index), ends, output_format=output_format, raw=True, progress=stepped)
+        between.append(_rendered(generated).inner())
+    result = assemble_result(_rendered(first), between, chain, params.fps, output_format)
     spent = sum(sum(pair.timings.values()) for pair in between)
     timings = {**first.completed.timings, "interpolate": spent}
     frames = interleave(first.frames, [pair.frames for pair in between])
     return Generated(replace(result, timings=timings), frames, first.latents)
 
 
-def _rendered(made: Generated) -> Rendered:
-    done = made.completed
-    return Rendered(made.frames, done.degraded, done.manifest, done.timings)
+def _rendered(generated: Generated) -> Rendered:
+    done = generated.completed
+    return Rendered(generated.frames, done.degraded, done.manifest, done.timings)

@@ -1,13 +1,12 @@
-"""What a chained job has made so far, as files of its folder in the artifact store: each is whole, or is not there.
+"""Stored results of a chained job, as files of its folder in the artifact store: each is complete, or absent.
 
     stage.kept           the first stage's frames
-    pair-7.kept          the frames made between frames 7 and 8 (from 0)
+    pair-7.kept          the frames between frames 7 and 8 (from 0)
     pair-7.state         the last checkpoint of that pair's row
 
-So a job that comes again begins with what is not there, and a crash costs what one request of the engine has done since
-its last checkpoint. A file begins with a line that says what it was made of; one made of something else (another
-version of the checkpoint, another first stage) is as good as none. Nothing is lost without these files but time: a disk
-that is full stops no job.
+A job that resumes begins with what is missing, so a crash costs what one request of the engine has done since its last
+checkpoint. A file begins with a header line that names its source; a file of another source (another version of the
+checkpoint, another first stage) is ignored. Without these files only time is lost: a full disk stops no job.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def state_name(index: int) -> str:
     return f"pair-{index}.state"
 
 
-def kept_names(pairs: int) -> list[str]:
+def stored_names(pairs: int) -> list[str]:
     """Every file that a job of so many pairs may have here."""
     return [STAGE, *(name for index in range(pairs) for name in (pair_name(index), state_name(index)))]
 
@@ -74,7 +73,7 @@ class Rendered:
         return replace(self, frames=self.frames[1:-1])
 
 
-class Kept:
+class PairStore:
     """The files of one job. Every method blocks on the artifact store."""
 
     def __init__(self, artifacts: Artifacts, job_id: str) -> None:
@@ -83,29 +82,29 @@ class Kept:
 
     def rendered(self, name: str, mark: str) -> Rendered | None:
         """What was made, if it was made of what `mark` says."""
-        found = self._read(name, mark)
-        if found is None:
+        stored = self._read(name, mark)
+        if stored is None:
             return None
-        told, data = found
-        frames = np.frombuffer(data, np.uint8).reshape(told["shape"])
-        return Rendered(frames, told["degraded"], told["manifest"], told["timings"])
+        header, data = stored
+        frames = np.frombuffer(data, np.uint8).reshape(header["shape"])
+        return Rendered(frames, header["degraded"], header["manifest"], header["timings"])
 
-    def keep(self, name: str, mark: str, made: Rendered) -> None:
+    def put(self, name: str, mark: str, rendered: Rendered) -> None:
         """Store what was made."""
-        told = {
-            "shape": list(made.frames.shape),
-            "degraded": made.degraded,
-            "manifest": made.manifest,
-            "timings": made.timings,
+        header = {
+            "shape": list(rendered.frames.shape),
+            "degraded": rendered.degraded,
+            "manifest": rendered.manifest,
+            "timings": rendered.timings,
         }
-        self._write(name, mark, told, made.frames.tobytes())
+        self._write(name, mark, header, rendered.frames.tobytes())
 
     def state(self, index: int, mark: str) -> bytes | None:
         """A pair's last checkpoint, if it is of what `mark` says."""
-        found = self._read(state_name(index), mark)
-        return None if found is None else found[1]
+        stored = self._read(state_name(index), mark)
+        return None if stored is None else stored[1]
 
-    def keep_state(self, index: int, mark: str, state: bytes) -> None:
+    def put_state(self, index: int, mark: str, state: bytes) -> None:
         """Store a pair's checkpoint in place of the one before."""
         self._write(state_name(index), mark, {}, state)
 
@@ -118,11 +117,11 @@ class Kept:
             line, _, data = self._artifacts.read(self._job_id, name).partition(b"\n")
         except FileNotFoundError:
             return None
-        told = json.loads(line)
-        return (told, data) if told.pop("mark") == mark else None
+        header = json.loads(line)
+        return (header, data) if header.pop("mark") == mark else None
 
-    def _write(self, name: str, mark: str, told: dict[str, Any], data: bytes) -> None:
-        line = json.dumps({"mark": mark, **told}).encode()
+    def _write(self, name: str, mark: str, header: dict[str, Any], data: bytes) -> None:
+        line = json.dumps({"mark": mark, **header}).encode()
         try:
             self._artifacts.put(self._job_id, name, line + b"\n" + data)
         except (OSError, StorageFull):

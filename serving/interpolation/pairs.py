@@ -1,9 +1,9 @@
 """The second stage of a chained job: each pair of neighbouring frames is an ordinary request of the engine.
 
-So rows of pairs share denoiser calls with each other and with everybody's, are parked, checkpointed and contained as
-any row is, and behind Triton go to whichever server is free. They are charged to the job's owner, in its class, with
-what is left of its deadline; and each counts the pairs beside it as its own remaining work, so that a long job in short
-pieces does not pass for a short one.
+So rows of pairs are batched with each other and with everybody's, are parked, checkpointed and contained as any row is,
+and behind Triton go to whichever server is free. They are charged to the job's owner, in its class, with what is left
+of its deadline; each counts the pairs beside it as its own remaining work, so that a long job in short pieces does not
+pass for a short one.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from model.media.image import to_png
 from model.params import Params
 from serving.background import run_in_thread
 from serving.engine.protocol import CancelledAt, Checkpointed, Completed, Engine, EngineRequest, Failed, Share, Stepped
-from serving.engine.wrapper import events_of
-from serving.interpolation.pair_store import Kept, Rendered, pair_name
+from serving.engine.wrapper import closing_events
+from serving.interpolation.pair_store import PairStore, Rendered, pair_name
 
 _log = logging.getLogger(__name__)
 ENGINE_STOPPED: Final = "engine_stopped"
@@ -51,12 +51,12 @@ class Pairs:
         job: EngineRequest,
         chain: InterpolationStage,
         frames: Frames,
-        kept: Kept,
+        store: PairStore,
         *,
         served: str,
         share: Share,
     ) -> None:
-        self._engine, self._job, self._chain, self._frames, self._kept = engine, job, chain, frames, kept
+        self._engine, self._job, self._chain, self._frames, self._store = engine, job, chain, frames, store
         self._share = share
         self._mark = f"{chain.model}@{served}"
         self._count = len(frames) - 1
@@ -66,10 +66,10 @@ class Pairs:
         self._began = time.monotonic()
         self._room = asyncio.Semaphore(max(1, engine.capacity))
         self._running: set[str] = set()
-        self._told: asyncio.Queue[Stepped | None] = asyncio.Queue()
+        self._progress: asyncio.Queue[Stepped | None] = asyncio.Queue()
         self._failure: Failed | None = None
         self._cancelled = False
-        self.made: dict[int, Rendered] = {}
+        self.rendered: dict[int, Rendered] = {}
         """The frames between, by pair."""
         self.compute_s = 0.0
 
@@ -83,7 +83,7 @@ class Pairs:
         """How the stage ended if not well; `CancelledAt` tells of this stage alone."""
         if self._cancelled:
             return CancelledAt(self.step, self.compute_s)
-        if self._failure is None and len(self.made) < self._count:
+        if self._failure is None and len(self.rendered) < self._count:
             return Failed("generation_failed", "the engine ended a pair that nobody cancelled")
         return self._failure
 
@@ -95,9 +95,9 @@ class Pairs:
     async def run(self) -> AsyncGenerator[Stepped, None]:
         """Make every pair; progress as it happens."""
         everything = asyncio.create_task(self._all(), name=f"pairs of {self._job.job_id}")
-        everything.add_done_callback(lambda _: self._told.put_nowait(None))
+        everything.add_done_callback(lambda _: self._progress.put_nowait(None))
         try:
-            while (event := await self._told.get()) is not None:
+            while (event := await self._progress.get()) is not None:
                 yield event
             await everything
         finally:
@@ -114,17 +114,17 @@ class Pairs:
         async with self._room:
             if self._is_over():
                 return
-            made = await run_in_thread(self._kept.rendered, pair_name(index), self._mark)
-            if made is not None:
+            rendered = await run_in_thread(self._store.rendered, pair_name(index), self._mark)
+            if rendered is not None:
                 self._found += self._chain.params.num_inference_steps
-                self._note(index, made)
+                self._note(index, rendered)
                 return
             outcome = await self._render(index)
         if isinstance(outcome, Completed):
-            made = Rendered.of(outcome).inner()
-            self._note(index, made)
-            await run_in_thread(self._kept.keep, pair_name(index), self._mark, made)
-            await run_in_thread(self._kept.discard_state, index)
+            rendered = Rendered.of(outcome).inner()
+            self._note(index, rendered)
+            await run_in_thread(self._store.put, pair_name(index), self._mark, rendered)
+            await run_in_thread(self._store.discard_state, index)
         elif isinstance(outcome, CancelledAt):
             self.compute_s += outcome.compute_s
         elif self._failure is None:
@@ -135,12 +135,12 @@ class Pairs:
 
     async def _render(self, index: int) -> Completed | Failed | CancelledAt:
         """Make one pair, on from its checkpoint if it has one that is of use."""
-        state = await run_in_thread(self._kept.state, index, self._mark)
+        state = await run_in_thread(self._store.state, index, self._mark)
         outcome = await self._submit(index, state)
         unusable = isinstance(outcome, Failed) and outcome.code == InvalidRequest.code and not self._steps[index]
         if unusable and state is not None and not self._is_over():
             _log.warning("pair %d of job %s begins anew: %s", index, self._job.job_id, outcome)
-            await run_in_thread(self._kept.discard_state, index)
+            await run_in_thread(self._store.discard_state, index)
             outcome = await self._submit(index, None)
         return outcome
 
@@ -150,13 +150,13 @@ class Pairs:
             return CancelledAt(0, 0.0)
         self._running.add(request.job_id)
         try:
-            async with events_of(self._engine, request) as events:
+            async with closing_events(self._engine, request) as events:
                 async for event in events:
                     match event:
                         case Stepped(step):
-                            self._tell(index, step, resumed=state is not None)
+                            self._report(index, step, resumed=state is not None)
                         case Checkpointed(_, newer):
-                            await run_in_thread(self._kept.keep_state, index, self._mark, newer)
+                            await run_in_thread(self._store.put_state, index, self._mark, newer)
                         case Completed() | Failed() | CancelledAt():
                             return event
                         case _:  # the phases of one pair are not the job's
@@ -168,7 +168,7 @@ class Pairs:
             self._running.discard(request.job_id)
 
     def _request(self, index: int, state: bytes | None) -> EngineRequest:
-        left = self._count - len(self.made) - 1
+        left = self._count - len(self.rendered) - 1
         whole = self._engine.estimate(self._chain.model, self._chain.params) or 0.0
         return EngineRequest(
             f"{self._job.job_id}.pair-{index}",
@@ -181,24 +181,24 @@ class Pairs:
             raw=True,
         )
 
-    def _note(self, index: int, made: Rendered) -> None:
-        self.made[index] = made
-        self.compute_s += made.compute_s
-        self._tell(index, self._chain.params.num_inference_steps)
+    def _note(self, index: int, rendered: Rendered) -> None:
+        self.rendered[index] = rendered
+        self.compute_s += rendered.compute_s
+        self._report(index, self._chain.params.num_inference_steps)
 
-    def _tell(self, index: int, step: int, *, resumed: bool = False) -> None:
+    def _report(self, index: int, step: int, *, resumed: bool = False) -> None:
         """One pair is this far: a step of the stage, unless it was told before."""
         if resumed and not self._steps[index]:
             self._found += step - 1
         if step > self._steps[index]:
             self._steps[index] = step
             total = self._count * self._chain.params.num_inference_steps
-            self._told.put_nowait(Stepped(self.step, total, self._seconds_left(total)))
+            self._progress.put_nowait(Stepped(self.step, total, self._seconds_left(total)))
 
     def _seconds_left(self, total: int) -> float | None:
         """By the pace of this stage so far, its encodings and decodings included."""
-        made = self.step - self._found
-        return (time.monotonic() - self._began) / made * (total - self.step) if made > 0 else None
+        rendered = self.step - self._found
+        return (time.monotonic() - self._began) / rendered * (total - self.step) if rendered > 0 else None
 
     def _is_over(self) -> bool:
         return self._cancelled or self._failure is not None

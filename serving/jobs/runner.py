@@ -40,7 +40,7 @@ from serving.engine.protocol import (
     Queued,
     Stepped,
 )
-from serving.interpolation.pair_store import kept_names
+from serving.interpolation.pair_store import stored_names
 from serving.interpolation.pairs import first_share
 from serving.jobs.artifacts import Artifacts
 from serving.jobs.errors import LeaseLost
@@ -335,4 +335,4 @@ class JobRunner:
 
 def _kept_of(job: LeasedJob) -> list[str]:
     """The files that a chained job keeps until its end; none of any other."""
-    return kept_names(int(job.params["num_frames"]) - 1) if "interpolate" in job.params else []
+    return stored_names(int(job.params["num_frames"]) - 1) if "interpolate" in job.params else []

@@ -1,11 +1,7 @@
-"""What is counted, and under which name: the one list that dashboards and alert rules are checked against.
+"""Prometheus metrics: every name in one list, collectors read at a scrape, and the engine wrapper that counts events.
 
-One registry an app, so that two apps in one process do not share counts. Labels are few and bounded: an API key is
-named by its public id, a route by its template.
-
-What a scrape reads as it is: the queue from the database, the batches from the engine.
-
-An engine with somebody watching: the same protocol, with its events counted and traced on their way.
+Dashboards and alert rules are checked against this list. One registry an app, so that two apps in one process do not
+share counts. Labels are few and bounded: an API key is named by its public id, a route by its template.
 """
 
 from __future__ import annotations
@@ -31,8 +27,8 @@ from serving.engine.protocol import (
     PhaseStarted,
     Stepped,
 )
-from serving.engine.stats import Counted, EngineStats
-from serving.engine.wrapper import EngineAround
+from serving.engine.stats import EngineStats, HasStats
+from serving.engine.wrapper import EngineWrapper
 from serving.jobs.database import Database
 from serving.jobs.runner import ENGINE_STOPPED
 from serving.jobs.tables import JobRow
@@ -53,12 +49,12 @@ class QueueCollector(Collector):
             .group_by(JobRow.status)
         )
         with self._database.read() as session:
-            found = {status: (count, oldest) for status, count, oldest in session.execute(query)}
+            by_status = {status: (count, oldest) for status, count, oldest in session.execute(query)}
         depth = GaugeMetricFamily("stillmotion_queue_jobs", "Jobs waiting and running", labels=["status"])
         for status in ("queued", "in_progress"):
-            depth.add_metric([status], found.get(status, (0, None))[0])
+            depth.add_metric([status], by_status.get(status, (0, None))[0])
         yield depth
-        oldest = found.get("queued", (0, None))[1]
+        oldest = by_status.get("queued", (0, None))[1]
         age = 0.0 if oldest is None else max(0.0, time.time() - oldest)
         yield GaugeMetricFamily("stillmotion_queue_age_seconds", "How long the oldest waiting job waits", value=age)
 
@@ -74,16 +70,16 @@ class EngineCollector(Collector):
         engine = self._engine
         yield GaugeMetricFamily("stillmotion_engine_ready", "1 while the engine is warm", value=int(engine.ready))
         yield GaugeMetricFamily("stillmotion_engine_capacity", "Jobs the engine takes at once", value=engine.capacity)
-        stats = engine.stats() if isinstance(engine, Counted) else None
+        stats = engine.stats() if isinstance(engine, HasStats) else None
         if stats is None:
             return
         yield _batch_rows(stats)
-        for name, told, value in (
+        for name, description, value in (
             ("stillmotion_denoise_seconds", "Seconds in denoiser calls", stats.denoise_s),
             ("stillmotion_decode_seconds", "Seconds decoding frames", stats.decode_s),
-            ("stillmotion_denoiser_places", "Places used in denoiser calls; a guided job takes two", stats.places),
+            ("stillmotion_denoiser_places", "Places used in denoiser calls; a guided job takes two", stats.batch_slots),
         ):
-            yield CounterMetricFamily(name, told, value=value)
+            yield CounterMetricFamily(name, description, value=value)
         active = GaugeMetricFamily("stillmotion_engine_jobs", "Jobs in the engine", labels=["state"])
         active.add_metric(["waiting"], stats.waiting)
         active.add_metric(["active"], stats.active)
@@ -132,7 +128,7 @@ class Metrics:
         )
         self.step_seconds = Histogram(
             "stillmotion_step_seconds",
-            "From one solver step of a job to its next, company included",
+            "From one solver step of a job to its next, batched work included",
             ["model"],
             buckets=_SECONDS,
             registry=registry,
@@ -168,7 +164,7 @@ class Metrics:
 _ENDS: Final[dict[type[EngineEvent], str]] = {Completed: "completed", CancelledAt: "cancelled"}
 
 
-class WatchedEngine(EngineAround):
+class InstrumentedEngine(EngineWrapper):
     """An engine, its events counted and traced.
 
     Args:
@@ -187,17 +183,17 @@ class WatchedEngine(EngineAround):
 
     async def submit(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
         """The engine's events, each counted before it is handed on."""
-        watch = _Watch(request, self._metrics, self._traces.job(request.job_id, request.model), self._clock)
+        recorder = _Watch(request, self._metrics, self._traces.job(request.job_id, request.model), self._clock)
         async with self._events(request) as events:
             try:
                 async for event in events:
-                    watch.see(event)
+                    recorder.count(event)
                     yield event
             finally:
-                watch.end("abandoned")
+                recorder.end("abandoned")
 
 
-def _how(event: EngineEvent) -> str:
+def _outcome(event: EngineEvent) -> str:
     """How a job ended; one that the engine let go of because it stops goes on later, and did not fail."""
     if isinstance(event, Failed):
         return "interrupted" if event.code == ENGINE_STOPPED else "failed"
@@ -220,7 +216,7 @@ class _Watch:
     """When the first estimate was given, and the seconds it said."""
     ended: bool = field(default=False)
 
-    def see(self, event: EngineEvent) -> None:
+    def count(self, event: EngineEvent) -> None:
         """Count an event."""
         now = self.clock()
         if isinstance(event, PhaseStarted):
@@ -235,17 +231,17 @@ class _Watch:
         elif isinstance(event, TERMINAL):
             if isinstance(event, Completed) and self.estimate is not None:
                 self._judge_estimate(now)
-            self.end(_how(event))
+            self.end(_outcome(event))
 
-    def end(self, how: str) -> None:
+    def end(self, outcome: str) -> None:
         """The job left the engine; told once."""
         if self.ended:
             return
         self.ended = True
         now = self.clock()
         self._leave(now)
-        self.trace.end(how)
-        self.metrics.jobs_ended.labels(self.request.model, how).inc()
+        self.trace.end(outcome)
+        self.metrics.jobs_ended.labels(self.request.model, outcome).inc()
         if self.began is not None:
             self.metrics.key_seconds.labels(self.request.share.tenant).inc(now - self.began)
 

@@ -26,7 +26,7 @@ class JobTrace(Protocol):
         """A phase begins; the one before it ends."""
         ...
 
-    def end(self, how: str) -> None:
+    def end(self, outcome: str) -> None:
         """The job left the engine."""
         ...
 
@@ -52,7 +52,7 @@ class _NoJob:
     def enter(self, phase: str) -> None:
         """Nothing."""
 
-    def end(self, how: str) -> None:
+    def end(self, outcome: str) -> None:
         """Nothing."""
 
 
@@ -89,14 +89,14 @@ class OtelTraces:
         from opentelemetry.propagate import extract
         from opentelemetry.trace import SpanKind
 
-        told: dict[str, Any] = {}
+        attributes: dict[str, Any] = {}
         with self._tracer.start_as_current_span(f"{method} {route}", extract(headers), SpanKind.SERVER) as span:
             try:
-                yield told
+                yield attributes
             finally:
-                if "http.route" in told:  # the template, which only the router knew
-                    span.update_name(f"{method} {told['http.route']}")
-                span.set_attributes({"http.request.method": method, **told})
+                if "http.route" in attributes:  # the template, which only the router knew
+                    span.update_name(f"{method} {attributes['http.route']}")
+                span.set_attributes({"http.request.method": method, **attributes})
 
     def remember(self, job_id: str) -> None:
         """Keep the present span as the job's parent; the oldest are forgotten."""
@@ -126,10 +126,10 @@ class _OtelJob:
         self._leave()
         self._phase = self._tracer.start_span(phase, set_span_in_context(self._span))
 
-    def end(self, how: str) -> None:
+    def end(self, outcome: str) -> None:
         """End both spans."""
         self._leave()
-        self._span.set_attribute("stillmotion.outcome", how)
+        self._span.set_attribute("stillmotion.outcome", outcome)
         self._span.end()
 
     def _leave(self) -> None:
@@ -138,7 +138,7 @@ class _OtelJob:
             self._phase = None
 
 
-def exporting() -> OtelTraces:
+def otlp_traces() -> OtelTraces:
     """Traces sent by OTLP over HTTP, to where OpenTelemetry's own environment variables say.
 
     Raises:

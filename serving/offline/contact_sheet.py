@@ -10,7 +10,7 @@ import json
 from itertools import count
 
 from serving.offline.output import Output
-from serving.offline.result_log import Ledger, Result
+from serving.offline.result_log import Result, ResultLog
 
 _PAGE = 500
 _STYLE = """
@@ -31,19 +31,19 @@ v.addEventListener('click',()=>window.open(v.src))}
 """
 
 
-def write_pages(ledger: Ledger, output: Output, mark: str) -> tuple[str, ...]:
+def write_pages(log: ResultLog, output: Output, mark: str) -> tuple[str, ...]:
     """Write the pages, `index.html` first; their names. Rows are in the manifest's order."""
-    pages = max(1, -(-len(ledger) // _PAGE))
+    pages = max(1, -(-len(log) // _PAGE))
     names = tuple(f"index{mark}{'' if number == 1 else f'-page-{number}'}.html" for number in range(1, pages + 1))
-    told = f"{ledger.counts['completed']} videos"
-    if ledger.counts["failed"]:
-        told += f", {ledger.counts['failed']} failed"
-    for number, results in zip(count(), [[]] if not len(ledger) else ledger.pages(_PAGE), strict=False):
-        output.put(names[number], _page(results, told, names, number).encode())
+    title = f"{log.counts['completed']} videos"
+    if log.counts["failed"]:
+        title += f", {log.counts['failed']} failed"
+    for number, results in zip(count(), [[]] if not len(log) else log.pages(_PAGE), strict=False):
+        output.put(names[number], _page(results, title, names, number).encode())
     return names
 
 
-def _page(results: list[Result], told: str, names: tuple[str, ...], number: int) -> str:
+def _page(results: list[Result], title: str, names: tuple[str, ...], number: int) -> str:
     links = " ".join(
         f"<b>{at + 1}</b>" if at == number else f'<a href="{name}">{at + 1}</a>'
         for at, name in enumerate(names)
@@ -52,9 +52,9 @@ def _page(results: list[Result], told: str, names: tuple[str, ...], number: int)
     pages = f"<span>page {links}</span>" if len(names) > 1 else ""
     body = "\n".join(_completed(one) if one.status == "completed" else _failed(one) for one in results)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{told}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
-        f"<header><h1>{told}</h1>{pages}<span>point at one to play it</span></header>"
+        f"<header><h1>{title}</h1>{pages}<span>point at one to play it</span></header>"
         f"<main>\n{body}\n</main><script>{_SCRIPT}</script></body></html>\n"
     )
 

@@ -17,8 +17,8 @@ from ray.data import Dataset, ReadTask
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource
 
-from serving.offline.manifest import Manifest, Names, Portion, in_packets, read_lines
-from serving.offline.rows import Reading
+from serving.offline.manifest import NameSet, Portion, RenderList, in_packets, read_lines
+from serving.offline.rows import RowContext
 
 _COMPLETE_TOGETHER = 256
 _LOOK_AGAIN_S = 0.2
@@ -65,16 +65,16 @@ class Feed:
         ahead: rows that may be read and not have ended.
     """
 
-    manifest: Manifest
+    manifest: RenderList
     portion: Portion
-    reading: Reading
+    reading: RowContext
     done: Any
     gate: Any
     ahead: int
 
     def __call__(self) -> Iterator[pa.Table]:
         """Packets of rows."""
-        done: Names = ray.get(self.done)
+        done: NameSet = ray.get(self.done)
         read, room = 0, self.ahead
         for packet in in_packets(read_lines(self.manifest, self.portion, self.reading), done, _COMPLETE_TOGETHER):
             while read >= room:

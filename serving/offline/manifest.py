@@ -1,12 +1,11 @@
-"""Manifests, read as a stream: JSON lines, CSV, Parquet, or a folder of pictures. Never held in memory as a whole.
+"""Render lists: manifests of requests, read as a stream and checked row by row. Imports no torch and no Ray.
 
-A row that cannot even be read (a line that is no JSON) is told as a fault of that row; the others go on. Rows count
-from 1, as they come; blank lines and a CSV's head do not count. Imports no torch and no Ray.
+A render list is JSON lines, CSV, Parquet, or a folder of pictures, never held in memory as a whole. A row that cannot
+be read (a line that is no JSON) is reported as a fault of that row; the others go on. Rows count from 1, as they come;
+blank lines and a CSV's head do not count.
 
-Rows on their way to the workers: named, checked, told apart, and with what is wrong with them.
-
-Reading a manifest is one pass in order, so that a row which repeats an earlier one is seen; what was seen lies in a
-file, not in memory. Imports no torch and no Ray.
+Reading is one pass in order, so that a row which repeats an earlier one is found; the ids lie in a scratch file, not in
+memory.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ import numpy as np
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
 from model.errors import DataError, InvalidRequest, MissingExtra, StillmotionError
-from serving.offline.rows import Reading, as_json, name_of, read_row
+from serving.offline.rows import RowContext, as_json, read_row, valid_row_id
 
 PICTURES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})
 """Files of a folder that are rows."""
@@ -70,8 +69,8 @@ class Portion:
 
     def count(self, rows: int) -> int:
         """How many of so many rows are meant."""
-        mine = len(range(self.shard, rows + 1, self.shards))
-        return mine if self.limit is None else min(mine, self.limit)
+        selected = len(range(self.shard, rows + 1, self.shards))
+        return selected if self.limit is None else min(selected, self.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ class RawRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class RenderList:
     """Where rows come from.
 
     Args:
@@ -117,15 +116,15 @@ class Manifest:
         """
         portion = portion or Portion()
         every = _READERS[self.kind](self.url)
-        mine = islice(every, portion.shard - 1, None, portion.shards)
-        return islice(mine, portion.limit)
+        selected = islice(every, portion.shard - 1, None, portion.shards)
+        return islice(selected, portion.limit)
 
     def count(self) -> int:
         """How many rows there are: a quick pass over the file, or a look at its footer."""
         return _COUNTERS[self.kind](self.url)
 
 
-def open_manifest(url: str) -> Manifest:
+def open_render_list(url: str) -> RenderList:
     """What the path or URL names.
 
     Raises:
@@ -136,13 +135,13 @@ def open_manifest(url: str) -> Manifest:
     if not filesystem.exists(path):
         raise DataError(f"there is no manifest at {url}", param="manifest")
     if filesystem.isdir(path):
-        return Manifest(url, "folder", "")
+        return RenderList(url, "folder", "")
     kind = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}.get(
         posixpath.splitext(path)[1].lower()
     )
     if kind is None:
         raise DataError(f"{url} is no .jsonl, .csv or .parquet file, and no folder of pictures", param="manifest")
-    return Manifest(url, kind, posixpath.dirname(_absolute(filesystem, path)))
+    return RenderList(url, kind, posixpath.dirname(_absolute(filesystem, path)))
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
@@ -255,10 +254,10 @@ def _parquet_rows(url: str) -> Iterator[RawRow]:
 
 def _folder(url: str) -> Iterator[str]:
     """Every picture at and below the folder, by name."""
-    filesystem, path = filesystem_of(url)
-    for found in sorted(filesystem.find(path)):
-        if posixpath.splitext(found)[1].lower() in PICTURES and not posixpath.basename(found).startswith("."):
-            yield _absolute(filesystem, found)
+    filesystem, folder = filesystem_of(url)
+    for path in sorted(filesystem.find(folder)):
+        if posixpath.splitext(path)[1].lower() in PICTURES and not posixpath.basename(path).startswith("."):
+            yield _absolute(filesystem, path)
 
 
 def _folder_rows(url: str) -> Iterator[RawRow]:
@@ -310,29 +309,29 @@ class Line:
         return InvalidRequest(self.message, code=self.code, param=self.column or None) if self.code else None
 
 
-def read_lines(manifest: Manifest, portion: Portion, reading: Reading) -> Iterator[Line]:
+def read_lines(manifest: RenderList, portion: Portion, reading: RowContext) -> Iterator[Line]:
     """Every row that is meant, in order, each checked but for its pictures."""
-    with Seen() as seen:
+    with DuplicateCheck() as duplicates:
         for raw in manifest.rows(portion):
-            yield _line(raw, manifest.strict, reading, seen)
+            yield _line(raw, manifest.strict, reading, duplicates)
 
 
-def _line(raw: RawRow, strict: bool, reading: Reading, seen: Seen) -> Line:
+def _line(raw: RawRow, strict: bool, reading: RowContext, duplicates: DuplicateCheck) -> Line:
     text = raw.text if raw.fault is not None else as_json(raw.values)
-    row_id = name_of(raw.values.get("id")) or f"row-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    row_id = valid_row_id(raw.values.get("id")) or f"row-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     try:
         if raw.fault is not None:
             raise raw.fault
         ask = read_row(raw.values, reading, strict=strict)
         row_id = ask.id
-        seen.check(ask.id, ask.content, raw.number)
+        duplicates.check(ask.id, ask.content, raw.number)
     except StillmotionError as error:
-        if error.code == Seen.CODE:  # the name belongs to the row before
+        if error.code == DuplicateCheck.CODE:  # the name belongs to the row before
             row_id = f"row-{hashlib.sha256(f'{raw.number} {text}'.encode()).hexdigest()[:16]}"
         return Line(raw.number, row_id, strict, text, error.code, _sayable(error.message), _sayable(error.param or ""))
     except Exception as error:  # noqa: BLE001 - the boundary: what nobody thought of is that row's fault, and the others go on
-        told = f"the row cannot be read: {type(error).__name__}: {error}"
-        return Line(raw.number, row_id, strict, text, "malformed_row", _sayable(told))
+        message = f"the row cannot be read: {type(error).__name__}: {error}"
+        return Line(raw.number, row_id, strict, text, "malformed_row", _sayable(message))
     return Line(raw.number, row_id, strict, text)
 
 
@@ -341,7 +340,7 @@ def _sayable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-class Seen:
+class DuplicateCheck:
     """Which rows came before, in a scratch file: of a million rows it holds no more in memory than of ten."""
 
     CODE = "duplicate_row"
@@ -373,13 +372,13 @@ class Seen:
         query = self._database.execute("SELECT content, row FROM seen WHERE id = ?", (row_id,))
         before, first = query.fetchone()
         if before == content:
-            told = f"the row says the same as row {first}: leave it out, or give it a seed or an id of its own"
+            message = f"the row says the same as row {first}: leave it out, or give it a seed or an id of its own"
         else:
-            told = f"id {row_id!r} was used in row {first} already"
-        raise InvalidRequest(told, code=self.CODE, param="id")
+            message = f"id {row_id!r} was used in row {first} already"
+        raise InvalidRequest(message, code=self.CODE, param="id")
 
 
-class Names:
+class NameSet:
     """A large set of names in little memory: 8 bytes each. Of a million strangers, one in 10^13 is taken for one."""
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -399,7 +398,7 @@ def _digest(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
-def in_packets(lines: Iterable[Line], done: Names, most: int) -> Iterator[list[Line]]:
+def in_packets(lines: Iterable[Line], done: NameSet, most: int) -> Iterator[list[Line]]:
     """One row a packet, so that a lost worker costs least; rows that are complete come many to a packet."""
     complete: list[Line] = []
     for line in lines:

@@ -1,4 +1,4 @@
-"""Where a batch writes: one folder, local or behind any fsspec URL, in which a file is whole or absent.
+"""The output folder of offline rendering, and the pictures that rows name; both local or behind any fsspec URL.
 
     videos/ID.mp4          (or .webm, .gif)
     thumbnails/ID.jpg
@@ -7,10 +7,9 @@
     attempts/ID.json       a row being worked on, or one whose worker was lost
     results.jsonl, results.parquet, index.html    at the end of a run
 
-Locally a file is written under another name, synced and renamed; an object store shows an object only when it is whole.
-The record is what makes a row complete, and can be made once: two workers at the same row never both complete it.
-
-A row's pictures: whatever fsspec opens, bounded in size, decoded as the API decodes an upload.
+Writes are atomic: locally a file is written under another name, synced and renamed; an object store shows an object
+only when it is complete. The record makes a row complete and can be created once, so two workers at the same row never
+both complete it. Pictures are bounded in size and decoded as the API decodes an upload.
 """
 
 from __future__ import annotations
@@ -126,10 +125,10 @@ class Output:
                     yield from (posixpath.splitext(entry.name)[0] for entry in entries)
             return
         try:
-            found = self._fs.ls(self._path(folder), detail=False)
+            paths = self._fs.ls(self._path(folder), detail=False)
         except FileNotFoundError:
             return
-        yield from (posixpath.splitext(posixpath.basename(str(path)))[0] for path in found)
+        yield from (posixpath.splitext(posixpath.basename(str(path)))[0] for path in paths)
 
     def remove(self, name: str) -> None:
         """Remove a file; none is fine."""
@@ -212,13 +211,13 @@ class PictureReader:
         """
         return tuple(self._clean(name, one) for name, one in zip(spec.pictures, pictures, strict=True))
 
-    def open(self, given: bytes | str) -> Image.Image:
+    def open(self, picture: bytes | str) -> Image.Image:
         """One picture, decoded; raises as `read`, not knowing the column."""
-        return open_picture(given if isinstance(given, bytes) else self._fetch(given), limits=self.limits)
+        return open_picture(picture if isinstance(picture, bytes) else self._fetch(picture), limits=self.limits)
 
-    def _clean(self, name: str, given: bytes | str) -> bytes:
+    def _clean(self, name: str, picture: bytes | str) -> bytes:
         try:
-            return to_png(self.open(given))
+            return to_png(self.open(picture))
         except InvalidRequest as error:
             error.param = name  # who decodes one picture knows it as `image`, whichever of the row's it is
             raise

@@ -1,6 +1,6 @@
-"""What became of a row: one flat record, the same in a record's file, the result table and a Ray Dataset.
+"""Results of rows: one flat record each, and the log of a run's results in a scratch file, by row.
 
-What a run has heard of so far: results in a scratch file, given back in the manifest's order.
+The record is the same in a record's file, the result table and a Ray Dataset.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from model.errors import StillmotionError
 from serving.engine.protocol import Completed
 from serving.offline.output import THUMBNAILS, VIDEOS
-from serving.offline.rows import Ask
+from serving.offline.rows import RowRequest
 from serving.provenance.finish import Finished
 
 Status = Literal["completed", "failed"]
@@ -32,7 +32,7 @@ class Result:
     Args:
         row: its number in the manifest, from 1; 0 where rows have none.
         id: names its files.
-        content: SHA-256 of the row (serving.offline.rows.Ask); empty where the row cannot be read.
+        content: SHA-256 of the row (serving.offline.rows.RowRequest); empty where the row cannot be read.
         seed: the one used; -1 where the row failed before there was one.
         video, thumbnail: relative to the output folder.
         sha256: of the file; frames_sha256: of the decoded RGB frames, to compare videos by.
@@ -91,9 +91,11 @@ def parse(data: bytes) -> Result:
     return Result(**{name: values[name] for name in COLUMNS if name in values})
 
 
-def failure(row: int, row_id: str, error: StillmotionError, ask: Ask | None = None, attempts: int = 0) -> Result:
+def failure(
+    row: int, row_id: str, error: StillmotionError, request: RowRequest | None = None, attempts: int = 0
+) -> Result:
     """A row that failed."""
-    about: dict[str, Any] = {} if ask is None else _about(ask)
+    about: dict[str, Any] = {} if request is None else _about(request)
     return Result(
         row=row,
         id=row_id,
@@ -108,57 +110,63 @@ def failure(row: int, row_id: str, error: StillmotionError, ask: Ask | None = No
 
 
 def success(
-    row: int, ask: Ask, made: Completed, finished: Finished, *, attempts: int, timings: Mapping[str, float]
+    row: int,
+    request: RowRequest,
+    completed: Completed,
+    finished: Finished,
+    *,
+    attempts: int,
+    timings: Mapping[str, float],
 ) -> Result:
     """A row whose video is written."""
     phases: dict[str, Any] = {f"{phase}_s": round(seconds, 4) for phase, seconds in timings.items()}
     return Result(
         row=row,
-        id=ask.id,
+        id=request.id,
         status="completed",
-        video=video_name(ask),
-        thumbnail=thumbnail_name(ask),
+        video=video_name(request),
+        thumbnail=thumbnail_name(request),
         sha256=finished.video_sha256,
-        frames_sha256=made.frames_sha256,
+        frames_sha256=completed.frames_sha256,
         bytes=len(finished.video),
-        num_frames=made.num_frames,
-        width=made.width,
-        height=made.height,
-        fps=made.fps,
-        degraded=made.degraded,
+        num_frames=completed.num_frames,
+        width=completed.width,
+        height=completed.height,
+        fps=completed.fps,
+        degraded=completed.degraded,
         attempts=attempts,
         ended_at=time.time(),
         **{name: seconds for name, seconds in phases.items() if name in COLUMNS},
-        **_about(ask),
+        **_about(request),
     )
 
 
-def video_name(ask: Ask) -> str:
+def video_name(request: RowRequest) -> str:
     """Where a row's video goes."""
-    return f"{VIDEOS}/{ask.id}.{ask.output_format}"
+    return f"{VIDEOS}/{request.id}.{request.output_format}"
 
 
-def thumbnail_name(ask: Ask) -> str:
+def thumbnail_name(request: RowRequest) -> str:
     """Where a row's thumbnail goes."""
-    return f"{THUMBNAILS}/{ask.id}.jpg"
+    return f"{THUMBNAILS}/{request.id}.jpg"
 
 
-def _about(ask: Ask) -> dict[str, Any]:
+def _about(request: RowRequest) -> dict[str, Any]:
     return {
-        "content": ask.content,
-        "task": ask.entry.task.name,
-        "model": ask.entry.name,
-        "model_version": ask.entry.version,
-        "seed": ask.params.seed,
-        "params": json.dumps(asdict(ask.params)),
-        "metadata": json.dumps(dict(ask.metadata)),
+        "content": request.content,
+        "task": request.entry.task.name,
+        "model": request.entry.name,
+        "model_version": request.entry.version,
+        "seed": request.params.seed,
+        "params": json.dumps(asdict(request.params)),
+        "metadata": json.dumps(dict(request.metadata)),
     }
 
 
 _PAGE = 500
 
 
-class Ledger:
+class ResultLog:
     """Holds results by row, on disk; of a million rows no more is in memory than of a page."""
 
     def __init__(self) -> None:
@@ -191,8 +199,8 @@ class Ledger:
         last = -1
         while True:
             query = "SELECT row, record FROM results WHERE row > ? ORDER BY row LIMIT ?"
-            found = self._database.execute(query, (last, size)).fetchall()
-            if not found:
+            rows = self._database.execute(query, (last, size)).fetchall()
+            if not rows:
                 return
-            last = found[-1][0]
-            yield [parse(record) for _, record in found]
+            last = rows[-1][0]
+            yield [parse(record) for _, record in rows]

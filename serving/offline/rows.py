@@ -30,7 +30,7 @@ from serving.gateway.requests import Submission, order_of, read_json
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class WorkerPlan:
     """The pool.
 
     Args:
@@ -45,7 +45,7 @@ class Plan:
     threads: int | None
 
 
-def plan(
+def plan_workers(
     nodes: Sequence[Mapping[str, float]],
     *,
     cores: int,
@@ -53,7 +53,7 @@ def plan(
     workers: int | None,
     threads: int | None,
     deterministic: bool = False,
-) -> Plan:
+) -> WorkerPlan:
     """Lay out the workers.
 
     One CPU of each machine is left out of account for reading; a worker's engine still uses its share of all cores.
@@ -73,7 +73,7 @@ def plan(
     if device != "cpu" and (gpus or device != "auto"):
         if (workers or 1) > gpus:
             raise InvalidRequest(f"{workers or 1} workers need as many GPUs, and there are {gpus}", param="workers")
-        return Plan(workers or gpus, 1, 1, threads)
+        return WorkerPlan(workers or gpus, 1, 1, threads)
     able = [node for node in nodes if node.get("CPU", 0) >= 1]
     if not able:
         raise InvalidRequest("no machine of the cluster has a CPU to give", param="ray_address")
@@ -82,7 +82,7 @@ def plan(
     each = -(-count // len(able))
     spare = (smallest - 1) / each
     # Neither 0 nor 1, which are what reading tasks ask for: Ray Data would make one task of reading and rendering.
-    return Plan(
+    return WorkerPlan(
         count,
         int(spare) if spare >= 2 else min(max(spare, 0.01), 0.99),
         0,
@@ -102,7 +102,7 @@ _ID_DIGITS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class RowContext:
     """What rows are read against.
 
     Args:
@@ -117,7 +117,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class RowRequest:
     """A row, checked but for its pictures.
 
     Args:
@@ -136,7 +136,7 @@ class Ask:
     metadata: Mapping[str, str]
 
 
-def read_row(values: Mapping[str, Any], reading: Reading, *, strict: bool) -> Ask:
+def read_row(values: Mapping[str, Any], reading: RowContext, *, strict: bool) -> RowRequest:
     """Read one row.
 
     Args:
@@ -152,8 +152,8 @@ def read_row(values: Mapping[str, Any], reading: Reading, *, strict: bool) -> As
             raise InvalidRequest(f"{why}; leave {name} out", code="unknown_field", param=name)
     spec = _task(values, reading)
     fields = {name: value for name, value in values.items() if name not in OWN_COLUMNS}
-    given = _read_json(fields, spec, reading.base) if strict else _read_form(fields, spec, reading.base)
-    order = order_of(given, spec.name)
+    submission = _read_json(fields, spec, reading.base) if strict else _read_form(fields, spec, reading.base)
+    order = order_of(submission, spec.name)
     if order.interpolate is not False:
         raise InvalidRequest(
             "offline rendering makes single stages; leave interpolate out, or send such rows to POST /batches",
@@ -167,7 +167,7 @@ def read_row(values: Mapping[str, Any], reading: Reading, *, strict: bool) -> As
     content = _hash(entry, settings, order.pictures, order.output_format, order.metadata)
     row_id = _id(values.get("id"), content)
     params = entry.resolve(settings, settings.get("seed", _seed(row_id)))
-    return Ask(row_id, content, entry, params, order.pictures, order.output_format, order.metadata)
+    return RowRequest(row_id, content, entry, params, order.pictures, order.output_format, order.metadata)
 
 
 def entry_for(name: str | None, task_name: str, entries: tuple[ModelEntry, ...]) -> ModelEntry:
@@ -177,15 +177,15 @@ def entry_for(name: str | None, task_name: str, entries: tuple[ModelEntry, ...])
         InvalidRequest: there is none.
     """
     able = [entry for entry in entries if entry.task.name == task_name]
-    chosen = next((entry for entry in able if name in (None, entry.name)), None)
-    if chosen is None:
+    entry = next((entry for entry in able if name in (None, entry.name)), None)
+    if entry is None:
         there = ", ".join(entry.name for entry in able) or "none"
         raise InvalidRequest(
             f"no model {name or ''!r} is there for {task_name}; there are: {there}",
             code="model_not_found",
             param="model",
         )
-    return chosen
+    return entry
 
 
 def as_json(values: Mapping[str, Any]) -> str:
@@ -193,9 +193,9 @@ def as_json(values: Mapping[str, Any]) -> str:
     return json.dumps(values, default=_plain)
 
 
-def name_of(given: Any) -> str | None:
+def valid_row_id(value: Any) -> str | None:
     """What a row calls itself, if that can name a file."""
-    return str(given) if isinstance(given, str | int) and _NAME.fullmatch(str(given)) else None
+    return str(value) if isinstance(value, str | int) and _NAME.fullmatch(str(value)) else None
 
 
 def locate(base: str, reference: str) -> str:
@@ -233,7 +233,7 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     return {**line.body, "id": line.custom_id, "task": line.url.rpartition("/")[2]}
 
 
-def _task(values: Mapping[str, Any], reading: Reading) -> TaskSpec:
+def _task(values: Mapping[str, Any], reading: RowContext) -> TaskSpec:
     """The row's task; left out, the named checkpoint's, else image-to-video."""
     if "task" in values:
         return task(str(values["task"]))
@@ -244,11 +244,11 @@ def _task(values: Mapping[str, Any], reading: Reading) -> TaskSpec:
 def _read_json(fields: dict[str, Any], spec: TaskSpec, base: str) -> Submission:
     body = dict(fields)
     for name in spec.pictures:
-        given = body.get(name)
-        if isinstance(given, str):
-            body[name] = {"url": locate(base, given)}
-        elif isinstance(given, dict) and isinstance(given.get("url"), str):
-            body[name] = {**given, "url": locate(base, given["url"])}
+        value = body.get(name)
+        if isinstance(value, str):
+            body[name] = {"url": locate(base, value)}
+        elif isinstance(value, dict) and isinstance(value.get("url"), str):
+            body[name] = {**value, "url": locate(base, value["url"])}
     return read_json(json.dumps(body).encode(), spec)
 
 
@@ -269,28 +269,28 @@ def _read_form(fields: dict[str, Any], spec: TaskSpec, base: str) -> Submission:
         raise first_problem(error, spec.name) from error
 
 
-def _picture(name: str, given: Any, base: str) -> bytes | str:
-    if isinstance(given, str):
-        return locate(base, given)
-    if isinstance(given, bytes):
-        return given
-    if isinstance(given, dict) and isinstance(given.get("data"), str):
+def _picture(name: str, value: Any, base: str) -> bytes | str:
+    if isinstance(value, str):
+        return locate(base, value)
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, dict) and isinstance(value.get("data"), str):
         try:
-            return base64.b64decode(given["data"], validate=True)
+            return base64.b64decode(value["data"], validate=True)
         except ValueError as error:
             raise InvalidRequest(f"{name} is not base64: {error}", param=name) from error
     raise InvalidRequest(f"{name} must be a path, a URL or a picture's bytes", param=name)
 
 
-def _id(given: Any, content: str) -> str:
-    if given is None:
+def _id(value: Any, content: str) -> str:
+    if value is None:
         return content[:_ID_DIGITS]
-    if not isinstance(given, str | int) or not _NAME.fullmatch(str(given)):
+    if not isinstance(value, str | int) or not _NAME.fullmatch(str(value)):
         raise InvalidRequest(
-            f"id must be 1 to 120 of A-Z a-z 0-9 _ . - and begin with none of . and -, not {str(given)[:140]!r}",
+            f"id must be 1 to 120 of A-Z a-z 0-9 _ . - and begin with none of . and -, not {str(value)[:140]!r}",
             param="id",
         )
-    return str(given)
+    return str(value)
 
 
 def _seed(row_id: str) -> int:
@@ -311,7 +311,7 @@ def _hash(
     output_format: str,
     metadata: Mapping[str, str],
 ) -> str:
-    told = {
+    identity = {
         "task": entry.task.name,
         "model": f"{entry.name}@{entry.version}",
         "settings": settings,
@@ -319,4 +319,4 @@ def _hash(
         "output_format": output_format,
         "metadata": metadata,
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

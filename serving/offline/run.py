@@ -18,11 +18,11 @@ from model.catalog import ModelEntry, zoo
 from model.errors import GenerationFailed, InvalidRequest, StorageFull
 from serving.engine.settings import EngineSettings, usable_cores
 from serving.offline.cluster import cluster, load_ray
-from serving.offline.manifest import Manifest, Names, Portion, open_manifest
+from serving.offline.manifest import NameSet, Portion, RenderList, open_render_list
 from serving.offline.output import FAILURES, RECORDS, Output
-from serving.offline.result_log import Ledger, Result
-from serving.offline.rows import Plan, Reading, plan
-from serving.offline.worker import Work
+from serving.offline.result_log import Result, ResultLog
+from serving.offline.rows import RowContext, WorkerPlan, plan_workers
+from serving.offline.worker import WorkerConfig
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from serving.offline.worker import Worker
 
 
-Report = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """Told of progress: what, how many rows are done, of how many."""
 
 IN_FLIGHT: Final = 8
@@ -71,9 +71,9 @@ class Batch:
             if getattr(self, name) < least:
                 raise InvalidRequest(f"{name} must be at least {least}, not {getattr(self, name)}", param=name)
 
-    def reading(self, manifest: Manifest) -> Reading:
+    def reading(self, manifest: RenderList) -> RowContext:
         """What its rows are read against."""
-        return Reading(self.entries, self.defaults, manifest.base)
+        return RowContext(self.entries, self.defaults, manifest.base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +140,10 @@ def render(
     )
     from serving.offline.worker import Worker
 
-    return _rendered(dataset, batch, Reading(batch.entries, batch.defaults), _laid_out(ray, batch), Worker)
+    return _rendered(dataset, batch, RowContext(batch.entries, batch.defaults), _plan_workers(ray, batch), Worker)
 
 
-def run(batch: Batch, report: Report) -> Summary:
+def run(batch: Batch, report: ProgressCallback) -> Summary:
     """Render a manifest to its end.
 
     Args:
@@ -157,51 +157,51 @@ def run(batch: Batch, report: Report) -> Summary:
         StorageFull: no room is left in the output folder.
     """
     load_ray()
-    manifest = open_manifest(batch.manifest)
+    manifest = open_render_list(batch.manifest)
     output = Output(batch.out)
     output.sweep()
     next(manifest.rows(Portion(limit=1)), None)  # what is wrong with the file as a whole is told before Ray is started
     total = batch.portion.count(manifest.count())
-    with Ledger() as ledger:
+    with ResultLog() as log:
         try:
             with cluster(batch.ray_address) as ray, _quiet(ray):
                 report("starting the engines", 0, 0)
-                _consume(ray, batch, manifest, total, ledger, output, report)
+                _consume(ray, batch, manifest, total, log, output, report)
         finally:
-            if len(ledger) or not total:  # a run that came to nothing leaves the tables of the one before
-                written = write_all(ledger, output, batch.portion)
-        lost = total - len(ledger)
+            if len(log) or not total:  # a run that came to nothing leaves the tables of the one before
+                written = write_all(log, output, batch.portion)
+        lost = total - len(log)
         if lost:
             raise GenerationFailed(f"{lost} rows came to no end; run the same command again", code="rows_lost")
-        return Summary(total, ledger.counts["completed"], ledger.counts["failed"], written)
+        return Summary(total, log.counts["completed"], log.counts["failed"], written)
 
 
 def _consume(
-    ray: Any, batch: Batch, manifest: Manifest, total: int, ledger: Ledger, output: Output, report: Report
+    ray: Any, batch: Batch, manifest: RenderList, total: int, log: ResultLog, output: Output, report: ProgressCallback
 ) -> None:
     """Run the dataset; note each result as it comes."""
     from serving.offline.datasource import Feed, Gate, read_manifest
     from serving.offline.worker import PacketWorker
 
-    laid_out = _laid_out(ray, batch)
+    plan = _plan_workers(ray, batch)
     gate = ray.remote(num_cpus=0, max_restarts=-1)(Gate).remote()
-    ahead = max(_AHEAD, 4 * batch.in_flight * laid_out.workers)
-    done = ray.put(Names(output.names(RECORDS)))
+    ahead = max(_AHEAD, 4 * batch.in_flight * plan.workers)
+    done = ray.put(NameSet(output.names(RECORDS)))
     feed = Feed(manifest, batch.portion, batch.reading(manifest), done, gate, ahead)
-    results = _rendered(read_manifest(feed), batch, feed.reading, laid_out, PacketWorker)
+    results = _rendered(read_manifest(feed), batch, feed.reading, plan, PacketWorker)
     failed_before = set(output.names(FAILURES))
     for result in _each(results):
         if result.error_code == StorageFull.code:
             raise StorageFull(result.error_message)
         if result.status == "completed" and result.id in failed_before:
             output.remove(f"{FAILURES}/{result.id}.json")
-        ledger.add(result)
-        gate.tell.remote(len(ledger))
-        report(_told(ledger), len(ledger), total)
+        log.add(result)
+        gate.tell.remote(len(log))
+        report(_progress_text(log), len(log), total)
 
 
-def _told(ledger: Ledger) -> str:
-    failed = ledger.counts["failed"]
+def _progress_text(log: ResultLog) -> str:
+    failed = log.counts["failed"]
     return f"rows ({failed} failed)" if failed else "rows"
 
 
@@ -212,17 +212,17 @@ def _each(results: Dataset) -> Iterator[Result]:
         yield from unpacked(table)
 
 
-def _rendered(dataset: Dataset, batch: Batch, reading: Reading, laid_out: Plan, worker: type[Worker]) -> Dataset:
+def _rendered(dataset: Dataset, batch: Batch, reading: RowContext, plan: WorkerPlan, worker: type[Worker]) -> Dataset:
     from ray.data import ActorPoolStrategy
 
     settings = replace(
         batch.settings,
-        threads=laid_out.threads,
+        threads=plan.threads,
         max_rows=batch.in_flight,
         mux_threads=max(batch.settings.mux_threads, 2),
         checkpoint_every_s=None,  # a row that is lost begins anew
     )
-    work = Work(batch.out, reading, settings, batch.in_flight, batch.retries)
+    work = WorkerConfig(batch.out, reading, settings, batch.in_flight, batch.retries)
     # Twice as many calls as rows in work: the pictures of those that come next are fetched meanwhile.
     calls = 2 * batch.in_flight
     return dataset.map_batches(
@@ -231,20 +231,20 @@ def _rendered(dataset: Dataset, batch: Batch, reading: Reading, laid_out: Plan, 
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
-            size=laid_out.workers,
+            size=plan.workers,
             max_concurrent_calls_per_actor=calls,
             max_tasks_in_flight_per_actor=calls,
             enable_true_multi_threading=True,
         ),
-        num_cpus=laid_out.cpus,
-        num_gpus=laid_out.gpus,
+        num_cpus=plan.cpus,
+        num_gpus=plan.gpus,
     )
 
 
-def _laid_out(ray: Any, batch: Batch) -> Plan:
+def _plan_workers(ray: Any, batch: Batch) -> WorkerPlan:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     settings = batch.settings
-    return plan(
+    return plan_workers(
         nodes,
         cores=usable_cores(),
         device=settings.device,
@@ -283,7 +283,7 @@ def _quiet(ray: Any) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def write_all(ledger: Ledger, output: Output, portion: Portion) -> tuple[str, ...]:
+def write_all(log: ResultLog, output: Output, portion: Portion) -> tuple[str, ...]:
     """The result tables and the pages to look through, of all that is known now."""
     from serving.offline.contact_sheet import write_pages
     from serving.offline.tables import write_tables
@@ -292,7 +292,7 @@ def write_all(ledger: Ledger, output: Output, portion: Portion) -> tuple[str, ..
     names = (f"results{mark}.jsonl", f"results{mark}.parquet")
     with TemporaryDirectory(prefix="stillmotion-batch-") as scratch:
         jsonl, parquet = (Path(scratch) / name for name in names)
-        write_tables(ledger.pages(), jsonl, parquet)
+        write_tables(log.pages(), jsonl, parquet)
         for path in (jsonl, parquet):
             output.put_file(path.name, path)
-    return (*names, *write_pages(ledger, output, mark))
+    return (*names, *write_pages(log, output, mark))

@@ -1,7 +1,7 @@
-"""A dry run: every row checked, its pictures opened and decoded, and the time that all would take. Nothing is rendered.
+"""The dry run: every row checked, its pictures decoded, and the render time estimated. Nothing is rendered.
 
-Faults are told with their row and column as they are found. The estimate comes from the checkpoints' measured profiles
-on this machine (which are measured now if they never were), added up over the rows that are not complete.
+Faults are reported with row and column as they are found. The estimate adds up the checkpoints' measured profiles on
+this machine (measured now where there is none) over the rows that are not complete.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Final
 from model.errors import StillmotionError
 from model.params import Params, TextToVideoParams
 from serving.engine.settings import EngineSettings
-from serving.offline.manifest import Line, Names, open_manifest, read_lines
+from serving.offline.manifest import Line, NameSet, open_render_list, read_lines
 from serving.offline.output import RECORDS, Output, PictureReader
-from serving.offline.rows import Ask, Reading, read_row
-from serving.offline.run import Batch, Report
+from serving.offline.rows import RowContext, RowRequest, read_row
+from serving.offline.run import Batch, ProgressCallback
 
 _READERS: Final = 8
 _AT_ONCE: Final = 64
@@ -56,7 +56,7 @@ class Survey:
     estimate_s: float | None
 
 
-def survey(batch: Batch, tell: Callable[[Fault], None], report: Report) -> Survey:
+def survey(batch: Batch, report_fault: Callable[[Fault], None], report: ProgressCallback) -> Survey:
     """Look at every row.
 
     Args:
@@ -66,29 +66,29 @@ def survey(batch: Batch, tell: Callable[[Fault], None], report: Report) -> Surve
         DataError: the manifest as a whole cannot be read.
         CheckpointError: a checkpoint does not load.
     """
-    manifest = open_manifest(batch.manifest)
+    manifest = open_render_list(batch.manifest)
     reading = batch.reading(manifest)
     total = batch.portion.count(manifest.count())
-    done = Names(Output(batch.out).names(RECORDS))
+    done = NameSet(Output(batch.out).names(RECORDS))
     kinds: Counter[tuple[str, Params]] = Counter()
     rows = complete = faulty = 0
-    for line, found in _checked(read_lines(manifest, batch.portion, reading), reading):
+    for line, outcome in _checked(read_lines(manifest, batch.portion, reading), reading):
         rows += 1
-        if isinstance(found, StillmotionError):
+        if isinstance(outcome, StillmotionError):
             faulty += 1
-            tell(Fault(line.row, found.param or "", found.code, found.message))
+            report_fault(Fault(line.row, outcome.param or "", outcome.code, outcome.message))
         elif line.id in done:
             complete += 1
         else:
-            kinds[(found.entry.name, _kind(found.params))] += 1
+            kinds[(outcome.entry.name, _kind(outcome.params))] += 1
         report("rows checked", rows, total)
     return Survey(rows, complete, faulty, asyncio.run(_estimate(batch, kinds, report)) if kinds else 0.0)
 
 
-def _checked(lines: Iterable[Line], reading: Reading) -> Iterator[tuple[Line, Ask | StillmotionError]]:
+def _checked(lines: Iterable[Line], reading: RowContext) -> Iterator[tuple[Line, RowRequest | StillmotionError]]:
     """Each line with its request or its fault; pictures are opened by several threads, a bounded number ahead."""
     pictures = _Pictures()
-    waiting: list[tuple[Line, Future[Ask | StillmotionError]]] = []
+    waiting: list[tuple[Line, Future[RowRequest | StillmotionError]]] = []
     with ThreadPoolExecutor(_READERS, "stillmotion-survey") as pool:
         for line in lines:
             waiting.append((line, pool.submit(_check, line, reading, pictures)))
@@ -106,30 +106,30 @@ class _Pictures:
         self._reader = PictureReader()
         self._remembered = lru_cache(_REMEMBERED)(self._problem)
 
-    def check(self, ask: Ask) -> None:
+    def check(self, request: RowRequest) -> None:
         """Raises InvalidRequest, Unreachable: `param` names the column."""
-        for name, given in zip(ask.entry.task.pictures, ask.pictures, strict=True):
-            problem = self._remembered(given)
+        for name, picture in zip(request.entry.task.pictures, request.pictures, strict=True):
+            problem = self._remembered(picture)
             if problem is not None:
                 raise type(problem)(problem.message, code=problem.code, param=name)
 
-    def _problem(self, given: bytes | str) -> StillmotionError | None:
+    def _problem(self, picture: bytes | str) -> StillmotionError | None:
         try:
-            self._reader.open(given)
+            self._reader.open(picture)
         except StillmotionError as error:
             return error
         return None
 
 
-def _check(line: Line, reading: Reading, pictures: _Pictures) -> Ask | StillmotionError:
+def _check(line: Line, reading: RowContext, pictures: _Pictures) -> RowRequest | StillmotionError:
     try:
         if line.fault is not None:
             raise line.fault
-        ask = read_row(json.loads(line.text), reading, strict=line.strict)
-        pictures.check(ask)
+        request = read_row(json.loads(line.text), reading, strict=line.strict)
+        pictures.check(request)
     except StillmotionError as error:
         return error
-    return ask
+    return request
 
 
 def _kind(params: Params) -> Params:
@@ -138,7 +138,7 @@ def _kind(params: Params) -> Params:
     return replace(plain, prompt="-") if isinstance(plain, TextToVideoParams) else plain
 
 
-async def _estimate(batch: Batch, kinds: Counter[tuple[str, Params]], report: Report) -> float | None:
+async def _estimate(batch: Batch, kinds: Counter[tuple[str, Params]], report: ProgressCallback) -> float | None:
     from serving.engine.inprocess import InProcessEngine
 
     report("measuring", 0, 0)

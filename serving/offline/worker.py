@@ -1,17 +1,16 @@
-"""One row from its text to its record, on an engine that many rows share.
+"""The Ray actor that renders rows: one engine on an event loop of its own, many rows in flight.
 
     read   the row, and whether it is complete already            here, at once
     fetch  its pictures, decoded                                  a thread
-    make   encode, denoise, decode, mux                           the engine's lanes, in company
+    make   encode, denoise, decode, mux                           the engine's lanes, batched
     write  thumbnail and video, then the record                   a thread
 
-So nothing but sampling is done on the step thread, and a row is complete when its record is there, not before.
+Only sampling runs on the step thread, and a row is complete once its record is written, not before.
 
-The actor that Ray starts for each GPU, or for the CPU: one engine on an event loop of its own, many rows in flight.
-
-Ray calls it from several threads at once, a row a call, and the calls meet on the event loop, where the engine batches
-their steps. So Ray retries, balances and reports single rows, while the engine never waits for a batch to fill or to
-drain. (Ray Data's own way, an `async` function over the rows of one block, drains at the end of every block.)
+Ray starts an actor for each GPU, or for the CPU, and calls it from several threads at once, a row a call; the calls
+meet on the event loop, where the engine batches their steps. So Ray retries, balances and reports single rows, while
+the engine never waits for a batch to fill or to drain. (Ray Data's own way, an `async` function over the rows of one
+block, drains at the end of every block.)
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from serving.engine.settings import EngineSettings
 from serving.offline.manifest import Line
 from serving.offline.output import ATTEMPTS, FAILURES, RECORDS, Output, PictureReader
 from serving.offline.result_log import Result, failure, parse, success, thumbnail_name, video_name
-from serving.offline.rows import Ask, Reading, as_json, name_of, read_row
+from serving.offline.rows import RowContext, RowRequest, as_json, read_row, valid_row_id
 from serving.provenance.finish import finish
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ LOSSES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class WorkerConfig:
     """All that a worker is told.
 
     Args:
@@ -62,7 +61,7 @@ class Work:
     """
 
     out: str
-    reading: Reading
+    reading: RowContext
     settings: EngineSettings
     in_flight: int
     retries: int = 2
@@ -78,12 +77,12 @@ class RowRenderer:
         make_engine: called at the start, and again should an engine break; each result is started here.
     """
 
-    def __init__(self, work: Work, make_engine: Callable[[], Engine]) -> None:
-        self._work = work
+    def __init__(self, config: WorkerConfig, make_engine: Callable[[], Engine]) -> None:
+        self._config = config
         self._make_engine = make_engine
         self._engine: Engine | None = None
-        self._output = Output(work.out)
-        self._room = asyncio.Semaphore(work.in_flight)
+        self._output = Output(config.out)
+        self._room = asyncio.Semaphore(config.in_flight)
         self._reviving = asyncio.Lock()
 
     async def start(self) -> None:
@@ -98,80 +97,82 @@ class RowRenderer:
 
     async def render(self, line: Line) -> Result:
         """Bring one row to its end; an error of the row is its result, not raised."""
-        ask: Ask | None = None
+        request: RowRequest | None = None
         try:
             if line.fault is not None:
                 return await self._failed(failure(line.row, line.id, line.fault))
-            ask = read_row(json.loads(line.text), self._work.reading, strict=line.strict)
-            known = await self._known(line.row, ask)
+            request = read_row(json.loads(line.text), self._config.reading, strict=line.strict)
+            known = await self._known(line.row, request)
             if known is not None:
                 return known
             async with self._room:
-                return await self._try(line.row, ask)
+                return await self._try(line.row, request)
         except InvalidRequest as error:
             return await self._failed(failure(line.row, line.id, error))
         except Exception as error:  # noqa: BLE001 - the boundary: one row's surprise must not stop the others
-            return failure(line.row, line.id if ask is None else ask.id, _expected(error), ask)
+            return failure(line.row, line.id if request is None else request.id, _expected(error), request)
 
-    async def _known(self, row: int, ask: Ask) -> Result | None:
+    async def _known(self, row: int, request: RowRequest) -> Result | None:
         """The result of a row that is complete."""
-        record = await asyncio.to_thread(self._output.get, f"{RECORDS}/{ask.id}.json")
+        record = await asyncio.to_thread(self._output.get, f"{RECORDS}/{request.id}.json")
         if record is None:
             return None
-        found = parse(record)
-        if found.content == ask.content:
-            return replace(found, row=row)
-        told = f"{ask.id} in {self._work.out} was made from another row or checkpoint; take another id or folder"
-        return failure(row, ask.id, InvalidRequest(told, code="id_taken", param="id"), ask)
+        result = parse(record)
+        if result.content == request.content:
+            return replace(result, row=row)
+        message = (
+            f"{request.id} in {self._config.out} was made from another row or checkpoint; take another id or folder"
+        )
+        return failure(row, request.id, InvalidRequest(message, code="id_taken", param="id"), request)
 
-    async def _try(self, row: int, ask: Ask) -> Result:
+    async def _try(self, row: int, request: RowRequest) -> Result:
         """Try a row until it is complete, is hopeless, or was tried often enough."""
-        lost = await asyncio.to_thread(self._lost, ask)
-        marker, attempt, pause = f"{ATTEMPTS}/{ask.id}.json", lost, self._work.pause_s
+        lost = await asyncio.to_thread(self._lost, request)
+        marker, attempt, pause = f"{ATTEMPTS}/{request.id}.json", lost, self._config.pause_s
         if lost >= LOSSES:
             await asyncio.to_thread(self._output.remove, marker)
-            return await self._failed(failure(row, ask.id, _lost_with(lost), ask, lost))
+            return await self._failed(failure(row, request.id, _lost_with(lost), request, lost))
         while True:
             attempt += 1
-            mark = json.dumps({"run": self._work.run, "lost": lost + 1}).encode()  # if nobody comes to remove it
+            mark = json.dumps({"run": self._config.run, "lost": lost + 1}).encode()  # if nobody comes to remove it
             await asyncio.to_thread(self._output.put, marker, mark)
             try:
-                result = await self._once(row, ask, attempt)
+                result = await self._once(row, request, attempt)
             except Exception as error:  # noqa: BLE001 - a store that does not answer has errors of its own, and may again
                 problem = _expected(error)
-                if not _may_pass(problem) or attempt > lost + self._work.retries:
-                    result = await self._failed(failure(row, ask.id, problem, ask, attempt))
+                if not _may_pass(problem) or attempt > lost + self._config.retries:
+                    result = await self._failed(failure(row, request.id, problem, request, attempt))
                 else:
-                    _log.warning("row %d (%s) is tried again: %s", row, ask.id, problem.message)
+                    _log.warning("row %d (%s) is tried again: %s", row, request.id, problem.message)
                     await asyncio.sleep(pause)
                     pause *= 2
                     continue
             await asyncio.to_thread(self._output.remove, marker)
             return result
 
-    def _lost(self, ask: Ask) -> int:
+    def _lost(self, request: RowRequest) -> int:
         """How many workers were lost over this row in this run."""
-        mark = self._output.get(f"{ATTEMPTS}/{ask.id}.json")
+        mark = self._output.get(f"{ATTEMPTS}/{request.id}.json")
         if mark is None:
             return 0
         values = json.loads(mark)
-        return int(values["lost"]) if values["run"] == self._work.run else 0
+        return int(values["lost"]) if values["run"] == self._config.run else 0
 
-    async def _once(self, row: int, ask: Ask, attempt: int) -> Result:
+    async def _once(self, row: int, request: RowRequest, attempt: int) -> Result:
         began = time.perf_counter()
-        pictures = await asyncio.to_thread(self._work.pictures.read, ask.entry.task, ask.pictures)
+        pictures = await asyncio.to_thread(self._config.pictures.read, request.entry.task, request.pictures)
         fetched = time.perf_counter()
-        made = await self._make(ask, pictures)
-        timings = {"fetch": fetched - began, **made.timings}
-        return await asyncio.to_thread(self._keep, row, ask, made, pictures, attempt, timings)
+        completed = await self._make(request, pictures)
+        timings = {"fetch": fetched - began, **completed.timings}
+        return await asyncio.to_thread(self._keep, row, request, completed, pictures, attempt, timings)
 
-    async def _make(self, ask: Ask, pictures: tuple[bytes, ...]) -> Completed:
-        engine, job_id = self._engine, f"{ask.id}-{uuid4().hex[:8]}"
+    async def _make(self, request: RowRequest, pictures: tuple[bytes, ...]) -> Completed:
+        engine, job_id = self._engine, f"{request.id}-{uuid4().hex[:8]}"
         assert engine is not None
-        request = EngineRequest(
-            job_id, ask.entry.name, ask.params, pictures, ask.output_format, Share(priority="offline")
+        job = EngineRequest(
+            job_id, request.entry.name, request.params, pictures, request.output_format, Share(priority="offline")
         )
-        async for event in engine.submit(request):
+        async for event in engine.submit(job):
             if isinstance(event, Completed):
                 return event
             if isinstance(event, Failed):
@@ -185,23 +186,23 @@ class RowRenderer:
     def _keep(
         self,
         row: int,
-        ask: Ask,
-        made: Completed,
+        request: RowRequest,
+        completed: Completed,
         pictures: tuple[bytes, ...],
         attempt: int,
         timings: dict[str, float],
     ) -> Result:
         """Write the files and then the record; who comes second to the record keeps what is there."""
-        record = f"{RECORDS}/{ask.id}.json"
-        finished = finish(made, ask.params, pictures, ask.output_format)
+        record = f"{RECORDS}/{request.id}.json"
+        finished = finish(completed, request.params, pictures, request.output_format)
         began = time.perf_counter()
         # A worker of a killed run may have lived to complete the row: its files are those that its record tells of.
         if (before := self._output.get(record)) is not None:
             return replace(parse(before), row=row)
-        self._output.put(thumbnail_name(ask), made.thumbnail)
-        self._output.put(video_name(ask), finished.video)
+        self._output.put(thumbnail_name(request), completed.thumbnail)
+        self._output.put(video_name(request), finished.video)
         timings["write"] = time.perf_counter() - began
-        result = success(row, ask, made, finished, attempts=attempt, timings=timings)
+        result = success(row, request, completed, finished, attempts=attempt, timings=timings)
         if not self._output.put_once(record, result.as_json()):
             return replace(parse(self._output.get(record) or b"{}"), row=row)
         return result
@@ -235,8 +236,8 @@ def _may_pass(error: StillmotionError) -> bool:
 
 
 def _lost_with(count: int) -> GenerationFailed:
-    told = f"{count} workers in turn were lost with this row in work; --in-flight 1 shows whether it is the cause"
-    return GenerationFailed(told, code="worker_lost")
+    message = f"{count} workers in turn were lost with this row in work; --in-flight 1 shows whether it is the cause"
+    return GenerationFailed(message, code="worker_lost")
 
 
 class Worker:
@@ -249,10 +250,10 @@ class Worker:
         CheckpointError: a checkpoint does not load here.
     """
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
         self._loop = asyncio.new_event_loop()
-        self._loop.set_default_executor(ThreadPoolExecutor(2 * work.in_flight + 2, "stillmotion-io"))
+        self._loop.set_default_executor(ThreadPoolExecutor(2 * config.in_flight + 2, "stillmotion-io"))
         threading.Thread(target=self._loop.run_forever, name="stillmotion-rows", daemon=True).start()
         self._renderer = asyncio.run_coroutine_threadsafe(self._begin(), self._loop).result()
 
@@ -266,14 +267,14 @@ class Worker:
         return asyncio.run_coroutine_threadsafe(self._all(lines), self._loop).result()
 
     async def _begin(self) -> RowRenderer:
-        renderer = RowRenderer(self._work, self._engine)
+        renderer = RowRenderer(self._config, self._engine)
         await renderer.start()
         return renderer
 
     def _engine(self) -> Engine:
         from serving.engine.inprocess import InProcessEngine  # here: the driver has no use for torch
 
-        return InProcessEngine(self._work.reading.entries, self._work.settings)
+        return InProcessEngine(self._config.reading.entries, self._config.settings)
 
     async def _all(self, lines: list[Line]) -> list[Result]:
         return await asyncio.gather(*(self._renderer.render(line) for line in lines))
@@ -293,5 +294,5 @@ class PacketWorker(Worker):
 def as_line(values: dict[str, Any]) -> Line:
     """A row of a Ray Dataset, which has no number."""
     text = as_json(values)
-    row_id = name_of(values.get("id")) or f"row-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    row_id = valid_row_id(values.get("id")) or f"row-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return Line(0, row_id, False, text)

@@ -75,7 +75,7 @@ class C2paSigner:
         return signed.getvalue()
 
     def _builder(self, manifest: Mapping[str, Any]) -> Any:
-        told = {
+        definition = {
             "claim_generator_info": [{"name": "Stillmotion"}],
             "title": f"{manifest.get('task', 'video')}, {manifest.get('model', 'unknown model')}",
             "format": _MP4,
@@ -86,4 +86,4 @@ class C2paSigner:
                 }
             ],
         }
-        return self._c2pa.Builder(json.dumps(told))
+        return self._c2pa.Builder(json.dumps(definition))

@@ -1,7 +1,4 @@
-"""The last touch on a result: its manifest is completed and put into the mp4, which is signed if a key is given.
-
-An engine whose results are finished: manifest completed and inside the mp4, signed where a key is given.
-"""
+"""Finished results: the manifest is completed and put into the mp4, which is signed where a key is given."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from model.media.image import converted_from, fit_picture, open_picture, to_png
 from model.params import OutputFormat, Params, TextToVideoParams
 from serving.background import run_in_thread
 from serving.engine.protocol import Completed, Engine, EngineEvent, EngineRequest
-from serving.engine.wrapper import EngineAround
+from serving.engine.wrapper import EngineWrapper
 
 FORMAT: Final = "stillmotion-manifest/1"
 """What `format` says in a manifest."""
@@ -95,7 +92,7 @@ def fitted(params: Params, images: tuple[bytes, ...]) -> tuple[bytes, ...]:
     return tuple(to_png(fit_picture(open_picture(image), height, width, mode)) for image in images)
 
 
-class FinishingEngine(EngineAround):
+class FinishingEngine(EngineWrapper):
     """An engine, its results finished.
 
     Args:

@@ -1,4 +1,4 @@
-"""A video made again from its manifest, and whether it is the same."""
+"""Replay: a video made again from its manifest, and whether the frames are identical."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Replay:
         differences: what is not as the manifest says (software, device), as `name: then -> now`.
     """
 
-    made: Generated
+    generated: Generated
     identical: bool
     psnr_db: float | None
     differences: tuple[str, ...]
@@ -142,7 +142,7 @@ def replay(
     settings, chain = engine_settings(recipe), recipe.interpolate
     check_lora(entry, backend_for(entry, settings.backend), recipe.params.adapter)
     if chain is None:
-        made = generate(
+        generated = generate(
             entry,
             recipe.params,
             recipe.pictures,
@@ -154,7 +154,7 @@ def replay(
         if between is None:
             raise InvalidRequest(f"the second stage needs {chain.model}", param="interpolation_model")
         _check_version(between, chain.version, "--interpolation-model")
-        made = generate_chained(
+        generated = generate_chained(
             (entry, between),
             recipe.params,
             recipe.pictures,
@@ -163,11 +163,13 @@ def replay(
             progress=progress,
             settings=(settings, EngineSettings(**recipe.pinned_second)),
         )
-    identical = made.completed.frames_sha256 == recipe.frames_sha256
+    identical = generated.completed.frames_sha256 == recipe.frames_sha256
     psnr = (
-        None if identical or video is None else psnr_db(decode_video(made.completed.video)[0], decode_video(video)[0])
+        None
+        if identical or video is None
+        else psnr_db(decode_video(generated.completed.video)[0], decode_video(video)[0])
     )
-    return Replay(made, identical, psnr, _differences(manifest, made.completed.manifest))
+    return Replay(generated, identical, psnr, _differences(manifest, generated.completed.manifest))
 
 
 def _check_version(entry: ModelEntry, version: str, option: str) -> None:
@@ -196,10 +198,10 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, 
     """Software, device and the like: what may explain that two runs are not the same."""
 
     def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name, item in value.items():
-            found |= flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
-        return found
+            values |= flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
+        return values
 
     before, after = flat(then), flat(now)
     names = [name for name in sorted(before.keys() & after.keys()) if before[name] != after[name]]

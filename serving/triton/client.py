@@ -1,7 +1,7 @@
 """The gateway's engine where Triton does the work: one or many servers behind the Engine protocol. No torch.
 
-A job runs on one server at a time. Where that server dies, is emptied, or unloads the model under it, the job ends here
-as stopped: the queue takes it back, and it goes on elsewhere from the last checkpoint in the artifact store.
+A job runs on one server at a time. Where that server dies, is drained, or unloads the model under it, the job ends here
+as stopped: the queue takes it back, and it resumes elsewhere from the last checkpoint in the artifact store.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from uuid import uuid4
 from model.catalog import ModelEntry
 from model.errors import StillmotionError
 from model.params import Params
-from serving.engine.protocol import TERMINAL, CancelledAt, EngineEvent, EngineRequest, Failed, Stepped, refused
-from serving.triton.pool import Place, Pool, Server, ServerLost, Work, choose
-from serving.triton.wire import made_by, pack_control, pack_request, work
+from serving.engine.protocol import TERMINAL, CancelledAt, EngineEvent, EngineRequest, Failed, Stepped, refuse_chained
+from serving.triton.pool import Pool, RemoteJob, Replica, Server, ServerLost, choose_replica
+from serving.triton.wire import pack_control, pack_request, request_size, state_version
 
 _log = logging.getLogger(__name__)
 ENGINE_STOPPED: Final = "engine_stopped"
@@ -31,14 +31,14 @@ PATIENCE_S: Final = 30.0
 
 
 @dataclass(slots=True, eq=False)
-class _Flight:
+class _PendingJob:
     """A job on its way."""
 
     step: int = 0
     server: Server | None = None
-    place: Place | None = None
+    replica: Replica | None = None
     cancelled: bool = False
-    given_up: asyncio.Event = field(default_factory=asyncio.Event)
+    abandoned: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class TritonEngine:
@@ -54,8 +54,8 @@ class TritonEngine:
         self._client = client or uuid4().hex
         self._pool = Pool(urls, self._client)
         self._models = frozenset(models)
-        self._flights: dict[str, _Flight] = {}
-        self._errands: set[asyncio.Task[None]] = set()
+        self._pending: dict[str, _PendingJob] = {}
+        self._cancelling: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Connect to every server; returns once one of them takes work."""
@@ -66,19 +66,19 @@ class TritonEngine:
     async def stop(self) -> None:
         """Let go of the servers: what runs is cancelled there, and ends here as stopped."""
         await self._pool.stop()
-        for task in self._errands:
+        for task in self._cancelling:
             task.cancel()
-        await asyncio.gather(*self._errands, return_exceptions=True)
+        await asyncio.gather(*self._cancelling, return_exceptions=True)
 
     @property
     def ready(self) -> bool:
         """Whether a server takes work."""
-        return bool(self._places())
+        return bool(self._replicas())
 
     @property
     def capacity(self) -> int:
         """Requests that all servers together take in flight."""
-        return sum(place.capacity for place in self._places())
+        return sum(replica.capacity for replica in self._replicas())
 
     def entries(self) -> list[ModelEntry]:
         """The checkpoints served now."""
@@ -90,73 +90,73 @@ class TritonEngine:
         if hosted is None or hosted.status.fixed_s is None or hosted.status.step_s is None:
             return None
         entry = hosted.entry
-        pixels, evaluations = work(params)
+        pixels, evaluations = request_size(params)
         size = pixels / (entry.num_frames[0] * entry.height * entry.width)
         return size * (hosted.status.fixed_s + evaluations * hosted.status.step_s)
 
     async def submit(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
         """Take a request; its events, as they happen, until a terminal one."""
-        if (refusal := refused(request)) is not None:
+        if (refusal := refuse_chained(request)) is not None:
             yield refusal
             return
-        flight = self._flights[request.job_id] = _Flight()
+        pending = self._pending[request.job_id] = _PendingJob()
         try:
-            async with aclosing(self._fly(request, flight)) as events:
+            async with aclosing(self._run(request, pending)) as events:
                 async for event in events:
                     yield event
         except ServerLost as error:
-            _log.warning("job %s after step %d: %s", request.job_id, flight.step, error)
-            if flight.server is not None:
-                flight.server.break_off(error.message)
-            yield CancelledAt(flight.step, 0.0) if flight.cancelled else Failed(ENGINE_STOPPED, error.message)
+            _log.warning("job %s after step %d: %s", request.job_id, pending.step, error)
+            if pending.server is not None:
+                pending.server.break_off(error.message)
+            yield CancelledAt(pending.step, 0.0) if pending.cancelled else Failed(ENGINE_STOPPED, error.message)
         finally:
-            if self._flights.get(request.job_id) is flight:
-                del self._flights[request.job_id]
+            if self._pending.get(request.job_id) is pending:
+                del self._pending[request.job_id]
 
     def cancel(self, job_id: str) -> None:
         """Ask that a job stop at the next step boundary; unknown ids are ignored (it has ended)."""
-        flight = self._flights.get(job_id)
-        if flight is not None and not flight.cancelled:
-            flight.cancelled = True
-            task = asyncio.get_running_loop().create_task(self._cancel(job_id, flight))
-            self._errands.add(task)
-            task.add_done_callback(self._errands.discard)
+        pending = self._pending.get(job_id)
+        if pending is not None and not pending.cancelled:
+            pending.cancelled = True
+            task = asyncio.get_running_loop().create_task(self._cancel(job_id, pending))
+            self._cancelling.add(task)
+            task.add_done_callback(self._cancelling.discard)
 
-    def _places(self, model: str | None = None) -> list[Place]:
-        return [place for place in self._pool.places(model) if not self._models or place.name in self._models]
+    def _replicas(self, model: str | None = None) -> list[Replica]:
+        return [replica for replica in self._pool.replicas(model) if not self._models or replica.name in self._models]
 
-    async def _fly(self, request: EngineRequest, flight: _Flight) -> AsyncGenerator[EngineEvent, None]:
+    async def _run(self, request: EngineRequest, pending: _PendingJob) -> AsyncGenerator[EngineEvent, None]:
         """The job's events from the server chosen for it.
 
         Raises:
             ServerLost: there is none, or it was lost on the way.
         """
-        place = await self._find(request, flight)
-        if place is None:
+        replica = await self._choose(request, pending)
+        if replica is None:
             yield CancelledAt(0, 0.0)
             return
-        if request.resume_from is not None and made_by(request.resume_from) not in (None, place.version):
+        if request.resume_from is not None and state_version(request.resume_from) not in (None, replica.version):
             _log.warning("job %s begins anew: no server has the version it began on", request.job_id)
             request = replace(request, resume_from=None)
-        flight.place, flight.server = place, self._pool.servers[place.url]
-        mine = flight.server.work[request.job_id] = Work(self.estimate(request.model, request.params) or 0.0)
+        pending.replica, pending.server = replica, self._pool.servers[replica.url]
+        job = pending.server.jobs[request.job_id] = RemoteJob(self.estimate(request.model, request.params) or 0.0)
         frame = pack_request(request, self._client)
-        stream = flight.server.channel.generate(place.name, place.number, frame, request.job_id)
+        stream = pending.server.channel.generate(replica.name, replica.number, frame, request.job_id)
         try:
-            async with aclosing(_until(stream, flight.server, flight.given_up)) as events:
+            async with aclosing(_until(stream, pending.server, pending.abandoned)) as events:
                 async for event in events:
                     if isinstance(event, Stepped):
-                        flight.step = event.step
+                        pending.step = event.step
                         if event.eta_s is not None:
-                            mine.tell(event.eta_s)
+                            job.update(event.eta_s)
                     if isinstance(event, Failed) and event.code == ENGINE_STOPPED:
-                        flight.server.break_off("it stops")
+                        pending.server.break_off("it stops")
                     yield event
         finally:
-            if flight.server.work.get(request.job_id) is mine:
-                del flight.server.work[request.job_id]
+            if pending.server.jobs.get(request.job_id) is job:
+                del pending.server.jobs[request.job_id]
 
-    async def _find(self, request: EngineRequest, flight: _Flight) -> Place | None:
+    async def _choose(self, request: EngineRequest, pending: _PendingJob) -> Replica | None:
         """The place for a job; waits for one. None once the job was cancelled.
 
         A job with a stored state goes where the state was made; where nobody has that version (any more), anywhere.
@@ -164,43 +164,43 @@ class TritonEngine:
         Raises:
             ServerLost: none was there in time.
         """
-        pinned = None if request.resume_from is None else made_by(request.resume_from)
+        pinned = None if request.resume_from is None else state_version(request.resume_from)
 
-        def found() -> Place | None:
-            places = self._places(request.model)
-            return choose(places, pinned) or choose(places)
+        def candidate() -> Replica | None:
+            replicas = self._replicas(request.model)
+            return choose_replica(replicas, pinned) or choose_replica(replicas)
 
         try:
             async with asyncio.timeout(PATIENCE_S), self._pool.changed:
-                await self._pool.changed.wait_for(lambda: flight.cancelled or found() is not None)
+                await self._pool.changed.wait_for(lambda: pending.cancelled or candidate() is not None)
         except TimeoutError:
             raise ServerLost("any address", f"none serves {request.model}") from None
-        return None if flight.cancelled else found()
+        return None if pending.cancelled else candidate()
 
-    async def _cancel(self, job_id: str, flight: _Flight) -> None:
+    async def _cancel(self, job_id: str, pending: _PendingJob) -> None:
         """Tell the server; where it does not end the job in time, close the stream."""
         async with self._pool.changed:
             self._pool.changed.notify_all()  # it may still wait for a place
-        if flight.server is None or flight.place is None:
+        if pending.server is None or pending.replica is None:
             return
         with suppress(ServerLost, TimeoutError):
             async with asyncio.timeout(CANCEL_S):
                 frame = pack_control("cancel", self._client, job_id)
-                await flight.server.channel.ask(flight.place.name, flight.place.number, frame)
-                while self._flights.get(job_id) is flight:
+                await pending.server.channel.ask(pending.replica.name, pending.replica.number, frame)
+                while self._pending.get(job_id) is pending:
                     await asyncio.sleep(0.05)
-        flight.given_up.set()
+        pending.abandoned.set()
 
 
 async def _until(
-    stream: AsyncGenerator[EngineEvent, None], server: Server, given_up: asyncio.Event
+    stream: AsyncGenerator[EngineEvent, None], server: Server, abandoned: asyncio.Event
 ) -> AsyncGenerator[EngineEvent, None]:
     """The stream, ended once its server is lost (a dead host closes no connection) or the job is given up.
 
     Raises:
         ServerLost: either.
     """
-    ends = {asyncio.ensure_future(event.wait()) for event in (server.lost, given_up)}
+    ends = {asyncio.ensure_future(event.wait()) for event in (server.lost, abandoned)}
     coming: asyncio.Future[EngineEvent] | None = None
     try:
         while True:
@@ -228,9 +228,9 @@ class LiveModels(Sequence[ModelEntry]):
         found: what was there before it was started.
     """
 
-    def __init__(self, engine: TritonEngine, found: Sequence[ModelEntry]) -> None:
+    def __init__(self, engine: TritonEngine, entries: Sequence[ModelEntry]) -> None:
         self._engine = engine
-        self._found = tuple(found)
+        self._initial = tuple(entries)
 
     def __len__(self) -> int:
         return len(self._now())
@@ -243,7 +243,7 @@ class LiveModels(Sequence[ModelEntry]):
         return self._now()[index]
 
     def _now(self) -> Sequence[ModelEntry]:
-        return self._engine.entries() or self._found
+        return self._engine.entries() or self._initial
 
 
 class NoServer(StillmotionError):
@@ -261,16 +261,16 @@ async def discover(urls: Sequence[str], models: Collection[str] = (), wait_s: fl
     pool = Pool(urls, "discovery")
     await pool.start()
 
-    def found() -> dict[str, ModelEntry]:
+    def entries() -> dict[str, ModelEntry]:
         return {entry.name: entry for entry in pool.entries()}
 
     try:
         async with asyncio.timeout(wait_s), pool.changed:
-            await pool.changed.wait_for(lambda: bool(found()) and found().keys() >= set(models))
+            await pool.changed.wait_for(lambda: bool(entries()) and entries().keys() >= set(models))
     except TimeoutError:
-        there = ", ".join(found()) or "none"
-        wanted = " or ".join(models) or "a model of stillmotion"
-        raise NoServer(f"no Triton server at {', '.join(urls)} serves {wanted}; served: {there}") from None
+        there = ", ".join(entries()) or "none"
+        names = " or ".join(models) or "a model of stillmotion"
+        raise NoServer(f"no Triton server at {', '.join(urls)} serves {names}; served: {there}") from None
     finally:
         await pool.stop()
-    return [entry for name, entry in found().items() if not models or name in models]
+    return [entry for name, entry in entries().items() if not models or name in models]

@@ -1,6 +1,6 @@
-"""What a hosted model answers: one request frame in, event frames out. Knows no Triton, and imports no torch.
+"""The model host inside Triton: one request frame in, event frames out; and config.pbtxt parameters as settings.
 
-A model configuration's parameters as the engine's settings. Imports no torch.
+Knows no Triton, and imports no torch.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from serving.engine.protocol import (
 )
 from serving.engine.settings import EngineSettings
 from serving.engine.stats import EngineStats
-from serving.triton.wire import Ask, Frame, RequestFrame, Status, entry_told, pack_event, unpack_request
+from serving.triton.wire import Frame, ReceivedRequest, RequestFrame, Status, entry_fields, pack_event, unpack_request
 
 _log = logging.getLogger(__name__)
-LOOK_S: Final = 0.1
+CANCEL_POLL_S: Final = 0.1
 """Seconds between two looks at whether a caller has gone."""
 _SAMPLE: Final[dict[str, Any]] = {"prompt": "grey", "elevation": 0.0}
 """What some tasks need said beyond their defaults, to be estimated."""
@@ -42,9 +42,9 @@ _SAMPLE: Final[dict[str, Any]] = {"prompt": "grey", "elevation": 0.0}
 class Running:
     """A request in flight."""
 
-    ask: Ask
+    request: ReceivedRequest
     left_s: float | None
-    told_at: float = field(default_factory=time.monotonic)
+    noted_at: float = field(default_factory=time.monotonic)
     step: int = 0
 
     def note(self, event: EngineEvent) -> None:
@@ -52,11 +52,11 @@ class Running:
         if isinstance(event, Stepped):
             self.step = event.step
             if event.eta_s is not None:
-                self.left_s, self.told_at = event.eta_s, time.monotonic()
+                self.left_s, self.noted_at = event.eta_s, time.monotonic()
 
     def left(self) -> float:
         """Seconds of work left, by what was last told."""
-        return max(0.0, (self.left_s or 0.0) - (time.monotonic() - self.told_at))
+        return max(0.0, (self.left_s or 0.0) - (time.monotonic() - self.noted_at))
 
 
 class Host:
@@ -97,64 +97,66 @@ class Host:
             cancelled: whether the caller has gone.
         """
         try:
-            ask = unpack_request(frame)
-            if ask.kind == "generate":
-                await self._generate(ask, send, cancelled)
+            request = unpack_request(frame)
+            if request.kind == "generate":
+                await self._generate(request, send, cancelled)
             else:
-                send(pack_event(await self._control(ask)))
+                send(pack_event(await self._control(request)))
         except StillmotionError as error:
             send(pack_event(Failed(error.code, error.message)))
 
-    async def _control(self, ask: Ask) -> Status:
-        if ask.kind == "cancel":
+    async def _control(self, request: ReceivedRequest) -> Status:
+        if request.kind == "cancel":
             for engine_id, running in self._running.items():
-                if running.ask.id == ask.id:
-                    _log.info("job %s is to stop, after step %d", ask.id, running.step)
+                if running.request.id == request.id:
+                    _log.info("job %s is to stop, after step %d", request.id, running.step)
                     self._engine.cancel(engine_id)
-        elif ask.kind in ("drain", "stop"):
+        elif request.kind in ("drain", "stop"):
             self._draining = True
-            if ask.kind == "stop":
+            if request.kind == "stop":
                 _log.info("stopping: %d requests are checkpointed and end", self.in_flight)
                 await self._engine.stop()
-        return self._status(ask.client)
+        return self._status(request.client)
 
-    async def _generate(self, ask: Ask, send: Callable[[Frame], None], cancelled: Callable[[], bool]) -> None:
-        request = self._request(ask)
-        running = Running(ask, self._engine.estimate(self._entry.name, request.params))
+    async def _generate(
+        self, received: ReceivedRequest, send: Callable[[Frame], None], cancelled: Callable[[], bool]
+    ) -> None:
+        request = self._request(received)
+        running = Running(received, self._engine.estimate(self._entry.name, request.params))
         self._running[request.job_id] = running
         try:
             async with self._watching(request.job_id, cancelled), _closing(self._engine.submit(request)) as events:
                 async for event in events:
                     running.note(event)
                     if isinstance(event, TERMINAL):
-                        _log.info("job %s after step %d: %s", ask.id, running.step, _ending(event))
+                        _log.info("job %s after step %d: %s", received.id, running.step, _ending(event))
                     if isinstance(event, Completed):
                         event = replace(event, manifest=event.manifest | {"repository_version": self._version})
                     send(pack_event(event))
         finally:
             del self._running[request.job_id]
 
-    def _request(self, ask: Ask) -> EngineRequest:
+    def _request(self, request: ReceivedRequest) -> EngineRequest:
         """The engine's request, by an id of its own: a job may come again while its last attempt still ends."""
         try:
-            params = self._entry.resolve(dict(ask.params), seed=0)
+            params = self._entry.resolve(dict(request.params), seed=0)
         except TypeError as error:
             raise InvalidRequest(f"a setting is of the wrong type: {error}", param="params") from error
-        wanted = len(self._entry.task.pictures)
-        if len(ask.pictures) != wanted:
+        expected = len(self._entry.task.pictures)
+        if len(request.pictures) != expected:
             raise InvalidRequest(
-                f"{self._entry.task.name} takes {wanted} pictures, not {len(ask.pictures)}", param="pictures"
+                f"{self._entry.task.name} takes {expected} pictures, not {len(request.pictures)}", param="pictures"
             )
         return EngineRequest(
-            f"{ask.id}#{next(self._numbers)}",
+            f"{request.id}#{next(self._numbers)}",
             self._entry.name,
             params,
-            ask.pictures,
-            ask.output_format,
-            ask.share,
-            ask.state,
-            ask.previews,
-            raw=ask.raw,
+            request.pictures,
+            request.output_format,
+            request.share,
+            request.state,
+            request.previews,
+            raw=request.raw,
         )
 
     @asynccontextmanager
@@ -163,7 +165,7 @@ class Host:
 
         async def watch() -> None:
             while not cancelled():
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(CANCEL_POLL_S)
             self._engine.cancel(engine_id)
 
         task = asyncio.create_task(watch())
@@ -176,19 +178,16 @@ class Host:
     def _status(self, client: str) -> Status:
         fixed, step = self._rates()
         stats = self._stats()
-        counted = (
-            {} if stats is None else {name: value for name, value in asdict(stats).items() if name != "eta_errors"}
-        )
         return Status(
-            entry=entry_told(self._entry),
+            entry=entry_fields(self._entry),
             repository_version=self._version,
             capacity=self._engine.capacity,
             in_flight=self.in_flight,
-            others_s=sum(one.left() for one in self._running.values() if one.ask.client != client),
+            others_s=sum(one.left() for one in self._running.values() if one.request.client != client),
             fixed_s=fixed,
             step_s=step,
             draining=self._draining or not self._engine.ready,
-            stats=counted,
+            stats={} if stats is None else _stats_message(stats),
         )
 
     def _rates(self) -> tuple[float | None, float | None]:
@@ -212,6 +211,13 @@ async def _closing(stream: AsyncIterator[EngineEvent]) -> AsyncIterator[AsyncIte
     finally:
         if isinstance(stream, AsyncGenerator):
             await stream.aclose()
+
+
+def _stats_message(stats: EngineStats) -> dict[str, Any]:
+    """The counts as they are sent; the batch slots keep the key that earlier versions read."""
+    counts = asdict(stats)
+    del counts["eta_errors"]
+    return counts | {"places": counts.pop("batch_slots")}
 
 
 def _ending(event: EngineEvent) -> str:
@@ -267,7 +273,7 @@ def settings_from(parameters: Mapping[str, str], kind: str, device_id: int) -> E
     Raises:
         InvalidRequest: a parameter's value is none.
     """
-    given: dict[str, Any] = {"device": f"cuda:{device_id}" if kind == "GPU" else "cpu"}
+    values: dict[str, Any] = {"device": f"cuda:{device_id}" if kind == "GPU" else "cpu"}
     for name, text in parameters.items():
         if name not in PARAMETERS:
             if name not in _WRITTEN_BY_EXPORT and not name.startswith("label."):
@@ -275,7 +281,7 @@ def settings_from(parameters: Mapping[str, str], kind: str, device_id: int) -> E
             continue
         setting, read = PARAMETERS[name]
         try:
-            given[setting] = read(text)
+            values[setting] = read(text)
         except (KeyError, ValueError) as error:
             raise InvalidRequest(f"parameter {name} of config.pbtxt cannot be {text!r}", param=name) from error
-    return EngineSettings(**given)
+    return EngineSettings(**values)

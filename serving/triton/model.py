@@ -42,9 +42,9 @@ class TritonPythonModel:
             stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s {args['model_name']} %(message)s", force=True
         )
         parameters = json.loads(args["model_config"]).get("parameters", {})
-        told = {name: value["string_value"] for name, value in parameters.items()}
+        values = {name: value["string_value"] for name, value in parameters.items()}
         entry = describe(Path(args["model_repository"]) / args["model_version"], args["model_name"])
-        settings = settings_from(told, args["model_instance_kind"], int(args["model_instance_device_id"]))
+        settings = settings_from(values, args["model_instance_kind"], int(args["model_instance_device_id"]))
         entry = with_usable_loras(entry, settings.backend)
         self._engine = InProcessEngine((entry,), settings)
         asyncio.run(self._engine.start())
@@ -59,7 +59,7 @@ class TritonPythonModel:
         sender = request.get_response_sender()
 
         def send(frame: Frame) -> None:
-            sender.send(backend.InferenceResponse([_tensor(EVENT, frame.told), _tensor(DATA, frame.data)]))
+            sender.send(backend.InferenceResponse([_tensor(EVENT, frame.header), _tensor(DATA, frame.data)]))
 
         try:
             await self._host.answer(_frame(request), send, request.is_cancelled)

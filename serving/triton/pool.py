@@ -1,10 +1,7 @@
-"""The Triton servers behind a gateway, watched: which live, what they serve, how much work they have. No torch.
+"""The pool of Triton servers behind a gateway: health, hosted models, and least-work-left load balancing. No torch.
 
-One Triton server over gRPC: what it serves, its statuses, a generation's events, models loaded and unloaded.
-
-Written on tritonclient's own protocol messages and grpc.aio, which hand bytes through as they are. No torch.
-
-Which server gets a job: the one that should be done with all it has first. Pure, and no torch.
+Each server is a gRPC channel (tritonclient's own protocol messages and grpc.aio, which hand bytes through as they are)
+that is polled for the models it hosts and the work it has. A job goes to the server that should be done first.
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ from serving.triton.wire import (
     Frame,
     RequestFrame,
     Status,
-    entry_of,
+    entry_from_fields,
     pack_control,
     unpack_event,
 )
@@ -81,16 +78,16 @@ class Channel:
 
     async def versions(self) -> list[tuple[str, int]]:
         """The models that are ready, each with the numbers of its versions."""
-        with self._told():
+        with self._rpc_errors():
             index = await self._stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=True))
         return [(one.name, int(one.version)) for one in index.models if one.version]
 
     async def is_ours(self, name: str, version: int) -> bool:
         """Whether a model hosts our engine, by the tensors it takes."""
-        with self._told():
-            asked = service_pb2.ModelMetadataRequest(name=name, version=str(version))
-            told = await self._stub.ModelMetadata(asked)
-        return {one.name for one in told.inputs} == {REQUEST, PICTURES, STATE}
+        with self._rpc_errors():
+            request = service_pb2.ModelMetadataRequest(name=name, version=str(version))
+            metadata = await self._stub.ModelMetadata(request)
+        return {one.name for one in metadata.inputs} == {REQUEST, PICTURES, STATE}
 
     async def ask(self, name: str, version: int, frame: RequestFrame) -> Status:
         """A control frame's answer.
@@ -129,22 +126,22 @@ class Channel:
         request = service_pb2.RepositoryModelLoadRequest(model_name=name)
         if config is not None:
             request.parameters["config"].string_param = json.dumps(config)
-        with self._told():
+        with self._rpc_errors():
             await self._stub.RepositoryModelLoad(request)
 
     async def unload(self, name: str) -> None:
         """Unload a model; what it is at goes on to its end."""
-        with self._told():
+        with self._rpc_errors():
             await self._stub.RepositoryModelUnload(service_pb2.RepositoryModelUnloadRequest(model_name=name))
 
     async def _exchange(
         self, name: str, version: int, frame: RequestFrame, request_id: str
     ) -> AsyncGenerator[EngineEvent | Status, None]:
         """One request, and every answer to it."""
-        with self._told():
+        with self._rpc_errors():
             call = self._stub.ModelStreamInfer()
         try:
-            with self._told():
+            with self._rpc_errors():
                 await call.write(_message(name, version, frame, request_id))
                 await call.done_writing()
                 async for answer in call:
@@ -160,14 +157,14 @@ class Channel:
                 call.cancel()
 
     def _event(self, answer: Any) -> EngineEvent | Status:
-        found = dict(zip((one.name for one in answer.outputs), answer.raw_output_contents, strict=True))
+        tensors = dict(zip((one.name for one in answer.outputs), answer.raw_output_contents, strict=True))
         try:
-            return unpack_event(Frame(found[EVENT], found[DATA]))
+            return unpack_event(Frame(tensors[EVENT], tensors[DATA]))
         except (KeyError, InvalidRequest) as error:
             raise ServerLost(self.url, f"its answer cannot be read: {error}") from error
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _rpc_errors(self) -> Iterator[None]:
         """A call's errors, as ServerLost. A call that the other side cancelled counts too; our own cancel does not."""
         try:
             yield
@@ -194,22 +191,22 @@ async def _read_out(call: Any) -> None:
 
 
 def _message(name: str, version: int, frame: RequestFrame, request_id: str) -> Any:
-    pieces = {REQUEST: frame.told, PICTURES: frame.pictures, STATE: frame.state}
-    given = {tensor: data for tensor, data in pieces.items() if data is not None}
+    pieces = {REQUEST: frame.header, PICTURES: frame.pictures, STATE: frame.state}
+    tensors = {tensor: data for tensor, data in pieces.items() if data is not None}
     return service_pb2.ModelInferRequest(
         model_name=name,
         model_version=str(version),
         id=request_id,
         inputs=[
             service_pb2.ModelInferRequest.InferInputTensor(name=tensor, datatype="UINT8", shape=[len(data)])
-            for tensor, data in given.items()
+            for tensor, data in tensors.items()
         ],
-        raw_input_contents=list(given.values()),
+        raw_input_contents=list(tensors.values()),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Replica:
     """A version of a model on a server that takes work.
 
     Args:
@@ -229,27 +226,29 @@ class Place:
     capacity: int
 
 
-def choose(places: Iterable[Place], pinned: str | None = None) -> Place | None:
+def choose_replica(replicas: Iterable[Replica], pinned: str | None = None) -> Replica | None:
     """The place for a new job; None where there is none.
 
     A job that goes on from a stored state is `pinned` to the checkpoint's version that made it. Any other goes to the
     newest version of its server. Of the servers with room the one with the least work left comes first, then the one
     with the fewest requests; only where none has room, one of the full.
     """
-    fitting = [place for place in places if pinned in (None, place.version)]
-    newest = {url: max(place.number for place in fitting if place.url == url) for url in {one.url for one in fitting}}
-    able = [place for place in fitting if place.number == newest[place.url]]
+    fitting = [replica for replica in replicas if pinned in (None, replica.version)]
+    newest = {
+        url: max(replica.number for replica in fitting if replica.url == url) for url in {one.url for one in fitting}
+    }
+    able = [replica for replica in fitting if replica.number == newest[replica.url]]
     return min(
         able,
-        key=lambda place: (place.in_flight >= place.capacity, place.left_s, place.in_flight, place.url),
+        key=lambda replica: (replica.in_flight >= replica.capacity, replica.left_s, replica.in_flight, replica.url),
         default=None,
     )
 
 
 _log = logging.getLogger(__name__)
-LOOK_S: Final = 1.0
+POLL_INTERVAL_S: Final = 1.0
 """Seconds between two looks at a server."""
-ANSWER_S: Final = 10.0
+POLL_TIMEOUT_S: Final = 10.0
 """Seconds a server has to answer a look."""
 LOST_S: Final = 20.0
 """A server silent for so long is given up, and its jobs go elsewhere; one whose connection breaks, at once."""
@@ -261,23 +260,23 @@ class Hosted:
 
     entry: ModelEntry
     status: Status
-    seen: float
+    observed_at: float
 
 
 @dataclass(slots=True, eq=False)
-class Work:
-    """A job of ours on a server; `left_s` as said at `told_at`."""
+class RemoteJob:
+    """A job of ours on a server; `left_s` as of `updated_at`."""
 
     left_s: float
-    told_at: float = field(default_factory=time.monotonic)
+    updated_at: float = field(default_factory=time.monotonic)
 
-    def tell(self, left_s: float) -> None:
+    def update(self, left_s: float) -> None:
         """So much is left from now on."""
-        self.left_s, self.told_at = left_s, time.monotonic()
+        self.left_s, self.updated_at = left_s, time.monotonic()
 
     def left(self) -> float:
         """Seconds left by now."""
-        return max(0.0, self.left_s - (time.monotonic() - self.told_at))
+        return max(0.0, self.left_s - (time.monotonic() - self.updated_at))
 
 
 @dataclass(slots=True, eq=False)
@@ -295,10 +294,10 @@ class Server:
 
     channel: Channel
     usable: bool = False
-    heard: float = -math.inf
+    answered_at: float = -math.inf
     hosted: dict[tuple[str, int], Hosted] = field(default_factory=dict[tuple[str, int], Hosted])
     foreign: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
-    work: dict[str, Work] = field(default_factory=dict[str, Work])
+    jobs: dict[str, RemoteJob] = field(default_factory=dict[str, RemoteJob])
     lost: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -306,18 +305,18 @@ class Server:
         """HOST:PORT."""
         return self.channel.url
 
-    def places(self, model: str | None = None) -> Iterator[Place]:
+    def replicas(self, model: str | None = None) -> Iterator[Replica]:
         """Where it takes work, for one model or for any."""
         for (name, number), hosted in self.hosted.items():
             if self.usable and not hosted.status.draining and model in (None, name):
-                others = max(0.0, hosted.status.others_s - (time.monotonic() - hosted.seen))
-                yield Place(
+                others = max(0.0, hosted.status.others_s - (time.monotonic() - hosted.observed_at))
+                yield Replica(
                     self.url,
                     name,
                     number,
                     hosted.entry.version,
-                    others + sum(work.left() for work in self.work.values()),
-                    len(self.work),
+                    others + sum(job.left() for job in self.jobs.values()),
+                    len(self.jobs),
                     hosted.status.capacity,
                 )
 
@@ -327,33 +326,33 @@ class Server:
             _log.warning("Triton at %s is gone: %s", self.url, reason)
         self.usable = False
 
-    async def look(self, client: str) -> None:
+    async def poll(self, client: str) -> None:
         """Ask what it serves and how it is.
 
         Raises:
             ServerLost, TimeoutError: it does not answer.
         """
-        async with asyncio.timeout(ANSWER_S):
+        async with asyncio.timeout(POLL_TIMEOUT_S):
             ready = [key for key in await self.channel.versions() if key not in self.foreign]
         described = await asyncio.gather(*(self._describe(name, number, client) for name, number in ready))
-        found = {key: hosted for key, hosted in zip(ready, described, strict=True) if hosted is not None}
-        for name, number in found.keys() - self.hosted.keys():
-            version = found[name, number].entry.version
+        hosted_now = {key: hosted for key, hosted in zip(ready, described, strict=True) if hosted is not None}
+        for name, number in hosted_now.keys() - self.hosted.keys():
+            version = hosted_now[name, number].entry.version
             _log.info("Triton at %s serves %s version %d (%s)", self.url, name, number, version)
-        self.hosted = found
-        self.usable, self.heard = True, time.monotonic()
+        self.hosted = hosted_now
+        self.usable, self.answered_at = True, time.monotonic()
         self.lost.clear()
 
     async def _describe(self, name: str, number: int, client: str) -> Hosted | None:
         """One model, as it describes itself now, or did before where it is too busy; None where it cannot be used."""
         key = (name, number)
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(POLL_TIMEOUT_S):
                 if key not in self.hosted and not await self.channel.is_ours(name, number):
                     self.foreign.add(key)
                     return None
                 status = await self.channel.ask(name, number, pack_control("status", client))
-                return Hosted(entry_of(status.entry, f"{self.url}/{name}"), status, time.monotonic())
+                return Hosted(entry_from_fields(status.entry, f"{self.url}/{name}"), status, time.monotonic())
         except TimeoutError:
             return self.hosted.get(key)
         except (ServerLost, CheckpointError) as error:  # unloaded since, or of another version of ours
@@ -392,14 +391,16 @@ class Pool:
             await server.channel.close()
         self._watching = []
 
-    def places(self, model: str | None = None) -> list[Place]:
+    def replicas(self, model: str | None = None) -> list[Replica]:
         """Where work is taken now."""
-        return [place for server in self.servers.values() for place in server.places(model)]
+        return [replica for server in self.servers.values() for replica in server.replicas(model)]
 
     def hosted(self, model: str) -> Hosted | None:
         """A version of a model, the newest of any server; None where none serves it."""
-        found = {key: one for server in self.servers.values() for key, one in server.hosted.items() if key[0] == model}
-        return found[max(found)] if found else None
+        versions = {
+            key: one for server in self.servers.values() for key, one in server.hosted.items() if key[0] == model
+        }
+        return versions[max(versions)] if versions else None
 
     def entries(self) -> list[ModelEntry]:
         """The checkpoints served, each name once, the newest of its versions."""
@@ -410,13 +411,13 @@ class Pool:
     async def _watch(self, server: Server) -> None:
         while True:
             try:
-                await server.look(self._client)
+                await server.poll(self._client)
             except (ServerLost, TimeoutError) as error:
-                if isinstance(error, ServerLost) or time.monotonic() - server.heard > LOST_S:
+                if isinstance(error, ServerLost) or time.monotonic() - server.answered_at > LOST_S:
                     server.break_off(str(error) or "it does not answer")
                     server.lost.set()
             except Exception:  # noqa: BLE001 - the boundary: without this loop the server would never be seen again
                 _log.exception("looking at Triton at %s failed; trying again", server.url)
             async with self.changed:
                 self.changed.notify_all()
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_INTERVAL_S)

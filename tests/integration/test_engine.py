@@ -145,7 +145,7 @@ def test_four_different_requests_share_calls_and_equal_their_solo_runs(
     assert stats.denoiser_calls == max(EVALUATIONS.values())
     assert stats.rows_stepped == sum(EVALUATIONS.values())
     assert stats.rows_per_call == {4: 6, 3: 3, 2: 2, 1: 2}
-    assert stats.places == sum(n * (1 if job_id == "b" else 2) for job_id, n in EVALUATIONS.items())
+    assert stats.batch_slots == sum(n * (1 if job_id == "b" else 2) for job_id, n in EVALUATIONS.items())
     assert (stats.completed, stats.failed, stats.cancelled) == (4, 0, 0)
     for job_id, asked in MIXED.items():
         solo = generate(model, desk.request(job_id, **asked).params, (picture,))

@@ -26,7 +26,7 @@ from model.tasks import TASKS
 from serving.interpolation.local import generate_chained
 from serving.triton import server as control
 from serving.triton.pool import Channel
-from serving.triton.server import NoTritonServer, TritonServer, lay_out
+from serving.triton.server import NoTritonServer, TritonServer, fetch_server
 from serving.triton.wire import pack_control
 from tests.conftest import ROOT
 from tests.e2e.crash_support import check_histories
@@ -71,7 +71,7 @@ class Hosted:
 def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
     """One server for the module, with a checkpoint for each task."""
     try:
-        lay_out()
+        fetch_server()
     except NoTritonServer as error:
         pytest.skip(f"no tritonserver: {error}")
     folder = tmp_path_factory.mktemp("triton")

@@ -78,7 +78,7 @@ def triton_server(repository: Path, log: Path, models: Sequence[str] = ()) -> It
     """A real server on a repository, ready; killed at the end whatever happens."""
     ports = Ports(free_port(), free_port(), 0)
     with log.open("wb") as output:
-        found = from_wheel(wheel.lay_out())
+        found = from_wheel(wheel.fetch_server())
         environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         server = TritonServer(found, repository, ports, models, environment, output)
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from serving.engine.policy import Ledger, decide
+from serving.engine.policy import FairnessLedger, decide
 from serving.engine.protocol import Priority
 from serving.engine.work_items import BatchingProfile, Decision, Limits, WorkItem
 
@@ -25,7 +25,7 @@ class Task:
     priority: Priority = "normal"
     deadline_s: float | None = None
     key: Hashable = "p"
-    places: int = 1
+    batch_slots: int = 1
     unit_s: float = 1.0
     encodes: bool = False
     chunks: int = 0
@@ -46,7 +46,7 @@ class Task:
             arrival=self.arrival,
             submitted_s=self.submitted_s,
             served_s=self.served_s,
-            places=self.places,
+            batch_slots=self.batch_slots,
             tenant=self.tenant,
             weight=self.weight,
             priority=self.priority,
@@ -91,7 +91,7 @@ class Engine:
     patience: float = 0.0
     now_s: float = 0.0
     record: list[Served] = field(default_factory=list)
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: FairnessLedger = field(default_factory=FairnessLedger)
 
     def __post_init__(self) -> None:
         for arrival, task in enumerate(sorted(self.tasks, key=lambda task: task.submitted_s)):
@@ -122,12 +122,15 @@ class Engine:
         return self
 
     def _check(self, decision: Decision, items: dict[str, WorkItem]) -> None:
-        chosen = [items[job_id] for job_id in decision.job_ids]
-        assert len(set(decision.job_ids)) == len(chosen) >= 1
-        assert {item.kind for item in chosen} == {decision.kind}
-        assert decision.kind == "step" or len(chosen) == 1
-        assert len({item.key for item in chosen}) == 1
-        assert len(chosen) == 1 or sum(item.places for item in chosen) <= self.limits().of(chosen[0]).largest
+        call_items = [items[job_id] for job_id in decision.job_ids]
+        assert len(set(decision.job_ids)) == len(call_items) >= 1
+        assert {item.kind for item in call_items} == {decision.kind}
+        assert decision.kind == "step" or len(call_items) == 1
+        assert len({item.key for item in call_items}) == 1
+        assert (
+            len(call_items) == 1
+            or _batch_slots(call_items) <= self.limits().of(call_items[0]).largest
+        )
         assert all(items[job_id].resident for job_id in decision.park)
         assert not set(decision.park) & set(decision.job_ids)
         self.record.append(Served(self.now_s, decision, items))
@@ -151,3 +154,7 @@ class Engine:
 def finished(task: Task) -> float:
     assert task.finished_s is not None, f"{task.name} never finished"
     return task.finished_s
+
+
+def _batch_slots(items: list[WorkItem]) -> int:
+    return sum(item.batch_slots for item in items)

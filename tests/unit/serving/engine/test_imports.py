@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("name", ["", ".protocol", ".settings", ".policy", ".stats", ".pace"])
+@pytest.mark.parametrize("name", ["", ".protocol", ".settings", ".policy", ".stats", ".profile"])
 def test_brings_no_torch(root: Path, name: str) -> None:
     code = f"import sys, serving.engine{name}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.engine.policy import Ledger, decide, order
+from serving.engine.policy import FairnessLedger, decide, order
 from serving.engine.protocol import Priority
 from serving.engine.work_items import BatchingProfile, Limits
 from tests.unit.serving.engine.policy_support import Engine, Task, finished
@@ -29,7 +29,7 @@ def crowds(draw: st.DrawFn) -> list[Task]:
             priority=draw(priorities),
             deadline_s=draw(st.sampled_from([None, 2.0, 10.0, 40.0])),
             key=draw(st.sampled_from("pq")),
-            places=draw(st.integers(1, 2)),
+            batch_slots=draw(st.integers(1, 2)),
             encodes=draw(st.booleans()),
             chunks=draw(st.integers(0, 2)),
         )
@@ -70,14 +70,14 @@ def test_no_place_stays_empty_while_a_row_of_the_key_waits(
         if served.decision.kind != "step" or len(served.decision.job_ids) == max_resident:
             continue
         call = [served.items[job_id] for job_id in served.decision.job_ids]
-        room = batching[str(call[0].key)].largest - sum(item.places for item in call)
+        room = batching[str(call[0].key)].largest - sum(item.batch_slots for item in call)
         assert not [
             item
             for item in served.items.values()
             if item.kind in (("step", "encode") if one_tenant else ("step",))
             and item.job_id not in served.decision.job_ids
             and (item.key, item.offline) == (call[0].key, call[0].offline)
-            and item.places <= room
+            and item.batch_slots <= room
         ]
 
 
@@ -160,13 +160,13 @@ def test_rows_wait_for_their_encoding_only_where_a_place_is_free() -> None:
 
 
 def test_two_places_do_not_go_where_one_is_left() -> None:
-    tasks = [Task("leader", 1, places=2), Task("guided", 2, places=2), Task("plain", 3)]
+    tasks = [Task("leader", 1, batch_slots=2), Task("guided", 2, batch_slots=2), Task("plain", 3)]
     record = Engine(tasks, {"p": BatchingProfile(3, 0.5)}).run().record
     assert record[0].decision.job_ids == ("leader", "plain")
 
 
 def test_a_row_larger_than_any_call_that_pays_still_runs() -> None:
-    assert Engine([Task("guided", 2, places=2)], {"p": BatchingProfile(1)}).run().now_s == 2.0
+    assert Engine([Task("guided", 2, batch_slots=2)], {"p": BatchingProfile(1)}).run().now_s == 2.0
 
 
 @given(crowds())
@@ -175,9 +175,9 @@ def test_the_order_of_the_queue_is_a_permutation_led_by_the_next_to_be_served(ta
         task.submitted_s = 0.0
     engine = Engine(tasks)
     items = [task.item() for task in tasks]
-    placed = order(items, engine.limits(), Ledger())
+    placed = order(items, engine.limits(), FairnessLedger())
     assert sorted(placed) == sorted(item.job_id for item in items)
     offline = [task.priority == "offline" for job_id in placed for task in tasks if task.name == job_id]
     assert offline == sorted(offline)
-    decision, _ = decide(items, Limits(0.0, 100), Ledger())
+    decision, _ = decide(items, Limits(0.0, 100), FairnessLedger())
     assert (decision.job_ids[0] if decision else None) == (placed[0] if placed else None)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.engine.policy import Ledger, charged, decide, standings
+from serving.engine.policy import FairnessLedger, charged, decide, standings
 from serving.engine.work_items import BatchingProfile
 from tests.unit.serving.engine.policy_support import Engine, Served, Task, finished
 
@@ -40,9 +40,9 @@ def backlogs(draw: st.DrawFn) -> tuple[list[Task], dict[str, BatchingProfile]]:
     for tenant in "abcd"[: draw(st.integers(2, 4))]:
         weight = draw(weights)
         for number in range(draw(st.integers(1, 6))):
-            key, places = draw(st.sampled_from("pq")), draw(st.integers(1, 2))
-            task = Task(f"{tenant}{number}", ENDLESS, tenant=tenant, weight=weight, key=key, places=places)
-            task.unit_s = unit[key] * places
+            key, batch_slots = draw(st.sampled_from("pq")), draw(st.integers(1, 2))
+            task = Task(f"{tenant}{number}", ENDLESS, tenant=tenant, weight=weight, key=key, batch_slots=batch_slots)
+            task.unit_s = unit[key] * batch_slots
             task.encodes = draw(st.booleans())
             if number == 0 and draw(st.booleans()):
                 task.encodes, task.steps, task.chunks = False, 0, ENDLESS
@@ -61,7 +61,7 @@ def test_tenants_with_work_never_drift_apart_by_more_than_one_call(
     weight = {task.tenant: task.weight for task in tasks}
     used = dict.fromkeys(weight, 0.0)
     longest = max(
-        task.unit_s * (1 + batching[str(task.key)].marginal * (batching[str(task.key)].largest / task.places - 1))
+        task.unit_s * (1 + batching[str(task.key)].marginal * (batching[str(task.key)].largest / task.batch_slots - 1))
         for task in tasks
     )
     for served in engine.record:
@@ -103,7 +103,7 @@ def test_who_was_away_neither_saves_up_credit_nor_loses_a_debt_at_once() -> None
 
 
 def test_the_ledger_forgets_tenants_that_owe_nothing() -> None:
-    ledger = Ledger()
+    ledger = FairnessLedger()
     for number in range(200):
         engine = Engine([Task("job", 3, tenant=f"tenant-{number}")], ledger=ledger).run()
         ledger = engine.ledger
@@ -127,5 +127,5 @@ def test_a_pure_function_of_the_set_of_items(
     tasks, batching = backlog
     engine = Engine(tasks, batching, max_resident=3)
     items = [task.item() for task in tasks]
-    first = decide(items, engine.limits(), Ledger())
-    assert decide(data.draw(st.permutations(items)), engine.limits(), Ledger()) == first
+    first = decide(items, engine.limits(), FairnessLedger())
+    assert decide(data.draw(st.permutations(items)), engine.limits(), FairnessLedger()) == first

@@ -33,7 +33,7 @@ PARAMS = ImageToVideoParams(
 
 
 def job(job_id: str, arrival: int, share: Share) -> Job:
-    model: Any = SimpleNamespace(estimate=lambda _: 5.0, profile=Profile(), places=lambda _: 2)
+    model: Any = SimpleNamespace(estimate=lambda _: 5.0, profile=Profile(), batch_slots=lambda _: 2)
     request = EngineRequest(job_id, "m", PARAMS, (), "mp4", share)
     return Job(request, lambda _: None, arrival, model, BatchKey("m@1", LatentShape(5, 4, 8, 12), "float32"))
 

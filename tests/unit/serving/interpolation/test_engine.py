@@ -25,7 +25,7 @@ from serving.engine.protocol import (
     Share,
     Stepped,
 )
-from serving.interpolation.pair_store import Kept, Rendered, kept_names
+from serving.interpolation.pair_store import PairStore, Rendered, stored_names
 from serving.interpolation.pairs import estimate, first_share
 from serving.jobs.artifacts import Artifacts
 from tests.unit.serving.interpolation.support import PAIRS, STEPS, Script, chained, request
@@ -122,12 +122,12 @@ async def test_an_engine_that_stops_keeps_what_was_made_and_the_rest_goes_on_fro
     assert isinstance(done, Completed)
     assert done.frames_sha256 == frames_sha256(expected())
     left = {path.name for path in (tmp_path / "job").iterdir()}
-    assert left <= set(kept_names(PAIRS))
+    assert left <= set(stored_names(PAIRS))
     assert not any(name.endswith(".state") for name in left)
 
 
 async def test_a_checkpoint_that_the_engine_refuses_costs_its_pair_alone(tmp_path: Path) -> None:
-    kept = Kept(Artifacts.open(str(tmp_path)), "job")
+    kept = PairStore(Artifacts.open(str(tmp_path)), "job")
     stop = Script(at_step=lambda job_id, _: Failed("engine_stopped", "x") if "pair" in job_id else None)
     await events(stop, tmp_path)
     mark = f"between@{'b' * 12} of {hashlib.sha256(np.full((5, 64, 96, 3), 7, np.uint8).tobytes()).hexdigest()}"
@@ -184,10 +184,10 @@ async def test_a_plain_request_passes_untouched(tmp_path: Path) -> None:
 
 
 async def test_the_files_of_another_version_or_first_stage_are_as_good_as_none(tmp_path: Path) -> None:
-    kept = Kept(Artifacts.open(str(tmp_path)), "job")
+    kept = PairStore(Artifacts.open(str(tmp_path)), "job")
     made = Rendered(np.arange(24, dtype=np.uint8).reshape(1, 2, 4, 3), True, {"a": [1]}, {"compute": 2.0})
-    kept.keep("stage.kept", "one", made)
-    kept.keep_state(3, "one", b"\n\0\n")
+    kept.put("stage.kept", "one", made)
+    kept.put_state(3, "one", b"\n\0\n")
     assert kept.rendered("stage.kept", "other") is None
     assert kept.state(3, "other") is None
     found = kept.rendered("stage.kept", "one")

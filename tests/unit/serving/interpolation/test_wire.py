@@ -11,7 +11,7 @@ from pathlib import Path
 
 from model.media.video import frames_sha256
 from model.params import Params
-from serving.engine.protocol import Completed, EngineEvent, EngineRequest, refused
+from serving.engine.protocol import Completed, EngineEvent, EngineRequest, refuse_chained
 from serving.interpolation.engine import ChainedEngine
 from serving.jobs.artifacts import Artifacts
 from serving.triton.hosting import Host
@@ -36,7 +36,7 @@ class Hosted(Script):
 
     async def submit(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
         sent: asyncio.Queue[Frame | None] = asyncio.Queue()
-        assert refused(request) is None
+        assert refuse_chained(request) is None
 
         async def answer() -> None:
             host = self.hosts[request.model]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from model.catalog import ModelEntry
 from model.tasks import TASKS
-from serving.offline.rows import Reading
+from serving.offline.rows import RowContext
 from tests.support.fakes import model_entry
 
 FRAMES = {"image-to-video": 4, "text-to-video": 4, "frame-interpolation": 5, "multi-view": 21}
@@ -21,9 +21,9 @@ def entry(task: str = "image-to-video", name: str | None = None, version: str = 
     return model_entry(task, name=name or task, version=version, num_frames=(FRAMES[task],))
 
 
-def reading(base: str = "", **defaults: Any) -> Reading:
+def reading(base: str = "", **defaults: Any) -> RowContext:
     """With a checkpoint for every task."""
-    return Reading(tuple(entry(task) for task in TASKS), defaults, base)
+    return RowContext(tuple(entry(task) for task in TASKS), defaults, base)
 
 
 def stills(folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from model.errors import InvalidRequest
 from serving.offline.contact_sheet import write_pages
 from serving.offline.output import Output
-from serving.offline.result_log import Ledger, Result, failure, parse
+from serving.offline.result_log import Result, ResultLog, failure, parse
 
 pq = pytest.importorskip("pyarrow.parquet")
 
@@ -47,7 +47,7 @@ def test_a_record_is_read_back_as_it_was() -> None:
 
 
 def test_the_ledger_gives_results_in_order_and_counts_each_once() -> None:
-    with Ledger() as ledger:
+    with ResultLog() as ledger:
         for row in (5, 1, 3, 1, 2, 4):
             ledger.add(completed(row) if row != 4 else failure(4, "x", InvalidRequest("no")))
         assert [[one.row for one in page] for page in ledger.pages(2)] == [[1, 2], [3, 4], [5]]
@@ -68,7 +68,7 @@ def test_both_tables_hold_every_result(tmp_path: Path) -> None:
 def test_pages_show_every_row_and_run_no_text_of_a_row(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
     hostile = "<script>alert(1)</script>"
-    with Ledger() as ledger:
+    with ResultLog() as ledger:
         for row in range(1, 1003):
             ledger.add(completed(row))
         ledger.add(completed(1003, params=json.dumps({"prompt": hostile})))
@@ -86,6 +86,6 @@ def test_pages_show_every_row_and_run_no_text_of_a_row(tmp_path: Path) -> None:
 
 
 def test_a_run_without_rows_has_an_empty_page(tmp_path: Path) -> None:
-    with Ledger() as ledger:
+    with ResultLog() as ledger:
         assert write_pages(ledger, Output(str(tmp_path)), "-1-of-2") == ("index-1-of-2.html",)
     assert "0 videos" in (tmp_path / "index-1-of-2.html").read_text()

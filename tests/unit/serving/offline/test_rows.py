@@ -15,7 +15,7 @@ from model.lora.catalog import LoraEntry, LoraUse
 from model.tasks import task
 from serving.gateway.requests import read_json
 from serving.gateway.routes.generate import order_of
-from serving.offline.rows import Reading, as_json, read_row
+from serving.offline.rows import RowContext, as_json, read_row
 from tests.unit.serving.offline.support import GOOD, entry, reading
 
 
@@ -64,11 +64,11 @@ def test_the_id_follows_from_what_the_row_says_unless_it_names_one() -> None:
     first = read_row(GOOD, reading("/one"), strict=True)
     assert first.id == first.content[:20]
     assert read_row(dict(reversed(GOOD.items())), reading("/one"), strict=True) == first
-    changes: list[tuple[dict[str, Any], Reading]] = [
+    changes: list[tuple[dict[str, Any], RowContext]] = [
         ({**GOOD, "seed": 1}, reading("/one")),
         ({**GOOD, "output_format": "gif"}, reading("/one")),
         (GOOD, reading("/another")),
-        (GOOD, Reading((entry(version="ba9876543210"),), {}, "/one")),
+        (GOOD, RowContext((entry(version="ba9876543210"),), {}, "/one")),
     ]
     others = [read_row(values, against, strict=True) for values, against in changes]
     assert len({first.id, *(other.id for other in others)}) == 5
@@ -79,7 +79,7 @@ def test_the_id_follows_from_what_the_row_says_unless_it_names_one() -> None:
 def test_a_lora_s_version_and_strength_are_part_of_what_a_row_says() -> None:
     def read(version: str, **asked: Any) -> tuple[str, str, LoraUse | None]:
         pan = LoraEntry("pan", Path("pan.safetensors"), version, 16, 16.0)
-        row = read_row({**GOOD, **asked}, Reading((replace(entry(), loras=(pan,)),), {}, ""), strict=True)
+        row = read_row({**GOOD, **asked}, RowContext((replace(entry(), loras=(pan,)),), {}, ""), strict=True)
         return row.content, row.id, row.params.adapter
 
     first, again = read("0" * 12, lora="pan"), read("0" * 12, lora="pan", lora_scale=1.0)

@@ -15,10 +15,10 @@ from model.errors import GenerationFailed
 from model.params import Params
 from serving.engine.protocol import EngineEvent, EngineRequest, Failed
 from serving.engine.settings import EngineSettings
-from serving.offline.manifest import Line, Portion, open_manifest, read_lines
+from serving.offline.manifest import Line, Portion, open_render_list, read_lines
 from serving.offline.output import Output, PictureReader, Unreachable
 from serving.offline.result_log import Result, parse
-from serving.offline.worker import LOSSES, RowRenderer, Work
+from serving.offline.worker import LOSSES, RowRenderer, WorkerConfig
 from tests.support.fakes import ScriptedEngine
 from tests.unit.serving.offline.support import BAD_ROWS, GOOD, reading, stills, write_bad_manifest
 
@@ -70,9 +70,9 @@ class Setup:
 
     folder: Path
     engine: Engine
-    work: Work
+    work: WorkerConfig
 
-    async def render(self, *rows: dict[str, Any], work: Work | None = None) -> list[Result]:
+    async def render(self, *rows: dict[str, Any], work: WorkerConfig | None = None) -> list[Result]:
         renderer = RowRenderer(work or self.work, lambda: self.engine)
         await renderer.start()
         lines = [Line(number, "unnamed", True, json.dumps(values)) for number, values in enumerate(rows, 1)]
@@ -86,7 +86,7 @@ class Setup:
 @pytest.fixture
 def setup(tmp_path: Path) -> Setup:
     stills(tmp_path)
-    work = Work(str(tmp_path / "out"), reading(str(tmp_path)), EngineSettings(), in_flight=3, pause_s=0.001)
+    work = WorkerConfig(str(tmp_path / "out"), reading(str(tmp_path)), EngineSettings(), in_flight=3, pause_s=0.001)
     return Setup(tmp_path, Engine(), work)
 
 
@@ -244,7 +244,7 @@ async def test_every_kind_of_bad_row_is_recorded_and_the_rest_is_rendered(setup:
     rows = write_bad_manifest(manifest)
     renderer = RowRenderer(replace(setup.work, retries=0), lambda: setup.engine)
     await renderer.start()
-    lines = read_lines(open_manifest(str(manifest)), Portion(), setup.work.reading)
+    lines = read_lines(open_render_list(str(manifest)), Portion(), setup.work.reading)
     results = await asyncio.gather(*(renderer.render(line) for line in lines))
     assert [result.row for result in results if result.status == "completed"] == [1, rows]
     assert [result.error_column for result in results[1:-1]] == [column for _, column in BAD_ROWS]

@@ -10,7 +10,7 @@ from serving.engine.protocol import CancelledAt, Completed, EngineEvent, Failed,
 from serving.jobs.runner import ENGINE_STOPPED
 from serving.triton import client
 from serving.triton.hosting import Host
-from serving.triton.wire import Frame, RequestFrame, Status, entry_of, pack_control, unpack_event
+from serving.triton.wire import Frame, RequestFrame, Status, entry_from_fields, pack_control, unpack_event
 from tests.contract.support import entry, picture
 from tests.support.fakes import ScriptedEngine
 
@@ -70,7 +70,7 @@ async def test_a_status_describes_the_model_and_the_work_of_others() -> None:
     assert isinstance(yours, Status)
     assert (mine.in_flight, mine.others_s, mine.repository_version, mine.draining) == (1, 0.0, 7, False)
     assert 35 < yours.others_s <= 40
-    told = entry_of(mine.entry, "here")
+    told = entry_from_fields(mine.entry, "here")
     assert (told.name, told.task, told.defaults, told.num_frames) == ("scripted", entry().task, entry().defaults, (5,))
     engine.gate.set()
     await running

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from model.errors import InvalidRequest
 from serving.engine.settings import EngineSettings
 from serving.triton.hosting import PARAMETERS, settings_from
-from serving.triton.wire import MADE_BY, made_by
+from serving.triton.wire import MODEL_KEY, state_version
 
 
 def test_the_instance_says_the_device_unless_a_parameter_does() -> None:
@@ -63,17 +63,17 @@ def test_a_misspelt_parameter_is_told_and_what_the_export_writes_is_not(caplog: 
 
 
 def test_a_state_tells_who_made_it() -> None:
-    state = save({"x": torch.zeros(2)}, metadata={MADE_BY: "mini@0123456789ab"})
-    assert made_by(state) == "0123456789ab"
-    assert made_by(save({"x": torch.zeros(2)})) is None
+    state = save({"x": torch.zeros(2)}, metadata={MODEL_KEY: "mini@0123456789ab"})
+    assert state_version(state) == "0123456789ab"
+    assert state_version(save({"x": torch.zeros(2)})) is None
 
 
 @pytest.mark.parametrize("state", [b"", b"\xff" * 30, b"\x02\0\0\0\0\0\0\0{}", b"\x02\0\0\0\0\0\0\0[]"])
 def test_what_is_no_state_tells_nothing(state: bytes) -> None:
-    assert made_by(state) is None
+    assert state_version(state) is None
 
 
 def test_both_sides_name_the_maker_alike() -> None:
     from model.sampling import row as stored
 
-    assert stored.MADE_BY == MADE_BY
+    assert stored.MADE_BY == MODEL_KEY

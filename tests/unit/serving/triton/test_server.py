@@ -13,7 +13,7 @@ from serving.triton.server import (
     Ports,
     TritonFailed,
     TritonServer,
-    find,
+    find_server,
     from_wheel,
     in_container,
     installed,
@@ -53,12 +53,12 @@ def unpacked(folder: Path) -> Path:
 @pytest.mark.parametrize("how", ["auto", "installed", "wheel"])
 def test_where_there_is_none_the_message_says_what_would_help(bare: Path, how: str) -> None:
     with pytest.raises(NoTritonServer, match=r"no tritonserver|--yes fetches"):
-        find(how, bare, None, may_fetch=False)
+        find_server(how, bare, None, may_fetch=False)
 
 
 def test_a_container_needs_an_engine_that_runs_and_an_image(bare: Path) -> None:
     with pytest.raises(NoTritonServer, match="container engine"):
-        find("container", bare, "image", may_fetch=False)
+        find_server("container", bare, "image", may_fetch=False)
     program(bare / "bin" / "docker", "exit 1")
     assert in_container("image", bare) is None
     program(bare / "bin" / "podman", "exit 0")
@@ -74,12 +74,12 @@ def test_the_one_on_the_path_comes_first(bare: Path) -> None:
     found = installed()
     assert found is not None
     assert found.program == (str(place),)
-    assert find("auto", bare, "image", may_fetch=True) == found
+    assert find_server("auto", bare, "image", may_fetch=True) == found
 
 
 def test_the_wheel_is_used_with_this_python(bare: Path) -> None:
     folder = unpacked(wheel.cache_folder() / f"tritonserver-{wheel.PACKAGE}-{wheel.VERSION}")
-    found = find("auto", bare, None, may_fetch=False)
+    found = find_server("auto", bare, None, may_fetch=False)
     assert found == from_wheel(folder)
     assert found.environment["PATH"].startswith(f"{Path(sys.executable).parent}:")
     assert found.environment["LD_LIBRARY_PATH"].startswith(str(folder / "nvidia_pytriton.libs"))

@@ -100,7 +100,7 @@ def test_a_request_comes_out_as_it_went_in(
 
 
 def test_a_plain_request_says_nothing_that_an_earlier_server_does_not_know() -> None:
-    told = json.loads(pack_request(EngineRequest("x", "mini", PARAMS, (), "mp4"), "gateway").told)
+    told = json.loads(pack_request(EngineRequest("x", "mini", PARAMS, (), "mp4"), "gateway").header)
     assert told.keys() == {"kind", "id", "params", "output_format", "share", "previews", "client", "parts"}
     assert told["share"].keys() == {"tenant", "weight", "priority", "deadline_s"}
 
