@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SOME_FAILED = 1
 
 
-@engine_options("deterministic", "backend", "device", "dtype", "threads")
+@engine_options("batch")
 def batch(
     manifest: Annotated[
         str, typer.Argument(help="JSONL, CSV or Parquet, one request a row; or a folder of stills. A path or a URL.")

@@ -34,17 +34,7 @@ if TYPE_CHECKING:
 SHIPPED_INTERPOLATOR = "mini-frame-interpolation"
 
 
-@engine_options(
-    "deterministic",
-    "backend",
-    "device",
-    "dtype",
-    "threads",
-    "attention",
-    "reuse_every",
-    "guidance_interval",
-    "vram_budget_gib",
-)
+@engine_options("generate")
 def generate(
     image: Annotated[
         Path | None, typer.Argument(exists=True, dir_okay=False, help="The still: any photograph.")

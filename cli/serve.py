@@ -32,18 +32,7 @@ class UrlChoice(StrEnum):
     http = "http"
 
 
-@engine_options(
-    "deterministic",
-    "backend",
-    "device",
-    "dtype",
-    "threads",
-    "attention",
-    "reuse_every",
-    "guidance_interval",
-    "vram_budget_gib",
-    "max_batch",
-)
+@engine_options("serve")
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one. [8000]")] = None,

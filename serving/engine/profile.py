@@ -66,7 +66,7 @@ class Machine:
 
 
 class Profile:
-    """Seconds of a denoiser call by (latent numbers, batch size), of a decoded pixel by chunk pixels, and of an encoding.
+    """Seconds of a denoiser call by (latent numbers, batch size), of a chunk by its pixels, and of an encoding.
 
     Safe to use from several threads.
     """

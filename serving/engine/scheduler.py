@@ -70,7 +70,9 @@ class Scheduler:
             arrival=job.arrival,
             submitted_s=job.submitted,
             served_s=job.compute_s,
-            batch_slots=job.model.batch_slots(job.request.params) if job.row is None else len(job.row.active_conditions),
+            batch_slots=job.model.batch_slots(job.request.params)
+            if job.row is None
+            else len(job.row.active_conditions),
             tenant=share.tenant,
             weight=share.weight,
             priority=share.priority,
@@ -105,3 +107,7 @@ def _work(job: Job) -> tuple[Kind, float, float]:
     call = profile.call_s(numel, len(row_of(job).active_conditions)) or _UNKNOWN_S
     decode = profile.decode_s(params.num_frames * pixels) or 0.0
     return "step", call, row_of(job).evaluations_left * call + decode
+
+
+def _batch_slots(job: Job) -> int:
+    return job.model.batch_slots(job.request.params) if job.row is None else len(job.row.active_conditions)

@@ -1,55 +1,205 @@
-"""How an in-process engine is set up. Imports no torch."""
+"""The engine's settings: the source of command-line options, config.pbtxt parameters and manifest entries.
+
+Each field carries an `EngineOption`: its name outside, how its text is read, its help, and whether the pixels depend on
+it. Imports no torch.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Literal
 
 from model.errors import InvalidRequest
 
 DtypeName = Literal["float32", "float16", "bfloat16"]
+_OFF: Final = "off"
+_BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
+_KEY: Final = "option"
 
 
-@dataclass(frozen=True, slots=True)
+def _boolean(text: str) -> bool:
+    return _BOOLEANS[text.lower()]
+
+
+def _seconds(text: str) -> float | None:
+    return None if text.lower() == _OFF else float(text)
+
+
+def _interval(text: str) -> tuple[float, float]:
+    low, high = text.split()
+    return float(low), float(high)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOption:
+    """How one field of EngineSettings is set and recorded outside the engine.
+
+    Args:
+        name: of the parameter in config.pbtxt, and of the command-line option (with dashes for underscores).
+        read: the value of a parameter's text. Raises KeyError, ValueError.
+        commands: the commands that have it as an option.
+        help, choices, metavar, minimum: of the command-line option.
+        recorded: whether the pixels may depend on it, so that a video's manifest names it.
+        required: whether a manifest that lacks it is incomplete; else it had the default (earlier versions).
+    """
+
+    name: str
+    read: Callable[[str], Any] = str
+    commands: tuple[str, ...] = ()
+    help: str = ""
+    choices: tuple[str, ...] = ()
+    metavar: str | None = None
+    minimum: float | None = None
+    recorded: bool = False
+    required: bool = False
+
+
+def _option(name: str, read: Callable[[str], Any] = str, **details: Any) -> dict[str, EngineOption]:
+    return {_KEY: EngineOption(name=name, read=read, **details)}
+
+
+_EVERYWHERE: Final = ("generate", "serve", "batch")
+_ONE_MACHINE: Final = ("generate", "serve")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """Choices that hold for an engine's life; each is written into every video's manifest where it can change pixels.
 
     Args:
-        max_rows: requests being encoded, denoised or decoded at once; the others wait or are parked.
-        max_batch: batch slots of one denoiser call, at most (a guided request takes two); None lets the measured profile
-            choose.
+        deterministic: the same bits whatever a request shares its calls with, and wherever it was interrupted.
         backend: which denoiser (model.backends.registry); `auto` takes what the folder holds, weights or graphs.
         device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`.
         dtype: of the networks' weights.
         threads: CPU threads at work on one thing; None for as many as there are cores to run on.
-        mux_threads: threads that encode finished videos beside the step loop.
-        warm_up: run every network once at the start and measure what is not known yet, so that the first request is
-            not the slow one and has an honest estimate.
-        deterministic: the same bits whatever a request shares its calls with, and wherever it was interrupted.
-        checkpoint_every_s: seconds between two Checkpointed events of a job; None for none.
         attention: kernel of a denoiser in torch (model.optimized.attention); `auto` measures on a GPU, and is
             torch's own choice on a CPU and in deterministic mode.
         reuse_every: evaluations for which a row's deep features serve (model.optimized.feature_cache); 1 reuses
-        none. Costs quality.
+            none. Costs quality.
         guidance_interval: noise levels (low, high] at which rows are guided; None for all. Costs quality.
         vram_budget_gib: memory of the GPU to stay within (model.memory.plan); None for no plan.
+        max_batch: batch slots of one denoiser call, at most (a guided request takes two); None lets the measured
+            profile choose.
+        max_rows: requests being encoded, denoised or decoded at once; the others wait or are parked.
+        mux_threads: threads that encode finished videos beside the step loop.
+        warm_up: run every network once at the start and measure what is not known yet, so that the first request is
+            not the slow one and has an honest estimate.
+        checkpoint_every_s: seconds between two Checkpointed events of a job; None for none.
     """
 
-    max_rows: int = 16
-    max_batch: int | None = None
-    backend: str = "auto"
-    device: str = "auto"
-    dtype: DtypeName = "float32"
-    threads: int | None = None
-    mux_threads: int = 1
-    warm_up: bool = True
-    deterministic: bool = False
-    checkpoint_every_s: float | None = 5.0
-    attention: str = "auto"
-    reuse_every: int = 1
-    guidance_interval: tuple[float, float] | None = None
-    vram_budget_gib: float | None = None
+    deterministic: bool = field(
+        default=False,
+        metadata=_option(
+            "deterministic",
+            _boolean,
+            commands=_EVERYWHERE,
+            help="The same bits for the same request, whatever runs beside it; slower.",
+            recorded=True,
+            required=True,
+        ),
+    )
+    backend: str = field(
+        default="auto",
+        metadata=_option(
+            "denoiser",
+            commands=_EVERYWHERE,
+            help="What runs the denoiser. auto: torch, or an export's graphs.",
+            choices=("auto", "torch", "torch-compiled", "torch-graphed", "onnxruntime", "tensorrt"),
+            recorded=True,
+            required=True,
+        ),
+    )
+    device: str = field(
+        default="auto",
+        metadata=_option(
+            "device",
+            commands=_EVERYWHERE,
+            help="auto, cpu, cuda or cuda:1. auto: CUDA where there is one.",
+            recorded=True,
+            required=True,
+        ),
+    )
+    dtype: DtypeName = field(
+        default="float32",
+        metadata=_option(
+            "dtype",
+            commands=_EVERYWHERE,
+            help="Of the weights; the smaller two are for GPUs.",
+            choices=("float32", "float16", "bfloat16"),
+            recorded=True,
+            required=True,
+        ),
+    )
+    threads: int | None = field(
+        default=None,
+        metadata=_option(
+            "threads",
+            int,
+            commands=_EVERYWHERE,
+            help="CPU threads. [all cores]",
+            minimum=1,
+            recorded=True,
+            required=True,
+        ),
+    )
+    attention: str = field(
+        default="auto",
+        metadata=_option(
+            "attention",
+            commands=_ONE_MACHINE,
+            help="Attention kernel: sdpa, flash, efficient, cudnn, xformers, flash3. auto: measured on a GPU.",
+            recorded=True,
+        ),
+    )
+    reuse_every: int = field(
+        default=1,
+        metadata=_option(
+            "reuse_every",
+            int,
+            commands=_ONE_MACHINE,
+            help="Denoiser calls that share deep features; above 1 costs quality.",
+            minimum=1,
+            recorded=True,
+        ),
+    )
+    guidance_interval: tuple[float, float] | None = field(
+        default=None,
+        metadata=_option(
+            "guidance_interval",
+            _interval,
+            commands=_ONE_MACHINE,
+            help="Noise levels at which to guide; elsewhere a call is half. Costs quality.",
+            metavar="LOW HIGH",
+            recorded=True,
+        ),
+    )
+    vram_budget_gib: float | None = field(
+        default=None,
+        metadata=_option(
+            "vram_budget",
+            float,
+            commands=_ONE_MACHINE,
+            help="GiB of GPU memory to stay within, by a computed plan. [all there is]",
+            minimum=0.1,
+            recorded=True,
+        ),
+    )
+    max_batch: int | None = field(
+        default=None,
+        metadata=_option(
+            "max_batch",
+            int,
+            commands=("serve",),
+            help="Clips in one denoiser call, at most; a guided request is two. [what pays, measured]",
+            minimum=1,
+        ),
+    )
+    max_rows: int = field(default=16, metadata=_option("max_rows", int))
+    mux_threads: int = field(default=1, metadata=_option("mux_threads", int))
+    warm_up: bool = field(default=True, metadata=_option("warm_up", _boolean))
+    checkpoint_every_s: float | None = field(default=5.0, metadata=_option("checkpoint_every_s", _seconds))
 
     def __post_init__(self) -> None:
         """Check the counts.
@@ -74,6 +224,26 @@ class EngineSettings:
         if self.vram_budget_gib is not None and self.vram_budget_gib <= 0:
             raise InvalidRequest("a budget of GPU memory must be above 0", param="vram_budget")
 
+    def as_manifest(self) -> dict[str, Any]:
+        """What a video's manifest says of them, as JSON-ready values: the settings the pixels may depend on."""
+        values = {name: getattr(self, name) for name, option in engine_options() if option.recorded}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_manifest(cls, manifest: Mapping[str, Any]) -> EngineSettings:
+        """The settings that a manifest records; what an earlier version did not record had its default.
+
+        Raises:
+            KeyError, TypeError, ValueError: the manifest is incomplete, or a value is of the wrong type.
+            InvalidRequest: a value is out of range.
+        """
+        recorded = [(name, option) for name, option in engine_options() if option.recorded]
+        values = {name: manifest[name] for name, option in recorded if option.required or name in manifest}
+        if values.get("guidance_interval") is not None:
+            low, high = values["guidance_interval"]
+            values["guidance_interval"] = (float(low), float(high))
+        return cls(**values)
+
     @property
     def cores(self) -> int:
         """CPU threads at work at once."""
@@ -83,6 +253,11 @@ class EngineSettings:
     def fixed_threads(self) -> int:
         """Threads of every operation in deterministic mode, since their number changes the last bits."""
         return max(1, self.cores // 2)
+
+
+def engine_options() -> tuple[tuple[str, EngineOption], ...]:
+    """The name of each setting with its option, in order."""
+    return tuple((one.name, one.metadata[_KEY]) for one in fields(EngineSettings))
 
 
 def usable_cores() -> int:

@@ -39,7 +39,8 @@ def video_manifest(
     model: LoadedModel, params: Params, output_format: OutputFormat, decoding: DecodeProgress
 ) -> dict[str, object]:
     """Everything the pixels depend on, as JSON-ready values."""
-    entry, settings = model.entry, model.settings
+    entry = model.entry
+    settings = replace(model.settings, device=str(model.checkpoint.unet.device), threads=model.settings.cores)
     return {
         "task": entry.task.name,
         "model": entry.name,
@@ -49,15 +50,7 @@ def video_manifest(
         "output_format": output_format,
         "decode_chunks": decoding.sizes,
         "degraded": decoding.degraded,
-        "backend": settings.backend,
-        "device": str(model.checkpoint.unet.device),
-        "dtype": settings.dtype,
-        "threads": settings.cores,
-        "deterministic": settings.deterministic,
-        "attention": settings.attention,
-        "reuse_every": settings.reuse_every,
-        "guidance_interval": None if settings.guidance_interval is None else list(settings.guidance_interval),
-        "vram_budget_gib": settings.vram_budget_gib,
+        **settings.as_manifest(),
         "lora": _lora(model, params),
         "software": {
             "python": platform.python_version(),

@@ -26,8 +26,8 @@ class Recipe:
     """What a manifest asks to be made.
 
     Args:
-        pinned: settings of the engine.
-        interpolate, pinned_second: the second stage of a chained job, and the settings of its engine.
+        settings: of the engine, as far as the pixels depend on them.
+        interpolate, second_settings: the second stage of a chained job, and the settings of its engine.
     """
 
     task: str
@@ -37,9 +37,9 @@ class Recipe:
     pictures: tuple[bytes, ...]
     output_format: OutputFormat
     frames_sha256: str
-    pinned: Mapping[str, Any]
+    settings: EngineSettings
     interpolate: InterpolationStage | None = None
-    pinned_second: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    second_settings: EngineSettings = field(default_factory=EngineSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,42 +81,17 @@ def read_recipe(manifest: Mapping[str, Any]) -> Recipe:
             pictures=mp4_manifest.pictures(manifest),
             output_format=manifest["output_format"],
             frames_sha256=str(manifest["output"]["frames_sha256"]),
-            pinned=_pinned(manifest),
+            settings=EngineSettings.from_manifest(manifest),
             interpolate=None
             if second is None
             else InterpolationStage.from_dict(second, int(manifest["params"]["seed"])),
-            pinned_second={} if second is None else _pinned(second),
+            second_settings=EngineSettings() if second is None else EngineSettings.from_manifest(second),
         )
     except (KeyError, TypeError) as error:
         raise InvalidRequest(
             f"the manifest is not whole ({type(error).__name__}: {error}); take the one of a finished job",
             code="bad_manifest",
         ) from error
-
-
-_PINNED = ("device", "dtype", "backend", "threads", "deterministic")
-"""Choices made by measurement or by the operator that the pixels may depend on."""
-
-
-def _pinned(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The engine's settings, by name."""
-    return {name: manifest[name] for name in _PINNED} | _pinned_since(manifest)
-
-
-def _pinned_since(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Choices that older manifests do not name, because there were none."""
-    interval = manifest.get("guidance_interval")
-    return {
-        "attention": manifest.get("attention", "auto"),
-        "reuse_every": manifest.get("reuse_every", 1),
-        "guidance_interval": None if interval is None else (float(interval[0]), float(interval[1])),
-        "vram_budget_gib": manifest.get("vram_budget_gib"),
-    }
-
-
-def engine_settings(recipe: Recipe) -> EngineSettings:
-    """The engine's settings as the manifest has them."""
-    return EngineSettings(**recipe.pinned)
 
 
 def replay(
@@ -139,7 +114,7 @@ def replay(
         InvalidRequest: another version of the checkpoint or of the LoRA, which makes another video.
     """
     _check_version(entry, recipe.model_version, "--model")
-    settings, chain = engine_settings(recipe), recipe.interpolate
+    settings, chain = recipe.settings, recipe.interpolate
     check_lora(entry, backend_for(entry, settings.backend), recipe.params.adapter)
     if chain is None:
         generated = generate(
@@ -161,7 +136,7 @@ def replay(
             chain,
             output_format=recipe.output_format,
             progress=progress,
-            settings=(settings, EngineSettings(**recipe.pinned_second)),
+            settings=(settings, recipe.second_settings),
         )
     identical = generated.completed.frames_sha256 == recipe.frames_sha256
     psnr = (

@@ -27,7 +27,7 @@ from serving.engine.protocol import (
     Failed,
     Stepped,
 )
-from serving.engine.settings import EngineSettings
+from serving.engine.settings import EngineSettings, engine_options
 from serving.engine.stats import EngineStats
 from serving.triton.wire import Frame, ReceivedRequest, RequestFrame, Status, entry_fields, pack_event, unpack_request
 
@@ -226,39 +226,10 @@ def _ending(event: EngineEvent) -> str:
     return "cancelled" if isinstance(event, CancelledAt) else "completed"
 
 
-_OFF: Final = "off"
-
-
-def _flag(text: str) -> bool:
-    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-
-
-def _seconds(text: str) -> float | None:
-    return None if text.lower() == _OFF else float(text)
-
-
-def _interval(text: str) -> tuple[float, float]:
-    low, high = text.split()
-    return float(low), float(high)
-
-
 PARAMETERS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
-    "denoiser": ("backend", str),
-    "device": ("device", str),
-    "dtype": ("dtype", str),
-    "threads": ("threads", int),
-    "mux_threads": ("mux_threads", int),
-    "max_rows": ("max_rows", int),
-    "max_batch": ("max_batch", int),
-    "deterministic": ("deterministic", _flag),
-    "warm_up": ("warm_up", _flag),
-    "checkpoint_every_s": ("checkpoint_every_s", _seconds),
-    "attention": ("attention", str),
-    "reuse_every": ("reuse_every", int),
-    "guidance_interval": ("guidance_interval", _interval),
-    "vram_budget": ("vram_budget_gib", float),
+    option.name: (setting, option.read) for setting, option in engine_options()
 }
-"""Parameter -> the setting's name in EngineSettings, and how its text is read."""
+"""Parameter of config.pbtxt -> the setting's name in EngineSettings, and how its text is read."""
 _WRITTEN_BY_EXPORT: Final = frozenset({"backend", "checkpoint_version"})
 
 

@@ -14,10 +14,10 @@ import typer
 from typer.testing import CliRunner
 
 from cli.main import app
-from cli.options import DenoiserChoice, DtypeChoice, FormatChoice, ResizeChoice, ScheduleChoice, SolverChoice
+from cli.options import FormatChoice, ResizeChoice, ScheduleChoice, SolverChoice
 from model.backends.registry import AUTO, BACKENDS
 from model.params import SCHEDULES, SOLVERS, OutputFormat, ResizeMode
-from serving.engine.settings import DtypeName
+from serving.engine.settings import DtypeName, engine_options
 
 GOLDEN = Path("tests") / "golden" / "cli.txt"
 
@@ -52,8 +52,9 @@ def test_choices_are_those_of_the_model() -> None:
     assert tuple(SolverChoice) == SOLVERS
     assert tuple(ScheduleChoice) == SCHEDULES
     assert set(ResizeChoice) == set(ResizeMode.__args__)  # type: ignore[attr-defined]
-    assert set(DenoiserChoice) == {AUTO, *BACKENDS}
-    assert set(DtypeChoice) == set(DtypeName.__args__)  # type: ignore[attr-defined]
+    choices = {setting: option.choices for setting, option in engine_options()}
+    assert set(choices["backend"]) == {AUTO, *BACKENDS}
+    assert set(choices["dtype"]) == set(DtypeName.__args__)  # type: ignore[attr-defined]
     assert set(FormatChoice) == set(OutputFormat.__args__)  # type: ignore[attr-defined]
 
 

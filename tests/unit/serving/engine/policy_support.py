@@ -127,10 +127,7 @@ class Engine:
         assert {item.kind for item in call_items} == {decision.kind}
         assert decision.kind == "step" or len(call_items) == 1
         assert len({item.key for item in call_items}) == 1
-        assert (
-            len(call_items) == 1
-            or _batch_slots(call_items) <= self.limits().of(call_items[0]).largest
-        )
+        assert len(call_items) == 1 or _batch_slots(call_items) <= self.limits().of(call_items[0]).largest
         assert all(items[job_id].resident for job_id in decision.park)
         assert not set(decision.park) & set(decision.job_ids)
         self.record.append(Served(self.now_s, decision, items))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from model.lora.catalog import LoraEntry
 from serving.engine.protocol import EngineRequest
-from serving.triton.wire import entry_from_fields, entry_fields, pack_request, unpack_request
+from serving.triton.wire import entry_fields, entry_from_fields, pack_request, unpack_request
 from tests.support.fakes import model_entry
 
 PAN = LoraEntry("pan", Path("/models/m/1/loras/pan.safetensors"), "0123456789ab", 16, 16.0, "image-to-video", "m@1")
