@@ -1,19 +1,12 @@
-"""The keys in the job database: made, listed, revoked. A key's secret is shown once, when it is made.
+"""API keys: who may call, the weight of their share of the engine, and their limits (rate, jobs). Imports no torch.
 
-A token bucket: so many at once, refilled evenly. Pure; the clock is the caller's.
+A key is `sm_ID_SECRET`. The id is public: it names the row, owns jobs, labels metrics. The secret is 256 random bits,
+shown once when the key is made. Only SHA-256(salt + secret) is stored: a slow hash (argon2, scrypt) buys time against
+guessing passwords that people chose, nobody guesses 256 random bits, and a slow hash in front of every request would
+be a way to overload the server. The salt hides equal secrets. Compared in constant time; an unknown id costs the same
+comparison, against a hash that nothing has.
 
-What an API key looks like, and what of it is kept.
-
-A key is `sm_ID_SECRET`. The id is public: it names the row, owns jobs, labels metrics. The secret is 256 random bits.
-
-Only SHA-256(salt + secret) is stored. A slow hash (argon2, scrypt) buys time against guessing passwords that people
-chose; nobody guesses 256 random bits, with a fast hash or a slow one, and a slow one in front of every request would
-be a way to overload the server. The salt keeps equal secrets, which do not occur, from showing. Compared in constant
-time; an unknown id costs the same comparison, against a hash that nothing has.
-
-API keys: who may call, how much of the engine is theirs, and what they may use at once. Imports no torch.
-
-The keys as a running gateway sees them: read again every other second, checked without a query a request.
+Rates are token buckets, counted by each gateway. A running gateway reads the keys every other second.
 """
 
 from __future__ import annotations
@@ -69,7 +62,7 @@ class Bucket:
         return (1 - self.level) / self.per_second
 
     def charge(self, more: int, now: float) -> None:
-        """Take so many more for what was let in as one; where there are not so many, the rest is owed."""
+        """Take so many more for what was admitted as one; where there are not so many, the rest is owed."""
         self._refill(now)
         self.level -= more
 
@@ -181,7 +174,7 @@ class KeyStore:
         max_jobs: int | None = None,
         operator: bool = False,
     ) -> tuple[Key, Token]:
-        """Make a key; its token is told here and never again.
+        """Make a key; its token is returned here and never again.
 
         Raises:
             InvalidRequest: the name is taken or empty, or a limit is out of range.
@@ -344,6 +337,6 @@ class KeyRing:
         async with self._reading:
             if self._clock() - self._read_at < _FRESH_S:
                 return
-            found = await run_in_thread(self._store.all)
-            self._keys = {stored.key.id: stored for stored in found}
+            stored_keys = await run_in_thread(self._store.all)
+            self._keys = {stored.key.id: stored for stored in stored_keys}
             self._read_at = self._clock()

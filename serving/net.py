@@ -1,8 +1,8 @@
-"""Requests to addresses that callers name: only to public ones, and only to the address that was checked.
+"""SSRF protection: requests to URLs of callers go to public addresses only, and to the address that was checked.
 
-A name is resolved once, every address it has is checked, and the connection goes to one of those very addresses (the
-name still goes into Host and into TLS), so a name that answers differently the second time gains nothing. A redirect
-is a request of its own and meets the same checks.
+A name is resolved once, each of its addresses is checked, and the connection goes to one of those very addresses (the
+name still goes into Host and TLS), so a name that answers differently the second time gains nothing (DNS rebinding). A
+redirect is a request of its own and meets the same checks.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class AddressPolicy:
         return all(inner.is_global and not inner.is_multicast for inner in _meanings(address))
 
     def check_url(self, url: httpx.URL) -> None:
-        """Raise AddressRefused for what can be told without resolving: the scheme, credentials, a missing host."""
+        """Raise AddressRefused for what needs no resolving: the scheme, credentials, a missing host."""
         if url.scheme not in self.schemes:
             raise AddressRefused(f"the URL must begin with {' or '.join(sorted(self.schemes))}://, not {url.scheme}://")
         if url.userinfo:
@@ -64,14 +64,14 @@ class AddressPolicy:
 
 def _meanings(address: Address) -> list[Address]:
     """The address, and the IPv4 address that it carries within, if it does (mapped, 6to4, Teredo, NAT64)."""
-    found: list[Address] = [address]
+    addresses: list[Address] = [address]
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return [address.ipv4_mapped]
-        found += [inner for inner in (address.sixtofour, *(address.teredo or ())) if inner is not None]
+        addresses += [inner for inner in (address.sixtofour, *(address.teredo or ())) if inner is not None]
         if address in _NAT64:
-            found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-    return found
+            addresses.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return addresses
 
 
 def networks(texts: Sequence[str]) -> tuple[Network, ...]:
@@ -88,14 +88,14 @@ def networks(texts: Sequence[str]) -> tuple[Network, ...]:
 
 async def resolve_host(host: str, port: int) -> list[Address]:
     """Every address of a host, by the system's resolver (which also reads `127.1`, `0x7f000001` and the like)."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in addresses]
 
 
 class PublicOnly(httpx.AsyncBaseTransport):
     """An httpx transport that keeps to a policy; use it as `httpx.AsyncClient(transport=PublicOnly(policy))`.
 
-    Connections are not kept: kept ones are told apart by address, and two names may share one.
+    Connections are not reused: the pool distinguishes them by address, and two names may share one.
 
     Args:
         policy: where requests may go.

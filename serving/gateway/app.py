@@ -24,7 +24,7 @@ its events, then fetch its content. Every error has the shape of `ErrorResponse`
 
 
 def create_app(
-    engine: Engine, models: Sequence[ModelEntry], settings: Settings, *, outside: Integrations | None = None
+    engine: Engine, models: Sequence[ModelEntry], settings: Settings, *, integrations: Integrations | None = None
 ) -> FastAPI:
     """The gateway in front of `engine`, which it starts and stops itself.
 
@@ -34,13 +34,13 @@ def create_app(
         engine: what makes the videos.
         models: the checkpoints `engine` serves, read anew at each use; the first is the default.
         settings: limits and places.
-        outside: the optional parts; those the settings ask for if left out.
+        integrations: the optional services; those the settings ask for if left out.
 
     Raises:
         MissingExtra: a setting asks for something that is not installed.
         InvalidRequest: the files to sign with do not fit.
     """
-    beyond = outside or Integrations.of(settings)
+    beyond = integrations or Integrations.of(settings)
     metrics = Metrics()
 
     @asynccontextmanager
@@ -51,7 +51,7 @@ def create_app(
         try:
             await services.dispatcher.start()
             await services.janitor.start()
-            await services.watcher.start()
+            await services.change_poller.start()
             await services.deliverer.start()
             yield
         finally:

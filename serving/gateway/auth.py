@@ -1,9 +1,7 @@
-"""Who calls: each route behind `authenticated` knows its caller, and a caller without a key is answered 401.
+"""Authentication (API keys as bearer tokens), rate limits, and the Idempotency-Key parameter.
 
-Keys count from the first one made on (`stillmotion keys create`). What a key does not own does not exist for it: the
-store looks for jobs by owner, so another's job is the same 404 as none.
-
-The Idempotency-Key of a POST, as a route's parameter and as what the store compares.
+Keys are required from the first one made on (`stillmotion keys create`). What a key does not own does not exist for
+it: the store looks for jobs by owner, so another's job is the same 404 as none.
 """
 
 from __future__ import annotations
@@ -30,18 +28,18 @@ _SCHEME: Final = HTTPBearer(
 _CHALLENGE: Final = {"WWW-Authenticate": "Bearer"}
 
 
-async def authenticated(request: Request, parts: ServicesDep, _: Annotated[object, Depends(_SCHEME)]) -> Caller:
+async def authenticated(request: Request, services: ServicesDep, _: Annotated[object, Depends(_SCHEME)]) -> Caller:
     """The caller.
 
     Raises:
         Problem: 401, for a missing, malformed, unknown or revoked key alike.
     """
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    bearer = given.strip() if scheme.lower() == "bearer" and given.strip() else None
-    caller = await parts.keys.identify(bearer)
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    bearer = credentials.strip() if scheme.lower() == "bearer" and credentials.strip() else None
+    caller = await services.keys.identify(bearer)
     if caller is None:
-        told = "send `Authorization: Bearer KEY`" if bearer is None else "this key is not valid (any more)"
-        raise Problem(401, "unauthenticated", f"an API key is needed here: {told}", headers=_CHALLENGE)
+        hint = "send `Authorization: Bearer KEY`" if bearer is None else "this key is not valid (any more)"
+        raise Problem(401, "unauthenticated", f"an API key is needed here: {hint}", headers=_CHALLENGE)
     request.scope["key_id"] = caller.owner or None
     return caller
 
@@ -50,13 +48,13 @@ CallerDep = Annotated[Caller, Depends(authenticated)]
 """A route's parameter: who calls."""
 
 
-async def rate_limited(caller: CallerDep, parts: ServicesDep) -> Caller:
+async def rate_limited(caller: CallerDep, services: ServicesDep) -> Caller:
     """The caller, who may submit now.
 
     Raises:
         Problem: 429 beyond the key's rate, with Retry-After.
     """
-    wait_s = parts.keys.take(caller)
+    wait_s = services.keys.take(caller)
     if wait_s:
         seconds = max(1, math.ceil(wait_s))
         raise Problem(
@@ -116,10 +114,10 @@ def is_loopback(host: str) -> bool:
         if not host:
             return False
     try:
-        found = socket.getaddrinfo(host, None)
+        addresses = socket.getaddrinfo(host, None)
     except OSError:
         return False
-    return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)
+    return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in addresses)
 
 
 IdempotencyKey = Annotated[

@@ -1,13 +1,9 @@
-"""Whether a job may come in, by measured times: pure functions over what lies before it.
+"""Deadline feasibility and Retry-After, from the measured seconds of compute that lie ahead (the backlog).
 
-Work on one device is one after another, whatever is batched: on a CPU, or at full resolution on a GPU, n clips at once
-take about n times as long as one (docs/decisions say where not; then these figures are too careful, never too hopeful).
-So the seconds of compute that lie ahead add up, and jobs that run at once share the device evenly.
-
-What the engine has before it, read from the job store and measured by the engine; kept for a second.
-
-Read only where it is asked for (a deadline, a full queue), so an ordinary submission pays nothing; and under a storm
-of refusals once a second, not once a refusal.
+On one device n clips take about n times as long as one, whatever is batched (docs/speed.md measures where they take
+less; then these figures are too careful, never too hopeful). So seconds add up, and jobs that run at once share the
+device evenly. The backlog is read from the job store only where a deadline or a full queue needs it, and at most once
+a second, so that a storm of refusals costs one query a second.
 """
 
 from __future__ import annotations
@@ -43,10 +39,11 @@ class DeadlineInfeasible(StillmotionError):
     code = "deadline_infeasible"
 
     def __init__(self, deadline_s: float, expected_s: float) -> None:
-        told = math.ceil(expected_s)
+        seconds_needed = math.ceil(expected_s)
         super().__init__(
-            f"the result is wanted within {deadline_s:g} s, and with what waits before it would take about {told} s: "
-            f"ask for a deadline_s of {told} or more, for fewer steps or frames, or for a higher priority",
+            f"the result is wanted within {deadline_s:g} s, and with what waits before it would take about "
+            f"{seconds_needed} s: ask for a deadline_s of {seconds_needed} or more, for fewer steps or frames, or for a "
+            "higher priority",
             param="deadline_s",
         )
 
@@ -73,7 +70,7 @@ class Backlog:
 
 
 def seconds_until_place(backlog: Backlog) -> float | None:
-    """When a waiting job should leave the queue: when the first of those running ends.
+    """When a waiting job should leave the queue: when the first of the running ones ends.
 
     They share the device evenly, so the shortest of n ends after n times what it needs. None while unknown.
     """
@@ -151,11 +148,11 @@ class BacklogReader:
         with self._database.read() as session:
             query = select(*columns).where(JobRow.status.in_(("queued", "in_progress")))
             for status, task, model, params, priority, progress in session.execute(query):
-                whole = self._seconds(task, model, params)
+                full = self._seconds(task, model, params)
                 if status == "queued":
-                    waiting.append(PendingWork(whole, priority))
+                    waiting.append(PendingWork(full, priority))
                 else:
-                    running.append(PendingWork(None if whole is None else whole * (1 - progress / 100), priority))
+                    running.append(PendingWork(None if full is None else full * (1 - progress / 100), priority))
         return Backlog(running, waiting)
 
     def _seconds(self, task: str, model: str, params: dict[str, Any]) -> float | None:

@@ -1,10 +1,9 @@
-"""A caller's picture as it is kept: fitted to the clip and nothing else of it, in a PNG that costs next to no time.
+"""Input pictures: fetched by URL where allowed, fitted to the clip, and stored as an uncompressed PNG.
 
-Fitting at the door keeps what is stored, and read again by the engine, as small as the clip, whatever was sent; fitting
-a fitted picture again changes nothing, so the engine makes the same video of it. The PNG is not compressed: that took
-ten times as long as everything else that a submission needs, for a third of the bytes.
-
-Pictures by URL: off unless the operator says so, and then only from public addresses, in limits of size and time.
+Fitting at submission keeps what is stored, and read again by the engine, as small as the clip; fitting a fitted
+picture again changes nothing, so the engine makes the same video of it. Compressing the PNG took ten times as long as
+all the rest of a submission, for a third of the bytes. URLs are off unless the operator allows them, and then only
+public addresses are fetched, within limits of size and time.
 """
 
 from __future__ import annotations
@@ -87,8 +86,8 @@ class Fetcher:
                 return await self._download(url)
         except AddressRefused as error:
             # The address itself stays in our log: what a name means inside of this network is not the caller's to know.
-            told = "it does not lead to a public address, or not in an allowed way"
-            raise InvalidRequest(f"{url[:200]} is not fetched: {told}", code=error.code, param=_PARAM) from error
+            reason = "it does not lead to a public address, or not in an allowed way"
+            raise InvalidRequest(f"{url[:200]} is not fetched: {reason}", code=error.code, param=_PARAM) from error
         except TimeoutError as error:
             raise self._unreachable(f"it took longer than {self._limits.seconds:g} s") from error
         except httpx.TooManyRedirects as error:
@@ -117,7 +116,7 @@ class Fetcher:
             return bytes(body)
 
     def _check(self, url: str) -> None:
-        """Refuse what can be told without resolving; httpx raises errors of its own for some of it."""
+        """Refuse what needs no resolving to refuse; httpx raises errors of its own for some of it."""
         try:
             self._policy.check_url(httpx.URL(url))
         except httpx.InvalidURL as error:
@@ -138,8 +137,8 @@ _BLOCK: Final = 2**16 - 1
 """Bytes of the longest stored block."""
 
 
-def kept(picture: Image.Image, params: Params) -> bytes:
-    """The picture as the sampler will see it, as PNG.
+def fitted_png(picture: Image.Image, params: Params) -> bytes:
+    """The picture at the clip's size, as the sampler reads it, as PNG.
 
     Args:
         picture: upright RGB, of any size.

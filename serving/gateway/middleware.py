@@ -1,8 +1,6 @@
-"""What surrounds every request: its id, the limit on its body, and an answer even to the unforeseen.
+"""ASGI middleware of every request: its id, the limit on its body, metrics, spans, the access log, and 500s.
 
 Plain ASGI, so that streams pass through untouched.
-
-What is told of every request: a metric, a span, a log line. Plain ASGI, so that streams pass through untouched.
 """
 
 from __future__ import annotations
@@ -36,10 +34,10 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        asked = Headers(scope=scope).get("x-request-id", "")
-        request_id = asked if _ACCEPTABLE_ID.match(asked) else f"req_{uuid4().hex}"
+        offered = Headers(scope=scope).get("x-request-id", "")
+        request_id = offered if _ACCEPTABLE_ID.match(offered) else f"req_{uuid4().hex}"
         scope["request_id"] = request_id
-        here = REQUEST_ID.set(request_id)
+        token = REQUEST_ID.set(request_id)
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -61,7 +59,7 @@ class RequestId:
             response = answer(request_id, 500, "internal_error", message)
             await response(scope, receive, send_with_id)
         finally:
-            REQUEST_ID.reset(here)
+            REQUEST_ID.reset(token)
 
 
 class BodyLimit:
@@ -86,14 +84,14 @@ class BodyLimit:
             response = answer(scope.get("request_id"), problem.status, problem.code, problem.message)
             await response(scope, receive, send)
             return
-        seen = 0
+        received = 0
 
         async def receive_limited() -> Message:
-            nonlocal seen
+            nonlocal received
             message = await receive()
             if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                if seen > self._limit:
+                received += len(message.get("body", b""))
+                if received > self._limit:
                     raise self._too_large()
             return message
 
@@ -110,10 +108,10 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 
 
 class AccessLog:
-    """Tells of each request once its answer begins.
+    """Records each request once its answer begins: a metric, a span, a log line.
 
     Args:
-        metrics, traces: where it is told.
+        metrics, traces: where it is recorded.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces) -> None:
@@ -128,15 +126,15 @@ class AccessLog:
             return
         began = time.perf_counter()
 
-        async def send_watched(message: Message) -> None:
+        async def send_recorded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._tell(scope, message["status"], time.perf_counter() - began, told)
+                self._record(scope, message["status"], time.perf_counter() - began, attributes)
             await send(message)
 
-        with self._traces.request(scope["method"], scope["path"], Headers(scope=scope)) as told:
-            await self._app(scope, receive, send_watched)
+        with self._traces.request(scope["method"], scope["path"], Headers(scope=scope)) as attributes:
+            await self._app(scope, receive, send_recorded)
 
-    def _tell(self, scope: Scope, status: int, seconds: float, told: dict[str, Any]) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float, attributes: dict[str, Any]) -> None:
         route = route_of(scope)
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         self._metrics.requests.labels(method, route, str(status)).inc()
@@ -144,7 +142,11 @@ class AccessLog:
         if isinstance(refusal := scope.get("refusal"), str):
             self._metrics.rejected.labels(refusal).inc()
         request_id, key = scope.get("request_id"), scope.get("key_id")
-        told |= {"http.route": route, "http.response.status_code": status, "stillmotion.request_id": request_id or ""}
+        attributes |= {
+            "http.route": route,
+            "http.response.status_code": status,
+            "stillmotion.request_id": request_id or "",
+        }
         _access_log.info(
             "%s %s %d",
             scope["method"],

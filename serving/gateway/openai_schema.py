@@ -1,9 +1,7 @@
-"""How OpenAI's words for a video map to ours: pure functions. docs/openai.md has the same as a table.
+"""OpenAI's video and model objects, and how their fields map to ours (docs/openai.md has the same as a table).
 
-`seconds` and `size` are wishes there, and a checkpoint makes clips of fixed lengths and of sizes near the one it was
-trained at. The nearest that can be made is made, and the answer says what that is.
-
-The shapes that OpenAI's clients read and write for videos and models; only those that this service speaks.
+`seconds` and `size` are wishes there, while a checkpoint makes clips of fixed lengths and of sizes near the one it was
+trained at: the nearest possible clip is made, and the answer says what that is.
 """
 
 from __future__ import annotations

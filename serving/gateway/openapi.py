@@ -1,7 +1,4 @@
-"""The parts of the OpenAPI document that FastAPI cannot know, since the submission's body is read by our own code.
-
-What the OpenAPI document says of error answers: each route names the statuses it can give.
-"""
+"""The OpenAPI document: error answers of each route, and bodies that FastAPI cannot know since our code reads them."""
 
 from __future__ import annotations
 
@@ -102,11 +99,13 @@ def install(app: FastAPI) -> None:
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            schemas = made.setdefault("components", {}).setdefault("schemas", {})
+            openapi_schema = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+            schemas = openapi_schema.setdefault("components", {}).setdefault("schemas", {})
             for name, schema in _schemas().items():
                 schemas.setdefault(name, schema)
-            app.openapi_schema = made
+            app.openapi_schema = openapi_schema
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]

@@ -1,10 +1,7 @@
-"""Reading a submission: a multipart form or a JSON body becomes checked fields and the pictures' bytes.
+"""Request bodies: a multipart form, JSON or JSON lines become validated fields and the pictures' bytes.
 
-Nothing is stored here, and nothing is left behind if the caller goes away.
-
-Reading a batch: JSON lines become checked orders, all of them or none.
-
-The first line with a fault is named in the error, as `line 3: fps ...`, and nothing is kept of the batch.
+Nothing is stored here, and nothing is left behind if the caller goes away. The first line of a batch with a fault is
+named in the error (`line 3: fps ...`), and nothing of the batch is accepted.
 """
 
 from __future__ import annotations
@@ -119,17 +116,17 @@ def read_json(body: bytes, task: TaskSpec) -> Submission:
     return Submission(settings(**fields.model_dump(exclude=set(task.pictures))), images)
 
 
-def _picture(name: str, given: ImageData) -> bytes | str:
-    if given.url is not None:
-        if given.data is not None:
+def _picture(name: str, image: ImageData) -> bytes | str:
+    if image.url is not None:
+        if image.data is not None:
             raise InvalidRequest(f"send {name}.data or {name}.url, not both", param=name)
-        return str(given.url)
-    if given.data is None:
+        return str(image.url)
+    if image.data is None:
         raise InvalidRequest(
             f"{name}.data is required: the picture, base64", code="missing_field", param=f"{name}.data"
         )
     try:
-        return base64.b64decode(given.data, validate=True)
+        return base64.b64decode(image.data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise UnreadableImage(f"{name}.data is not plain base64 ({error})", param=f"{name}.data") from error
 
@@ -153,14 +150,14 @@ async def read_batch(request: Request, most_rows: int) -> list[tuple[BatchLine, 
     if len(lines) > most_rows:
         raise Problem(413, "batch_too_large", f"a batch may have {most_rows} rows, not {len(lines)}; split it")
     rows = []
-    seen: dict[str, int] = {}
+    line_of_id: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         row = _read_line(number, line)
-        if row[0].custom_id in seen:
-            first = seen[row[0].custom_id]
+        if row[0].custom_id in line_of_id:
+            first = line_of_id[row[0].custom_id]
             message = f"line {number}: custom_id {row[0].custom_id!r} was used in line {first} already"
             raise InvalidRequest(message, code="duplicate_field", param=f"line {number}: custom_id")
-        seen[row[0].custom_id] = number
+        line_of_id[row[0].custom_id] = number
         rows.append(row)
     return rows
 
@@ -175,10 +172,10 @@ def _read_line(number: int, line: bytes) -> tuple[BatchLine, JobRequest]:
         at_fault(number, problem)
     task = TASKS[parsed.url.rpartition("/")[2]]
     try:
-        order = order_of(read_json(json.dumps(parsed.body).encode(), task), task.name)
+        request = to_job_request(read_json(json.dumps(parsed.body).encode(), task), task.name)
     except InvalidRequest as error:
         at_fault(number, error)
-    return parsed, replace(order, priority="offline")
+    return parsed, replace(request, priority="offline")
 
 
 def at_fault(number: int, error: StillmotionError) -> NoReturn:
@@ -187,22 +184,22 @@ def at_fault(number: int, error: StillmotionError) -> NoReturn:
     raise InvalidRequest(f"line {number}: {error.message}", code=error.code, param=param) from error
 
 
-def order_of(submission: Submission, task: str) -> JobRequest:
-    """What a submission asks for."""
-    asked = submission.fields
-    body, has = asked.model_dump(mode="json"), settings_of(task)
-    webhook = None if asked.webhook is None else WebhookTarget(asked.webhook.url, asked.webhook.secret)
+def to_job_request(submission: Submission, task: str) -> JobRequest:
+    """The job that a submission requests."""
+    fields = submission.fields
+    body, has = fields.model_dump(mode="json"), settings_of(task)
+    webhook = None if fields.webhook is None else WebhookTarget(fields.webhook.url, fields.webhook.secret)
     return JobRequest(
         task=task,
-        model=asked.model,
+        model=fields.model,
         settings={name: value for name, value in body.items() if name in has},
         pictures=submission.images,
         body=body,
-        output_format=asked.output_format,
-        priority=asked.priority,
-        deadline_s=asked.deadline_s,
-        metadata=asked.metadata,
+        output_format=fields.output_format,
+        priority=fields.priority,
+        deadline_s=fields.deadline_s,
+        metadata=fields.metadata,
         webhook=webhook,
-        previews=asked.previews,
-        interpolate=getattr(asked, "interpolate", False),
+        previews=fields.previews,
+        interpolate=getattr(fields, "interpolate", False),
     )

@@ -1,6 +1,6 @@
-"""What the routes share, made when the app starts and closed when it stops.
+"""The services that the routes share: made when the app starts, closed when it stops.
 
-What the gateway reaches beyond itself, or loads only if told to: made from the settings; tests bring their own.
+`Integrations` are the optional ones, loaded only where the settings ask for them; tests bring their own.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from serving.provenance.finish import FinishingEngine, Signer
 
 @dataclass(frozen=True, slots=True)
 class Integrations:
-    """The optional parts.
+    """The optional services.
 
     Args:
         fetcher: gets pictures by URL, if the operator allows URLs.
@@ -107,7 +107,7 @@ class Warmup:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The parts of a running gateway."""
+    """What a running gateway consists of."""
 
     settings: Settings
     engine: Engine
@@ -116,15 +116,15 @@ class Services:
     store: JobStore
     admissions: GroupCommit
     artifacts: Artifacts
-    bell: Notifier
+    notifier: Notifier
     dispatcher: Dispatcher
     janitor: Janitor
-    watcher: RemoteChangePoller
+    change_poller: RemoteChangePoller
     deliverer: Deliverer
     batches: BatchStore
     keys: KeyRing
     backlog: BacklogReader
-    outside: Integrations
+    integrations: Integrations
     decoding: asyncio.Semaphore
     previewable: frozenset[str]
     warmup: Warmup = field(default_factory=Warmup)
@@ -148,17 +148,17 @@ class Services:
             InvalidRequest: none is served.
         """
         able = [entry for entry in self.models if entry.task.name == task]
-        chosen = next((entry for entry in able if name in (None, entry.name)), None)
-        if chosen is None:
+        entry = next((entry for entry in able if name in (None, entry.name)), None)
+        if entry is None:
             served = ", ".join(entry.name for entry in able) or "none"
             raise InvalidRequest(
                 f"no model {name or ''!r} is served for {task}; served: {served}", code="model_not_found", param="model"
             )
-        return chosen
+        return entry
 
 
 async def open_services(
-    engine: Engine, models: Sequence[ModelEntry], settings: Settings, outside: Integrations, metrics: Metrics
+    engine: Engine, models: Sequence[ModelEntry], settings: Settings, integrations: Integrations, metrics: Metrics
 ) -> Services:
     """Open the database (bringing its tables up to date) and the artifacts, and make the dispatcher.
 
@@ -168,13 +168,13 @@ async def open_services(
     artifacts = await run_in_thread(Artifacts.open, settings.artifacts)
     database = await run_in_thread(Database, settings.database_url)
     engine = ChainedEngine(engine, artifacts, models)
-    engine = FinishingEngine(engine, partial(_notes, artifacts), outside.signer)
-    engine = InstrumentedEngine(engine, metrics, outside.traces)
+    engine = FinishingEngine(engine, partial(_notes, artifacts), integrations.signer)
+    engine = InstrumentedEngine(engine, metrics, integrations.traces)
     metrics.read_at_scrape(QueueCollector(database), EngineCollector(engine))
-    store, bell = JobStore(database, terms=settings.terms), Notifier()
+    store, notifier = JobStore(database, terms=settings.terms), Notifier()
     leases = Leases(database, _server_name(), terms=settings.terms)
-    dispatcher = Dispatcher(engine, leases, artifacts, bell, settings.progress_interval_s)
-    janitor = Janitor(Retention(database, terms=settings.terms), store, artifacts, bell)
+    dispatcher = Dispatcher(engine, leases, artifacts, notifier, settings.progress_interval_s)
+    janitor = Janitor(Retention(database, terms=settings.terms), store, artifacts, notifier)
     return Services(
         settings=settings,
         engine=engine,
@@ -183,15 +183,15 @@ async def open_services(
         store=store,
         admissions=GroupCommit(store, settings.queue_limit),
         artifacts=artifacts,
-        bell=bell,
+        notifier=notifier,
         dispatcher=dispatcher,
         janitor=janitor,
-        watcher=RemoteChangePoller(store, bell),
+        change_poller=RemoteChangePoller(store, notifier),
         deliverer=Deliverer(Outbox(database), PublicOnly(settings.webhook_policy), _webhook_secret(settings)),
         batches=BatchStore(database, terms=settings.terms),
         keys=KeyRing(KeyStore(database)),
         backlog=BacklogReader(database, engine),
-        outside=outside,
+        integrations=integrations,
         decoding=asyncio.Semaphore(settings.decoders),
         previewable=frozenset(entry.name for entry in models if entry.previews),
     )
@@ -210,7 +210,7 @@ async def close_services(services: Services, warming: asyncio.Task[None]) -> Non
     warming.cancel()
     await asyncio.gather(warming, return_exceptions=True)
     await services.janitor.stop()
-    await services.watcher.stop()
+    await services.change_poller.stop()
     services.dispatcher.refuse_work()
     await services.engine.stop()
     await services.dispatcher.stop()
@@ -232,4 +232,4 @@ async def _services(request: Request) -> Services:  # async, or FastAPI would as
 
 
 ServicesDep = Annotated[Services, Depends(_services)]
-"""A route's parameter: the running gateway's parts."""
+"""A route's parameter: the running gateway's services."""

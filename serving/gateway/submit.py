@@ -1,12 +1,6 @@
-"""An order becomes a stored job: checked against its checkpoint, its owner's limits, the backlog and its deadline.
+"""Submission: a request becomes a stored job, checked against its checkpoint, quotas, the backlog and its deadline.
 
-What costs little is checked before what costs much, and nothing is kept of an order that is refused.
-
-Which checkpoint interpolates a chained request's clip.
-
-What of a webhook can be told at its submission, so that the caller hears of it and not only the log.
-
-Which checkpoints can draw previews, told without loading them.
+Cheap checks come first, and nothing of a refused request is stored.
 """
 
 from __future__ import annotations
@@ -32,7 +26,7 @@ from model.tasks import FRAME_INTERPOLATION, TASKS
 from serving.background import run_in_thread, shielded
 from serving.engine.protocol import Priority
 from serving.gateway import deadlines
-from serving.gateway.images import kept
+from serving.gateway.images import fitted_png
 from serving.gateway.safety import PictureRefused, Verdict
 from serving.gateway.services import NOTES_NAME, Services
 from serving.gateway.settings import Settings
@@ -47,17 +41,17 @@ from serving.net import AddressRefused
 _PARAM = "interpolate"
 
 
-def interpolator(models: Sequence[ModelEntry], asked: bool | str) -> ModelEntry | None:
+def interpolator(models: Sequence[ModelEntry], requested: bool | str) -> ModelEntry | None:
     """The checkpoint that a request's `interpolate` means; None where it asks for none.
 
     Args:
         models: what is served.
-        asked: True for the only one there is, or a name.
+        requested: True for the only one there is, or a name.
 
     Raises:
         InvalidRequest: none is served, none of that name, or several and no name is given.
     """
-    if asked is False:
+    if requested is False:
         return None
     able = [entry for entry in models if entry.task is FRAME_INTERPOLATION]
     names = ", ".join(entry.name for entry in able)
@@ -68,7 +62,7 @@ def interpolator(models: Sequence[ModelEntry], asked: bool | str) -> ModelEntry 
             code="no_interpolation_model",
             param=_PARAM,
         )
-    if asked is True:
+    if requested is True:
         if len(able) > 1:
             raise InvalidRequest(
                 f"several frame-interpolation models are served: name one of {names} in interpolate",
@@ -76,14 +70,14 @@ def interpolator(models: Sequence[ModelEntry], asked: bool | str) -> ModelEntry 
                 param=_PARAM,
             )
         return able[0]
-    chosen = next((entry for entry in able if entry.name == asked), None)
-    if chosen is None:
+    entry = next((entry for entry in able if entry.name == requested), None)
+    if entry is None:
         raise InvalidRequest(
-            f"no model {asked[:200]!r} is served for frame-interpolation; served: {names}",
+            f"no model {requested[:200]!r} is served for frame-interpolation; served: {names}",
             code="model_not_found",
             param=_PARAM,
         )
-    return chosen
+    return entry
 
 
 def check_webhook(settings: Settings, webhook: WebhookTarget | None) -> None:
@@ -114,9 +108,9 @@ def check_webhook(settings: Settings, webhook: WebhookTarget | None) -> None:
         raise InvalidRequest(f"webhook.secret: {error}", param="webhook.secret") from error
 
 
-def check_previews(entry: ModelEntry, wanted: bool, able: frozenset[str]) -> None:
+def check_previews(entry: ModelEntry, requested: bool, able: frozenset[str]) -> None:
     """Refuse previews of a checkpoint that draws none. Raises InvalidRequest."""
-    if wanted and entry.name not in able:
+    if requested and entry.name not in able:
         can = ", ".join(sorted(able)) or "no model served here"
         raise InvalidRequest(
             f"{entry.name} draws no previews; leave previews out ({can} can)", code="no_previews", param="previews"
@@ -155,7 +149,9 @@ class JobRequest:
     interpolate: bool | str = False
 
 
-async def submit(parts: Services, caller: Caller, order: JobRequest, idempotency_key: str | None) -> tuple[Job, bool]:
+async def submit(
+    services: Services, caller: Caller, request: JobRequest, idempotency_key: str | None
+) -> tuple[Job, bool]:
     """Store pictures and job, and wake the dispatcher.
 
     Returns:
@@ -168,107 +164,108 @@ async def submit(parts: Services, caller: Caller, order: JobRequest, idempotency
         DeadlineInfeasible: it would not be done in time.
         StorageFull: the disk is full.
     """
-    check_webhook(parts.settings, order.webhook)
-    entry, params, chain = _resolve(parts, order)
-    new = _new_job(caller, entry, order, params, chain, idempotency_key)
+    check_webhook(services.settings, request.webhook)
+    entry, params, chain = _resolve(services, request)
+    new = _new_job(caller, entry, request, params, chain, idempotency_key)
     try:
-        known = await parts.admissions.admit(new, caller.max_jobs)
-        if known is not None:
-            return known, False
-        if order.deadline_s is not None:
-            own_s = estimate(parts.engine, entry.name, params, chain)
-            backlog = await parts.backlog.now(fresh=True)
-            deadlines.check_deadline(backlog, own_s, PRIORITIES[order.priority], order.deadline_s)
-        job, is_new = await shielded(_store(parts, order, new, params, caller.max_jobs))
+        previous = await services.admissions.admit(new, caller.max_jobs)
+        if previous is not None:
+            return previous, False
+        if request.deadline_s is not None:
+            own_s = estimate(services.engine, entry.name, params, chain)
+            backlog = await services.backlog.now(fresh=True)
+            deadlines.check_deadline(backlog, own_s, PRIORITIES[request.priority], request.deadline_s)
+        job, is_new = await shielded(_store(services, request, new, params, caller.max_jobs))
     except QueueFull as error:
         # The store knows how long jobs took; the engine knows better what those take that lie before this one.
-        seconds = deadlines.retry_after(await parts.backlog.now(), error.retry_after_s)
+        seconds = deadlines.retry_after(await services.backlog.now(), error.retry_after_s)
         raise type(error)(error.limit, seconds) from error
     if is_new:
-        parts.outside.traces.remember(job.id)
-    parts.bell.ring(QUEUE_TOPIC)
+        services.integrations.traces.remember(job.id)
+    services.notifier.notify(QUEUE_TOPIC)
     return job, is_new
 
 
-def _resolve(parts: Services, order: JobRequest) -> tuple[ModelEntry, Params, InterpolationStage | None]:
-    entry = parts.model(order.model, order.task)
-    check_previews(entry, order.previews, parts.previewable)
-    seed = order.settings.get("seed")
-    params = entry.resolve(dict(order.settings), secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed)
-    between = interpolator(parts.models, order.interpolate)
+def _resolve(services: Services, request: JobRequest) -> tuple[ModelEntry, Params, InterpolationStage | None]:
+    entry = services.model(request.model, request.task)
+    check_previews(entry, request.previews, services.previewable)
+    seed = request.settings.get("seed")
+    params = entry.resolve(dict(request.settings), secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed)
+    between = interpolator(services.models, request.interpolate)
     return entry, params, None if between is None else plan_interpolation(between, params)
 
 
 def _new_job(
     caller: Caller,
     entry: ModelEntry,
-    order: JobRequest,
+    request: JobRequest,
     params: Params,
     chain: InterpolationStage | None,
     idempotency_key: str | None,
 ) -> NewJob:
-    images = [picture.encode() if isinstance(picture, str) else picture for picture in order.pictures]
+    images = [picture.encode() if isinstance(picture, str) else picture for picture in request.pictures]
     return NewJob(
         id=f"job_{uuid4().hex}",
-        task=order.task,
+        task=request.task,
         model=entry.name,
         model_version=entry.version,
         seed=params.seed,
-        params=params_to_json(params, order.output_format, chain),
+        params=params_to_json(params, request.output_format, chain),
         total_steps=total_steps(params, chain),
-        output_format=order.output_format,
-        priority=order.priority,
-        metadata=order.metadata,
-        body_hash=hash_body({"task": order.task, **order.body}, *images),
+        output_format=request.output_format,
+        priority=request.priority,
+        metadata=request.metadata,
+        body_hash=hash_body({"task": request.task, **request.body}, *images),
         idempotency_key=idempotency_key,
         owner=caller.owner,
         weight=caller.weight,
-        deadline_s=order.deadline_s,
-        webhook=order.webhook,
-        previews=order.previews,
+        deadline_s=request.deadline_s,
+        webhook=request.webhook,
+        previews=request.previews,
     )
 
 
-async def prepare(parts: Services, caller: Caller, order: JobRequest) -> NewJob:
-    """Check one of many orders and store its files; who cannot store the job's row afterwards removes them.
+async def prepare(services: Services, caller: Caller, request: JobRequest) -> NewJob:
+    """Check one of many requests and store its files; who cannot store the job's row afterwards removes them.
 
     Raises:
         InvalidRequest: a setting, a picture, or the webhook.
         StorageFull: the disk is full; nothing is left of the files.
     """
-    check_webhook(parts.settings, order.webhook)
-    entry, params, chain = _resolve(parts, order)
-    new = _new_job(caller, entry, order, params, chain, None)
-    await _keep_files(parts, order, new.id, params)
+    check_webhook(services.settings, request.webhook)
+    entry, params, chain = _resolve(services, request)
+    new = _new_job(caller, entry, request, params, chain, None)
+    await _store_files(services, request, new.id, params)
     return new
 
 
-async def _keep_files(parts: Services, order: JobRequest, job_id: str, params: Params) -> None:
-    """Decode the order's pictures, and store them as they are kept. Raises as `prepare`."""
+async def _store_files(services: Services, request: JobRequest, job_id: str, params: Params) -> None:
+    """Fetch and decode the request's pictures, and store them fitted. Raises as `prepare`."""
     pictures = []
-    for name, given in zip(TASKS[order.task].pictures, order.pictures, strict=True):
+    for name, source in zip(TASKS[request.task].pictures, request.pictures, strict=True):
         with _named(name):
-            pictures.append((name, await parts.outside.fetcher.fetch(given) if isinstance(given, str) else given))
+            data = await services.integrations.fetcher.fetch(source) if isinstance(source, str) else source
+        pictures.append((name, data))
     if pictures:
-        async with parts.decoding:
-            await run_in_thread(_decode_and_keep, parts, job_id, pictures, params)
+        async with services.decoding:
+            await run_in_thread(_decode_and_store, services, job_id, pictures, params)
 
 
-def _decode_and_keep(parts: Services, job_id: str, pictures: list[tuple[str, bytes]], params: Params) -> None:
+def _decode_and_store(services: Services, job_id: str, pictures: list[tuple[str, bytes]], params: Params) -> None:
     cleaned, verdicts = [], []
     for name, data in pictures:
         with _named(name):
-            png, verdict = _clean(parts, data, params)
+            png, verdict = _clean(services, data, params)
         cleaned.append(png)
         if verdict is not None:
             verdicts.append(verdict.as_json())
     try:
         for name, png in zip(input_names(len(cleaned)), cleaned, strict=True):
-            parts.artifacts.put(job_id, name, png)
+            services.artifacts.put(job_id, name, png)
         if verdicts:
-            parts.artifacts.put(job_id, NOTES_NAME, json.dumps({"safety": verdicts}).encode())
+            services.artifacts.put(job_id, NOTES_NAME, json.dumps({"safety": verdicts}).encode())
     except BaseException:
-        parts.artifacts.remove(job_id)
+        services.artifacts.remove(job_id)
         raise
 
 
@@ -282,24 +279,24 @@ def _named(name: str) -> Iterator[None]:
         raise
 
 
-def _clean(parts: Services, data: bytes, params: Params) -> tuple[bytes, Verdict | None]:
-    """One picture as it is kept, and what the safety filter says of it."""
-    picture = open_picture(data, limits=parts.settings.image_limits)
-    verdict = None if parts.outside.safety is None else parts.outside.safety.check(picture)
+def _clean(services: Services, data: bytes, params: Params) -> tuple[bytes, Verdict | None]:
+    """One picture fitted, as PNG, and the safety filter's verdict on it."""
+    picture = open_picture(data, limits=services.settings.image_limits)
+    verdict = None if services.integrations.safety is None else services.integrations.safety.check(picture)
     if verdict is not None and not verdict.allowed:
         raise PictureRefused(verdict)
-    return kept(picture, params), verdict
+    return fitted_png(picture, params), verdict
 
 
 async def _store(
-    parts: Services, order: JobRequest, new: NewJob, params: Params, quota: int | None
+    services: Services, request: JobRequest, new: NewJob, params: Params, quota: int | None
 ) -> tuple[Job, bool]:
     """The files first, then the row: a job in the store always has its pictures."""
-    await _keep_files(parts, order, new.id, params)
+    await _store_files(services, request, new.id, params)
     is_new = False
     try:
-        job, is_new = await parts.admissions.create(new, quota)
+        job, is_new = await services.admissions.create(new, quota)
     finally:
         if not is_new:
-            await run_in_thread(parts.artifacts.remove, new.id)
+            await run_in_thread(services.artifacts.remove, new.id)
     return job, is_new

@@ -1,5 +1,5 @@
-"""Jobs: what was asked, how far it is, what came of it; kept on disk before the caller is answered.
+"""Jobs in a database: what was requested, how far it is, its result. Stored before the caller is answered.
 
-`states` says which changes are legal, `store` makes each in one transaction together with its event, `artifacts` keeps
-the files, `dispatcher` hands queued jobs to an engine. Imports no torch.
+`transitions` has the legal changes of status, `store` makes each in one transaction together with its event,
+`artifacts` stores the files, `dispatcher` leases queued jobs and hands them to an engine. Imports no torch.
 """

@@ -1,10 +1,7 @@
-"""Who may come in: judged within the transaction that lets them in, so that limits hold whoever else comes.
+"""Admission control: limits, quotas and idempotency keys are checked within the transaction that inserts the jobs.
 
-New jobs, many at once: their rows and first events go into the database in two statements, however many they are.
-
-Idempotency keys: the same key with the same request means what it made the first time.
-
-A key belongs to its owner, holds for every kind of POST, and goes when what it made is removed.
+So limits hold whatever other servers insert meanwhile. New jobs and their first events are two statements, however
+many they are. An idempotency key belongs to its owner, holds for every kind of POST, and goes when its job is removed.
 """
 
 from __future__ import annotations
@@ -41,7 +38,7 @@ def insert_jobs(
 
     Args:
         now: Unix seconds.
-        waiting: how many jobs of each class wait already (`changes.count_waiting`), which gives their places.
+        waiting: how many jobs of each class wait already (`transitions.count_waiting`): their queue positions.
     """
     if not new:
         return []
@@ -100,7 +97,7 @@ def _values(new: NewJob, now: float, terms: Lifetimes) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class IdempotentRequest:
-    """What tells a repeat: the caller's key, and the hash of the request."""
+    """What identifies a repeated request: the caller's key, and the hash of the request."""
 
     owner: str
     key: str
@@ -148,7 +145,7 @@ _LONGEST_WAIT_S = 600
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRequest:
-    """One who would come in.
+    """A job that asks to be admitted.
 
     Args:
         quota: jobs of the same owner that may wait or run; None for any number.
@@ -159,7 +156,7 @@ class AdmissionRequest:
 
 
 class AdmissionControl:
-    """Judges one after the other; those it has let in count for those behind them.
+    """Admits one request after the other; those admitted count towards the limits of the next.
 
     Args:
         session: a transaction; nothing may be added to the queue beside it.
@@ -170,35 +167,35 @@ class AdmissionControl:
         self._session = session
         self._limit = queue_limit
         self.waiting = transitions.count_waiting(session)
-        """Of each class, before the first was let in."""
+        """Waiting jobs of each class, before the first was admitted."""
         self._now = Counter(self.waiting)
-        self._let_in: Counter[str] = Counter()
+        self._admitted: Counter[str] = Counter()
 
-    def judge(self, asked: AdmissionRequest) -> str | None:
-        """Let one in and note their idempotency key; the id of the job that the key made before, if it did.
+    def admit_or_raise(self, request: AdmissionRequest) -> str | None:
+        """Admit a request and store its idempotency key; the id of the job that the key made before, if it did.
 
         Raises:
             Conflict: the key was used with another request.
-            QueueFull, QuotaFull: no place is free.
+            QueueFull, QuotaFull: a limit is reached.
         """
-        new = asked.new
+        new = request.new
         repeat = None
         if new.idempotency_key is not None:
             repeat = IdempotentRequest(new.owner, new.idempotency_key, new.body_hash)
-        known = find_previous(self._session, repeat)
-        if known is not None:
-            return known
-        self.check(new.owner, asked.quota)
+        previous_id = find_previous(self._session, repeat)
+        if previous_id is not None:
+            return previous_id
+        self.check(new.owner, request.quota)
         remember(self._session, repeat, new.id)
         self._now[PRIORITIES[new.priority]] += 1
-        self._let_in[new.owner] += 1
+        self._admitted[new.owner] += 1
         return None
 
     def check(self, owner: str, quota: int | None) -> None:
-        """Raise QueueFull or QuotaFull where no place is free for one more."""
+        """Raise QueueFull or QuotaFull where one more would exceed a limit."""
         if transitions.without_offline(self._now) >= self._limit:
             raise QueueFull(self._limit, retry_after(self._session))
-        check_quota(self._session, owner, quota, self._let_in[owner] + 1)
+        check_quota(self._session, owner, quota, self._admitted[owner] + 1)
 
 
 def check_quota(session: Session, owner: str, quota: int | None, more: int) -> None:
@@ -212,7 +209,7 @@ def check_quota(session: Session, owner: str, quota: int | None, more: int) -> N
 
 
 def retry_after(session: Session) -> int:
-    """Seconds until a place should be free: what a job takes, by the newest completed ones."""
+    """Seconds until the queue should have room: what a job takes, by the newest completed ones."""
     recent = (
         select(JobRow.completed_at - JobRow.started_at)
         .where(JobRow.status == "completed")

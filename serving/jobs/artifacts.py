@@ -1,7 +1,7 @@
-"""The files of jobs: one folder a job, each file whole or absent.
+"""The artifact store: one folder a job, each file complete or absent, on any fsspec filesystem.
 
-A file is written under a temporary name and then renamed, so a reader, a crash or a full disk never leaves half of
-one under its real name. Through fsspec, so that the folder may be local or an object store.
+A file is written under a temporary name and then renamed, so a reader, a crash or a full disk never leaves half of one
+under its real name.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Artifacts:
         for name in names:
             self._discard(f"{self._folder(job_id)}/{name}")
 
-    def sweep(self, known: set[str], older_than_s: float = _YOUNG_S) -> list[str]:
+    def sweep(self, job_ids: set[str], older_than_s: float = _YOUNG_S) -> list[str]:
         """Remove the folders of jobs that are not known, and unfinished files; the removed folders' names.
 
         Args:
@@ -112,7 +112,7 @@ class Artifacts:
         removed = []
         for path in self._fs.ls(self._root, detail=False):
             name = posixpath.basename(str(path).rstrip("/"))
-            if name not in known:
+            if name not in job_ids:
                 # An empty folder may be one whose first file is being written now.
                 if all(self._is_older(one, older_than_s) for one in self._fs.find(path) or [path]):
                     self._fs.rm(path, recursive=True)

@@ -47,7 +47,7 @@ class BatchStore:
     Args:
         database: open, with the tables in place.
         clock: Unix seconds.
-        terms: how long jobs wait and are kept.
+        terms: how long jobs wait, and when ended ones are removed.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class BatchStore:
         now = self._clock()
         with self._database.write() as session:
             self._database.serialise_admission(session)
-            known = self._admit(session, len(new.jobs), limit, new.owner, new.repeat, new.quota)
-            if known is not None:
-                return known, False
+            previous = self._admit(session, len(new.jobs), limit, new.owner, new.repeat, new.quota)
+            if previous is not None:
+                return previous, False
             row = BatchRow(id=new.id, owner=new.owner, created_at=now, total=len(new.jobs))
             session.add(row)
             session.flush()
@@ -146,9 +146,9 @@ class BatchStore:
     def _admit(
         self, session: Session, rows: int, limit: int, owner: str, repeat: IdempotentRequest | None, quota: int | None
     ) -> Batch | None:
-        known = find_previous(session, repeat)
-        if known is not None:
-            return _wire(session, _find(session, known, owner))
+        previous = find_previous(session, repeat)
+        if previous is not None:
+            return _wire(session, _find(session, previous, owner))
         if transitions.count_waiting(session).get(OFFLINE, 0) + rows > limit:
             raise QueueFull(limit, _RETRY_AFTER_S)
         check_quota(session, owner, quota, rows)
@@ -156,7 +156,7 @@ class BatchStore:
 
 
 def _find(session: Session, batch_id: str, owner: str) -> BatchRow:
-    if "\0" in batch_id:  # Postgres cannot even be asked
+    if "\0" in batch_id:  # Postgres refuses such a parameter
         raise BatchNotFound(batch_id)
     row = session.scalars(select(BatchRow).where(BatchRow.id == batch_id, BatchRow.owner == owner)).first()
     if row is None:
@@ -166,7 +166,7 @@ def _find(session: Session, batch_id: str, owner: str) -> BatchRow:
 
 def _wire(session: Session, row: BatchRow) -> Batch:
     query = select(JobRow.status, func.count()).where(JobRow.batch_id == row.id).group_by(JobRow.status)
-    counts = BatchCounts(**{found[0]: found[1] for found in session.execute(query)})
+    counts = BatchCounts(**{row_counts[0]: row_counts[1] for row_counts in session.execute(query)})
     is_open = counts.queued + counts.in_progress > 0
     base = f"/batches/{row.id}"
     return Batch(

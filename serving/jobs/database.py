@@ -2,8 +2,8 @@
 
 SQLite in WAL mode by default; Postgres where several gateways share one queue. On SQLite a writing transaction takes
 the write lock at its beginning (BEGIN IMMEDIATE), so that two writers wait for each other instead of failing half
-way; a reading one takes no lock. On Postgres writers lock the rows they change (`changes.find`), and admissions wait
-for each other (`serialise_admission`).
+way; a reading one takes no lock. On Postgres writers lock the rows they change (`transitions.find`), and admissions
+wait for each other (`serialise_admission`).
 """
 
 from __future__ import annotations

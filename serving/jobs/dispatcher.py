@@ -1,7 +1,7 @@
-"""The dispatcher: leases waiting jobs as the engine has room, keeps the leases alive, and lets go in good order.
+"""The dispatcher: leases waiting jobs as the engine has capacity, sends heartbeats, drains at shutdown.
 
-One asyncio task looks for work, one keeps the leases (and takes back those of servers that are gone), and one more
-per running job follows it (`follower`). Several servers may do so on one database.
+One asyncio task looks for work, one prolongs the leases (and reclaims those of lost servers), and one more per running
+job is its `JobRunner`. Several servers may do so on one database.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from serving.engine.protocol import Engine
 from serving.jobs.artifacts import Artifacts
 from serving.jobs.errors import LeaseLost
 from serving.jobs.leases import Leases
-from serving.jobs.notifier import Notifier, wait_heard
+from serving.jobs.notifier import Notifier, wait_notified
 from serving.jobs.records import LeasedJob
 from serving.jobs.runner import JobRunner, RunState
 
 _log = logging.getLogger(__name__)
 QUEUE_TOPIC: Final = "queue"
-"""The bell's topic for: there may be work."""
+"""The topic of: there may be work."""
 _LOOK_AGAIN_S: Final = 1.0
 _LAST_WORDS_S: Final = 0.5
 """Seconds for what a stopped engine said at its end to be written down."""
@@ -33,18 +33,18 @@ class Dispatcher:
 
     Args:
         engine: what serves them; started and stopped by its owner.
-        leases, artifacts: where they are kept.
-        bell: rung for a job at every change, and by others under QUEUE_TOPIC when a job was queued.
+        leases, artifacts: where progress and files are stored.
+        notifier: notified of a job at every change, and by others of QUEUE_TOPIC when a job was queued.
         step_interval_s: progress within a phase is written at most this often.
     """
 
     def __init__(
-        self, engine: Engine, leases: Leases, artifacts: Artifacts, bell: Notifier, step_interval_s: float = 0.25
+        self, engine: Engine, leases: Leases, artifacts: Artifacts, notifier: Notifier, step_interval_s: float = 0.25
     ) -> None:
         self._engine = engine
         self._leases = leases
-        self._bell = bell
-        self._follower = JobRunner(engine, leases, artifacts, bell, step_interval_s)
+        self._notifier = notifier
+        self._follower = JobRunner(engine, leases, artifacts, notifier, step_interval_s)
         self._runs: dict[str, RunState] = {}
         self._following: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
@@ -86,7 +86,7 @@ class Dispatcher:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._loops = []
         for run in left:
-            await self._give_back(run.job)
+            await self._release(run.job)
 
     def cancel(self, job_id: str) -> None:
         """Ask a running job to stop at the next step boundary; one that another server runs hears of it there."""
@@ -96,14 +96,14 @@ class Dispatcher:
             self._engine.cancel(job_id)
 
     async def _look_for_work(self) -> None:
-        with self._bell.listen(QUEUE_TOPIC) as heard:
+        with self._notifier.subscribe(QUEUE_TOPIC) as notified:
             while not self._draining:
-                heard.clear()
+                notified.clear()
                 try:
                     await self._fill()
                 except Exception:  # noqa: BLE001 - the boundary: without this loop nothing would run any more
                     _log.exception("no job could be taken from the queue; trying again")
-                await wait_heard(heard, _LOOK_AGAIN_S)
+                await wait_notified(notified, _LOOK_AGAIN_S)
 
     async def _fill(self) -> None:
         """Lease jobs until the engine is full or none waits.
@@ -114,15 +114,15 @@ class Dispatcher:
             busy = sum(run.job.share.priority != "offline" for run in self._runs.values())
             if busy >= self._engine.capacity:
                 return
-            job = await run_in_thread(self._leases.take, offline=len(self._runs) < self._engine.capacity)
+            job = await run_in_thread(self._leases.acquire, offline=len(self._runs) < self._engine.capacity)
             if job is None:
                 return
             # Its lease may have been lost while the engine was at it, and the engine still is; or the service stops.
             if job.id in self._runs or self._draining:
-                await self._give_back(job)
+                await self._release(job)
                 return
             self._runs[job.id] = RunState(job)
-            self._bell.ring(job.id)
+            self._notifier.notify(job.id)
             task = asyncio.create_task(self._follow(self._runs[job.id]), name=job.id)
             self._following.add(task)
             task.add_done_callback(self._following.discard)
@@ -132,7 +132,7 @@ class Dispatcher:
             await self._follower.follow(run)
         finally:
             del self._runs[run.job.id]
-            self._bell.ring(QUEUE_TOPIC)
+            self._notifier.notify(QUEUE_TOPIC)
 
     async def _keep_leases(self) -> None:
         """Say every second that this server lives; learn what callers or other servers did to its jobs."""
@@ -141,10 +141,10 @@ class Dispatcher:
             await asyncio.sleep(min(_LOOK_AGAIN_S, self._leases.lease_s / 3))
             try:
                 runs = list(self._runs.values())
-                pulse = await run_in_thread(self._leases.pulse, [run.job for run in runs])
+                heartbeat = await run_in_thread(self._leases.heartbeat, [run.job for run in runs])
                 for run in runs:
                     # Given back and leased again meanwhile, it is another run, of which the pulse says nothing.
-                    if run.job.id in pulse.to_stop | pulse.lost and self._runs.get(run.job.id) is run:
+                    if run.job.id in heartbeat.to_stop | heartbeat.lost and self._runs.get(run.job.id) is run:
                         self.cancel(run.job.id)
                 if time.monotonic() - reclaimed_at >= self._leases.lease_s / 3:
                     reclaimed_at = time.monotonic()
@@ -155,12 +155,12 @@ class Dispatcher:
     async def _reclaim(self) -> None:
         for job in await run_in_thread(self._leases.reclaim):
             _log.warning("job %s was interrupted; it is %s now", job.id, job.status)
-            self._bell.ring(job.id)
-            self._bell.ring(QUEUE_TOPIC)
+            self._notifier.notify(job.id)
+            self._notifier.notify(QUEUE_TOPIC)
 
-    async def _give_back(self, job: LeasedJob) -> None:
+    async def _release(self, job: LeasedJob) -> None:
         try:
-            await run_in_thread(self._leases.give_back, job)
+            await run_in_thread(self._leases.release, job)
         except LeaseLost:
             _log.debug("job %s has ended or runs elsewhere", job.id)
-        self._bell.ring(job.id)
+        self._notifier.notify(job.id)

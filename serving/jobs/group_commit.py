@@ -1,11 +1,9 @@
-"""Submissions that come at the same time share one transaction: each costs little, and each is answered by itself.
+"""Group commit: submissions that arrive together share one transaction, and each is answered by itself.
 
-Whoever comes while a transaction is being written, or right after it, waits for the next one, which takes all that
-wait. So an idle service adds no delay, and a busy one commits once for many.
-
-What a submission costs before it is stored (decoding its picture) should not be spent on one that will be refused, and
-a question to the database should not be spent on one that will not. So as long as the last ones came in, the next is
-not asked for; once one was refused, each is, until one comes in again. The transaction decides in any case.
+Who arrives while a transaction is written waits for the next one, which takes all that wait: an idle service adds no
+delay, a busy one commits once for many. A submission that will be refused should not cost the decoding of its picture,
+and one that will be admitted should not cost a query beforehand. So the check before the work is skipped as long as
+submissions are admitted, and made once one was refused. The transaction decides in any case.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ class GroupCommit:
     """Creates jobs.
 
     Args:
-        store: where they are kept.
+        store: where they are stored.
         queue_limit: jobs that may wait.
     """
 
@@ -58,9 +56,9 @@ class GroupCommit:
         """Store a queued job, as `JobStore.create` does; ends also if the caller is cancelled meanwhile."""
         return await shielded(self._create(AdmissionRequest(new, quota)))
 
-    async def _create(self, asked: AdmissionRequest) -> _Made:
+    async def _create(self, request: AdmissionRequest) -> _Made:
         done: asyncio.Future[_Made] = asyncio.get_running_loop().create_future()
-        self._waiting.append((asked, done))
+        self._waiting.append((request, done))
         if self._writing is None:
             self._writing = asyncio.create_task(self._write(), name="admissions")
         return await done
@@ -68,27 +66,27 @@ class GroupCommit:
     async def _write(self) -> None:
         try:
             while self._waiting:
-                taken, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
-                await self._write_some(taken)
+                group, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
+                await self._write_some(group)
                 await asyncio.sleep(_GATHER_S)
         finally:
             self._writing = None
 
-    async def _write_some(self, taken: list[tuple[AdmissionRequest, asyncio.Future[_Made]]]) -> None:
+    async def _write_some(self, group: list[tuple[AdmissionRequest, asyncio.Future[_Made]]]) -> None:
         try:
-            outcomes = await run_in_thread(self._store.create_all, [asked for asked, _ in taken], self._limit)
+            outcomes = await run_in_thread(self._store.create_all, [request for request, _ in group], self._limit)
         except Exception as error:  # noqa: BLE001 - handed to whoever waits for it
-            if len(taken) == 1:
-                taken[0][1].set_exception(error)
+            if len(group) == 1:
+                group[0][1].set_exception(error)
                 return
             # One of them may be at fault, and the others must not suffer for it.
-            _log.warning("%d submissions could not be stored together (%s); one by one now", len(taken), error)
-            for one in taken:
+            _log.warning("%d submissions could not be stored together (%s); one by one now", len(group), error)
+            for one in group:
                 await self._write_some([one])
             return
         refused = any(isinstance(outcome, QueueFull) for outcome in outcomes)
         self._roomy_until = -math.inf if refused else time.monotonic() + _ROOMY_S
-        for (_, done), outcome in zip(taken, outcomes, strict=True):
+        for (_, done), outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 done.set_exception(outcome)
             else:

@@ -1,11 +1,10 @@
-"""Leases: which server runs which job, and for how long it may say so without being heard of.
+"""Leases: which server runs which job, for how long without a heartbeat.
 
-A server takes a job for `Terms.lease_s` seconds and says again and again that it lives. Whatever it writes about the
-job counts only while the lease is its own: `attempt` numbers a job's leases, so a server that was paused too long can
-neither end nor alter a job that another (or itself, later) has taken since. A lease that ran out puts the job back
-into the queue, from where it goes on at its last checkpoint. Servers' clocks must agree within a few seconds.
-
-All methods block on the database: call them in a thread.
+A server acquires a job for `Lifetimes.lease_s` seconds and prolongs the lease by heartbeats. What it writes about the
+job counts only while the lease is its own: `attempt` numbers a job's leases (a fencing token), so a server that was
+paused too long can neither end nor alter a job that another, or itself later, has acquired since. A lease that ran out
+puts the job back into the queue, from where it goes on at its last checkpoint. Servers' clocks must agree within a few
+seconds. All methods block on the database: call them in a thread.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _SHARE_WINDOW_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What a server hears when it says that it lives.
+    """The answer to a heartbeat.
 
     Args:
         lost: jobs it runs that are not its own any more.
@@ -44,13 +43,13 @@ class Heartbeat:
 
 
 class Leases:
-    """One server's hold on the jobs it runs.
+    """The leases of one server on the jobs it runs.
 
     Args:
         database: open, with the tables in place.
         server: names this server; no other may ever have the same name.
         clock: Unix seconds.
-        terms: how long a lease lasts, and an ended job is kept.
+        terms: how long a lease lasts, and when an ended job is removed.
     """
 
     def __init__(
@@ -67,10 +66,10 @@ class Leases:
 
     @property
     def lease_s(self) -> float:
-        """Seconds a lease lasts without a pulse."""
+        """Seconds a lease lasts without a heartbeat."""
         return self._terms.lease_s
 
-    def take(self, *, offline: bool = True) -> LeasedJob | None:
+    def acquire(self, *, offline: bool = True) -> LeasedJob | None:
         """Lease the next waiting job: higher class first, then who had least for their weight, then the oldest.
 
         Args:
@@ -102,8 +101,8 @@ class Leases:
             transitions.emit(session, row, "phase")
             return _leased(row)
 
-    def pulse(self, jobs: Collection[LeasedJob]) -> Heartbeat:
-        """Say that this server lives and runs these jobs, which prolongs their leases."""
+    def heartbeat(self, jobs: Collection[LeasedJob]) -> Heartbeat:
+        """Prolong the leases of these jobs, which this server runs."""
         held: dict[str, bool] = {}
         if jobs:
             attempts = {job.id: job.attempt for job in jobs}
@@ -129,7 +128,7 @@ class Leases:
             LeaseLost: the job is not this server's (any more).
         """
         with self._database.write() as session:
-            row = self._held(session, job)
+            row = self._leased_row(session, job)
             row.phase = change.phase  # type: ignore[assignment]
             row.progress = max(row.progress, change.progress)
             row.step = row.step if change.step is None else change.step
@@ -144,7 +143,7 @@ class Leases:
             LeaseLost: the job is not this server's (any more).
         """
         with self._database.write() as session:
-            row = self._held(session, job)
+            row = self._leased_row(session, job)
             before = row.files.get("preview")
             row.files = {**row.files, "preview": asdict(file)}
             row.step = step
@@ -154,7 +153,7 @@ class Leases:
     def complete(self, job: LeasedJob, success: Success) -> Job:
         """End a running job with its result. Raises LeaseLost."""
         with self._database.write() as session:
-            row = self._held(session, job)
+            row = self._leased_row(session, job)
             row.output = success.output.model_dump(mode="json")
             row.files = row.files | {variant: asdict(file) for variant, file in success.files.items()}
             row.timings = dict(success.timings)
@@ -164,32 +163,32 @@ class Leases:
     def fail(self, job: LeasedJob, code: str, message: str) -> Job:
         """End a running job with an error. Raises LeaseLost."""
         with self._database.write() as session:
-            row = self._held(session, job)
+            row = self._leased_row(session, job)
             row.error_code, row.error_message = code, message
             return transitions.end(session, row, "failed", self._clock(), self._terms.kept_s)
 
     def stopped(self, job: LeasedJob, step: int, compute_s: float) -> Job:
         """End a running job as cancelled after `step` steps and `compute_s` seconds of compute. Raises LeaseLost."""
         with self._database.write() as session:
-            row = self._held(session, job)
+            row = self._leased_row(session, job)
             row.step = row.cancelled_at_step = step
             row.timings = {**row.timings, "compute": compute_s}
             return transitions.end(session, row, "cancelled", self._clock(), self._terms.kept_s)
 
-    def give_back(self, job: LeasedJob) -> Job:
-        """Put a job back into the queue, to be run by whoever is next; one asked to stop is cancelled instead.
+    def release(self, job: LeasedJob) -> Job:
+        """Put a job back into the queue, for any server to run; one with a cancel request is cancelled instead.
 
         Raises:
             LeaseLost: the job is not this server's (any more).
         """
         with self._database.write() as session:
-            return self._return(session, self._held(session, job))
+            return self._requeue_or_cancel(session, self._leased_row(session, job))
 
     def reclaim(self) -> list[Job]:
-        """Put every job back whose server has not been heard of in time.
+        """Put back every job whose lease has run out.
 
-        Those asked to stop are cancelled instead, and those that were interrupted too often fail: it may be they
-        that take their servers down.
+        Those with a cancel request are cancelled instead, and those that were interrupted too often fail: it may be
+        they that take their servers down.
         """
         now = self._clock()
         orphaned = (JobRow.status == "in_progress", or_(JobRow.lease_until.is_(None), JobRow.lease_until < now))
@@ -202,19 +201,19 @@ class Leases:
 
     def _reclaimed(self, session: Session, row: JobRow) -> Job:
         if row.attempt < self._terms.attempts or row.cancel_requested:
-            return self._return(session, row)
+            return self._requeue_or_cancel(session, row)
         row.error_code = "interrupted"
         row.error_message = f"the server was lost {row.attempt} times while it ran the job; send it again, if you will"
         return transitions.end(session, row, "failed", self._clock(), self._terms.kept_s)
 
-    def _return(self, session: Session, row: JobRow) -> Job:
+    def _requeue_or_cancel(self, session: Session, row: JobRow) -> Job:
         if row.cancel_requested:
             row.cancelled_at_step = row.step
             return transitions.end(session, row, "cancelled", self._clock(), self._terms.kept_s)
         return transitions.requeue(session, row)
 
-    def _held(self, session: Session, job: LeasedJob) -> JobRow:
-        """The row of a job this server holds, locked."""
+    def _leased_row(self, session: Session, job: LeasedJob) -> JobRow:
+        """The row of a job whose lease is this server's, locked."""
         try:
             row = transitions.find(session, job.id, None, lock=True)
         except JobNotFound as error:
@@ -237,5 +236,5 @@ def _used(served: Subquery) -> ColumnElement[Any]:
 
 def _leased(row: JobRow) -> LeasedJob:
     share = Share(row.owner, row.weight, CLASSES[row.priority], row.deadline_s)
-    shown = (row.id, row.task, row.model, row.params, row.output_format)
-    return LeasedJob(*shown, share, row.attempt, row.previews)  # type: ignore[arg-type]
+    columns = (row.id, row.task, row.model, row.params, row.output_format)
+    return LeasedJob(*columns, share, row.attempt, row.previews)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
-"""The frozen types at the store's door, and how a row becomes the wire's Job.
+"""The frozen types of the job store, and a stored job's parameters as JSON.
 
-What a stored job asks for, read back from its row: the settings of its task, and its second stage if it has one.
+A job's row becomes the wire's `Job` in `to_wire`; its `params` hold the settings of its task, and of its second stage
+(interpolation) where there is one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def params_to_json(params: Params, output_format: OutputFormat, chain: Interpola
 
 
 def params_from_json(task: str, stored: Mapping[str, Any]) -> tuple[Params, InterpolationStage | None]:
-    """What `told` was told.
+    """What `params_to_json` wrote.
 
     Raises:
         InvalidRequest, KeyError, TypeError: it was stored by another version.

@@ -1,15 +1,11 @@
-"""What time does to jobs: a waiting one whose time has come expires, an ended one is removed with its files.
+"""Expiry and retention: a waiting job expires, an ended one is removed with its files after its time.
 
-All methods block on the database: call them in a thread. Several servers may sweep the same database.
-
-The periodic sweep: expiry, removal after the time jobs are kept, and files that belong to no job.
-
-Rows go first: files without a job are found by the next sweep, a job without its files would never heal.
+Several servers may sweep the same database. Rows go first: the next sweep finds files without a job, while a job
+without its files would never heal.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -18,7 +14,7 @@ from typing import Final
 from sqlalchemy import select
 from stillmotion.types import TERMINAL_STATUSES, Job
 
-from serving.background import run_in_thread
+from serving.background import Periodic, run_in_thread
 from serving.jobs import transitions
 from serving.jobs.artifacts import Artifacts
 from serving.jobs.database import Database
@@ -37,7 +33,7 @@ class Retention:
     Args:
         database: open, with the tables in place.
         clock: Unix seconds.
-        terms: how long an expired job is kept.
+        terms: when an expired job is removed.
     """
 
     def __init__(
@@ -63,7 +59,7 @@ class Retention:
             return jobs
 
     def remove_ended(self) -> list[str]:
-        """Remove jobs that were kept for their time, at most a hundred at once; the ids, whose files are to follow."""
+        """Remove ended jobs whose time is over, at most a hundred at once; the ids, whose files are to follow."""
         due = (
             select(JobRow)
             .where(JobRow.status.in_(TERMINAL_STATUSES), JobRow.expires_at <= self._clock())
@@ -88,56 +84,36 @@ _log = logging.getLogger(__name__)
 _STRAYS_EVERY_S: Final = 3600.0
 
 
-class Janitor:
-    """Sweeps until it is stopped.
+class Janitor(Periodic):
+    """The periodic sweep: expiry, removal, and files that belong to no job.
 
     Args:
         retention, store, artifacts: what is swept.
-        bell: rung for every job that changes.
+        notifier: notified of every job that changes.
         every_s: seconds between two sweeps.
     """
 
     def __init__(
-        self, retention: Retention, store: JobStore, artifacts: Artifacts, bell: Notifier, every_s: float = 30.0
+        self, retention: Retention, store: JobStore, artifacts: Artifacts, notifier: Notifier, every_s: float = 30.0
     ) -> None:
+        super().__init__(self.sweep, every_s, "retention sweep")
         self._retention = retention
         self._store = store
         self._artifacts = artifacts
-        self._bell = bell
-        self._every_s = every_s
+        self._notifier = notifier
         self._strays_at = float("-inf")
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Begin to sweep, at once and then periodically."""
-        self._task = asyncio.create_task(self._run(), name="janitor")
-
-    async def stop(self) -> None:
-        """Stop; a sweep that is on ends first."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
 
     async def sweep(self) -> None:
         """One sweep: everything whose time has come."""
         while expired := await run_in_thread(self._retention.expire):
             for job in expired:
-                self._bell.ring(job.id)
+                self._notifier.notify(job.id)
         while removed := await run_in_thread(self._retention.remove_ended):
             for job_id in removed:
                 await run_in_thread(self._artifacts.remove, job_id)
-                self._bell.ring(job_id)
+                self._notifier.notify(job_id)
         if time.monotonic() - self._strays_at >= _STRAYS_EVERY_S:
             self._strays_at = time.monotonic()
-            known = await run_in_thread(self._store.ids)
-            for name in await run_in_thread(self._artifacts.sweep, known):
+            job_ids = await run_in_thread(self._store.ids)
+            for name in await run_in_thread(self._artifacts.sweep, job_ids):
                 _log.warning("removed the files of %s, which is no job", name)
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self.sweep()
-            except Exception:  # noqa: BLE001 - the boundary: the next sweep may do better
-                _log.exception("the sweep was cut short; the next one goes on")
-            await asyncio.sleep(self._every_s)

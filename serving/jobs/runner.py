@@ -1,13 +1,8 @@
-"""One job's run, from its lease to its end: what the engine tells of it is written down as it happens.
+"""Job runner: one job from its lease to its end, its engine events stored as progress, checkpoints and previews.
 
-Whatever the end is, it counts only while this server holds the lease. An engine that was stopped is no end: the job
-goes back into the queue, and on from its last checkpoint.
-
-How a job can end, and how a result becomes files.
-
-How far a job is, in per cent: a fixed share for each phase, filled by what the engine really did.
-
-A chained job has two stages: the phases before `interpolate` share what the first one has of the work.
+The end counts only while this server holds the lease. A stopped engine is no end: the job goes back into the queue and
+on from its last checkpoint. Progress is in per cent, a fixed share for each phase; a chained job has two stages, and
+the phases before `interpolate` share the first one's part of the work.
 """
 
 from __future__ import annotations
@@ -147,7 +142,7 @@ class RunState:
     first: float = 1.0
     steps_before: int = 0
     written_at: float = -math.inf
-    shown_at: float = -math.inf
+    preview_at: float = -math.inf
 
 
 class JobRunner:
@@ -155,18 +150,18 @@ class JobRunner:
 
     Args:
         engine: what serves them.
-        leases, artifacts: where they are kept.
-        bell: rung for a job at every change.
+        leases, artifacts: where progress and files are stored.
+        notifier: notified of a job at every change.
         step_interval_s: progress within a phase is written at most this often.
     """
 
     def __init__(
-        self, engine: Engine, leases: Leases, artifacts: Artifacts, bell: Notifier, step_interval_s: float
+        self, engine: Engine, leases: Leases, artifacts: Artifacts, notifier: Notifier, step_interval_s: float
     ) -> None:
         self._engine = engine
         self._leases = leases
         self._artifacts = artifacts
-        self._bell = bell
+        self._notifier = notifier
         self._interval = step_interval_s
 
     async def follow(self, run: RunState) -> None:
@@ -218,7 +213,7 @@ class JobRunner:
                 return event
             if run.stop.is_set():  # it may have been asked before the engine knew of the job
                 self._engine.cancel(run.job.id)
-            await self._note(run, event)
+            await self._record_progress(run, event)
         raise GenerationFailed("the engine ended the job's events without a result")
 
     async def _request(self, job: LeasedJob) -> EngineRequest:
@@ -226,8 +221,8 @@ class JobRunner:
         names = input_names(len(TASKS[job.task].pictures))
         images = tuple([await run_in_thread(self._artifacts.read, job.id, name) for name in names])
         checkpoint = await run_in_thread(self._checkpoint, job.id)
-        shown = (job.id, job.model, params, images, job.output_format, job.share, checkpoint, job.previews)
-        return EngineRequest(*shown, interpolate=chain)
+        identity = (job.id, job.model, params, images, job.output_format, job.share, checkpoint, job.previews)
+        return EngineRequest(*identity, interpolate=chain)
 
     def _checkpoint(self, job_id: str) -> bytes | None:
         try:
@@ -235,55 +230,55 @@ class JobRunner:
         except FileNotFoundError:
             return None
 
-    async def _note(self, run: RunState, event: EngineEvent) -> None:
+    async def _record_progress(self, run: RunState, event: EngineEvent) -> None:
         """Write progress down: every phase, and within a phase the first, the last and one per interval."""
         match event:
             case Queued(position):
-                name, whole = "queued", True
+                name, is_boundary = "queued", True
                 change = ProgressUpdate("queued", percent("queued"), engine_position=position)
             case PhaseStarted(phase):
                 run.phase = phase
                 run.steps_before = int(run.job.params["num_inference_steps"]) if phase == "interpolate" else 0
-                name, change, whole = "phase", ProgressUpdate(phase, percent(phase, first=run.first)), True
+                name, change, is_boundary = "phase", ProgressUpdate(phase, percent(phase, first=run.first)), True
             case Stepped(step, total, eta_s):
                 run.stepped = True
                 phase = "interpolate" if run.phase == "interpolate" else "denoise"
                 done = percent(phase, step, total, run.first)
                 name, change = "step", ProgressUpdate(phase, done, run.steps_before + step, eta_s)
-                whole = step in (1, total)
+                is_boundary = step in (1, total)
             case Checkpointed(_, state):
-                await self._keep(run.job, state)
+                await self._store_checkpoint(run.job, state)
                 return
             case Previewed(step, jpeg):
-                await self._show(run, step, jpeg)
+                await self._store_preview(run, step, jpeg)
                 return
             case Decoded(frames, total):
                 done = percent("decode", frames, total, run.first)
-                name, change, whole = "decode", ProgressUpdate("decode", done), frames == total
+                name, change, is_boundary = "decode", ProgressUpdate("decode", done), frames == total
             case _:
                 raise TypeError(f"not a progress event: {event!r}")
         now = time.monotonic()
-        if whole or now - run.written_at >= self._interval:
+        if is_boundary or now - run.written_at >= self._interval:
             run.written_at = now
             try:
                 await run_in_thread(self._leases.advance, run.job, name, change)
             except (OperationalError, StorageFull):
                 _log.exception("the progress of job %s cannot be stored now", run.job.id)
-            self._bell.ring(run.job.id)
+            self._notifier.notify(run.job.id)
 
-    async def _keep(self, job: LeasedJob, state: bytes) -> None:
+    async def _store_checkpoint(self, job: LeasedJob, state: bytes) -> None:
         """Store a checkpoint in place of the one before; without it a crash costs more, nothing else."""
         try:
             await run_in_thread(self._artifacts.write, job.id, CHECKPOINT_NAME, state, "application/vnd.safetensors")
         except (OSError, StorageFull):
             _log.exception("a checkpoint of job %s cannot be stored", job.id)
 
-    async def _show(self, run: RunState, step: int, jpeg: bytes) -> None:
-        """Keep a preview in place of the one before, at most one an interval; without it nothing else is lost."""
+    async def _store_preview(self, run: RunState, step: int, jpeg: bytes) -> None:
+        """Store a preview in place of the one before, at most one an interval; without it nothing else is lost."""
         now = time.monotonic()
-        if now - run.shown_at < self._interval:
+        if now - run.preview_at < self._interval:
             return
-        run.shown_at = now
+        run.preview_at = now
         job, name = run.job, preview_name(step, run.job.attempt)
         try:
             file = await run_in_thread(self._artifacts.write, job.id, name, jpeg, "image/jpeg")
@@ -296,7 +291,7 @@ class JobRunner:
             raise
         if before is not None and before != name:
             await run_in_thread(self._artifacts.discard, job.id, before)
-        self._bell.ring(job.id)
+        self._notifier.notify(job.id)
 
     async def _settle(self, job: LeasedJob, outcome: Outcome) -> None:
         """Write the end down; a database that cannot be written now is tried until it can.
@@ -319,20 +314,20 @@ class JobRunner:
             if ended.error is not None and ended.error.code == StorageFull.code:
                 await run_in_thread(self._artifacts.remove, job.id)
             elif ended.is_terminal:
-                await run_in_thread(self._artifacts.discard, job.id, CHECKPOINT_NAME, *_kept_of(job))
-            self._bell.ring(job.id)
+                await run_in_thread(self._artifacts.discard, job.id, CHECKPOINT_NAME, *_interpolation_files(job))
+            self._notifier.notify(job.id)
             return
 
     def _end(self, job: LeasedJob, outcome: Outcome) -> Job:
         if isinstance(outcome, Failed):
             if outcome.code == ENGINE_STOPPED:
-                return self._leases.give_back(job)
+                return self._leases.release(job)
             return self._leases.fail(job, outcome.code, outcome.message)
         if isinstance(outcome, CancelledAt):
             return self._leases.stopped(job, outcome.step, outcome.compute_s)
         return self._leases.complete(job, outcome)
 
 
-def _kept_of(job: LeasedJob) -> list[str]:
-    """The files that a chained job keeps until its end; none of any other."""
+def _interpolation_files(job: LeasedJob) -> list[str]:
+    """The files of a chained job's frame pairs, which are needed until its end; none for any other job."""
     return stored_names(int(job.params["num_frames"]) - 1) if "interpolate" in job.params else []

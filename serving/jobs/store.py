@@ -1,8 +1,8 @@
-"""The job store as callers meet it: every change of a job is one transaction that also writes the event telling of it.
+"""The job store as callers meet it: every change of a job is one transaction with the event that tells of it.
 
-Each method takes the owner whose jobs it may see, and gives nobody's by default but those made without keys: another's
-job is not found. All methods block on the database: call them in a thread. Several servers on one database are kept
-apart by the transactions; nothing is cached here. What the dispatcher does lies in `leases`.
+Each method takes the owner whose jobs it may see, and by default sees only jobs made without keys: another's job is
+not found. All methods block on the database: call them in a thread. Several servers on one database are isolated by
+transactions; nothing is cached here. What the dispatcher does is in `leases`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class JobStore:
     Args:
         database: open, with the tables in place.
         clock: Unix seconds.
-        terms: how long jobs wait and are kept.
+        terms: how long jobs wait, and when ended ones are removed.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class JobStore:
         """
         repeat = None if idempotency_key is None else IdempotentRequest(owner, idempotency_key, body_hash)
         with self._database.read() as session:
-            known = find_previous(session, repeat)
-            if known is not None:
-                return transitions.wire(session, transitions.find(session, known, owner))
+            previous_id = find_previous(session, repeat)
+            if previous_id is not None:
+                return transitions.wire(session, transitions.find(session, previous_id, owner))
             AdmissionControl(session, queue_limit).check(owner, quota)
             return None
 
@@ -86,27 +86,30 @@ class JobStore:
         return outcome
 
     def create_all(
-        self, asked: Sequence[AdmissionRequest], queue_limit: int
+        self, requests: Sequence[AdmissionRequest], queue_limit: int
     ) -> list[tuple[Job, bool] | StillmotionError]:
         """As `create` for each in turn, in one transaction: what it would return, or the error it would raise."""
         with self._database.write() as session:
             self._database.serialise_admission(session)
-            door = AdmissionControl(session, queue_limit)
-            let_in: list[NewJob] = []
-            judged: list[tuple[str, bool] | StillmotionError] = []
-            for one in asked:
+            admission = AdmissionControl(session, queue_limit)
+            admitted: list[NewJob] = []
+            outcomes: list[tuple[str, bool] | StillmotionError] = []
+            for one in requests:
                 try:
-                    known = door.judge(one)
+                    previous_id = admission.admit_or_raise(one)
                 except (Conflict, QueueFull) as error:
-                    judged.append(error)
+                    outcomes.append(error)
                     continue
-                judged.append((known or one.new.id, known is None))
-                if known is None:
-                    let_in.append(one.new)
-            made = {job.id: job for job in insert_jobs(session, let_in, self._clock(), self._terms, door.waiting)}
+                outcomes.append((previous_id or one.new.id, previous_id is None))
+                if previous_id is None:
+                    admitted.append(one.new)
+            jobs = insert_jobs(session, admitted, self._clock(), self._terms, admission.waiting)
+            inserted = {job.id: job for job in jobs}
             return [
-                it if isinstance(it, StillmotionError) else (made.get(it[0]) or self._known(session, it[0]), it[1])
-                for it in judged
+                outcome
+                if isinstance(outcome, StillmotionError)
+                else (inserted.get(outcome[0]) or self._existing(session, outcome[0]), outcome[1])
+                for outcome in outcomes
             ]
 
     def get(self, job_id: str, owner: str = "") -> Job:
@@ -195,15 +198,15 @@ class JobStore:
         with self._database.read() as session:
             row = transitions.find(session, job_id, owner)
             if variant == "preview" and "preview" not in row.files:
-                told = "there is none yet" if row.previews else "none was asked for: submit with previews"
-                raise Conflict(f"the job has no preview; {told}", code="content_not_ready")
+                reason = "there is none yet" if row.previews else "none was asked for: submit with previews"
+                raise Conflict(f"the job has no preview; {reason}", code="content_not_ready")
             if variant != "preview" and row.status != "completed":
                 later = "" if is_terminal(row.status) else "; follow its events, or ask again later"
                 raise Conflict(f"the job is {row.status}, it has no content{later}", code="content_not_ready")
             return StoredFile(**row.files[variant])
 
     @staticmethod
-    def _known(session: Session, job_id: str) -> Job:
+    def _existing(session: Session, job_id: str) -> Job:
         return transitions.wire(session, transitions.find(session, job_id, None))
 
     def ids(self) -> set[str]:

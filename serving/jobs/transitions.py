@@ -1,8 +1,6 @@
-"""The changes of a job within one transaction: through the transition table, and with the event that tells of them.
+"""The state machine of a job: legal changes of status, each in one transaction with the event that tells of it.
 
-Everything that alters a job's row ends in `emit` here, so the row and its history cannot part.
-
-Which status may follow which: the one table every change of a job goes through.
+Everything that alters a job's row ends in `emit`, so the row and its history cannot part.
 
     queued -> in_progress -> completed | failed | cancelled | expired
     queued -> cancelled | expired              (before any compute)
@@ -80,7 +78,7 @@ def find(session: Session, job_id: str, owner: str | None, *, lock: bool = False
     Raises:
         JobNotFound: there is none, or it is another's: the two cannot be told apart from outside.
     """
-    if "\0" in job_id:  # Postgres cannot even be asked
+    if "\0" in job_id:  # Postgres refuses such a parameter
         raise JobNotFound(job_id, param=param)
     query = _BY_ID if owner is None else _OWNED
     row = session.scalars(query.with_for_update() if lock else query, {"id": job_id, "owner": owner}).first()

@@ -26,7 +26,7 @@ from model.errors import InvalidRequest
 from model.params import Params
 from model.tasks import IMAGE_TO_VIDEO, TaskSpec, task
 from serving.gateway.errors import first_problem
-from serving.gateway.requests import Submission, order_of, read_json
+from serving.gateway.requests import Submission, read_json, to_job_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def read_row(values: Mapping[str, Any], reading: RowContext, *, strict: bool) ->
     spec = _task(values, reading)
     fields = {name: value for name, value in values.items() if name not in OWN_COLUMNS}
     submission = _read_json(fields, spec, reading.base) if strict else _read_form(fields, spec, reading.base)
-    order = order_of(submission, spec.name)
+    order = to_job_request(submission, spec.name)
     if order.interpolate is not False:
         raise InvalidRequest(
             "offline rendering makes single stages; leave interpolate out, or send such rows to POST /batches",

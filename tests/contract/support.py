@@ -94,11 +94,11 @@ def settings(folder: Path, **changes: Any) -> Settings:
 
 @asynccontextmanager
 async def running(
-    folder: Path, engine: ScriptedEngine | None = None, outside: Integrations | None = None, **changes: Any
+    folder: Path, engine: ScriptedEngine | None = None, integrations: Integrations | None = None, **changes: Any
 ) -> AsyncIterator[Running]:
     """The app, called in process."""
     engine = engine or ScriptedEngine()
-    app = create_app(engine, [entry(), entry("second")], settings(folder, **changes), outside=outside)
+    app = create_app(engine, [entry(), entry("second")], settings(folder, **changes), integrations=integrations)
     transport = httpx.ASGITransport(app)
     address = "http://test"
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url=address) as client:

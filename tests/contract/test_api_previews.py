@@ -112,13 +112,13 @@ async def test_a_second_attempt_takes_the_place_of_the_firsts_preview(tmp_path: 
         from tests.unit.serving.jobs.test_transitions import new_job
 
         store.create(replace(new_job("job_x"), previews=True), 10)
-        first = leases.take()
+        first = leases.acquire()
         assert first is not None
         assert first.previews
         file = app.services.artifacts.write("job_x", "preview-1.1.jpg", b"1", "image/jpeg")
         assert leases.preview(first, 1, file) is None
-        leases.give_back(first)
-        second = leases.take()
+        leases.release(first)
+        second = leases.acquire()
         assert second is not None
         newer = app.services.artifacts.write("job_x", "preview-1.2.jpg", b"2", "image/jpeg")
         assert leases.preview(second, 1, newer) == "preview-1.1.jpg"

@@ -85,8 +85,8 @@ async def test_the_safety_filter_refuses_and_its_verdict_is_kept(tmp_path: Path)
     from serving.gateway.services import Integrations
     from tests.contract.support import settings
 
-    outside = replace(Integrations.of(settings(tmp_path)), safety=Judge())
-    async with running(tmp_path, outside=outside) as app:
+    integrations = replace(Integrations.of(settings(tmp_path)), safety=Judge())
+    async with running(tmp_path, integrations=integrations) as app:
         red, green = (encoded("PNG", Image.new("RGB", (40, 40), colour)) for colour in ("red", "green"))
         refused = await app.client.post(ROUTES[0], files={"image": ("x.png", red, "image/png")})
         assert (refused.status_code, error_of(refused).code) == (422, PictureRefused.code)

@@ -62,7 +62,7 @@ async def site() -> AsyncIterator[Site]:
         yield one
 
 
-def outside(fetcher: Fetcher) -> Integrations:
+def integrations(fetcher: Fetcher) -> Integrations:
     return Integrations(fetcher, None, None, NoTraces())
 
 
@@ -83,7 +83,7 @@ async def test_urls_are_off_by_default(tmp_path: Path) -> None:
 
 
 async def test_a_picture_is_fetched_where_the_policy_allows_it(tmp_path: Path) -> None:
-    async with site() as web, running(tmp_path, outside=outside(fetcher(allowed=True))) as app:
+    async with site() as web, running(tmp_path, integrations=integrations(fetcher(allowed=True))) as app:
         base = f"http://127.0.0.1:{web.port}"
         answer = await ask(app, f"{base}/still.png")
         assert answer.status_code == 202, answer.text
@@ -135,7 +135,7 @@ SPELLINGS = [
 async def test_every_spelling_of_a_private_address_is_refused_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with site() as web, running(tmp_path, outside=outside(fetcher())) as app:
+    async with site() as web, running(tmp_path, integrations=integrations(fetcher())) as app:
         for spelling in SPELLINGS:
             url = spelling.format(port=web.port)
             caplog.clear()
@@ -155,7 +155,7 @@ async def test_every_spelling_of_a_private_address_is_refused_and_logged(
 
 
 async def test_https_only_refuses_http(tmp_path: Path) -> None:
-    async with running(tmp_path, outside=outside(fetcher("https"))) as app:
+    async with running(tmp_path, integrations=integrations(fetcher("https"))) as app:
         assert error_of(await ask(app, "http://example.com/x.png")).code == "address_refused"
 
 
@@ -172,7 +172,7 @@ async def test_a_redirect_to_loopback_is_refused_and_logged(tmp_path: Path, capl
         one = AddressPolicy(frozenset({"http"}))
         hop = Hop(one, web.port)
         getter = Fetcher("http", FetchLimits(seconds=2), policy=hop, resolve=named)
-        async with running(tmp_path, outside=outside(getter)) as app:
+        async with running(tmp_path, integrations=integrations(getter)) as app:
             for target in (
                 f"http://127.0.0.1:{inner.port}/x",
                 f"http://localhost:{inner.port}/x",
@@ -221,7 +221,7 @@ async def test_a_name_that_changes_its_mind_is_refused(tmp_path: Path, caplog: p
 
     async with site() as web:
         getter = Fetcher("http", FetchLimits(seconds=1), resolve=rebinding)
-        async with running(tmp_path, outside=outside(getter)) as app:
+        async with running(tmp_path, integrations=integrations(getter)) as app:
             for _ in range(2):
                 caplog.clear()
                 with caplog.at_level(logging.INFO, logger="serving"):
@@ -236,7 +236,8 @@ async def test_a_name_with_one_private_address_among_public_ones_is_refused(tmp_
     async def mixed(host: str, port: int) -> Sequence[Address]:
         return [PUBLIC, ipaddress.ip_address("10.1.2.3")]
 
-    async with running(tmp_path, outside=outside(Fetcher("http", FetchLimits(seconds=1), resolve=mixed))) as app:
+    fetcher = Fetcher("http", FetchLimits(seconds=1), resolve=mixed)
+    async with running(tmp_path, integrations=integrations(fetcher)) as app:
         answer = await ask(app, "http://mixed.example/x")
         assert error_of(answer).code == "address_refused"
         assert "10.1.2.3" not in answer.text, "what a name means inside is not the caller's to know"

@@ -125,9 +125,9 @@ def spans() -> Iterator[tuple[Any, Any]]:
 
 async def test_one_trace_goes_from_http_through_the_phases(tmp_path: Path, spans: tuple[Any, Any]) -> None:
     tracer, memory = spans
-    outside = Integrations(Fetcher("off", FetchLimits()), None, None, OtelTraces(tracer))
+    integrations = Integrations(Fetcher("off", FetchLimits()), None, None, OtelTraces(tracer))
     caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    async with running(tmp_path, outside=outside) as app:
+    async with running(tmp_path, integrations=integrations) as app:
         job = await app.submit(headers={"traceparent": caller})
         await app.until(job.id, "completed")
     made = {span.name: span for span in memory.get_finished_spans() if span.context.trace_id == int(caller[3:35], 16)}

@@ -38,7 +38,7 @@ def batch_line(
         OSError: a picture cannot be read.
     """
     pictures = {"image": image, "last_image": last_image}
-    body: dict[str, Any] = {name: _inline(given) for name, given in pictures.items() if given is not None}
+    body: dict[str, Any] = {name: _inline(picture) for name, picture in pictures.items() if picture is not None}
     line: Mapping[str, Any] = {
         "custom_id": custom_id,
         "url": f"/generate/{task}",
@@ -100,7 +100,7 @@ def results(context: Context, identity: str) -> Flow[None]:
         APIConnectionError: the transfer broke more often in a row than the policy retries.
         UnexpectedAnswer: what came is no result of a batch.
     """
-    seen: set[int] = set()
+    row_numbers: set[int] = set()
     failures = 0
     while True:
         yield from send(context, Call("GET", f"{_path(identity)}/results"), stream=True)
@@ -109,8 +109,8 @@ def results(context: Context, identity: str) -> Flow[None]:
             while (chunk := (yield Read())) is not None:
                 *whole, rest = (rest + chunk).split(b"\n")
                 for result in map(_result, whole):
-                    if result.row not in seen:
-                        seen.add(result.row)
+                    if result.row not in row_numbers:
+                        row_numbers.add(result.row)
                         failures = 0
                         yield Emit(result)
             return

@@ -75,8 +75,8 @@ def get_job(job_id: str) -> Call:
 
 def list_jobs(status: JobStatus | None, order: str, limit: int, after: str | None) -> Call:
     """A page of jobs."""
-    asked = {"status": status, "order": order, "limit": str(limit), "after": after}
-    return Call("GET", "jobs", params={name: value for name, value in asked.items() if value is not None})
+    query = {"status": status, "order": order, "limit": str(limit), "after": after}
+    return Call("GET", "jobs", params={name: value for name, value in query.items() if value is not None})
 
 
 def cancel_job(job_id: str) -> Call:

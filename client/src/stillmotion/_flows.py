@@ -156,7 +156,7 @@ def poll(context: Context, job_id: str, timeout: float | None, interval: float |
         wait = interval if interval is not None else min(2.0, wait * 1.5)
 
 
-def made(context: Context, call: Call, wait: bool, timeout: float | None, interval: float | None) -> Flow[Job]:
+def generated(context: Context, call: Call, wait: bool, timeout: float | None, interval: float | None) -> Flow[Job]:
     """Submit, and poll if that is wanted."""
     if wait:
         return (yield from generate(context, call, timeout, interval))

@@ -107,7 +107,7 @@ class AsyncClient:
     ) -> Job:
         """Turn a prompt into a video; with `wait=False`, come back at once."""
         call = _calls.text_to_video(prompt, settings, idempotency_key)
-        return await self._driver.run(_flows.made(self._context, call, wait, timeout, interval))
+        return await self._driver.run(_flows.generated(self._context, call, wait, timeout, interval))
 
     async def frame_interpolation(
         self,
@@ -122,7 +122,7 @@ class AsyncClient:
     ) -> Job:
         """Make the frames between two stills."""
         call = _calls.frame_interpolation(image, last_image, settings, idempotency_key)
-        return await self._driver.run(_flows.made(self._context, call, wait, timeout, interval))
+        return await self._driver.run(_flows.generated(self._context, call, wait, timeout, interval))
 
     async def multi_view(
         self,
@@ -136,7 +136,7 @@ class AsyncClient:
     ) -> Job:
         """Make an orbit around the object in a still."""
         call = _calls.multi_view(image, settings, idempotency_key)
-        return await self._driver.run(_flows.made(self._context, call, wait, timeout, interval))
+        return await self._driver.run(_flows.generated(self._context, call, wait, timeout, interval))
 
     async def get(self, job_id: str) -> Job:
         """The job's state now."""

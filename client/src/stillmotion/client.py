@@ -128,7 +128,7 @@ class Client:
             wait: False: come back at once, with the job as it then is.
         """
         call = _calls.text_to_video(prompt, settings, idempotency_key)
-        return self._driver.run(_flows.made(self._context, call, wait, timeout, interval))
+        return self._driver.run(_flows.generated(self._context, call, wait, timeout, interval))
 
     def frame_interpolation(
         self,
@@ -148,7 +148,7 @@ class Client:
             last_image: the last frame.
         """
         call = _calls.frame_interpolation(image, last_image, settings, idempotency_key)
-        return self._driver.run(_flows.made(self._context, call, wait, timeout, interval))
+        return self._driver.run(_flows.generated(self._context, call, wait, timeout, interval))
 
     def multi_view(
         self,
@@ -162,7 +162,7 @@ class Client:
     ) -> Job:
         """Make an orbit around the object in a still; arguments and errors as in `text_to_video` and `generate`."""
         call = _calls.multi_view(image, settings, idempotency_key)
-        return self._driver.run(_flows.made(self._context, call, wait, timeout, interval))
+        return self._driver.run(_flows.generated(self._context, call, wait, timeout, interval))
 
     def get(self, job_id: str) -> Job:
         """The job's state now."""

@@ -67,9 +67,9 @@ def verify(
         UnexpectedAnswer: it is genuine, and of a form that this version does not know.
         ValueError: `secret` is none.
     """
-    given = {name.lower(): value for name, value in headers.items()}
+    lower_case = {name.lower(): value for name, value in headers.items()}
     try:
-        message_id, sent_at, signatures = (given[f"webhook-{name}"] for name in ("id", "timestamp", "signature"))
+        message_id, sent_at, signatures = (lower_case[f"webhook-{name}"] for name in ("id", "timestamp", "signature"))
     except KeyError as error:
         raise BadSignature(f"the header {error.args[0]} is missing") from error
     if not (sent_at.isascii() and sent_at.isdecimal()):

@@ -35,44 +35,44 @@ _BODY: Final[dict[str, Any]] = {
 
 
 @router.post("", status_code=202, responses=error_responses(400, 409, 413, 415, 429, 503, 507), openapi_extra=_BODY)
-async def create_batch(request: Request, parts: ServicesDep, caller: Submitter, key: IdempotencyKey = None) -> Batch:
+async def create_batch(request: Request, services: ServicesDep, caller: Submitter, key: IdempotencyKey = None) -> Batch:
     """Submit many generations: JSON lines, each `{"custom_id", "url": "/generate/...", "body": {...}}`.
 
     All rows are stored, or, if a line has a fault, none. They wait and run as work of the offline class: in idle
     capacity only, yielding to every other job.
     """
-    parts.check_accepting()
-    rows = await read_batch(request, parts.settings.batch_rows)
+    services.check_accepting()
+    rows = await read_batch(request, services.settings.batch_rows)
     sent = [{"custom_id": line.custom_id, "url": line.url, "body": line.body} for line, _ in rows]
     repeat = repeat_of(caller, key, {"batch": hash_body({"rows": sent})})
-    known = await run_in_thread(
-        parts.batches.admit, len(rows), parts.settings.offline_limit, caller.owner, repeat, caller.max_jobs
+    previous = await run_in_thread(
+        services.batches.admit, len(rows), services.settings.offline_limit, caller.owner, repeat, caller.max_jobs
     )
-    if known is not None:
-        return known
+    if previous is not None:
+        return previous
     batch_id = f"batch_{uuid4().hex}"
     jobs: list[NewJob] = []
     is_new = False
     try:
-        for number, (line, order) in enumerate(rows, 1):
-            place = BatchPlace(batch_id, number - 1, line.custom_id)
-            jobs.append(await _keep(parts, caller, place, order))
+        for number, (line, job_request) in enumerate(rows, 1):
+            batch_row_ = BatchPlace(batch_id, number - 1, line.custom_id)
+            jobs.append(await _prepare_row(services, caller, batch_row_, job_request))
         new = NewBatch(id=batch_id, owner=caller.owner, jobs=jobs, repeat=repeat, quota=caller.max_jobs)
-        batch, is_new = await run_in_thread(parts.batches.create, new, parts.settings.offline_limit)
+        batch, is_new = await run_in_thread(services.batches.create, new, services.settings.offline_limit)
     finally:
         if not is_new:
             for job in jobs:
-                await run_in_thread(parts.artifacts.remove, job.id)
+                await run_in_thread(services.artifacts.remove, job.id)
     if is_new:
-        parts.keys.charge(caller, len(rows) - 1)
-    parts.bell.ring(QUEUE_TOPIC)
+        services.keys.charge(caller, len(rows) - 1)
+    services.notifier.notify(QUEUE_TOPIC)
     return batch
 
 
 @router.get("/{batch_id}", responses=error_responses(404))
-async def get_batch(batch_id: str, parts: ServicesDep, caller: CallerDep) -> Batch:
+async def get_batch(batch_id: str, services: ServicesDep, caller: CallerDep) -> Batch:
     """A batch as it is now: how many of its rows have which status."""
-    return await run_in_thread(parts.batches.get, batch_id, caller.owner)
+    return await run_in_thread(services.batches.get, batch_id, caller.owner)
 
 
 @router.get(
@@ -83,36 +83,36 @@ async def get_batch(batch_id: str, parts: ServicesDep, caller: CallerDep) -> Bat
         **error_responses(404),
     },
 )
-async def get_results(batch_id: str, parts: ServicesDep, caller: CallerDep) -> StreamingResponse:
+async def get_results(batch_id: str, services: ServicesDep, caller: CallerDep) -> StreamingResponse:
     """The rows that have ended so far, one a line in the order they were sent; all of them once it is completed."""
-    await run_in_thread(parts.batches.get, batch_id, caller.owner)
-    return StreamingResponse(_results(parts, batch_id, caller.owner), media_type=JSON_LINES[0])
+    await run_in_thread(services.batches.get, batch_id, caller.owner)
+    return StreamingResponse(_results(services, batch_id, caller.owner), media_type=JSON_LINES[0])
 
 
 @router.post("/{batch_id}/cancel", responses=error_responses(404, 409))
-async def cancel_batch(batch_id: str, parts: ServicesDep, caller: CallerDep, key: IdempotencyKey = None) -> Batch:
+async def cancel_batch(batch_id: str, services: ServicesDep, caller: CallerDep, key: IdempotencyKey = None) -> Batch:
     """Stop a batch: what waits at once, what runs at the next step boundary; rows that have ended stay as they are."""
     repeat = repeat_of(caller, key, {"cancel": batch_id})
-    batch, job_ids = await run_in_thread(parts.batches.cancel, batch_id, caller.owner, repeat)
+    batch, job_ids = await run_in_thread(services.batches.cancel, batch_id, caller.owner, repeat)
     for job_id in job_ids:
-        parts.dispatcher.cancel(job_id)
-        parts.bell.ring(job_id)
+        services.dispatcher.cancel(job_id)
+        services.notifier.notify(job_id)
     return batch
 
 
-async def _keep(parts: Services, caller: Caller, place: BatchPlace, order: JobRequest) -> NewJob:
+async def _prepare_row(services: Services, caller: Caller, batch_row_: BatchPlace, job_request: JobRequest) -> NewJob:
     """Check one row against its checkpoint, and store its files."""
     try:
-        return replace(await prepare(parts, caller, order), batch=place)
+        return replace(await prepare(services, caller, job_request), batch=batch_row_)
     except InvalidRequest as error:
-        at_fault(place.row + 1, error)
+        at_fault(batch_row_.row + 1, error)
 
 
-def _results(parts: Services, batch_id: str, owner: str) -> Iterator[str]:
+def _results(services: Services, batch_id: str, owner: str) -> Iterator[str]:
     """Lines, read page by page; a batch removed meanwhile ends them."""
     after = -1
     try:
-        while page := parts.batches.results(batch_id, after, _PAGE, owner):
+        while page := services.batches.results(batch_id, after, _PAGE, owner):
             yield "".join(f"{line.model_dump_json()}\n" for line in page)
             after = page[-1].row
     except BatchNotFound:

@@ -1,7 +1,4 @@
-"""The files of a completed job, whole or in part.
-
-Byte ranges and validators of RFC 9110: which part of a file an answer carries.
-"""
+"""The files of a completed job, whole or in part: byte ranges and validators of RFC 9110."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ class Unsatisfiable(Exception):
 
 
 def parse_range(header: str | None, total: int) -> Span | None:
-    """The one range asked for, or None for the whole file.
+    """The requested range, or None for the whole file.
 
     No range, several, or one that is not understood: the whole file (RFC 9110 section 14.2 lets a server ignore it).
 
@@ -106,7 +103,7 @@ class ContentQuery(BaseModel):
 async def get_content(
     job_id: str,
     request: Request,
-    parts: ServicesDep,
+    services: ServicesDep,
     caller: CallerDep,
     query: Annotated[ContentQuery, Query()],
     range_header: Annotated[str | None, Header(alias="Range", description="one range of bytes")] = None,
@@ -117,8 +114,8 @@ async def get_content(
 
     One byte range a request; several give the whole file.
     """
-    asked = Conditions(range_header, if_range, if_none_match)
-    return await file_answer(parts, caller, request, job_id, query.variant, asked)
+    conditions = Conditions(range_header, if_range, if_none_match)
+    return await file_answer(services, caller, request, job_id, query.variant, conditions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +134,12 @@ class Conditions:
 
 
 async def file_answer(
-    parts: Services, caller: Caller, request: Request, job_id: str, variant: Variant, asked: Conditions | None = None
+    services: Services,
+    caller: Caller,
+    request: Request,
+    job_id: str,
+    variant: Variant,
+    conditions: Conditions | None = None,
 ) -> Response:
     """A file of a completed job, or as much of it as the request's headers ask for.
 
@@ -145,16 +147,16 @@ async def file_answer(
         JobNotFound, Conflict: as the store.
         Problem: 416, the range lies outside.
     """
-    asked = asked or Conditions.of(request)
-    file = await run_in_thread(parts.store.file, job_id, variant, caller.owner)
+    conditions = conditions or Conditions.of(request)
+    file = await run_in_thread(services.store.file, job_id, variant, caller.owner)
     if variant == "preview":
-        return await _preview(parts, caller, request, job_id, file)
-    if not await run_in_thread(parts.artifacts.exists, job_id, file.name):
+        return await _preview(services, caller, request, job_id, file)
+    if not await run_in_thread(services.artifacts.exists, job_id, file.name):
         raise StillmotionError(f"the file {file.name} of job {job_id} is lost", code="artifact_lost")
     headers = _headers(job_id, file)
-    if matches(asked.if_none_match, headers["ETag"]):
+    if matches(conditions.if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    span = _span(file, asked.range if asked.if_range in (None, headers["ETag"]) else None)
+    span = _span(file, conditions.range if conditions.if_range in (None, headers["ETag"]) else None)
     start, stop = (0, file.bytes) if span is None else (span.start, span.stop)
     headers["Content-Length"] = str(stop - start)
     if span is not None:
@@ -162,17 +164,17 @@ async def file_answer(
     status = 200 if span is None else 206
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=file.media_type)
-    pieces = parts.artifacts.pieces(job_id, file.name, start, stop)
+    pieces = services.artifacts.pieces(job_id, file.name, start, stop)
     return StreamingResponse(pieces, status, headers, file.media_type)
 
 
-async def _preview(parts: Services, caller: Caller, request: Request, job_id: str, file: StoredFile) -> Response:
+async def _preview(services: Services, caller: Caller, request: Request, job_id: str, file: StoredFile) -> Response:
     """The newest preview, whole: it may be replaced while it is read, and then the newer one is given."""
     while True:
         try:
-            data = await run_in_thread(parts.artifacts.read, job_id, file.name)
+            data = await run_in_thread(services.artifacts.read, job_id, file.name)
         except FileNotFoundError:
-            newer = await run_in_thread(parts.store.file, job_id, "preview", caller.owner)
+            newer = await run_in_thread(services.store.file, job_id, "preview", caller.owner)
             if newer == file:
                 raise StillmotionError(f"the preview of job {job_id} is lost", code="artifact_lost") from None
             file = newer

@@ -15,12 +15,12 @@ from serving.gateway.auth import CallerDep
 from serving.gateway.openapi import error_responses
 from serving.gateway.services import Services, ServicesDep
 from serving.jobs.errors import Conflict, JobNotFound
-from serving.jobs.notifier import wait_heard
+from serving.jobs.notifier import wait_notified
 from serving.jobs.records import is_preview
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 _LOOK_AGAIN_S = 15.0
-"""Seconds; the bell rings long before, also for what other servers do."""
+"""Seconds; the notifier wakes the stream long before, also for what other servers do."""
 _PING_S = 15
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
@@ -34,47 +34,47 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 @router.get("/{job_id}/events", response_class=EventSourceResponse, responses={**_STREAM, **error_responses(404)})
 async def stream_events(
     job_id: str,
-    parts: ServicesDep,
+    services: ServicesDep,
     caller: CallerDep,
     last_event_id: Annotated[
         int, Header(alias="Last-Event-ID", ge=0, description="replay the events after this one")
     ] = 0,
 ) -> EventSourceResponse:
     """Every event of the job: those that happened at once, the others as they happen."""
-    await run_in_thread(parts.store.get, job_id, caller.owner)
-    return EventSourceResponse(_events(parts, caller.owner, job_id, last_event_id), ping=_PING_S, sep="\n")
+    await run_in_thread(services.store.get, job_id, caller.owner)
+    return EventSourceResponse(_events(services, caller.owner, job_id, last_event_id), ping=_PING_S, sep="\n")
 
 
-async def _events(parts: Services, owner: str, job_id: str, last: int) -> AsyncIterator[ServerSentEvent]:
-    with parts.bell.listen(job_id) as heard:
+async def _events(services: Services, owner: str, job_id: str, last: int) -> AsyncIterator[ServerSentEvent]:
+    with services.notifier.subscribe(job_id) as notified:
         while True:
-            heard.clear()
+            notified.clear()
             try:
-                news, ended = await run_in_thread(parts.store.events_after, job_id, last, owner)
+                news, ended = await run_in_thread(services.store.events_after, job_id, last, owner)
             except JobNotFound:  # deleted while it was followed
                 return
-            for event in await run_in_thread(_with_picture, parts, owner, job_id, news):
+            for event in await run_in_thread(_with_picture, services, owner, job_id, news):
                 last = event.id
                 yield _message(event)
             if ended:
                 return
-            await wait_heard(heard, _LOOK_AGAIN_S)
+            await wait_notified(notified, _LOOK_AGAIN_S)
 
 
-def _with_picture(parts: Services, owner: str, job_id: str, news: list[JobEvent]) -> list[JobEvent]:
+def _with_picture(services: Services, owner: str, job_id: str, news: list[JobEvent]) -> list[JobEvent]:
     """The same events, the newest preview's with its JPEG, unless a newer one has taken its place on the disk."""
     last = max((number for number, event in enumerate(news) if event.preview is not None), default=None)
     if last is None or (preview := news[last].preview) is None:
         return news
     try:
-        file = parts.store.file(job_id, "preview", owner)
+        file = services.store.file(job_id, "preview", owner)
         if not is_preview(file.name, preview.step):
             return news
-        data = base64.b64encode(parts.artifacts.read(job_id, file.name)).decode()
+        data = base64.b64encode(services.artifacts.read(job_id, file.name)).decode()
     except (Conflict, JobNotFound, FileNotFoundError):
         return news
-    shown = news[last].model_copy(update={"preview": preview.model_copy(update={"data": data})})
-    return [*news[:last], shown, *news[last + 1 :]]
+    with_data = news[last].model_copy(update={"preview": preview.model_copy(update={"data": data})})
+    return [*news[:last], with_data, *news[last + 1 :]]
 
 
 def _message(event: JobEvent) -> ServerSentEvent:

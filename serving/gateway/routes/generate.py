@@ -16,11 +16,11 @@ from serving.background import run_in_thread
 from serving.gateway.auth import Submitter
 from serving.gateway.errors import Problem
 from serving.gateway.openapi import error_responses, submission_body
-from serving.gateway.requests import order_of, read_submission
+from serving.gateway.requests import read_submission, to_job_request
 from serving.gateway.services import Services, ServicesDep
 from serving.gateway.settings import MAX_WAIT_S
 from serving.gateway.submit import submit
-from serving.jobs.notifier import wait_heard
+from serving.jobs.notifier import wait_notified
 from serving.keys import Caller
 
 router = APIRouter(prefix="/generate", tags=["generate"])
@@ -29,18 +29,18 @@ _WAIT: Final = re.compile(r"\s*wait\s*=\s*\"?([^\",;]*)\"?", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class SubmissionContext:
-    """What every submitting route is given."""
+    """The parameters that every submitting route shares."""
 
     request: Request
-    parts: Services
+    services: Services
     caller: Caller
     prefer: str | None
     idempotency_key: str | None
 
 
-async def _asked(
+async def _context(
     request: Request,
-    parts: ServicesDep,
+    services: ServicesDep,
     caller: Submitter,
     prefer: Annotated[str | None, Header(description="wait=N holds the answer for up to N <= 60 seconds")] = None,
     idempotency_key: Annotated[
@@ -53,10 +53,10 @@ async def _asked(
         ),
     ] = None,
 ) -> SubmissionContext:
-    return SubmissionContext(request, parts, caller, prefer, idempotency_key)
+    return SubmissionContext(request, services, caller, prefer, idempotency_key)
 
 
-Submitted = Annotated[SubmissionContext, Depends(_asked)]
+Submitted = Annotated[SubmissionContext, Depends(_context)]
 
 
 def _documented(task: TaskSpec) -> dict[str, Any]:
@@ -74,41 +74,41 @@ def _documented(task: TaskSpec) -> dict[str, Any]:
 
 
 @router.post("/image-to-video", **_documented(IMAGE_TO_VIDEO))
-async def image_to_video(asked: Submitted) -> JSONResponse:
+async def image_to_video(context: Submitted) -> JSONResponse:
     """Make a short video of a still.
 
     Answers 202 with the job at once. With `Prefer: wait=N` the answer comes when the job has ended (200; its
     status says how) or after N seconds (202).
     """
-    return await _answer(asked, IMAGE_TO_VIDEO)
+    return await _answer(context, IMAGE_TO_VIDEO)
 
 
 @router.post("/text-to-video", **_documented(TEXT_TO_VIDEO))
-async def text_to_video(asked: Submitted) -> JSONResponse:
+async def text_to_video(context: Submitted) -> JSONResponse:
     """Make a short video of a prompt. Answers as `/generate/image-to-video` does."""
-    return await _answer(asked, TEXT_TO_VIDEO)
+    return await _answer(context, TEXT_TO_VIDEO)
 
 
 @router.post("/frame-interpolation", **_documented(FRAME_INTERPOLATION))
-async def frame_interpolation(asked: Submitted) -> JSONResponse:
+async def frame_interpolation(context: Submitted) -> JSONResponse:
     """Make the frames between two stills. Answers as `/generate/image-to-video` does."""
-    return await _answer(asked, FRAME_INTERPOLATION)
+    return await _answer(context, FRAME_INTERPOLATION)
 
 
 @router.post("/multi-view", **_documented(MULTI_VIEW))
-async def multi_view(asked: Submitted) -> JSONResponse:
+async def multi_view(context: Submitted) -> JSONResponse:
     """Make an orbit around the object in a still. Answers as `/generate/image-to-video` does."""
-    return await _answer(asked, MULTI_VIEW)
+    return await _answer(context, MULTI_VIEW)
 
 
-async def _answer(asked: SubmissionContext, task: TaskSpec) -> JSONResponse:
-    wait_s = _parse_wait(asked.prefer)
-    parts, caller = asked.parts, asked.caller
-    parts.check_accepting()
-    submission = await read_submission(asked.request, task)
-    job, is_new = await submit(parts, caller, order_of(submission, task.name), asked.idempotency_key)
+async def _answer(context: SubmissionContext, task: TaskSpec) -> JSONResponse:
+    wait_s = _parse_wait(context.prefer)
+    services, caller = context.services, context.caller
+    services.check_accepting()
+    submission = await read_submission(context.request, task)
+    job, is_new = await submit(services, caller, to_job_request(submission, task.name), context.idempotency_key)
     if wait_s:
-        job = await _wait(parts, caller, job, wait_s)
+        job = await _wait(services, caller, job, wait_s)
     headers = {"Location": job.urls.self}
     if wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s}"
@@ -131,12 +131,12 @@ def _parse_wait(prefer: str | None) -> int | None:
     return int(text)
 
 
-async def _wait(parts: Services, caller: Caller, job: Job, seconds: float) -> Job:
+async def _wait(services: Services, caller: Caller, job: Job, seconds: float) -> Job:
     deadline = time.monotonic() + seconds
-    with parts.bell.listen(job.id) as heard:
+    with services.notifier.subscribe(job.id) as notified:
         while not job.is_terminal and (left := deadline - time.monotonic()) > 0:
-            heard.clear()
-            job = await run_in_thread(parts.store.get, job.id, caller.owner)
+            notified.clear()
+            job = await run_in_thread(services.store.get, job.id, caller.owner)
             if not job.is_terminal:
-                await wait_heard(heard, min(left, 1.0))
+                await wait_notified(notified, min(left, 1.0))
     return job

@@ -1,6 +1,6 @@
-"""The routes that OpenAI's stock clients call, under /v1: the same jobs in other words (docs/openai.md).
+"""The routes that OpenAI's stock clients call, under /v1: the same jobs in their words (docs/openai.md).
 
-Reading POST /v1/videos as OpenAI's clients send it: always a multipart form, also where there is no file.
+POST /v1/videos is a multipart form, also where there is no file, as those clients send it; or the same as JSON.
 """
 
 from __future__ import annotations
@@ -104,12 +104,12 @@ def _json_object(body: bytes) -> dict[str, Any]:
     from pydantic_core import from_json
 
     try:
-        found = from_json(body)
+        value = from_json(body)
     except ValueError as error:
         raise Problem(400, "malformed_body", f"the body is not valid JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise Problem(400, "malformed_body", "the body is no JSON object")
-    return found
+    return value
 
 
 def _referenced(reference: Any) -> bytes | str:
@@ -132,7 +132,7 @@ def _referenced(reference: Any) -> bytes | str:
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 _POLL: Final = {"openai-poll-after-ms": "500"}
-"""How soon the stock client shall ask again; it waits a second unless told."""
+"""How soon the stock client shall ask again; it waits a second by default."""
 _VARIANTS: Final[dict[str, Variant]] = {
     "video": "video",
     "thumbnail": "thumbnail",
@@ -149,7 +149,7 @@ class VideoQuery(BaseModel):
 
     after: str | None = Field(None, description="begin behind this video")
     limit: int = Field(20, ge=1, le=100)
-    order: Literal["asc", "desc"] = "desc"
+    job_request: Literal["asc", "desc"] = "desc"
 
 
 class VideoContentQuery(BaseModel):
@@ -170,29 +170,29 @@ class VideoContentQuery(BaseModel):
 )
 async def create_video(
     request: Request,
-    parts: ServicesDep,
+    services: ServicesDep,
     caller: Submitter,
     idempotency_key: Annotated[
         str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, description="as elsewhere")
     ] = None,
 ) -> JSONResponse:
     """Make a video: of `input_reference` where there is one, else of the prompt alone."""
-    parts.check_accepting()
-    order = _order(parts, await read_video_order(request))
-    job, _ = await submit(parts, caller, order, idempotency_key)
+    services.check_accepting()
+    job_request = _order(services, await read_video_order(request))
+    job, _ = await submit(services, caller, job_request, idempotency_key)
     return JSONResponse(video(job).model_dump(mode="json"), 200, _POLL)
 
 
-def _order(parts: Services, asked: VideoOrder) -> JobRequest:
-    form = asked.form
-    task = "text-to-video" if asked.picture is None else "image-to-video"
-    if asked.picture is None and not any(entry.task.name == task for entry in parts.models):
+def _order(services: Services, order: VideoOrder) -> JobRequest:
+    form = order.form
+    task = "text-to-video" if order.picture is None else "image-to-video"
+    if order.picture is None and not any(entry.task.name == task for entry in services.models):
         raise InvalidRequest(
             "no model served here makes a video of text alone; send a picture as input_reference",
             code="missing_field",
             param="input_reference",
         )
-    entry = parts.model(form.model, task)
+    entry = services.model(form.model, task)
     settings: dict[str, Any] = {"num_frames": frames_for(entry, form.seconds)}
     size = size_for(entry, form.size)
     if size is not None:
@@ -204,24 +204,24 @@ def _order(parts: Services, asked: VideoOrder) -> JobRequest:
         task=task,
         model=entry.name,
         settings=settings,
-        pictures=() if asked.picture is None else (asked.picture,),
+        pictures=() if order.picture is None else (order.picture,),
         body=form.model_dump(mode="json"),
         metadata={} if takes_prompt else {PROMPT_KEY: form.prompt},
     )
 
 
 @router.get("/videos", responses=error_responses(404))
-async def list_videos(parts: ServicesDep, caller: CallerDep, query: Annotated[VideoQuery, Query()]) -> VideoList:
+async def list_videos(services: ServicesDep, caller: CallerDep, query: Annotated[VideoQuery, Query()]) -> VideoList:
     """A page of videos."""
-    page = await run_in_thread(parts.store.page, None, query.after, query.limit, query.order, caller.owner)
+    page = await run_in_thread(services.store.page, None, query.after, query.limit, query.job_request, caller.owner)
     data = [video(job) for job in page.data]
     return VideoList(data=data, has_more=page.has_more, first_id=data[0].id if data else None, last_id=page.last_id)
 
 
 @router.get("/videos/{video_id}", responses={200: {"model": Video}, **error_responses(404)}, response_model=Video)
-async def get_video(video_id: VideoId, parts: ServicesDep, caller: CallerDep) -> JSONResponse:
+async def get_video(video_id: VideoId, services: ServicesDep, caller: CallerDep) -> JSONResponse:
     """A video as it is now."""
-    job = await run_in_thread(parts.store.get, video_id, caller.owner)
+    job = await run_in_thread(services.store.get, video_id, caller.owner)
     return JSONResponse(video(job).model_dump(mode="json"), 200, _POLL)
 
 
@@ -229,33 +229,33 @@ async def get_video(video_id: VideoId, parts: ServicesDep, caller: CallerDep) ->
 async def get_video_content(
     video_id: VideoId,
     request: Request,
-    parts: ServicesDep,
+    services: ServicesDep,
     caller: CallerDep,
     query: Annotated[VideoContentQuery, Query()],
 ) -> Response:
     """A file of a completed video."""
-    return await file_answer(parts, caller, request, video_id, _VARIANTS[query.variant])
+    return await file_answer(services, caller, request, video_id, _VARIANTS[query.variant])
 
 
 @router.delete("/videos/{video_id}", responses=error_responses(404, 409))
-async def delete_video(video_id: VideoId, parts: ServicesDep, caller: CallerDep) -> VideoDeleted:
+async def delete_video(video_id: VideoId, services: ServicesDep, caller: CallerDep) -> VideoDeleted:
     """Remove a video and its files."""
-    await run_in_thread(parts.store.delete, video_id, caller.owner)
-    await run_in_thread(parts.artifacts.remove, video_id)
-    parts.bell.ring(video_id)
-    parts.bell.ring(QUEUE_TOPIC)
+    await run_in_thread(services.store.delete, video_id, caller.owner)
+    await run_in_thread(services.artifacts.remove, video_id)
+    services.notifier.notify(video_id)
+    services.notifier.notify(QUEUE_TOPIC)
     return VideoDeleted(id=video_id)
 
 
 @router.get("/models", responses=error_responses())
-async def list_models(parts: ServicesDep) -> Models:
+async def list_models(services: ServicesDep) -> Models:
     """Every checkpoint that may be named."""
-    return Models(data=[Model(id=entry.name) for entry in parts.models])
+    return Models(data=[Model(id=entry.name) for entry in services.models])
 
 
 @router.get("/models/{model_id:path}", responses=error_responses(404))
-async def get_model(model_id: str, parts: ServicesDep) -> Model:
+async def get_model(model_id: str, services: ServicesDep) -> Model:
     """One checkpoint."""
-    if all(entry.name != model_id for entry in parts.models):
+    if all(entry.name != model_id for entry in services.models):
         raise Problem(404, "model_not_found", f"no model is called {model_id[:100]!r}; GET /v1/models lists them")
     return Model(id=model_id)

@@ -34,10 +34,10 @@ async def live() -> Health:
 
 
 @_health.get("/ready", responses=error_responses(503))
-async def ready(parts: ServicesDep) -> Health:
+async def ready(services: ServicesDep) -> Health:
     """The engine is warm. 503 with Retry-After until it is, and while the service stops."""
-    parts.check_accepting()
-    if not parts.engine.ready:
+    services.check_accepting()
+    if not services.engine.ready:
         raise Problem(503, "not_ready", "the engine is not warm (yet)", headers={"Retry-After": _RETRY_AFTER_S})
     return Health(status="ready")
 
@@ -59,7 +59,7 @@ _models = APIRouter(tags=["models"])
 
 
 @_models.get("/models", responses=error_responses())
-async def list_models(parts: ServicesDep) -> ModelList:
+async def list_models(services: ServicesDep) -> ModelList:
     """Every checkpoint that can be asked for; the first is the default of its task."""
     return ModelList(
         data=[
@@ -71,10 +71,10 @@ async def list_models(parts: ServicesDep) -> ModelList:
                 width=entry.width,
                 height=entry.height,
                 defaults=entry.defaults,
-                previews=entry.name in parts.previewable,
+                previews=entry.name in services.previewable,
                 loras=[LoraInfo(id=one.name, version=one.version, rank=one.rank, base=one.base) for one in entry.loras],
             )
-            for entry in parts.models
+            for entry in services.models
         ]
     )
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from model.media.image import fit_picture, open_picture
 from model.params import ImageToVideoParams, ResizeMode
-from serving.gateway.images import kept, plain_png
+from serving.gateway.images import fitted_png, plain_png
 
 
 def params(width: int, height: int, mode: ResizeMode) -> ImageToVideoParams:
@@ -57,7 +57,7 @@ def test_fitting_what_is_kept_again_changes_nothing(mode: ResizeMode, size: tupl
     """So the engine makes the same video of it as of the picture that was sent."""
     pixels = np.random.default_rng(3).integers(0, 256, (size[1], size[0], 3), np.uint8)
     whole = Image.fromarray(pixels)
-    stored = open_picture(kept(whole, params(96, 64, mode)))
+    stored = open_picture(fitted_png(whole, params(96, 64, mode)))
     assert stored.size == (96, 64)
     expected = np.asarray(fit_picture(whole, 64, 96, mode))
     np.testing.assert_array_equal(np.asarray(fit_picture(stored, 64, 96, mode)), expected)

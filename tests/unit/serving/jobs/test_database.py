@@ -109,7 +109,7 @@ def test_writers_on_two_connections_wait_for_each_other(tmp_path: Path) -> None:
     with first.read() as session:
         assert session.scalar(select(func.count()).select_from(JobRow)) == 30
     servers = [Leases(database, name) for database, name in ((first, "a"), (second, "b"))]
-    leased = [server.take() for server in servers * 15]
+    leased = [server.acquire() for server in servers * 15]
     assert len({job.id for job in leased if job is not None}) == 30
     first.close()
     second.close()

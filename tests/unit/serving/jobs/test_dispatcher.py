@@ -129,17 +129,17 @@ class Server:
     engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self) -> None:
-        self.bell = Notifier()
+        self.notifier = Notifier()
         self.artifacts = Artifacts.open(str(self.folder / "artifacts"))
         self.store = JobStore(self.database, terms=TERMS)
         self.leases = Leases(self.database, self.name, terms=TERMS)
-        self.dispatcher = Dispatcher(self.engine, self.leases, self.artifacts, self.bell, 0)
+        self.dispatcher = Dispatcher(self.engine, self.leases, self.artifacts, self.notifier, 0)
 
     def submit(self, job_id: str, priority: str = "normal", owner: str = "") -> None:
         for name in ("input.png",):
             self.artifacts.write(job_id, name, b"picture", "image/png")
         self.store.create(job(job_id, priority, owner), 100)
-        self.bell.ring(QUEUE_TOPIC)
+        self.notifier.notify(QUEUE_TOPIC)
 
     async def until(self, job_id: str, status: str) -> None:
         while self.store.get(job_id).status != status:

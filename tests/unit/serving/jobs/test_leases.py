@@ -50,24 +50,24 @@ def servers(database: Database, clock: Clock) -> tuple[Leases, Leases]:
 def test_a_lease_lasts_while_its_server_is_heard_of(database: Database, store: JobStore, clock: Clock) -> None:
     one, two = servers(database, clock)
     store.create(new_job("job_1"), 10)
-    job = one.take()
+    job = one.acquire()
     assert job
     for _ in range(5):
         clock.now += 8
-        assert one.pulse([job]).lost == frozenset()
+        assert one.heartbeat([job]).lost == frozenset()
         assert two.reclaim() == []
     clock.now += 11
     assert [job.status for job in two.reclaim()] == ["queued"]
-    assert one.pulse([job]).lost == {"job_1"}
+    assert one.heartbeat([job]).lost == {"job_1"}
 
 
 def test_what_a_former_holder_says_does_not_count(database: Database, store: JobStore, clock: Clock) -> None:
     one, two = servers(database, clock)
     store.create(new_job("job_1"), 10)
-    before = one.take()
+    before = one.acquire()
     clock.now += 11
     two.reclaim()
-    now = two.take()
+    now = two.acquire()
     assert before and now
     assert (before.attempt, now.attempt) == (1, 2)
     for act in (
@@ -75,7 +75,7 @@ def test_what_a_former_holder_says_does_not_count(database: Database, store: Job
         lambda: one.complete(before, Success(OUTPUT, {})),
         lambda: one.fail(before, "code", "message"),
         lambda: one.stopped(before, 1, 0.1),
-        lambda: one.give_back(before),
+        lambda: one.release(before),
         lambda: two.complete(before, Success(OUTPUT, {})),  # the right server, the wrong lease
     ):
         with pytest.raises(LeaseLost):
@@ -92,10 +92,10 @@ def test_a_caller_who_asked_for_an_end_gets_it_also_after_a_crash(
 ) -> None:
     one, two = servers(database, clock)
     store.create(new_job("job_1"), 10)
-    job = one.take()
+    job = one.acquire()
     assert job
     store.cancel("job_1")
-    assert one.pulse([job]).to_stop == {"job_1"}
+    assert one.heartbeat([job]).to_stop == {"job_1"}
     clock.now += 11
     assert [job.status for job in two.reclaim()] == ["cancelled"]
 
@@ -105,13 +105,13 @@ def test_a_job_that_takes_its_servers_down_fails_in_the_end(database: Database, 
     store.create(new_job("job_1"), 10)
     statuses = []
     for _ in range(3):
-        assert leases.take()
+        assert leases.acquire()
         clock.now += 11
         statuses += [job.status for job in leases.reclaim()]
     assert statuses == ["queued", "queued", "failed"]
     failed = store.get("job_1")
     assert failed.error is not None
-    assert (failed.error.code, leases.take()) == ("interrupted", None)
+    assert (failed.error.code, leases.acquire()) == ("interrupted", None)
 
 
 def test_owners_take_turns_by_weight_and_classes_come_first(database: Database, store: JobStore, clock: Clock) -> None:
@@ -122,20 +122,20 @@ def test_owners_take_turns_by_weight_and_classes_come_first(database: Database, 
         store.create(replace(new_job(f"job_b{number}"), owner="b", weight=2.0), 100)
     store.create(replace(new_job("job_c", "low"), owner="c"), 100)
     store.create(replace(new_job("job_d", "high"), owner="a"), 100)
-    taken = [one.take() for _ in range(12)]
+    taken = [one.acquire() for _ in range(12)]
     names = [job.id for job in taken if job]
     assert names[0] == "job_d"
     assert names[-1] == "job_c"
     owners = [name[4] for name in names[1:7]]
     assert owners.count("b") == 4  # twice the weight, and the other had one already
-    assert one.take() is None
+    assert one.acquire() is None
 
 
 def test_a_job_past_its_time_is_not_begun(database: Database, store: JobStore, clock: Clock) -> None:
     one, _ = servers(database, clock)
     store.create(replace(new_job("job_1"), deadline_s=5), 10)
     clock.now += 6
-    assert one.take() is None
+    assert one.acquire() is None
 
 
 def test_anothers_job_is_not_there(store: JobStore) -> None:

@@ -8,34 +8,34 @@ import time
 import pytest
 
 from serving.background import run_in_thread
-from serving.jobs.notifier import Notifier, wait_heard
+from serving.jobs.notifier import Notifier, wait_notified
 
 
 async def test_a_ring_wakes_every_listener_of_that_topic_only() -> None:
-    bell = Notifier()
-    with bell.listen("a") as first, bell.listen("a") as second, bell.listen("b") as other:
-        bell.ring("a")
+    notifier = Notifier()
+    with notifier.subscribe("a") as first, notifier.subscribe("a") as second, notifier.subscribe("b") as other:
+        notifier.notify("a")
         assert (first.is_set(), second.is_set(), other.is_set()) == (True, True, False)
-        await wait_heard(first, 10)
-    bell.ring("a")
-    assert bell._waiting == {}
+        await wait_notified(first, 10)
+    notifier.notify("a")
+    assert notifier._waiting == {}
 
 
 async def test_a_wait_ends_in_time() -> None:
-    with Notifier().listen("a") as heard:
+    with Notifier().subscribe("a") as notified:
         began = time.monotonic()
-        await wait_heard(heard, 0.02)
+        await wait_notified(notified, 0.02)
         assert 0.01 < time.monotonic() - began < 5
-        assert not heard.is_set()
+        assert not notified.is_set()
 
 
 async def test_a_cancellation_that_comes_with_the_ring_is_not_lost() -> None:
-    bell = Notifier()
-    with bell.listen("a") as heard:
-        waiting = asyncio.create_task(wait_heard(heard, 60))
+    notifier = Notifier()
+    with notifier.subscribe("a") as notified:
+        waiting = asyncio.create_task(wait_notified(notified, 60))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        bell.ring("a")
+        notifier.notify("a")
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting

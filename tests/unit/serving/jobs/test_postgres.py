@@ -73,7 +73,7 @@ def test_no_job_is_taken_twice_and_none_is_left(url: str, database: Database) ->
     def take(name: str) -> None:
         mine = Database(url)
         leases = Leases(mine, name)
-        while (job := leases.take()) is not None:
+        while (job := leases.acquire()) is not None:
             leases.advance(job, "step", ProgressUpdate("denoise", 20, 1))
             taken.append(leases.complete(job, Success(OUTPUT, {})).id)
         mine.close()
@@ -93,12 +93,12 @@ def test_a_lost_lease_is_lost(database: Database) -> None:
     one, two = (Leases(database, name, lambda: clock[0], Lifetimes(lease_s=10)) for name in ("one", "two"))
     store.create(replace(new_job("job_1"), deadline_s=None), 10)
     clock[0] = store.get("job_1").created_at + 1
-    before = one.take()
+    before = one.acquire()
     assert before
-    assert one.pulse([before]).lost == frozenset()
+    assert one.heartbeat([before]).lost == frozenset()
     clock[0] += 11
     assert [job.status for job in two.reclaim()] == ["queued"]
-    now = two.take()
+    now = two.acquire()
     assert now and now.attempt == 2
     with pytest.raises(LeaseLost):
         one.complete(before, Success(OUTPUT, {}))

@@ -52,7 +52,7 @@ def test_a_job_says_when_it_goes(store: JobStore, database: Database, clock: Clo
     hurried, _ = store.create(replace(new_job("job_2"), deadline_s=7), 10)
     assert hurried.expires_at == clock.now + 7
     leases = Leases(database, "one", clock, TERMS)
-    leased = leases.take()
+    leased = leases.acquire()
     assert leased
     clock.now += 50
     assert leases.complete(leased, Success(OUTPUT, {})).expires_at == clock.now + 1000
@@ -65,7 +65,7 @@ def test_only_what_waits_expires_and_its_webhook_is_told(
         hook = WebhookTarget("https://example.org/hook", "whsec_YQ==")
         store.create(replace(new_job(f"job_{number}"), webhook=hook), 10)
     leases = Leases(database, "one", clock, TERMS)
-    running = leases.take()
+    running = leases.acquire()
     assert running
     assert retention.expire() == []
     clock.now += 101

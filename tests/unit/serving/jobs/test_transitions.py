@@ -114,7 +114,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def lease(self) -> None:
         waiting = [job_id for *_, job_id in sorted(self.order) if self.status.get(job_id) == "queued"]
-        leased = self.leases.take()
+        leased = self.leases.acquire()
         assert (leased.id if leased else None) == (waiting[0] if waiting else None)
         if leased:
             self.status[leased.id] = "in_progress"
@@ -172,9 +172,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert "in_progress" not in self.status.values()
 
     @rule(job_id=jobs)
-    def give_back(self, job_id: str) -> None:
+    def release(self, job_id: str) -> None:
         if self.status.get(job_id) == "in_progress":
-            self.status[job_id] = self.leases.give_back(self.running[job_id]).status
+            self.status[job_id] = self.leases.release(self.running[job_id]).status
 
     @invariant()
     def histories_are_legal(self) -> None:

@@ -19,7 +19,7 @@ from serving.jobs.database import Database
 from serving.jobs.leases import Leases
 from serving.jobs.records import Success, WebhookTarget
 from serving.jobs.store import JobStore
-from serving.jobs.webhooks import GIVE_UP_S, Deliverer, Outbox, delay_s
+from serving.jobs.webhooks import GIVE_UP_S, Deliverer, DeliveryLimits, Outbox, delay_s, receiver_of
 from serving.net import AddressPolicy, PublicOnly, networks
 from tests.unit.serving.jobs.test_leases import Clock
 from tests.unit.serving.jobs.test_transitions import OUTPUT, new_job
@@ -73,13 +73,21 @@ def complete(database: Database, clock: Clock, url: str, secret: str | None = SE
     store = JobStore(database, clock)
     leases = Leases(database, "one", clock)
     store.create(replace(new_job(job_id), webhook=WebhookTarget(url, secret)), 100)
-    job = leases.take()
+    job = leases.acquire()
     assert job
     leases.complete(job, Success(OUTPUT, {}))
 
 
-def deliverer(database: Database, clock: Clock, policy: AddressPolicy = LOCAL, secret: str | None = None) -> Deliverer:
-    return Deliverer(Outbox(database, clock), PublicOnly(policy), secret, clock=clock)
+def deliverer(
+    database: Database,
+    clock: Clock,
+    policy: AddressPolicy = LOCAL,
+    secret: str | None = None,
+    limits: DeliveryLimits | None = None,
+) -> Deliverer:
+    return Deliverer(
+        Outbox(database, clock), PublicOnly(policy), secret, clock=clock, limits=limits or DeliveryLimits()
+    )
 
 
 async def test_a_completed_job_is_told_and_signed(database: Database, clock: Clock, receiver: Receiver) -> None:
@@ -169,7 +177,8 @@ async def test_a_server_that_dies_on_the_way_leaves_it_to_the_next(
     database: Database, clock: Clock, receiver: Receiver
 ) -> None:
     complete(database, clock, receiver.url)
-    assert len(Outbox(database, clock).take(10)) == 1  # taken, and never heard of again
+    outbox = Outbox(database, clock)
+    assert len(outbox.claim([due.id for due in outbox.due()])) == 1  # and never heard of again
     delivering = deliverer(database, clock)
     assert await delivering.deliver_due() == 0
     clock.now += 121
@@ -186,6 +195,52 @@ async def test_an_unreachable_receiver_does_not_keep_the_others(
     assert await delivering.deliver_due() == 2
     await delivering.stop()
     assert len(receiver.seen) == 1
+
+
+async def test_a_dripping_receiver_delays_nobody_else(database: Database, clock: Clock, receiver: Receiver) -> None:
+    """It sends a byte of its answer now and then, for ever: other receivers' messages do not wait for it."""
+    open_at_once, most = 0, 0
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal open_at_once, most
+        open_at_once += 1
+        most = max(most, open_at_once)
+        try:
+            while await asyncio.wait_for(reader.read(1), 0.01) is not None:
+                pass
+        except TimeoutError:
+            pass
+        try:
+            while not writer.is_closing():
+                writer.write(b"H")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        except ConnectionError:
+            pass
+        finally:
+            open_at_once -= 1
+            writer.close()
+
+    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+        dripping = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        for number in range(12):
+            complete(database, clock, dripping, job_id=f"job_slow{number}")
+        complete(database, clock, receiver.url, job_id="job_good")
+        delivering = deliverer(database, clock, limits=DeliveryLimits(per_receiver=2, deadline_s=0.5))
+        await delivering.start()
+        began = asyncio.get_running_loop().time()
+        while not receiver.seen:
+            await asyncio.sleep(0.01)
+            assert asyncio.get_running_loop().time() - began < 0.4, "the good one waits for the dripping one"
+        await delivering.deliver_due()  # the others have their deadlines, two at once
+        assert most == 2
+        await delivering.stop()
+    rest = Outbox(database, clock)
+    assert rest.due() == []
+    clock.now += 60
+    assert len(rest.due()) == 12, "each is tried again"
+    assert rest.due(busy_receivers=[receiver_of(dripping)]) == []
+    assert len(rest.due(busy_receivers=[dripping[:-2]])) == 12, "another port's prefix is another receiver"
 
 
 @given(attempts=st.integers(1, 100), jitter=st.floats(0, 1))

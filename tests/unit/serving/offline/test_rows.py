@@ -14,14 +14,14 @@ from model.errors import InvalidRequest
 from model.lora.catalog import LoraEntry, LoraUse
 from model.tasks import task
 from serving.gateway.requests import read_json
-from serving.gateway.routes.generate import order_of
+from serving.gateway.routes.generate import to_job_request
 from serving.offline.rows import RowContext, as_json, read_row
 from tests.unit.serving.offline.support import GOOD, entry, reading
 
 
 def over_http(name: str, **body: Any) -> dict[str, Any]:
     """The settings that the gateway reads from a JSON body."""
-    return dict(order_of(read_json(json.dumps(body).encode(), task(name)), name).settings)
+    return dict(to_job_request(read_json(json.dumps(body).encode(), task(name)), name).settings)
 
 
 @pytest.mark.parametrize(
