@@ -42,8 +42,8 @@ class DeadlineInfeasible(StillmotionError):
         seconds_needed = math.ceil(expected_s)
         super().__init__(
             f"the result is wanted within {deadline_s:g} s, and with what waits before it would take about "
-            f"{seconds_needed} s: ask for a deadline_s of {seconds_needed} or more, for fewer steps or frames, or for a "
-            "higher priority",
+            f"{seconds_needed} s: ask for a deadline_s of {seconds_needed} or more, for fewer steps or frames, "
+            "or for a higher priority",
             param="deadline_s",
         )
 
