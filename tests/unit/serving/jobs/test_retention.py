@@ -75,7 +75,9 @@ def test_only_what_waits_expires_and_its_webhook_is_told(
     expired = store.get("job_2")
     assert (expired.status, expired.error and expired.error.code) == ("expired", "expired")
     assert [event.event for event in store.events_after("job_2", 0)[0]] == ["queued", "expired"]
-    assert [b'"type":"job.expired"' in message.body for message in Outbox(database, clock).take(9)] == [True, True]
+    outbox = Outbox(database, clock)
+    messages = outbox.claim([due.id for due in outbox.due()])
+    assert [b'"type":"job.expired"' in message.body for message in messages] == [True, True]
 
 
 async def test_rows_and_files_go_together(
