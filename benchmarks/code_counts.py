@@ -247,6 +247,9 @@ def vocabulary(sources: list[Source]) -> Vocabulary:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 specs.update(target.id for target in targets if isinstance(target, ast.Name))
             if isinstance(node, ast.Call) and _is_call_of(node, "TaskSpec"):
+                settings.update(
+                    word.value.id for word in node.keywords if word.arg == "params" and isinstance(word.value, ast.Name)
+                )
                 given = [word.value for word in node.keywords if word.arg == "name"] or node.args[:1]
                 names.update(str(value.value) for value in given if isinstance(value, ast.Constant))
         if source.path.startswith(TASK_TABLE) or source.path in ENCODERS:

@@ -12,8 +12,10 @@ latent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from diffusers import AutoencoderKLTemporalDecoder, ModelMixin
 from torch import Tensor, nn
@@ -22,10 +24,11 @@ from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 from model.backends.onnx_export import OPSET, TRACED_BATCH, DenoiserModule, Graph, Port, denoiser_graph, write_graph
 from model.checkpoint import Checkpoint
 from model.conditioning import CLIP_SIZE
-from model.encoders import ImagePairEncoder, TextEncoder
+from model.encoders import Conditioners, ImageEncoder, TextEncoder
 from model.errors import CheckpointError
 from model.optimized.rewrites import fold_blends, rewrite_exactly
 from model.shapes import VAE_STRIDE, VideoShape
+from model.tasks import ContextSource
 
 TRACED_CHUNK = 3
 """Frames of a decoder chunk while tracing."""
@@ -96,8 +99,8 @@ class VaeDecoder(nn.Module):
         return frames
 
 
-class ImageEncoder(nn.Module):
-    """The vision tower as a graph sees it."""
+class ImageEncoderModule(nn.Module):
+    """The image encoder as it is traced: CLIP's input in, embeddings out."""
 
     def __init__(self, encoder: CLIPVisionModelWithProjection) -> None:
         super().__init__()
@@ -109,7 +112,7 @@ class ImageEncoder(nn.Module):
         return embeds
 
 
-class TextEncoderGraph(nn.Module):
+class TextEncoderModule(nn.Module):
     """The text encoder as it is traced: tokens in, the last hidden states out."""
 
     def __init__(self, encoder: CLIPTextModel) -> None:
@@ -130,7 +133,8 @@ def components(checkpoint: Checkpoint, size: ExportSize) -> list[Component]:
     """
     entry = checkpoint.entry
     VideoShape(entry.num_frames[0], size.height, size.width, entry.unit)
-    return [_denoiser(checkpoint, size), *_autoencoder(checkpoint, size), _conditioner(checkpoint)]
+    encoder = ENCODER_COMPONENTS[entry.task.context](checkpoint.conditioners)
+    return [_denoiser(checkpoint, size), *_autoencoder(checkpoint, size), encoder]
 
 
 def rewrite(checkpoint: Checkpoint) -> None:
@@ -192,25 +196,35 @@ def _autoencoder(checkpoint: Checkpoint, size: ExportSize) -> list[Component]:
     ]
 
 
-def _conditioner(checkpoint: Checkpoint) -> Component:
-    conditioners = checkpoint.conditioners
-    if isinstance(conditioners, TextEncoder):
-        encoder, tokens = conditioners.encoder, int(conditioners.tokenizer.model_max_length)
-        if getattr(encoder.config, "use_attention_mask", False):
-            raise CheckpointError("a text encoder that masks its padding is not exported", param="model")
-        text = Graph(
-            "text_encoder",
-            (Port("tokens", "int64", ("batch", tokens)),),
-            (Port("context", _dtype(encoder), ("batch", tokens, int(encoder.config.hidden_size))),),
-        )
-        return Component(TextEncoderGraph(encoder), text, {"batch": TRACED_BATCH}, {"batch": 1})
-    tower = conditioners.vision if isinstance(conditioners, ImagePairEncoder) else conditioners
-    vision = Graph(
-        "image_encoder",
-        (Port("pixels", _dtype(tower.encoder), ("batch", 3, CLIP_SIZE, CLIP_SIZE)),),
-        (Port("context", _dtype(tower.encoder), ("batch", int(tower.encoder.config.projection_dim))),),
+def _text_encoder(conditioners: Conditioners) -> Component:
+    encoder = cast(TextEncoder, conditioners)
+    network, tokens = encoder.network, int(encoder.tokenizer.model_max_length)
+    if getattr(network.config, "use_attention_mask", False):
+        raise CheckpointError("a text encoder that masks its padding is not exported", param="model")
+    graph = Graph(
+        "text_encoder",
+        (Port("tokens", "int64", ("batch", tokens)),),
+        (Port("context", _dtype(network), ("batch", tokens, int(network.config.hidden_size))),),
     )
-    return Component(ImageEncoder(tower.encoder), vision, {"batch": TRACED_BATCH}, {"batch": 2})
+    return Component(TextEncoderModule(network), graph, {"batch": TRACED_BATCH}, {"batch": 1})
+
+
+def _image_encoder(conditioners: Conditioners) -> Component:
+    network = cast(ImageEncoder, conditioners).network
+    graph = Graph(
+        "image_encoder",
+        (Port("pixels", _dtype(network), ("batch", 3, CLIP_SIZE, CLIP_SIZE)),),
+        (Port("context", _dtype(network), ("batch", int(network.config.projection_dim))),),
+    )
+    return Component(ImageEncoderModule(network), graph, {"batch": TRACED_BATCH}, {"batch": 2})
+
+
+ENCODER_COMPONENTS: dict[ContextSource, Callable[[Conditioners], Component]] = {
+    "image": _image_encoder,
+    "image-pair": _image_encoder,
+    "text": _text_encoder,
+}
+"""The component of each kind of encoders."""
 
 
 def _dtype(network: ModelMixin) -> str:

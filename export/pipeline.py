@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -106,17 +106,12 @@ def export_model(
 
 def warm_up_request(entry: ModelEntry) -> dict[str, bytes]:
     """Inputs of one short generation, as files of Triton's warm-up."""
-    asked: dict[str, Any] = {"num_inference_steps": 1, "seed": 0}
-    asked |= {name: value for name, value in _WARM_UP.items() if name in entry.task.fields}
+    params = {"num_inference_steps": 1, "seed": 0, **entry.task.sample_request}
     grey = BytesIO()
     Image.new("RGB", (entry.width, entry.height), "grey").save(grey, "PNG")
     count, picture = len(entry.task.pictures), grey.getvalue()
-    told = {"id": "warm-up", "params": asked, "parts": [len(picture)] * count}
-    return {"request": json.dumps(told).encode()} | ({"pictures": picture * count} if count else {})
-
-
-_WARM_UP: dict[str, Any] = {"prompt": "a harbour at dusk", "elevation": 0.0}
-"""What some tasks need said beyond their defaults."""
+    message = {"id": "warm-up", "params": params, "parts": [len(picture)] * count}
+    return {"request": json.dumps(message).encode()} | ({"pictures": picture * count} if count else {})
 
 
 def _check_tools(options: ExportOptions) -> None:

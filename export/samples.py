@@ -1,6 +1,6 @@
 """What the parity gate feeds the networks: requests as a user would make them, noised to levels that sampling visits.
 
-Legend: B places, T frames, C channels, H, W pixels; h, w latent.
+Legend: B batch slots, T frames, C channels, H, W pixels; h, w latent.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,21 +19,22 @@ from export.onnx import Component
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint
 from model.conditioning import clip_input, picture_to_pixels
-from model.encoders import ImagePairEncoder, TextEncoder
+from model.denoiser import DenoiserInputs
+from model.encoders import ImageEncoder, TextEncoder
 from model.media.image import fit_picture, open_picture
-from model.params import Params, settings_of
+from model.params import Params
 from model.sampling.precondition import append_dims, precondition
 from model.sampling.prepare import prepare_row
 from model.vae import encode_mode
 
 BATCHES = (1, 3)
-"""Places of a call; the graphs are traced at 2."""
+"""Slots of a call; the graphs are traced at 2."""
 CHUNKS = (1, 2, 5)
 """Frames of a decoder chunk; the graph is traced at 3."""
 STEPS = 3
 """Of a whole video."""
 CALIBRATION_LEVELS = 8
-"""Noise levels, one place each, at which activations are measured for FP8."""
+"""Noise levels, one slot each, at which activations are measured for FP8."""
 PROMPTS = ("a harbour at dusk", "clouds over a green hill, seen from a train", "a fox")
 
 
@@ -46,13 +47,12 @@ class Samples:
 
     def request(self, entry: ModelEntry, index: int) -> tuple[Params, list[Image.Image]]:
         """The settings and pictures of request `index`, as model.sampling.prepare.prepare_row takes them."""
-        has = settings_of(entry.task.name)
         width, height = self.pictures[0].size
-        asked: dict[str, Any] = {"num_inference_steps": STEPS, "width": width, "height": height}
-        if "prompt" in has:
-            asked["prompt"] = self.prompts[index % len(self.prompts)]
-        pictures = [self.pictures[(index + place) % len(self.pictures)] for place in range(len(entry.task.pictures))]
-        return entry.resolve(asked, seed=index), pictures
+        settings: dict[str, Any] = {"num_inference_steps": STEPS, "width": width, "height": height}
+        if "prompt" in entry.task.settings:
+            settings["prompt"] = self.prompts[index % len(self.prompts)]
+        pictures = [self.pictures[(index + number) % len(self.pictures)] for number in range(len(entry.task.pictures))]
+        return entry.resolve(settings, seed=index), pictures
 
 
 def make_samples(height: int, width: int, files: Sequence[Path] = ()) -> Samples:
@@ -61,9 +61,9 @@ def make_samples(height: int, width: int, files: Sequence[Path] = ()) -> Samples
     Raises:
         UnreadableImage: a file is no picture.
     """
-    given = [fit_picture(open_picture(file.read_bytes()), height, width, "crop") for file in files]
-    drawn = [draw(height, width, seed) for seed in range(max(0, max(BATCHES) - len(given)))]
-    return Samples((*given, *drawn))
+    files_fitted = [fit_picture(open_picture(file.read_bytes()), height, width, "crop") for file in files]
+    drawn = [draw(height, width, seed) for seed in range(max(0, max(BATCHES) - len(files_fitted)))]
+    return Samples((*files_fitted, *drawn))
 
 
 def draw(height: int, width: int, seed: int) -> Image.Image:
@@ -103,35 +103,29 @@ def _clean(checkpoint: Checkpoint, pixels: Tensor) -> Tensor:
 
 
 def _denoiser_inputs(checkpoint: Checkpoint, pixels: Tensor, samples: Samples) -> list[dict[str, Tensor]]:
-    every = _places(checkpoint, pixels[: max(BATCHES)], samples)
-    return [{name: value[:places] for name, value in every.items()} for places in BATCHES]
+    slots = _denoiser_slots(checkpoint, pixels[: max(BATCHES)], samples)
+    return [{name: value[:batch_size] for name, value in slots.items()} for batch_size in BATCHES]
 
 
 def calibration_inputs(checkpoint: Checkpoint, denoiser: Component, samples: Samples) -> list[dict[str, Tensor]]:
     """The denoiser's inputs at more noise levels than the gate asks for, a call each, with every picture in turn."""
     turn = [samples.pictures[index % len(samples.pictures)] for index in range(CALIBRATION_LEVELS)]
     with torch.inference_mode():
-        every = _places(checkpoint, torch.stack([picture_to_pixels(picture) for picture in turn]), samples)
-    calls = [{name: value[index : index + 1] for name, value in every.items()} for index in range(len(turn))]
+        slots = _denoiser_slots(checkpoint, torch.stack([picture_to_pixels(picture) for picture in turn]), samples)
+    calls = [{name: value[index : index + 1] for name, value in slots.items()} for index in range(len(turn))]
     return [_typed(denoiser, call) for call in calls]
 
 
-def _places(checkpoint: Checkpoint, pixels: Tensor, samples: Samples) -> dict[str, Tensor]:
-    """Places at noise levels over the checkpoint's range: a still clip of each picture, under its row's noise."""
+def _denoiser_slots(checkpoint: Checkpoint, pixels: Tensor, samples: Samples) -> dict[str, Tensor]:
+    """Batch slots at noise levels over the checkpoint's range: a still clip of each picture, under its row's noise."""
     count, noise = len(pixels), checkpoint.noise
     rows = [prepare_row(checkpoint, *samples.request(checkpoint.entry, index)) for index in range(count)]
     sigma = torch.tensor(np.geomspace(noise.sigma_max, noise.sigma_min, count), dtype=torch.float32)
     c = precondition(sigma)
     unit = torch.stack([row.latents / (row.sigmas[0] ** 2 + 1) ** 0.5 for row in rows])
     noisy = _clean(checkpoint, pixels)[:, None] + append_dims(sigma, unit) * unit
-    told = [row.conditions[-1] for row in rows]
-    return {
-        "latents": noisy * append_dims(c.c_in, noisy),
-        "timestep": c.c_noise,
-        "context": torch.stack([condition.context for condition in told]),
-        "vector": torch.stack([condition.vector for condition in told]),
-        "concat": torch.stack([condition.concat for condition in told]),
-    }
+    scaled = noisy * append_dims(c.c_in, noisy)
+    return DenoiserInputs.stack(list(scaled), list(c.c_noise), [row.conditions[-1] for row in rows]).as_dict()
 
 
 def _decoder_inputs(checkpoint: Checkpoint, pixels: Tensor) -> list[dict[str, Tensor]]:
@@ -140,16 +134,13 @@ def _decoder_inputs(checkpoint: Checkpoint, pixels: Tensor) -> list[dict[str, Te
 
 
 def _vision_inputs(checkpoint: Checkpoint, pixels: Tensor) -> list[dict[str, Tensor]]:
-    conditioners = checkpoint.conditioners
-    assert not isinstance(conditioners, TextEncoder)
-    tower = conditioners.vision if isinstance(conditioners, ImagePairEncoder) else conditioners
-    seen = clip_input(pixels, tower.mean, tower.std)
-    return [{"pixels": seen[:count]} for count in BATCHES]
+    encoder = cast(ImageEncoder, checkpoint.conditioners)
+    normalised = clip_input(pixels, encoder.mean, encoder.std)
+    return [{"pixels": normalised[:count]} for count in BATCHES]
 
 
 def _text_inputs(checkpoint: Checkpoint, samples: Samples) -> list[dict[str, Tensor]]:
-    tower = checkpoint.conditioners
-    assert isinstance(tower, TextEncoder)
-    length = int(tower.tokenizer.model_max_length)
-    tokens = tower.tokenizer(list(samples.prompts), padding="max_length", max_length=length, return_tensors="pt")
+    tokenizer = cast(TextEncoder, checkpoint.conditioners).tokenizer
+    length = int(tokenizer.model_max_length)
+    tokens = tokenizer(list(samples.prompts), padding="max_length", max_length=length, return_tensors="pt")
     return [{"tokens": tokens.input_ids[:count]} for count in BATCHES]

@@ -18,9 +18,9 @@ from typing import Any, cast
 from model.errors import CheckpointError, InvalidRequest
 from model.export_manifest import MANIFEST, file_hash, read_manifest, served_version
 from model.lora.catalog import FOLDER, LoraEntry, choose_lora, describe_lora, offered_in
-from model.params import PARAMS, Params, settings_of
+from model.params import Params
 from model.shapes import VAE_STRIDE
-from model.tasks import TASKS, TaskSpec
+from model.tasks import IMAGE_TO_VIDEO, TASKS, TaskSpec
 
 ZOO = Path(__file__).parent / "zoo"
 SIDECAR = "stillmotion.json"
@@ -33,15 +33,15 @@ _OPTIONAL = frozenset({"lora", "lora_scale"})
 """Settings that a request may have none of."""
 
 PUBLISHED: dict[str, Any] = {
-    "task": "image-to-video",
+    "task": IMAGE_TO_VIDEO.name,
     "width": 1024,
     "height": 576,
     "defaults": {
         "fps": 7,
         "motion_bucket_id": 127,
         "noise_aug_strength": 0.02,
-        "min_guidance_scale": 1.0,
-        "max_guidance_scale": 3.0,
+        "min_guidance_scale": IMAGE_TO_VIDEO.guidance_range[0],
+        "max_guidance_scale": IMAGE_TO_VIDEO.guidance_range[1],
         "num_inference_steps": 25,
         "solver": "euler",
         "schedule": "karras",
@@ -95,7 +95,7 @@ class ModelEntry:
             InvalidRequest: a field the task does not have or that is missing, a value out of range, a frame count or
                 size this checkpoint cannot make, or a LoRA that it does not offer.
         """
-        task, has = self.task.name, settings_of(self.task.name)
+        task, has = self.task.name, self.task.settings
         asked = {name: value for name, value in asked.items() if value is not None}
         for name in asked:
             if name not in has:
@@ -125,7 +125,7 @@ class ModelEntry:
                     f"for {self.name}, not {values[side]}",
                     param=side,
                 )
-        return PARAMS[task](**values)
+        return self.task.params(**values)
 
     def _lora(self, asked: dict[str, Any]) -> dict[str, Any]:
         """The LoRA as complete settings have it: with its version, and with a strength."""
@@ -266,7 +266,7 @@ def _matching_checkpoint(lora: LoraEntry, entries: Sequence[ModelEntry]) -> Mode
     able = [
         entry
         for entry in entries
-        if "lora" in settings_of(entry.task.name) and lora.task in ("", entry.task.name) and not entry.exported
+        if "lora" in entry.task.settings and lora.task in ("", entry.task.name) and not entry.exported
     ]
     based = [entry for entry in able if entry.name == lora.base.partition("@")[0]]
     chosen = based or able

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKLTemporalDecoder,
     EulerDiscreteScheduler,
     ModelMixin,
-    StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
 )
 from transformers import CLIPImageProcessor
@@ -29,6 +29,8 @@ from model.denoiser import CpuThreads
 from model.encoders import Conditioners, ImageEncoder, NetworkLoader, load_conditioners
 from model.errors import CheckpointError
 from model.presets import NoiseRange
+from model.tasks import TASKS
+from model.unet import check_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def load(
         )
     network = _exported(path, device) if entry.exported else pretrained(device, dtype)
     unet = network(UNetSpatioTemporalConditionModel, path / "unet")
-    _check_inputs(entry, unet)
+    check_inputs(unet.config, entry.task, entry.path / "unet")
     return Checkpoint(
         entry,
         unet=unet,
@@ -111,19 +113,6 @@ def _exported(path: Path, device: torch.device | str) -> NetworkLoader:
     from model.backends.exported_networks import ExportedNetworks
 
     return ExportedNetworks(path, torch.device(device), CpuThreads(torch.get_num_threads()))
-
-
-def _check_inputs(entry: ModelEntry, unet: UNetSpatioTemporalConditionModel) -> None:
-    """Refuse a network that was made for another task's inputs, whatever its sidecar says."""
-    task, config = entry.task, unet.config
-    takes = (int(config["in_channels"]), int(config["projection_class_embeddings_input_dim"]))
-    needs = (task.unet_in_channels(int(config["out_channels"])), task.vector_size)
-    if takes != needs:
-        raise CheckpointError(
-            f"{entry.path / 'unet'} takes {takes[0]} channels and a vector of {takes[1]}; {task.name} needs "
-            f"{needs[0]} and {needs[1]}: it is a checkpoint of another task",
-            param="model",
-        )
 
 
 def scheduler_for(noise: NoiseRange) -> EulerDiscreteScheduler:
@@ -161,13 +150,15 @@ def save(
     unet.to(dtype)
     vae.to(dtype)
     conditioners = conditioners.cast(dtype)
-    if sidecar["task"] == "image-to-video" and isinstance(conditioners, ImageEncoder):
-        pipeline = StableVideoDiffusionPipeline(
+    pipeline_class = TASKS[sidecar["task"]].diffusers_pipeline
+    if pipeline_class is not None:
+        encoder = cast(ImageEncoder, conditioners)
+        pipeline = getattr(diffusers, pipeline_class)(
             vae=vae,
-            image_encoder=conditioners.encoder,
+            image_encoder=encoder.network,
             unet=unet,
             scheduler=scheduler_for(noise),
-            feature_extractor=CLIPImageProcessor(image_mean=list(conditioners.mean), image_std=list(conditioners.std)),
+            feature_extractor=CLIPImageProcessor(image_mean=list(encoder.mean), image_std=list(encoder.std)),
         )
         pipeline.save_pretrained(folder, safe_serialization=True)
     else:

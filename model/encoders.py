@@ -1,4 +1,4 @@
-"""The frozen networks that read a request's pictures or prompt: one kind a source of context (TaskSpec.context).
+"""Image and text encoders: the frozen CLIP networks that read a request, one kind a TaskSpec.context.
 
 In a checkpoint's folder:
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,76 +42,81 @@ MASK_FILE = "conditioning.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class ImageEncoder:
-    """Reads pictures.
+    """A CLIP image encoder with its preprocessing.
 
     Args:
         mean, std: CLIP normalisation of pictures in [0, 1], one number a channel.
     """
 
-    encoder: CLIPVisionModelWithProjection
+    network: CLIPVisionModelWithProjection
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def save(self, folder: Path) -> None:
         """Write it into a checkpoint's folder."""
-        self.encoder.save_pretrained(folder / "image_encoder")
+        self.network.save_pretrained(folder / "image_encoder")
         processor = CLIPImageProcessor(image_mean=list(self.mean), image_std=list(self.std))
         processor.save_pretrained(folder / "feature_extractor")
 
     def cast(self, dtype: torch.dtype) -> ImageEncoder:
         """It in another dtype, in place."""
-        _module(self.encoder).to(dtype)
+        _module(self.network).to(dtype)
         return self
 
 
 @dataclass(frozen=True, slots=True)
-class ImagePairEncoder:
-    """Reads two pictures.
+class ImagePairEncoder(ImageEncoder):
+    """An ImageEncoder for the two ends of a clip.
 
     Args:
-        mask: stands for the frames between them.
+        mask: the learned embedding of the frames between them.
     """
 
-    vision: ImageEncoder
     mask: Float[Tensor, " C"]
+
+    @classmethod
+    def of(cls, encoder: ImageEncoder, mask: Float[Tensor, " C"]) -> ImagePairEncoder:
+        """The image encoder with a mask embedding."""
+        return cls(encoder.network, encoder.mean, encoder.std, mask)
 
     def save(self, folder: Path) -> None:
         """Write it into a checkpoint's folder."""
-        self.vision.save(folder)
+        ImageEncoder.save(self, folder)
         save_file({"mask": self.mask.detach().cpu().contiguous()}, folder / MASK_FILE)
 
     def cast(self, dtype: torch.dtype) -> ImagePairEncoder:
-        """It in another dtype; the encoder in place."""
-        return ImagePairEncoder(self.vision.cast(dtype), self.mask.to(dtype))
+        """It in another dtype; the network in place."""
+        ImageEncoder.cast(self, dtype)
+        return replace(self, mask=self.mask.to(dtype))
 
 
 @dataclass(frozen=True, slots=True)
 class TextEncoder:
-    """Reads a prompt."""
+    """A CLIP text encoder and its tokenizer."""
 
-    encoder: CLIPTextModel
+    network: CLIPTextModel
     tokenizer: PreTrainedTokenizerBase
 
     def save(self, folder: Path) -> None:
         """Write it into a checkpoint's folder."""
-        self.encoder.save_pretrained(folder / "text_encoder")
+        self.network.save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
     def cast(self, dtype: torch.dtype) -> TextEncoder:
         """It in another dtype, in place."""
-        _module(self.encoder).to(dtype)
+        _module(self.network).to(dtype)
         return self
 
 
 Conditioners = ImageEncoder | ImagePairEncoder | TextEncoder
-"""What a checkpoint's task reads its requests with."""
+"""A checkpoint's encoders of requests, of the kind that its task's spec names (TaskSpec.context)."""
 
 NetworkLoader = Callable[[type[Any], Path], Any]
 """Gives a network of a class from its folder, in evaluation mode, on its device; raises CheckpointError."""
 
 
 def load_conditioners(path: Path, task: TaskSpec, network: NetworkLoader) -> Conditioners:
-    """Those of the checkpoint folder `path`, frozen.
+    """The encoders of the checkpoint folder `path`, frozen.
 
     Args:
         network: loads a network of a class from its folder.
@@ -119,7 +124,7 @@ def load_conditioners(path: Path, task: TaskSpec, network: NetworkLoader) -> Con
     Raises:
         CheckpointError: a piece that the task needs is missing or does not fit.
     """
-    return _LOADERS[task.context](path, network)
+    return ENCODERS[task.context].load(path, network)
 
 
 def _load_vision(path: Path, network: NetworkLoader) -> ImageEncoder:
@@ -133,19 +138,19 @@ def _load_vision(path: Path, network: NetworkLoader) -> ImageEncoder:
 
 
 def _load_pair(path: Path, network: NetworkLoader) -> ImagePairEncoder:
-    vision = _load_vision(path, network)
+    encoder = _load_vision(path, network)
     try:
         mask = load_file(path / MASK_FILE)["mask"]
     except (FileNotFoundError, SafetensorError, KeyError) as error:
         raise CheckpointError(f"{path / MASK_FILE} holds no mask embedding: {error}", param="model") from error
-    return ImagePairEncoder(vision, mask.to(vision.encoder.device, torch.float32))
+    return ImagePairEncoder.of(encoder, mask.to(encoder.network.device, torch.float32))
 
 
 def _load_text(path: Path, network: NetworkLoader) -> TextEncoder:
-    return load_text_tower(path / "text_encoder", path / "tokenizer", network)
+    return load_text_encoder(path / "text_encoder", path / "tokenizer", network)
 
 
-def load_text_tower(folder: Path, words: Path, network: NetworkLoader) -> TextEncoder:
+def load_text_encoder(folder: Path, words: Path, network: NetworkLoader) -> TextEncoder:
     """A CLIP text encoder and its tokenizer, each from its folder (which may be the same).
 
     Raises:
@@ -166,13 +171,6 @@ def load_text_tower(folder: Path, words: Path, network: NetworkLoader) -> TextEn
             param="model",
         )
     return TextEncoder(encoder, tokenizer)
-
-
-_LOADERS: dict[ContextSource, Callable[[Path, NetworkLoader], Conditioners]] = {
-    "image": _load_vision,
-    "image-pair": _load_pair,
-    "text": _load_text,
-}
 
 
 def _module(network: object) -> nn.Module:
@@ -198,12 +196,35 @@ def byte_tokenizer(length: int) -> CLIPTokenizer:
 
 
 def build_conditioners(preset: Preset, task: TaskSpec) -> Conditioners:
-    """Freshly initialised ones of a preset's sizes."""
-    if task.context == "text":
-        tokenizer = byte_tokenizer(task.context_tokens)
-        return TextEncoder(build_text_encoder(preset.text_encoder, tokenizer), tokenizer)
+    """Freshly initialised encoders of a preset's sizes."""
+    return ENCODERS[task.context].build(preset, task)
+
+
+def _build_vision(preset: Preset, _: TaskSpec) -> ImageEncoder:
     processor = CLIPImageProcessor()
-    vision = ImageEncoder(
-        build_image_encoder(preset.image_encoder), tuple(processor.image_mean), tuple(processor.image_std)
-    )
-    return vision if task.context == "image" else ImagePairEncoder(vision, torch.randn(preset.vae.latent_channels))
+    network = build_image_encoder(preset.image_encoder)
+    return ImageEncoder(network, tuple(processor.image_mean), tuple(processor.image_std))
+
+
+def _build_pair(preset: Preset, task: TaskSpec) -> ImagePairEncoder:
+    return ImagePairEncoder.of(_build_vision(preset, task), torch.randn(preset.vae.latent_channels))
+
+
+def _build_text(preset: Preset, task: TaskSpec) -> TextEncoder:
+    tokenizer = byte_tokenizer(task.context_tokens)
+    return TextEncoder(build_text_encoder(preset.text_encoder, tokenizer), tokenizer)
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderKind:
+    """How the encoders of one source of context are loaded from a checkpoint's folder, and built anew."""
+
+    load: Callable[[Path, NetworkLoader], Conditioners]
+    build: Callable[[Preset, TaskSpec], Conditioners]
+
+
+ENCODERS: dict[ContextSource, EncoderKind] = {
+    "image": EncoderKind(_load_vision, _build_vision),
+    "image-pair": EncoderKind(_load_pair, _build_pair),
+    "text": EncoderKind(_load_text, _build_text),
+}

@@ -13,21 +13,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
-from model.params import FrameInterpolationParams, ImageToVideoParams, Params, TextToVideoParams
+from model.params import FrameInterpolationParams, Params
 from model.shapes import VideoShape
-from model.tasks import FRAME_INTERPOLATION
+from model.tasks import FRAME_INTERPOLATION, TASKS, task_of
 
-FACTOR: Final = 4
-"""How many times the frame rate grows."""
-PAIR_FRAMES: Final = FACTOR + 1
+PAIR_FRAMES: Final = FRAME_INTERPOLATION.frames[0]
 """Frames of a pair's clip, both ends counted."""
+FACTOR: Final = PAIR_FRAMES - 1
+"""How many times the frame rate grows."""
 _MOST_FPS: Final = 60
 """What a checkpoint can be told of (model.params); a clip may be played faster."""
 
@@ -59,13 +59,13 @@ class InterpolationStage:
         return {"model": self.model, "model_version": self.version, "params": params}
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any], seed: int) -> InterpolationStage:
-        """What `as_dict` gave; `seed` is the clip's.
+    def from_dict(cls, stored: Mapping[str, Any], seed: int) -> InterpolationStage:
+        """The stage of which this is `as_dict`; `seed` is the clip's.
 
         Raises:
             InvalidRequest, KeyError, TypeError: it is none of ours.
         """
-        return cls(told["model"], told["model_version"], FrameInterpolationParams(**told["params"], seed=seed))
+        return cls(stored["model"], stored["model_version"], FrameInterpolationParams(**stored["params"], seed=seed))
 
 
 def plan_interpolation(entry: ModelEntry, first: Params) -> InterpolationStage:
@@ -77,25 +77,25 @@ def plan_interpolation(entry: ModelEntry, first: Params) -> InterpolationStage:
         InvalidRequest: the first stage is of a task whose frames are no moments of one clip, or makes a single frame;
             or the checkpoint cannot make clips of 5 frames of its size. `param` is `interpolate`.
     """
-    if not isinstance(first, ImageToVideoParams | TextToVideoParams):
-        told = "only what image-to-video and text-to-video make can be interpolated; leave interpolate out"
-        raise InvalidRequest(told, code="unknown_field", param="interpolate")
-    if entry.task is not FRAME_INTERPOLATION:
+    if not task_of(first).moving_scene:
+        makers = " and ".join(spec.name for spec in TASKS.values() if spec.moving_scene)
+        message = f"only what {makers} make can be interpolated; leave interpolate out"
+        raise InvalidRequest(message, code="unknown_field", param="interpolate")
+    if not entry.task.restores_ends:
         raise InvalidRequest(f"{entry.name} is for {entry.task.name}, not frame-interpolation", param="interpolate")
     shape = chained_shape(first.shape)
-    asked = {
+    settings = {
         "num_frames": PAIR_FRAMES,
         "height": shape.height,
         "width": shape.width,
         "fps": min(FACTOR * first.fps, _MOST_FPS),
     }
     try:
-        params = entry.resolve(asked, first.seed)
+        params = entry.resolve(settings, first.seed)
     except InvalidRequest as error:
-        told = f"the clip cannot be interpolated: {error.message}; leave interpolate out, or name another model"
-        raise InvalidRequest(told, code=error.code, param="interpolate") from error
-    assert isinstance(params, FrameInterpolationParams)
-    return InterpolationStage(entry.name, entry.version, params)
+        message = f"the clip cannot be interpolated: {error.message}; leave interpolate out, or name another model"
+        raise InvalidRequest(message, code=error.code, param="interpolate") from error
+    return InterpolationStage(entry.name, entry.version, cast(FrameInterpolationParams, params))
 
 
 def pairs_of(first: Params) -> int:
@@ -128,8 +128,8 @@ def interleave(first: Frames, between: Sequence[Frames]) -> Frames:
     Raises:
         InvalidRequest: not one for each pair, or of another size.
     """
-    made = (FACTOR - 1, *first.shape[1:])
-    if len(between) != len(first) - 1 or any(part.shape != made for part in between):
+    shape = (FACTOR - 1, *first.shape[1:])
+    if len(between) != len(first) - 1 or any(part.shape != shape for part in between):
         raise InvalidRequest(f"{len(first)} frames have {len(first) - 1} pairs, each with {FACTOR - 1} frames between")
     parts = [piece for frame, part in zip(first[:-1], between, strict=True) for piece in (frame[None], part)]
     return np.concatenate([*parts, first[-1:]])

@@ -1,4 +1,4 @@
-"""What one generation is asked to be: complete, resolved, and the same type from the wire to the sampler. One a task.
+"""The settings of one generation: complete, resolved, and the same type from the wire to the sampler. One type a task.
 
 Imports no torch: the gateway builds these too.
 """
@@ -6,7 +6,7 @@ Imports no torch: the gateway builds these too.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from model.errors import InvalidRequest
@@ -40,8 +40,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommonParams:
-    """What every task's settings have; none is optional but a LoRA, none is ignored.
+class Params:
+    """Every setting of one generation; a task's own type adds its own. None is optional but a LoRA, none is ignored.
 
     `fps` is what the clip is conditioned on and played at. `motion_bucket_id` says how much moves (1-255; the map from
     measured flow is documented in docs/motion.md). `max_guidance_scale` is the scale of every frame where the task's
@@ -92,9 +92,18 @@ class CommonParams:
         """The LoRA to apply; only some tasks have any."""
         return None
 
+    @property
+    def picture_fit(self) -> tuple[int, int, ResizeMode]:
+        """Height, width and mode for `model.media.image.fit_picture`; only some tasks have pictures to fit."""
+        return (self.height, self.width, "crop")
+
+    def timing_key(self) -> Params:
+        """The settings without those that cost no time: equal for two generations that take equally long."""
+        return replace(self, seed=0, fps=1, motion_bucket_id=1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextToVideoParams(CommonParams):
+class TextToVideoParams(Params):
     """Text-to-video: `prompt` says what is to be seen, in words; `lora` and `lora_scale` as in ImageToVideoParams."""
 
     prompt: str
@@ -106,10 +115,14 @@ class TextToVideoParams(CommonParams):
         """The LoRA to apply."""
         return lora_use(self.lora, self.lora_scale)
 
+    def timing_key(self) -> Params:
+        """The settings without those that cost no time; a prompt is padded, so its length costs none."""
+        return replace(self, seed=0, fps=1, motion_bucket_id=1, prompt="-")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _PictureParams(CommonParams):
-    """What tasks that begin from pictures have besides.
+class PictureParams(Params):
+    """Settings of tasks that begin from pictures.
 
     `noise_aug_strength` is the standard deviation of the noise put on the conditioning picture (on its [-1, 1] pixels,
     or for frame interpolation on its latents). `resize_mode` says how a picture meets the clip's aspect.
@@ -118,9 +131,14 @@ class _PictureParams(CommonParams):
     noise_aug_strength: float
     resize_mode: ResizeMode
 
+    @property
+    def picture_fit(self) -> tuple[int, int, ResizeMode]:
+        """Height, width and mode for `model.media.image.fit_picture`."""
+        return (self.height, self.width, self.resize_mode)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageToVideoParams(_PictureParams):
+class ImageToVideoParams(PictureParams):
     """Image-to-video: the guidance scale runs linearly over the frames from min to max.
 
     `lora` is NAME@VERSION of an adapter (model.lora), `lora_scale` its strength: 1 as trained, 0 none of it, below 0
@@ -143,12 +161,12 @@ class ImageToVideoParams(_PictureParams):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrameInterpolationParams(_PictureParams):
-    """Frame interpolation: `num_frames` counts both pictures; the frames between them are made."""
+class FrameInterpolationParams(PictureParams):
+    """Frame interpolation: `num_frames` counts both pictures and the frames between them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MultiViewParams(_PictureParams):
+class MultiViewParams(PictureParams):
     """Multi-view: an orbit around the pictured object, seen from `elevation` degrees above its equator.
 
     The guidance scale is min at both ends of the orbit and max half way round.
@@ -161,23 +179,6 @@ class MultiViewParams(_PictureParams):
     def guidance_range(self) -> tuple[float, float]:
         """The scale at both ends of the orbit, and half way round."""
         return (self.min_guidance_scale, self.max_guidance_scale)
-
-
-Params = TextToVideoParams | ImageToVideoParams | FrameInterpolationParams | MultiViewParams
-"""Every setting of one generation of any task."""
-
-PARAMS: dict[str, type[Params]] = {
-    "image-to-video": ImageToVideoParams,
-    "text-to-video": TextToVideoParams,
-    "frame-interpolation": FrameInterpolationParams,
-    "multi-view": MultiViewParams,
-}
-"""The settings' type of each task."""
-
-
-def settings_of(task: str) -> frozenset[str]:
-    """The names of a task's settings."""
-    return frozenset(field.name for field in fields(PARAMS[task]))
 
 
 def check_prompt(prompt: str) -> None:

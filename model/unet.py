@@ -1,19 +1,19 @@
-"""The denoiser: diffusers' UNetSpatioTemporalConditionModel, built from a preset and a task.
+"""The UNet: diffusers' UNetSpatioTemporalConditionModel, built from a preset and a task, or grown from another task's.
 
 The class and its state-dict keys are diffusers' own, so published checkpoints load unchanged.
 
-UNet surgery: a denoiser of one task becomes the start of another's, computing exactly what it did.
-
-What a task needs more than the one before (TaskSpec) is given weights of zero: input channels of `conv_in` (C to 2C to
-2C + 1), and columns of `add_embedding.linear_1` for scalars of the vector. So the grown network's output does not
-depend on the new inputs until training changes them, and then both old and new learn.
+Growing (`grow_inputs`, UNet surgery): the inputs that the new task adds (TaskSpec) get weights of zero: input channels
+of `conv_in` (C to 2C to 2C + 1), and columns of `add_embedding.linear_1` for scalars of the vector. So the grown
+network's output does not depend on the new inputs until training changes them, and then both old and new learn.
 
 Source: paper, section 4 and appendix D; the zero start is that of InstructPix2Pix (Brooks et al. 2023, section 3.2).
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
@@ -28,6 +28,26 @@ SCALAR_WIDTH = 256
 """Sinusoidal numbers a scalar of the vector is embedded in."""
 
 
+def check_inputs(config: Mapping[str, Any], task: TaskSpec, source: Path | str) -> None:
+    """Refuse a network that takes another task's inputs.
+
+    Args:
+        config: the network's.
+        source: of the network, for the message.
+
+    Raises:
+        CheckpointError: its input channels or the width of its vector are not the task's.
+    """
+    takes = (int(config["in_channels"]), int(config["projection_class_embeddings_input_dim"]))
+    needs = (task.unet_in_channels(int(config["out_channels"])), task.vector_size)
+    if takes != needs:
+        raise CheckpointError(
+            f"{source} takes {takes[0]} channels and a vector of {takes[1]}; {task.name} needs "
+            f"{needs[0]} and {needs[1]}: it is a checkpoint of another task",
+            param="model",
+        )
+
+
 def grow_inputs(
     unet: UNetSpatioTemporalConditionModel, was: TaskSpec, becomes: TaskSpec, *, num_frames: int | None = None
 ) -> UNetSpatioTemporalConditionModel:
@@ -40,9 +60,7 @@ def grow_inputs(
         CheckpointError: it is no denoiser of `was`, or `becomes` lacks an input that `was` has.
     """
     channels = int(unet.config["out_channels"])
-    has = (int(unet.config["in_channels"]), int(unet.config["projection_class_embeddings_input_dim"]))
-    if has != (was.unet_in_channels(channels), was.vector_size):
-        raise CheckpointError(f"the network takes {has[0]} channels and a vector of {has[1]}: not those of {was.name}")
+    check_inputs(unet.config, was, "the network")
     lost = [name for name in was.vector if name not in becomes.vector]
     if lost or becomes.concat_latents < was.concat_latents or becomes.concat_masks < was.concat_masks:
         raise CheckpointError(
@@ -51,8 +69,8 @@ def grow_inputs(
     if was.concat_masks and becomes.concat_latents > was.concat_latents:
         raise CheckpointError(f"{was.name} has its mask where {becomes.name} has latents; they cannot be told apart")
     unet.conv_in = _wider_conv(unet.conv_in, becomes.unet_in_channels(channels))
-    places = [becomes.vector.index(name) for name in was.vector]
-    unet.add_embedding.linear_1 = _wider_linear(unet.add_embedding.linear_1, places, becomes.vector_size)
+    positions = [becomes.vector.index(name) for name in was.vector]
+    unet.add_embedding.linear_1 = _wider_linear(unet.add_embedding.linear_1, positions, becomes.vector_size)
     unet.register_to_config(
         in_channels=becomes.unet_in_channels(channels),
         projection_class_embeddings_input_dim=becomes.vector_size,
@@ -69,12 +87,12 @@ def _wider_conv(old: nn.Conv2d, channels: int) -> nn.Conv2d:
     return _with_weights(new, weight, old)
 
 
-def _wider_linear(old: nn.Linear, places: list[int], width: int) -> nn.Linear:
-    """The same layer over a longer vector: its scalar i now stands at places[i], those between have weight zero."""
+def _wider_linear(old: nn.Linear, positions: list[int], width: int) -> nn.Linear:
+    """The same layer over a longer vector: its scalar i now stands at positions[i], those between have weight zero."""
     weight = old.weight.new_zeros(old.out_features, width)
-    for scalar, place in enumerate(places):
+    for scalar, position in enumerate(positions):
         columns = old.weight.detach()[:, scalar * SCALAR_WIDTH : (scalar + 1) * SCALAR_WIDTH]
-        weight[:, place * SCALAR_WIDTH : (place + 1) * SCALAR_WIDTH] = columns
+        weight[:, position * SCALAR_WIDTH : (position + 1) * SCALAR_WIDTH] = columns
     new = nn.Linear(width, old.out_features, device="meta")
     return _with_weights(new, weight, old)
 

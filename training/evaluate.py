@@ -31,8 +31,7 @@ from training.metrics.rife import rife_between
 from training.metrics.transnet import clip_features
 
 CLIPS = 64
-WITH_FVD = ("image-to-video", "text-to-video")
-DEFAULT_DATA = {name: Path("data/multi-view" if name == "multi-view" else "data/starter") for name in TASKS}
+DEFAULT_DATA = {name: Path("data") / spec.dataset for name, spec in TASKS.items()}
 DEFAULT_WORK = Path("runs/eval")
 
 
@@ -82,8 +81,9 @@ def evaluate(
     if limit is not None and limit < 2:
         raise InvalidRequest(f"figures need at least 2 inputs, not {limit}", param="limit")
     settings, data = settings or EvalSettings(), data or DEFAULT_DATA[entry.task.name]
-    if settings.i3d and entry.task.name not in WITH_FVD:
-        raise InvalidRequest(f"FVD is a figure of {' and '.join(WITH_FVD)}, not of {entry.task.name}", param="i3d")
+    if settings.i3d and not entry.task.moving_scene:
+        clips = " and ".join(spec.name for spec in TASKS.values() if spec.moving_scene)
+        raise InvalidRequest(f"FVD is a figure of {clips}, not of {entry.task.name}", param="i3d")
     steps = settings.steps or int(entry.defaults["num_inference_steps"])
     scale = motion_map(entry)
     maker = ClipMaker(entry, settings.work, steps=steps, batch=settings.batch, device=settings.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 
@@ -136,8 +137,8 @@ def camera_examples(
     )
     if not rendered:
         raise DataError(f"{data} has no footage to move a camera over")
-    assert isinstance(base.conditioners, ImageEncoder)
-    clips = encode_clips([clip for clip, _ in rendered], base.vae, base.conditioners, cache, (1,), report)
+    encoder = cast(ImageEncoder, base.conditioners)
+    clips = encode_clips([clip for clip, _ in rendered], base.vae, encoder, cache, (1,), report)
     return CameraExamples(config, clips, base.vae, MotionMap())
 
 
@@ -170,7 +171,7 @@ class ExampleBuilder:
     def encoded(self, clips: list[Clip], strides: tuple[int, ...]) -> list[LatentClip]:
         """The clips as latents, one at each stride, with the image embedding of their first frame where it is read."""
         # A network that is told words alone needs no embeddings of pictures; a run's towers give them all the same.
-        settings = task(self.config.task).context != "text" or has_vision(self.towers)
+        settings = bool(task(self.config.task).pictures) or has_vision(self.towers)
         vision = frozen_vision(self.towers, self.size) if settings else None
         return encode_clips(clips, self.vae, vision, self.cache, strides, self.report)
 

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from model.checkpoint import pretrained
-from model.encoders import ImageEncoder, TextEncoder, load_conditioners, load_text_tower
+from model.encoders import ImageEncoder, TextEncoder, load_conditioners, load_text_encoder
 from model.errors import CheckpointError, DataError
 from model.importers.sgm import read, vision_tower
 from model.importers.stable_diffusion import autoencoder_from
@@ -95,10 +95,10 @@ def frozen_vision(path: Path, size: Preset) -> ImageEncoder:
         tower = ImageEncoder(trained_towers(path)[0].image, CLIP_MEAN, CLIP_STD)
     elif is_single_file(path):
         tower = vision_tower(read(path, size, "encoder")[0])
-        cast(nn.Module, tower.encoder).float().eval().requires_grad_(False)
+        cast(nn.Module, tower.network).float().eval().requires_grad_(False)
     else:
         tower = cast(ImageEncoder, load_conditioners(path, TASKS["image-to-video"], pretrained("cpu", torch.float32)))
-    _refuse_other_width(path, int(tower.encoder.config.projection_dim), size)
+    _refuse_other_width(path, int(tower.network.config.projection_dim), size)
     return tower
 
 
@@ -115,8 +115,8 @@ def frozen_text(path: Path, size: Preset) -> TextEncoder:
         tower = _trained_text(path)
     else:
         parts = (path / "text_encoder", path / "tokenizer") if (path / "text_encoder").is_dir() else (path, path)
-        tower = load_text_tower(*parts, pretrained("cpu", torch.float32))
-    _refuse_other_width(path, int(tower.encoder.config.hidden_size), size)
+        tower = load_text_encoder(*parts, pretrained("cpu", torch.float32))
+    _refuse_other_width(path, int(tower.network.config.hidden_size), size)
     return tower
 
 

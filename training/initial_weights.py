@@ -43,7 +43,7 @@ from model.importers.strict_load import class_of, load_whole
 from model.optimized.rewrites import rewrite_exactly, temporal_convolutions
 from model.presets import PRESETS, Preset, preset
 from model.tasks import TASKS, TaskSpec, task
-from model.unet import SCALAR_WIDTH, build_unet, grow_inputs
+from model.unet import SCALAR_WIDTH, build_unet, check_inputs, grow_inputs
 from training.config import DenoiserConfig
 from training.joint_image_video import enable_image_rows
 from training.runs import is_run, is_single_file, resolve_source, run_config, start_from
@@ -90,12 +90,7 @@ def _checkpoint(path: Path, size: Preset) -> Start:
         raise DataError(f"{path} was exported, so it has no weights to start from; name the checkpoint it was made of")
     unet = load_whole(UNetSpatioTemporalConditionModel, entry.path / "unet")
     _refuse_other_size(path, unet.config, size)
-    channels = int(unet.config["out_channels"])
-    has = (int(unet.config["in_channels"]), int(unet.config["projection_class_embeddings_input_dim"]))
-    if has != (entry.task.unet_in_channels(channels), entry.task.vector_size):
-        raise DataError(
-            f"{path} takes {has[0]} channels and a vector of {has[1]}, which are not those of {entry.task.name}"
-        )
+    check_inputs(unet.config, entry.task, path)
     if not entry.task.concat_masks:
         return Start(unet, entry.task)
     pair = cast(ImagePairEncoder, load_conditioners(entry.path, entry.task, pretrained("cpu", torch.float32)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from model.catalog import FIGURES, OPTIONS, ModelEntry
+from model.tasks import TASKS
 from training.config import completed
 from training.data import sources
 from training.data.orbits import LICENCE, NAME, PACKAGE
@@ -95,7 +96,7 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
     (entry.path / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
     sidecar = cast(dict[str, Any], json.loads((entry.path / "stillmotion.json").read_text()))
     used = (sources.FILM, sources.PHOTOS_16, sources.PHOTOS_20)
-    orbits = entry.task.name == "multi-view"
+    orbits = entry.task.dataset == ORBITS
     parts = [
         f"# {entry.name}",
         _TITLE.get(entry.name, entry.task.name),
@@ -144,8 +145,12 @@ def _costs(path: Path) -> list[str]:
     return ["## What options cost", said, "\n".join(head + rows)]
 
 
+ORBITS = "multi-view"
+"""The dataset of rendered orbits, by the name of its folder."""
+
+
 def _held_out(entry: ModelEntry) -> str:
-    return "multi-view" if entry.task.name == "multi-view" else "starter"
+    return entry.task.dataset
 
 
 def _limit(figures: dict[str, Any]) -> str:
@@ -170,8 +175,9 @@ _DATA = {
 
 def _data(run: dict[str, Any]) -> str:
     name = run.get("data", {}).get("name")
-    if name == NAME or run["config"].get("task") == "multi-view":
-        return "multi-view"
+    task = run["config"].get("task")
+    if name == NAME or (task is not None and TASKS[task].dataset == ORBITS):
+        return ORBITS
     return "film" if name == CURATED else "starter"
 
 

@@ -156,10 +156,10 @@ def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: d
         "task": spec.name,
         "width": values["width"],
         "height": values["height"],
-        "defaults": DEFAULTS | PREFERRED[spec.name] | (defaults or {}),
+        "defaults": DEFAULTS | PREFERRED.get(spec.name, {}) | (defaults or {}),
         "latent_colours": latent_colours,
         "motion_map": dataclasses.asdict(MotionMap()),
-        **({"frame_noise": FRAME_NOISE} if spec.holds_ends else {}),
+        **({"frame_noise": FRAME_NOISE} if spec.restores_ends else {}),
         "runs": {run: summary for path in published.values() for run, summary in _earlier_runs(path).items()}
         | runs_summary(folders),
         "published_weights": {
@@ -206,10 +206,10 @@ def _starts(out: Path, values: dict[str, Any]) -> list[Path]:
 
 def _conditioners(spec: TaskSpec, network: nn.Module, towers: Path, size: Preset) -> Conditioners:
     """What reads the task's requests."""
-    if spec.context == "text":
+    if not spec.pictures:
         return frozen_text(towers, size)
     vision = frozen_vision(towers, size)
-    return ImagePairEncoder(vision, network.mask.detach()) if isinstance(network, Denoiser) else vision
+    return ImagePairEncoder.of(vision, network.mask.detach()) if isinstance(network, Denoiser) else vision
 
 
 def release_text_encoder(run: Path, folder: Path) -> None:

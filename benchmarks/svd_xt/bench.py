@@ -92,7 +92,7 @@ class Bench:
         vae = build_vae(self.preset, device=self.device)
         with torch.device(self.device):
             conditioners = build_conditioners(self.preset, TASK)
-        parts: tuple[Any, ...] = (unet, vae, conditioners.encoder)  # type: ignore[union-attr]
+        parts: tuple[Any, ...] = (unet, vae, conditioners.network)  # type: ignore[union-attr]
         for part in parts:
             part.eval().requires_grad_(False).to(self.device, self.dtype)
         return Checkpoint(self.entry, unet, vae, conditioners, self.preset.noise)
@@ -135,7 +135,7 @@ class Bench:
 
         pipeline = StableVideoDiffusionPipeline(
             vae=checkpoint.vae,
-            image_encoder=checkpoint.conditioners.encoder,  # type: ignore[union-attr]
+            image_encoder=checkpoint.conditioners.network,  # type: ignore[union-attr]
             unet=checkpoint.unet,
             scheduler=scheduler_for(checkpoint.noise),
             feature_extractor=CLIPImageProcessor(),

@@ -228,7 +228,7 @@ def equality(bench: Bench, figures: Found) -> Found:
     relieve()
     single = Bench(bench.preset.name, bench.device, torch.float32, bench.steps, bench.repeats)
     networks = copy.deepcopy(bench.plain)
-    for part in (networks.unet, networks.vae, networks.conditioners.encoder):  # type: ignore[union-attr]
+    for part in (networks.unet, networks.vae, networks.conditioners.network):  # type: ignore[union-attr]
         part.float()
     single.__dict__["plain"] = networks
     theirs, mine = _latents(single, networks, steps, "torch")

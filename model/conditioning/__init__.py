@@ -1,33 +1,20 @@
-"""What a request becomes for the network: cross-attention context, concatenated latents, and a vector of scalars.
+"""Conditioning: a request's pictures or prompt become cross-attention context, concatenated latents and a vector.
 
-All three follow from the task's spec: `context` says what is read (text, one picture, two), `concat_latents` and
-`augmentation` what stands beside the noisy latents, `vector` which scalars are told. As published (paper, section 4
-and appendix D): a still's latent is repeated over the frames WITHOUT the latent scaling factor, after a little noise
-in PIXEL space; two stills stand at the ends of the clip, with noise in LATENT space (model.conditioning); the
-vector holds fps - 1 and the others as they are.
+The task's spec names the builder of the first two (`TaskSpec.conditioning`) and the scalars of the vector. As published
+(paper, section 4 and appendix D): a still's latent is repeated over the frames WITHOUT the latent scaling factor, after
+a little noise in PIXEL space; two stills stand at the ends of the clip, {z_start, z_m, ..., z_m, z_end} with z_m
+learned and a binary mask, after noise in LATENT space (so they are scaled: noise is measured against unit variance);
+the vector holds fps - 1 and the others as they are. A prompt's tokens are the text encoder's last hidden states,
+padding included.
 
-Legend: T frames, P pictures, K concatenated channels, N context tokens, D their width, V scalars; h, w latent.
-
-Frame interpolation's channels beside the noisy latents: both ends, a learned embedding between them, and a mask.
-
-Paper, appendix D: {z_start, z_m, ..., z_m, z_end}, with z_m learned, and a binary mask. Here the ends are latents as
-the diffusion model sees them (times the scaling factor), so that noise in latent space is measured against unit
-variance; the mask is 1 where a frame is given.
-
-Legend: T frames, C latent channels; h, w latent.
-
-Pictures as the networks take them: pixels in [-1, 1], CLIP's input and embedding, the autoencoder's latents.
-
-Legend: B pictures, C channels, H, W pixels, S CLIP's side, D embedding width; h, w latent.
-
-A prompt becomes cross-attention tokens: the text encoder's last hidden states, padding included.
-
-Legend: N tokens, D their width.
+Legend: B pictures, T frames, C latent channels, K concatenated channels, N context tokens, D their width, V scalars,
+H, W pixels, S CLIP's side; h, w latent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,7 +28,7 @@ from model.checkpoint import Checkpoint
 from model.denoiser import Conditioning
 from model.encoders import ImageEncoder, ImagePairEncoder, TextEncoder
 from model.errors import InvalidRequest
-from model.params import PARAMS, Params, TextToVideoParams
+from model.params import Params, PictureParams, TextToVideoParams
 from model.tasks import VectorField
 from model.vae import encode_mode
 
@@ -49,10 +36,11 @@ from model.vae import encode_mode
 def between_ends(
     start: Float[Tensor, "C h w"], end: Float[Tensor, "C h w"], mask: Float[Tensor, " C"], num_frames: int
 ) -> Float[Tensor, "T C+1 h w"]:
-    """What is concatenated, frame by frame; differentiable in `mask`, which training learns.
+    """Frame interpolation's concatenated channels: both ends, the mask embedding between, and a binary mask.
 
     Args:
-        mask: the learned embedding of a frame that is not given, the same at every place.
+        start, end: latents times the scaling factor.
+        mask: the learned embedding of a frame between, the same at every position; training differentiates in it.
 
     Raises:
         InvalidRequest: fewer than two frames.
@@ -60,9 +48,9 @@ def between_ends(
     if num_frames < 2:
         raise InvalidRequest(f"two ends need at least 2 frames, not {num_frames}", param="num_frames")
     inner = mask.to(start)[None, :, None, None].expand(num_frames - 2, -1, *start.shape[1:])
-    given = start.new_zeros(num_frames, 1, *start.shape[1:])
-    given[0] = given[-1] = 1.0
-    return torch.cat([torch.cat([start[None], inner, end[None]]), given], dim=1)
+    is_end = start.new_zeros(num_frames, 1, *start.shape[1:])
+    is_end[0] = is_end[-1] = 1.0
+    return torch.cat([torch.cat([start[None], inner, end[None]]), is_end], dim=1)
 
 
 CLIP_SIZE = 224
@@ -89,11 +77,11 @@ def fitting_pixels(name: str, picture: Image, height: int, width: int) -> Float[
     return picture_to_pixels(picture)
 
 
-def image_context(tower: ImageEncoder, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+def image_context(encoder: ImageEncoder, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
     """CLIP embeddings of pictures in [-1, 1], float32."""
-    encoder = tower.encoder
-    seen = clip_input(pixels, tower.mean, tower.std)
-    embeds: Tensor = encoder(seen.to(encoder.device, encoder.dtype)).image_embeds
+    network = encoder.network
+    normalised = clip_input(pixels, encoder.mean, encoder.std)
+    embeds: Tensor = network(normalised.to(network.device, network.dtype)).image_embeds
     return embeds.float()
 
 
@@ -136,33 +124,33 @@ def _blur(pixels: Tensor, factor: float, *, vertical: bool) -> Tensor:
     return functional.conv2d(padded, weight.view(1, 1, *shape).expand(channels, 1, *shape), groups=channels)
 
 
-def text_context(tower: TextEncoder, prompt: str) -> Float[Tensor, "N D"]:
+def text_context(encoder: TextEncoder, prompt: str) -> Float[Tensor, "N D"]:
     """The tokens of a prompt, padded to the tokenizer's length, float32.
 
     Raises:
         InvalidRequest: the prompt is longer than what the text encoder reads; nothing is cut off silently.
     """
-    longest = int(tower.tokenizer.model_max_length)
-    count = len(tower.tokenizer(prompt).input_ids)
+    longest = int(encoder.tokenizer.model_max_length)
+    count = len(encoder.tokenizer(prompt).input_ids)
     if count > longest:
         raise InvalidRequest(
             f"the prompt takes {count} tokens, the text encoder reads {longest}; shorten it",
             param="prompt",
             code="prompt_too_long",
         )
-    told = tower.tokenizer(prompt, padding="max_length", max_length=longest, return_tensors="pt")
-    encoder = tower.encoder
+    tokens = encoder.tokenizer(prompt, padding="max_length", max_length=longest, return_tensors="pt")
+    network = encoder.network
     # As diffusers' pipelines do: padding is attended to unless the encoder's own config says otherwise.
-    masked = bool(getattr(encoder.config, "use_attention_mask", False))
-    mask = told.attention_mask.to(encoder.device) if masked else None
-    hidden: Tensor = encoder(told.input_ids.to(encoder.device), attention_mask=mask).last_hidden_state
+    masked = bool(getattr(network.config, "use_attention_mask", False))
+    mask = tokens.attention_mask.to(network.device) if masked else None
+    hidden: Tensor = network(tokens.input_ids.to(network.device), attention_mask=mask).last_hidden_state
     return hidden[0].to(torch.float32)
 
 
 def condition(
     checkpoint: Checkpoint, params: Params, pictures: Sequence[Image], noise: Float[Tensor, "..."]
 ) -> Conditioning:
-    """Everything the network is told of one request, on the checkpoint's device.
+    """A request's conditioning, on the checkpoint's device.
 
     Args:
         pictures: in the order of the task's spec; RGB, already of the clip's height and width.
@@ -174,7 +162,7 @@ def condition(
             what the text encoder reads.
     """
     task = checkpoint.entry.task
-    if type(params) is not PARAMS[task.name]:
+    if type(params) is not task.params:
         raise InvalidRequest(f"{checkpoint.entry.name} serves {task.name}, not {type(params).__name__}", param="model")
     if len(pictures) != len(task.pictures):
         raise InvalidRequest(f"{task.name} takes {len(task.pictures)} pictures, not {len(pictures)}", param="image")
@@ -182,54 +170,50 @@ def condition(
         fitting_pixels(name, picture, params.height, params.width)
         for name, picture in zip(task.pictures, pictures, strict=True)
     ]
-    return Conditioning(
-        context=_context(checkpoint, params, pixels),
-        concat=_concat(checkpoint, params, pixels, noise),
-        vector=torch.tensor(
-            [_scalar(name, params) for name in task.vector], dtype=torch.float32, device=checkpoint.unet.device
-        ),
-    )
+    build: ConditioningBuilder = task.conditioning_builder()
+    context, concat = build(checkpoint, params, pixels, noise)
+    scalars = [_scalar(name, params) for name in task.vector]
+    vector = torch.tensor(scalars, dtype=torch.float32, device=checkpoint.unet.device)
+    return Conditioning(context, concat, vector)
 
 
-def _context(checkpoint: Checkpoint, params: Params, pixels: list[Tensor]) -> Float[Tensor, "N D"]:
-    conditioners = checkpoint.conditioners
-    if isinstance(conditioners, TextEncoder):
-        assert isinstance(params, TextToVideoParams)
-        return text_context(conditioners, params.prompt)
-    tower = conditioners if isinstance(conditioners, ImageEncoder) else conditioners.vision
-    return image_context(tower, torch.stack(pixels))
+ConditioningBuilder = Callable[[Checkpoint, Any, list[Tensor], Tensor], tuple[Tensor, Tensor]]
+"""Of a checkpoint of the task, its settings, its pictures' pixels [3, H, W] in [-1, 1] and the augmentation noise:
+context [N, D] and concat [T, K, h, w]."""
 
 
-def _concat(
-    checkpoint: Checkpoint, params: Params, pixels: list[Tensor], noise: Float[Tensor, "..."]
-) -> Float[Tensor, "T K h w"]:
-    conditioners, vae = checkpoint.conditioners, checkpoint.vae
-    if isinstance(params, TextToVideoParams):
-        latent = params.shape.latent(checkpoint.latent_channels)
-        return torch.zeros(params.num_frames, 0, latent.height, latent.width, device=checkpoint.unet.device)
-    if isinstance(conditioners, ImagePairEncoder):
-        latents = image_latents(vae, torch.stack(pixels)) * checkpoint.scaling_factor
-        start, end = latents + params.noise_aug_strength * noise.to(latents.device)
-        return between_ends(start, end, conditioners.mask, params.num_frames)
-    latents = image_latents(vae, torch.stack(pixels) + params.noise_aug_strength * noise)
-    return latents.expand(params.num_frames, -1, -1, -1)
+def image_conditioning(
+    checkpoint: Checkpoint, params: PictureParams, pixels: list[Float[Tensor, "3 H W"]], noise: Float[Tensor, "..."]
+) -> tuple[Float[Tensor, "N D"], Float[Tensor, "T K h w"]]:
+    """The ConditioningBuilder of a still: its embedding, and its latent in every frame, unscaled."""
+    encoder = cast(ImageEncoder, checkpoint.conditioners)
+    latents = image_latents(checkpoint.vae, torch.stack(pixels) + params.noise_aug_strength * noise)
+    return image_context(encoder, torch.stack(pixels)), latents.expand(params.num_frames, -1, -1, -1)
+
+
+def image_pair_conditioning(
+    checkpoint: Checkpoint, params: PictureParams, pixels: list[Float[Tensor, "3 H W"]], noise: Float[Tensor, "..."]
+) -> tuple[Float[Tensor, "N D"], Float[Tensor, "T K h w"]]:
+    """The ConditioningBuilder of a clip's two ends: their embeddings, their scaled latents and the mask between."""
+    encoder = cast(ImagePairEncoder, checkpoint.conditioners)
+    latents = image_latents(checkpoint.vae, torch.stack(pixels)) * checkpoint.scaling_factor
+    start, end = latents + params.noise_aug_strength * noise.to(latents.device)
+    return image_context(encoder, torch.stack(pixels)), between_ends(start, end, encoder.mask, params.num_frames)
+
+
+def text_conditioning(
+    checkpoint: Checkpoint,
+    params: TextToVideoParams,
+    pixels: list[Float[Tensor, "3 H W"]],  # noqa: ARG001 - there are none
+    noise: Float[Tensor, "..."],  # noqa: ARG001 - it is empty
+) -> tuple[Float[Tensor, "N D"], Float[Tensor, "T K h w"]]:
+    """The ConditioningBuilder of a prompt: its tokens, and nothing concatenated."""
+    latent = params.shape.latent(checkpoint.latent_channels)
+    concat = torch.zeros(params.num_frames, 0, latent.height, latent.width, device=checkpoint.unet.device)
+    return text_context(cast(TextEncoder, checkpoint.conditioners), params.prompt), concat
 
 
 def _scalar(name: VectorField, params: Params) -> float:
     """A scalar of the vector, as the network was trained on it."""
     value = float(getattr(params, name))
     return value - 1 if name == "fps" else value
-
-
-__all__ = [
-    "CLIP_SIZE",
-    "between_ends",
-    "clip_input",
-    "condition",
-    "fitting_pixels",
-    "image_context",
-    "image_latents",
-    "picture_to_pixels",
-    "resize_antialiased",
-    "text_context",
-]

@@ -1,4 +1,4 @@
-"""Networks that live on the CPU and visit the device while they are used."""
+"""CPU offload: networks live on the CPU and are on the device only while they are used (diffusers: model_cpu_offload)."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class CpuOffload:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._lock = threading.Lock()
-        self._guests: dict[nn.Module, int] = {}
+        self._in_use: dict[nn.Module, int] = {}
 
     @contextmanager
-    def of(self, *networks: nn.Module) -> Iterator[None]:
+    def on_device(self, *networks: nn.Module) -> Iterator[None]:
         """The networks are on the device within the block."""
         with self._lock:
             for network in networks:
-                self._guests[network] = self._guests.get(network, 0) + 1
-                if self._guests[network] == 1:
+                self._in_use[network] = self._in_use.get(network, 0) + 1
+                if self._in_use[network] == 1:
                     network.to(self._device)
         try:
             yield
         finally:
             with self._lock:
                 for network in networks:
-                    self._guests[network] -= 1
-                    if self._guests[network] == 0:
+                    self._in_use[network] -= 1
+                    if self._in_use[network] == 0:
                         network.to("cpu")

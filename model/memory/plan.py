@@ -31,7 +31,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model.checkpoint import Checkpoint
-from model.encoders import ImagePairEncoder
 from model.errors import InvalidRequest
 from model.optimized.fused_blocks import fuse
 from model.shapes import LatentShape, even_chunks
@@ -197,7 +196,7 @@ class VramPlan:
 def needs_of(checkpoint: Checkpoint, latent: LatentShape) -> MemoryNeeds:
     """The needs of a loaded checkpoint whose weights have numbers (not of an export)."""
     conditioners = checkpoint.conditioners
-    encoder = conditioners.vision.encoder if isinstance(conditioners, ImagePairEncoder) else conditioners.encoder
+    encoder = conditioners.network
     return MemoryNeeds(
         unet=parameter_bytes(checkpoint.unet),
         vae=parameter_bytes(checkpoint.vae),

@@ -14,7 +14,6 @@ from model.backends.registry import LORA_BACKENDS, backend_for, check_lora, make
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, load
 from model.denoiser import CpuThreads, Denoiser, TorchOptions, caching
-from model.encoders import ImagePairEncoder
 from model.errors import CheckpointError, InvalidRequest
 from model.latent_preview import LatentColours, latent_colours
 from model.lora.merge import switching_bytes, with_loras
@@ -81,13 +80,12 @@ class LoadedModel:
 
     def encoding(self) -> AbstractContextManager[None]:
         """Within it, what encodes is on the device."""
-        conditioners = self.checkpoint.conditioners
-        encoder = conditioners.vision.encoder if isinstance(conditioners, ImagePairEncoder) else conditioners.encoder
-        return nullcontext() if self.offload is None else self.offload.of(encoder, self.checkpoint.vae)
+        encoder = self.checkpoint.conditioners.network
+        return nullcontext() if self.offload is None else self.offload.on_device(encoder, self.checkpoint.vae)
 
     def decoding(self) -> AbstractContextManager[None]:
         """Within it, what decodes is on the device."""
-        return nullcontext() if self.offload is None else self.offload.of(self.checkpoint.vae)
+        return nullcontext() if self.offload is None else self.offload.on_device(self.checkpoint.vae)
 
     def decode_chunk(self, requested: int) -> int:
         """Frames decoded at once where `requested` were requested."""

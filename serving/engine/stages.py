@@ -17,7 +17,7 @@ from PIL.Image import Image
 from model.errors import GenerationFailed
 from model.media.end_frames import restore_end_frames
 from model.media.image import fit_picture, open_picture
-from model.params import OutputFormat, Params, TextToVideoParams
+from model.params import OutputFormat, Params
 from model.sampling.prepare import prepare_row
 from model.sampling.row import Row
 from serving.engine.job import DecodeProgress
@@ -76,17 +76,13 @@ def encode_request(model: LoadedModel, request: EngineRequest) -> Row:
 
 
 def _fitted(request: EngineRequest) -> list[Image]:
-    params = request.params
-    opened = [open_picture(image) for image in request.images]
-    if isinstance(params, TextToVideoParams):
-        return opened
-    return [fit_picture(picture, params.height, params.width, params.resize_mode) for picture in opened]
+    return [fit_picture(open_picture(image), *request.params.picture_fit) for image in request.images]
 
 
 def finished_frames(model: LoadedModel, request: EngineRequest, decoding: DecodeProgress) -> np.ndarray:
     """What the request gets of its decoded frames, [T, H, W, 3] uint8: between given ends, with the ends held."""
     frames = decoding.frames()
-    if not model.entry.task.holds_ends:
+    if not model.entry.task.restores_ends:
         return frames
     return restore_end_frames(frames, [np.asarray(picture) for picture in _fitted(request)], model.entry.frame_noise)
 

@@ -31,7 +31,7 @@ _GAIN = 1.02
 def warm_up(model: LoadedModel) -> None:
     """Run every network once at the checkpoint's own size; measure what no stored profile knows, and store it."""
     started = time.perf_counter()
-    params = model.entry.resolve(_SAMPLE_REQUEST.get(model.entry.task.name, {}), seed=0)
+    params = model.entry.resolve(dict(model.entry.task.sample_request), seed=0)
     row = _dummy_row(model, params)
     stored = read_profile(model.entry.path, model.machine)
     if stored is None:
@@ -47,16 +47,9 @@ def warm_up(model: LoadedModel) -> None:
     logger.info("warmed %s in %.1f s", model.entry.name, time.perf_counter() - started)
 
 
-_SAMPLE_REQUEST: dict[str, dict[str, object]] = {
-    "text-to-video": {"prompt": "grey"},
-    "multi-view": {"elevation": 0.0},
-}
-"""What a task needs said beyond its defaults."""
-
-
 def probe(model: LoadedModel) -> None:
     """One short call of the denoiser, to see whether the device works again; raises what it raises."""
-    params = model.entry.resolve(_SAMPLE_REQUEST.get(model.entry.task.name, {}), seed=0)
+    params = model.entry.resolve(dict(model.entry.task.sample_request), seed=0)
     evaluate(model.denoiser, [_dummy_row(model, params)])
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from model.errors import ImageTooLarge, InvalidRequest
 from model.media.image import as_rgb, fit_picture
-from model.params import Params, TextToVideoParams
+from model.params import Params
 from serving.net import AddressPolicy, AddressRefused, PublicOnly, Resolve, resolve_host
 
 UrlChoice = Literal["off", "https", "http"]
@@ -144,9 +144,7 @@ def fitted_png(picture: Image.Image, params: Params) -> bytes:
         picture: upright RGB, of any size.
         params: of a task that takes pictures.
     """
-    if isinstance(params, TextToVideoParams):
-        raise TypeError("text-to-video takes no pictures")
-    return plain_png(fit_picture(picture, params.height, params.width, params.resize_mode))
+    return plain_png(fit_picture(picture, *params.picture_fit))
 
 
 def plain_png(picture: Image.Image) -> bytes:

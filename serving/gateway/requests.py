@@ -19,7 +19,6 @@ from starlette.exceptions import HTTPException
 from stillmotion.types import REQUESTS, BatchLine, GenerationRequest, ImageData
 
 from model.errors import InvalidRequest, StillmotionError, UnreadableImage
-from model.params import settings_of
 from model.tasks import TASKS, TaskSpec
 from serving.gateway.errors import Problem, first_problem
 from serving.gateway.submit import JobRequest
@@ -187,7 +186,7 @@ def at_fault(number: int, error: StillmotionError) -> NoReturn:
 def to_job_request(submission: Submission, task: str) -> JobRequest:
     """The job that a submission requests."""
     fields = submission.fields
-    body, has = fields.model_dump(mode="json"), settings_of(task)
+    body, has = fields.model_dump(mode="json"), TASKS[task].settings
     webhook = None if fields.webhook is None else WebhookTarget(fields.webhook.url, fields.webhook.secret)
     return JobRequest(
         task=task,

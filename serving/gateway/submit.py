@@ -22,7 +22,7 @@ from model.errors import InvalidRequest
 from model.interpolation import InterpolationStage, plan_interpolation
 from model.media.image import open_picture
 from model.params import Params
-from model.tasks import FRAME_INTERPOLATION, TASKS
+from model.tasks import TASKS
 from serving.background import run_in_thread, shielded
 from serving.engine.protocol import Priority
 from serving.gateway import deadlines
@@ -53,7 +53,7 @@ def interpolator(models: Sequence[ModelEntry], requested: bool | str) -> ModelEn
     """
     if requested is False:
         return None
-    able = [entry for entry in models if entry.task is FRAME_INTERPOLATION]
+    able = [entry for entry in models if entry.task.restores_ends]
     names = ", ".join(entry.name for entry in able)
     if not able:
         raise InvalidRequest(

@@ -13,7 +13,8 @@ from typing import Any, Final
 from stillmotion.types import Job, JobError, JobOutput, JobUrls, Variant
 
 from model.interpolation import InterpolationStage
-from model.params import PARAMS, OutputFormat, Params
+from model.params import OutputFormat, Params
+from model.tasks import TASKS
 from serving.engine.protocol import Priority, Share
 from serving.jobs.tables import JobRow
 
@@ -33,7 +34,7 @@ def params_from_json(task: str, stored: Mapping[str, Any]) -> tuple[Params, Inte
     Raises:
         InvalidRequest, KeyError, TypeError: it was stored by another version.
     """
-    params = PARAMS[task](**{name: value for name, value in stored.items() if name not in _BESIDE})
+    params = TASKS[task].params(**{name: value for name, value in stored.items() if name not in _BESIDE})
     second = stored.get("interpolate")
     return params, None if second is None else InterpolationStage.from_dict(second, params.seed)
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Final
 
 from model.errors import StillmotionError
-from model.params import Params, TextToVideoParams
+from model.params import Params
 from serving.engine.settings import EngineSettings
 from serving.offline.manifest import Line, NameSet, open_render_list, read_lines
 from serving.offline.output import RECORDS, Output, PictureReader
@@ -80,7 +80,7 @@ def survey(batch: Batch, report_fault: Callable[[Fault], None], report: Progress
         elif line.id in done:
             complete += 1
         else:
-            kinds[(outcome.entry.name, _kind(outcome.params))] += 1
+            kinds[(outcome.entry.name, outcome.params.timing_key())] += 1
         report("rows checked", rows, total)
     return Survey(rows, complete, faulty, asyncio.run(_estimate(batch, kinds, report)) if kinds else 0.0)
 
@@ -130,12 +130,6 @@ def _check(line: Line, reading: RowContext, pictures: _Pictures) -> RowRequest |
     except StillmotionError as error:
         return error
     return request
-
-
-def _kind(params: Params) -> Params:
-    """The settings without what costs no time, so that rows are counted by few kinds."""
-    plain = replace(params, seed=0, fps=1, motion_bucket_id=1)
-    return replace(plain, prompt="-") if isinstance(plain, TextToVideoParams) else plain
 
 
 async def _estimate(batch: Batch, kinds: Counter[tuple[str, Params]], report: ProgressCallback) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from model.media import mp4_manifest
 from model.media.image import converted_from, fit_picture, open_picture, to_png
-from model.params import OutputFormat, Params, TextToVideoParams
+from model.params import OutputFormat, Params
 from serving.background import run_in_thread
 from serving.engine.protocol import Completed, Engine, EngineEvent, EngineRequest
 from serving.engine.wrapper import EngineWrapper
@@ -86,10 +86,7 @@ def finish(
 
 def fitted(params: Params, images: tuple[bytes, ...]) -> tuple[bytes, ...]:
     """The pictures as the sampler sees them, as PNG: fitting one a second time changes nothing."""
-    if isinstance(params, TextToVideoParams):
-        return ()
-    height, width, mode = params.height, params.width, params.resize_mode
-    return tuple(to_png(fit_picture(open_picture(image), height, width, mode)) for image in images)
+    return tuple(to_png(fit_picture(open_picture(image), *params.picture_fit)) for image in images)
 
 
 class FinishingEngine(EngineWrapper):

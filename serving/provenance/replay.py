@@ -14,7 +14,8 @@ from model.errors import InvalidRequest
 from model.interpolation import InterpolationStage
 from model.media import mp4_manifest
 from model.media.video import Frames, decode_video
-from model.params import PARAMS, OutputFormat, Params
+from model.params import OutputFormat, Params
+from model.tasks import TASKS
 from serving.engine.local import Generated, generate
 from serving.engine.protocol import EngineEvent
 from serving.engine.settings import EngineSettings
@@ -77,7 +78,7 @@ def read_recipe(manifest: Mapping[str, Any]) -> Recipe:
             task=task,
             model=str(manifest["model"]),
             model_version=str(manifest["model_version"]),
-            params=PARAMS[task](**manifest["params"]),
+            params=TASKS[task].params(**manifest["params"]),
             pictures=mp4_manifest.pictures(manifest),
             output_format=manifest["output_format"],
             frames_sha256=str(manifest["output"]["frames_sha256"]),

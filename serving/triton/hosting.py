@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest, StillmotionError
-from model.params import Params, settings_of
+from model.params import Params
 from serving.engine.protocol import (
     TERMINAL,
     CancelledAt,
@@ -34,8 +34,6 @@ from serving.triton.wire import Frame, ReceivedRequest, RequestFrame, Status, en
 _log = logging.getLogger(__name__)
 CANCEL_POLL_S: Final = 0.1
 """Seconds between two looks at whether a caller has gone."""
-_SAMPLE: Final[dict[str, Any]] = {"prompt": "grey", "elevation": 0.0}
-"""What some tasks need said beyond their defaults, to be estimated."""
 
 
 @dataclass(slots=True)
@@ -200,8 +198,7 @@ class Host:
         return max(0.0, one - step), step
 
     def _sample(self, steps: int) -> Params:
-        needed = {name: value for name, value in _SAMPLE.items() if name in settings_of(self._entry.task.name)}
-        return self._entry.resolve(needed | {"num_inference_steps": steps}, seed=0)
+        return self._entry.resolve({**self._entry.task.sample_request, "num_inference_steps": steps}, seed=0)
 
 
 @asynccontextmanager

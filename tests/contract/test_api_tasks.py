@@ -14,7 +14,6 @@ import pytest
 from stillmotion import AsyncClient
 from stillmotion.types import REQUESTS, Job
 
-from model.params import PARAMS, settings_of
 from model.tasks import TASKS
 from serving.gateway import create_app
 from tests.contract.support import entry, error_of, picture, settings
@@ -61,10 +60,10 @@ async def test_a_form_and_json_give_the_engine_the_task_s_own_settings_and_pictu
             assert answer.status_code == 200, answer.text
             job = Job.model_validate(answer.json())
             assert (job.status, job.task, job.model) == ("completed", task, task)
-            assert job.params.keys() - {"output_format"} == settings_of(task)
+            assert job.params.keys() - {"output_format"} == TASKS[task].settings
             assert fields.items() <= job.params.items()
         first, second = engine.requests
-        assert type(first.params) is PARAMS[task]
+        assert type(first.params) is TASKS[task].params
         assert (first.params, first.images) == (second.params, second.images)
         assert len(first.images) == len(TASKS[task].pictures) == len(set(first.images))
 
@@ -194,4 +193,4 @@ async def test_the_openapi_document_describes_every_task(tmp_path: Path) -> None
 def test_the_wire_s_settings_are_the_model_s(tmp_path: Path) -> None:
     around = {"model", "output_format", "priority", "deadline_s", "metadata", "webhook", "previews", "interpolate"}
     for task in TASKS:
-        assert set(REQUESTS[task][0].model_fields) - around == settings_of(task)
+        assert set(REQUESTS[task][0].model_fields) - around == TASKS[task].settings

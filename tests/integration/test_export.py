@@ -68,7 +68,7 @@ def png(seed: int) -> bytes:
 
 def frames_of(entry: ModelEntry) -> np.ndarray:
     """The video of one request, without a server."""
-    asked = {"num_inference_steps": 3} | ({"prompt": "a red ball"} if "prompt" in entry.task.fields else {})
+    asked = {"num_inference_steps": 3} | ({"prompt": "a red ball"} if "prompt" in entry.task.settings else {})
     pictures = tuple(png(seed) for seed in range(len(entry.task.pictures)))
     return generate(entry, entry.resolve(asked, seed=3), pictures, settings=ON_CPU).frames
 

@@ -69,7 +69,7 @@ def encode_clips(
     Args:
         vision: reads the pictures; None where no embeddings are wanted, which are then of width 0.
     """
-    networks = [vae.encoder] if vision is None else [vae.encoder, vision.encoder]
+    networks = [vae.encoder] if vision is None else [vae.encoder, vision.network]
     folder = cache / f"latents-{weights_hash(*networks)}"
     folder.mkdir(parents=True, exist_ok=True)
     out: list[LatentClip] = []
@@ -104,7 +104,7 @@ def _encode(clip: Clip, vae: AutoencoderKLTemporalDecoder, vision: ImageEncoder 
         if vision is None:
             embeds.append(torch.zeros(len(pixels), 0))
         else:
-            embeds.append(vision.encoder(clip_input(pixels, vision.mean, vision.std)).image_embeds)
+            embeds.append(vision.network(clip_input(pixels, vision.mean, vision.std)).image_embeds)
     return torch.cat(latents).numpy(), torch.cat(embeds).numpy()
 
 

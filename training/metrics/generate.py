@@ -72,7 +72,7 @@ class ClipMaker:
 
     def __init__(self, entry: ModelEntry, folder: Path, *, steps: int, batch: int = 1, device: str = "cpu") -> None:
         self._entry = entry
-        held = f"-held-{entry.frame_noise:g}" if entry.task.holds_ends else ""
+        held = f"-held-{entry.frame_noise:g}" if entry.task.restores_ends else ""
         self._folder = folder / f"{entry.name}-{entry.version}-{steps}-steps{held}"
         self._steps = steps
         self._batch = batch
@@ -120,7 +120,7 @@ class ClipMaker:
         vae = self.checkpoint.vae
         decoded = zip(rows, group_params, strict=True)
         clips = [decode(vae, row.latents, params.decode_chunk_size) for row, params in decoded]
-        if not self._entry.task.holds_ends:
+        if not self._entry.task.restores_ends:
             return clips
         ends = [[np.asarray(picture) for picture in one.pictures] for one in group]
         noise = self._entry.frame_noise

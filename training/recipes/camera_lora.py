@@ -5,6 +5,7 @@ Their clips are rendered (training.data.camera) over the starter dataset's foota
 
 import dataclasses
 
+from model.tasks import IMAGE_TO_VIDEO
 from training.config import CameraData, LoraConfig, Runtime
 from training.recipes.image_to_video import MINI_OPTIM
 
@@ -24,7 +25,7 @@ def _mini(name: str, motions: tuple[str, ...], bucket_drawn: float, seed: int) -
         num_frames=14,
         p_mean=1.0,
         p_std=1.6,
-        condition_dropout=0.1,
+        condition_dropout=IMAGE_TO_VIDEO.condition_dropout,
         window_until=0,
         window_height=128,
         window_width=224,

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from model.tasks import FRAME_INTERPOLATION
 from training.config import DenoiserConfig, EndsData, Runtime
 from training.recipes.image_to_video import MINI_OPTIM
 
@@ -10,7 +11,7 @@ def mini_frame_interpolation() -> DenoiserConfig:
     """From the image-to-video denoiser, which already knows how to keep to a given picture; batches of 6."""
     return DenoiserConfig(
         preset="mini",
-        task="frame-interpolation",
+        task=FRAME_INTERPOLATION.name,
         optim=dataclasses.replace(MINI_OPTIM, iterations=1200, batch=6, lr=1e-3, ema_decay=0.998, seed=20),
         runtime=Runtime(),
         init="mini-image-to-video-long",
@@ -21,7 +22,7 @@ def mini_frame_interpolation() -> DenoiserConfig:
         num_frames=5,
         p_mean=1.0,
         p_std=1.2,
-        condition_dropout=0.1,
+        condition_dropout=FRAME_INTERPOLATION.condition_dropout,
         copying_start=False,
         time_only_until=0,
         window_until=950,

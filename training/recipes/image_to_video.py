@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from model.tasks import IMAGE_TO_VIDEO
 from training.config import DenoiserConfig, FilmData, Optim, Runtime
 
 MINI_OPTIM = Optim(
@@ -24,7 +25,7 @@ def mini_image_to_video() -> DenoiserConfig:
     """14 frames at 128 x 224 from the starter dataset: windows of 96 x 160 first, whole frames last."""
     return DenoiserConfig(
         preset="mini",
-        task="image-to-video",
+        task=IMAGE_TO_VIDEO.name,
         optim=MINI_OPTIM,
         runtime=Runtime(),
         init="",
@@ -35,7 +36,7 @@ def mini_image_to_video() -> DenoiserConfig:
         num_frames=14,
         p_mean=0.5,
         p_std=1.6,
-        condition_dropout=0.1,
+        condition_dropout=IMAGE_TO_VIDEO.condition_dropout,
         copying_start=True,
         time_only_until=0,
         window_until=1400,

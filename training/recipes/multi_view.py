@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from model.tasks import MULTI_VIEW
 from training.config import DenoiserConfig, OrbitData, Runtime
 from training.recipes.image_to_video import MINI_OPTIM
 
@@ -10,7 +11,7 @@ def mini_multi_view_low() -> DenoiserConfig:
     """From the image-to-video denoiser, on rendered orbits (`stillmotion data multi-view`) at half their size."""
     return DenoiserConfig(
         preset="mini",
-        task="multi-view",
+        task=MULTI_VIEW.name,
         optim=dataclasses.replace(
             MINI_OPTIM, iterations=1500, batch=6, warmup=60, ema_decay=0.998, seed=30, method="muon"
         ),
@@ -23,7 +24,7 @@ def mini_multi_view_low() -> DenoiserConfig:
         num_frames=21,
         p_mean=1.0,
         p_std=1.6,
-        condition_dropout=0.1,
+        condition_dropout=MULTI_VIEW.condition_dropout,
         copying_start=False,
         time_only_until=0,
         window_until=0,

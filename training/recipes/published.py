@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from model.tasks import IMAGE_TO_VIDEO, TASKS
 from training.config import (
     Buckets,
     CameraData,
@@ -51,7 +52,7 @@ def _optim(iterations: int, batch: int, lr: float, ema: float = 0.9999) -> Optim
 
 
 def _stage(
-    name: str, init: str, size: tuple[int, int, int], noise: tuple[float, float], optim: Optim, dropout: float
+    name: str, init: str, size: tuple[int, int, int], noise: tuple[float, float], optim: Optim
 ) -> DenoiserConfig:
     """A text-conditioned stage at (frames, height, width)."""
     frames, height, width = size
@@ -68,7 +69,7 @@ def _stage(
         num_frames=frames,
         p_mean=noise[0],
         p_std=noise[1],
-        condition_dropout=dropout,
+        condition_dropout=TASKS[name].condition_dropout,
         copying_start=False,
         time_only_until=0,
         window_until=0,
@@ -84,7 +85,7 @@ def image_pretraining() -> DenoiserConfig:
     Both parts have P_mean -1.2 and P_std 1; the first part's larger size is not told apart here.
     """
     optim = _optim(31_000, 1536, 1e-4)
-    config = _stage("text-to-video", "stable-diffusion-2-1", (14, 256, 384), (-1.2, 1.0), optim, 0.15)
+    config = _stage("text-to-video", "stable-diffusion-2-1", (14, 256, 384), (-1.2, 1.0), optim)
     return dataclasses.replace(
         config, time_only_until=1000, data=dataclasses.replace(CAPTIONED, image_share=1.0, motion_untold=1.0)
     )
@@ -97,35 +98,29 @@ def video_pretraining_low() -> DenoiserConfig:
     to the one size: `--set buckets.largest_aspect=0 --set buckets.lengths=14`.
     """
     optim = _optim(150_000, 1536, 1e-4)
-    config = _stage("text-to-video", "image-pretraining", (14, 256, 384), (-1.2, 1.2), optim, 0.15)
+    config = _stage("text-to-video", "image-pretraining", (14, 256, 384), (-1.2, 1.2), optim)
     return dataclasses.replace(config, buckets=Buckets(largest_aspect=2.0, lengths=(8,)))
 
 
 def video_pretraining_base() -> DenoiserConfig:
     """Stage II, second part: 320 x 576; the base model."""
-    return _stage(
-        "text-to-video", "video-pretraining-low", (14, 320, 576), (0.0, 1.0), _optim(100_000, 768, 1e-4), 0.15
-    )
+    return _stage("text-to-video", "video-pretraining-low", (14, 320, 576), (0.0, 1.0), _optim(100_000, 768, 1e-4))
 
 
 def text_to_video() -> DenoiserConfig:
     """Stage III, text-to-video at 576 x 1024."""
-    return _stage(
-        "text-to-video", "video-pretraining-base", (14, 576, 1024), (0.5, 1.4), _optim(50_000, 768, 3e-5), 0.15
-    )
+    return _stage("text-to-video", "video-pretraining-base", (14, 576, 1024), (0.5, 1.4), _optim(50_000, 768, 3e-5))
 
 
 def image_to_video_low() -> DenoiserConfig:
     """Stage III, image-to-video, first part: 320 x 576."""
-    config = _stage(
-        "image-to-video", "video-pretraining-base", (14, 320, 576), (0.7, 1.6), _optim(50_000, 768, 3e-5), 0.1
-    )
+    config = _stage("image-to-video", "video-pretraining-base", (14, 320, 576), (0.7, 1.6), _optim(50_000, 768, 3e-5))
     return dataclasses.replace(config, data=PICTURED)
 
 
 def image_to_video_14() -> DenoiserConfig:
     """Stage III, image-to-video, second part: 14 frames at 576 x 1024 (svd)."""
-    config = _stage("image-to-video", "image-to-video-low", (14, 576, 1024), (1.0, 1.6), _optim(50_000, 768, 3e-5), 0.1)
+    config = _stage("image-to-video", "image-to-video-low", (14, 576, 1024), (1.0, 1.6), _optim(50_000, 768, 3e-5))
     return dataclasses.replace(config, data=PICTURED)
 
 
@@ -143,14 +138,14 @@ def frame_interpolation(latent_height: int = 72, init: str = "text-to-video") ->
         init: `text-to-video`, or `video-pretraining-base`.
     """
     size = (5, latent_height * 8, 1024)
-    config = _stage("frame-interpolation", init, size, (1.0, 1.2), _optim(10_000, 256, 1e-4), 0.1)
+    config = _stage("frame-interpolation", init, size, (1.0, 1.2), _optim(10_000, 256, 1e-4))
     data = EndsData(strides=(1, 2, 4), still_moving=0.02, noise_aug_log_mean=-3.0, noise_aug_log_std=0.5)
     return dataclasses.replace(config, data=data)
 
 
 def multi_view() -> DenoiserConfig:
     """Multi-view: 21 views at 576 x 576, from the 25-frame image-to-video model."""
-    config = _stage("multi-view", "image-to-video-25", (21, 576, 576), (1.0, 1.6), _optim(12_000, 16, 1e-5), 0.1)
+    config = _stage("multi-view", "image-to-video-25", (21, 576, 576), (1.0, 1.6), _optim(12_000, 16, 1e-5))
     data = OrbitData(fps=7, motion_bucket_id=127, noise_aug_log_mean=-3.0, noise_aug_log_std=0.5)
     return dataclasses.replace(config, preset="svd-xt", data=data)
 
@@ -170,7 +165,7 @@ def _camera_lora(motion: str, motions: tuple[str, ...], bucket_drawn: float) -> 
         num_frames=14,
         p_mean=1.0,
         p_std=1.6,
-        condition_dropout=0.1,
+        condition_dropout=IMAGE_TO_VIDEO.condition_dropout,
         window_until=0,
         window_height=576,
         window_width=1024,

@@ -13,6 +13,7 @@ one speed a motion, and in many captions by the name of the motion alone.
 
 import dataclasses
 
+from model.tasks import TEXT_TO_VIDEO
 from training.config import DenoiserConfig, PromptedData, Runtime
 from training.recipes.image_to_video import MINI_OPTIM
 
@@ -42,7 +43,7 @@ def mini_image() -> DenoiserConfig:
     """Stage I: single captioned pictures at half the size; the time embedding alone first, then all layers."""
     return DenoiserConfig(
         preset="mini",
-        task="text-to-video",
+        task=TEXT_TO_VIDEO.name,
         optim=dataclasses.replace(
             MINI_OPTIM, iterations=400, batch=4, warmup=30, ema_decay=0.99, seed=10, method="muon"
         ),
@@ -55,7 +56,7 @@ def mini_image() -> DenoiserConfig:
         num_frames=14,
         p_mean=0.0,
         p_std=1.4,
-        condition_dropout=0.15,
+        condition_dropout=TEXT_TO_VIDEO.condition_dropout,
         copying_start=False,
         time_only_until=30,
         window_until=0,

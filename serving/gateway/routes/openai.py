@@ -197,7 +197,7 @@ def _order(services: Services, order: VideoOrder) -> JobRequest:
     size = size_for(entry, form.size)
     if size is not None:
         settings["width"], settings["height"] = size
-    takes_prompt = task == "text-to-video"
+    takes_prompt = "prompt" in entry.task.settings
     if takes_prompt:
         settings["prompt"] = form.prompt
     return JobRequest(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
-from model.params import MAX_PROMPT, PARAMS, ImageToVideoParams, settings_of
+from model.params import MAX_PROMPT, ImageToVideoParams
 from model.tasks import TASKS, task
 
 GOOD: dict[str, Any] = {
@@ -127,8 +127,8 @@ def test_settings_of_any_task_are_complete_and_within_limits_or_refused_by_name(
     if refused != "":
         assert refused in asked
         return
-    assert type(params) is PARAMS[name]
-    assert set(asked) <= settings_of(name)
+    assert type(params) is TASKS[name].params
+    assert set(asked) <= TASKS[name].settings
     assert all(getattr(params, field) == value for field, value in asked.items())
     assert params.guidance_range[1] == params.max_guidance_scale
 
@@ -136,7 +136,7 @@ def test_settings_of_any_task_are_complete_and_within_limits_or_refused_by_name(
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_a_field_the_task_does_not_have_is_named(name: str) -> None:
     foreign = {"prompt": "a ball", "elevation": 1.0, "min_guidance_scale": 1.0, "resize_mode": "fit", "image": "x"}
-    for field in foreign.keys() - settings_of(name):
+    for field in foreign.keys() - TASKS[name].settings:
         with pytest.raises(InvalidRequest, match=f"{name} has no field '{field}'") as caught:
             ENTRIES[name].resolve({field: foreign[field]}, seed=0)
         assert (caught.value.param, caught.value.code) == (field, "unknown_field")

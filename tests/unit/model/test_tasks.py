@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import InvalidRequest
-from model.params import CommonParams, settings_of
+from model.params import Params
 from model.tasks import TASKS, task
 
 
@@ -33,11 +33,16 @@ def test_the_vectors_are_256_wide_a_scalar() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
-def test_a_task_s_settings_are_the_common_ones_and_its_own(name: str) -> None:
-    common = {field.name for field in dataclasses.fields(CommonParams)}
-    assert set(settings_of(name)) == common | TASKS[name].fields
-    assert set(TASKS[name].vector) <= settings_of(name)
-    assert not common & TASKS[name].fields
+def test_a_task_s_settings_have_what_its_spec_reads(name: str) -> None:
+    spec = TASKS[name]
+    assert {field.name for field in dataclasses.fields(Params)} < spec.settings
+    assert set(spec.vector) | spec.sample_request.keys() <= spec.settings
+    assert ("resize_mode" in spec.settings) == bool(spec.pictures)
+    assert ("min_guidance_scale" in spec.settings) == (spec.guidance != "constant")
+
+
+def test_each_task_has_its_own_settings_type() -> None:
+    assert len({spec.params for spec in TASKS.values()}) == len(TASKS)
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))

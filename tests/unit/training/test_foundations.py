@@ -64,7 +64,7 @@ def test_another_task_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="of multi-view cannot become one of frame-interpolation"):
         build_network(config("frame-interpolation", tmp_path / "views"), tmp_path)
     (tmp_path / "views" / "stillmotion.json").unlink()
-    with pytest.raises(DataError, match="takes 8 channels and a vector of 1024, which are not those of image-to-video"):
+    with pytest.raises(CheckpointError, match="takes 8 channels and a vector of 1024; image-to-video needs 8 and 768"):
         published_start(tmp_path / "views", TINY)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="holds nothing that a denoiser could start from"):

@@ -91,7 +91,7 @@ def test_two_stills_are_the_ends_scaled_and_noisy_in_latent_space(checkpoints: d
     pixels = torch.stack([picture_to_pixels(still) for still in stills])
     with torch.no_grad():
         modes = checkpoint.vae.encode(pixels).latent_dist.mode() * checkpoint.scaling_factor
-        seen = image_context(conditioners.vision, pixels)
+        seen = image_context(conditioners, pixels)
     assert torch.allclose(clean.concat[[0, -1], :4], modes, atol=1e-5)
     assert torch.equal(clean.concat[1:-1, :4], conditioners.mask[None, :, None, None].expand(3, 4, 8, 8))
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -48,7 +48,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A random checkpoint folder, and the single file of the same weights."""
     folder = tmp_path_factory.mktemp("tiny")
     checkpoint = load(build_random(folder / "ours", preset("tiny"), TASKS["image-to-video"]))
-    networks = Networks(checkpoint.unet, checkpoint.vae, checkpoint.conditioners.encoder)  # type: ignore[union-attr]
+    networks = Networks(checkpoint.unet, checkpoint.vae, checkpoint.conditioners.network)  # type: ignore[union-attr]
     save_file(sgm_file(networks) | extras(), folder / "svd.safetensors")
     return folder / "ours", folder / "svd.safetensors"
 
@@ -95,8 +95,8 @@ def test_a_file_becomes_the_checkpoint_it_was_made_of(tiny: tuple[Path, Path], t
     loaded = load(entry)
     picture = torch.rand(1, 3, 224, 224)
     with torch.no_grad():
-        before = load(ours).conditioners.encoder(picture).image_embeds  # type: ignore[union-attr]
-        assert torch.equal(loaded.conditioners.encoder(picture).image_embeds, before)  # type: ignore[union-attr]
+        before = load(ours).conditioners.network(picture).image_embeds  # type: ignore[union-attr]
+        assert torch.equal(loaded.conditioners.network(picture).image_embeds, before)  # type: ignore[union-attr]
 
 
 def test_a_weight_too_few_too_many_or_of_another_shape_is_named(tiny: tuple[Path, Path], tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ def test_a_single_file_is_a_start_for_training(tiny: tuple[Path, Path]) -> None:
     with torch.no_grad():
         latents = frozen_vae(file, size).encode(pixels).latent_dist.mode()
         assert torch.allclose(latents, checkpoint.vae.encode(pixels).latent_dist.mode(), atol=1e-6)
-        embeds = frozen_vision(file, size).encoder(picture).image_embeds
-        assert torch.equal(embeds, checkpoint.conditioners.encoder(picture).image_embeds)  # type: ignore[union-attr]
+        embeds = frozen_vision(file, size).network(picture).image_embeds
+        assert torch.equal(embeds, checkpoint.conditioners.network(picture).image_embeds)  # type: ignore[union-attr]
     with pytest.raises(DataError, match="holds no text encoder"):
         frozen_text(file, size)
     with pytest.raises(CheckpointError, match="of another size"):
