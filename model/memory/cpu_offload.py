@@ -1,4 +1,4 @@
-"""CPU offload: networks live on the CPU and are on the device only while they are used (diffusers: model_cpu_offload)."""
+"""CPU offload (diffusers: model_cpu_offload): networks live on the CPU and are on the device only while in use."""
 
 from __future__ import annotations
 
