@@ -31,7 +31,7 @@ def test_what_we_save_diffusers_loads_with_the_same_weights(tiny: Path) -> None:
     pipeline = StableVideoDiffusionPipeline.from_pretrained(tiny, dtype=torch.float32)
     ours = load(tiny)
     assert isinstance(ours.conditioners, ImageEncoder)
-    pairs = {"unet": ours.unet, "vae": ours.vae, "image_encoder": ours.conditioners.encoder}
+    pairs = {"unet": ours.unet, "vae": ours.vae, "image_encoder": ours.conditioners.network}
     for name, network in pairs.items():
         theirs = getattr(pipeline, name).state_dict()
         for key, value in network.state_dict().items():
