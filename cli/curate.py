@@ -84,6 +84,7 @@ def run(
         "lost_to_snapping_s": round(outcome.snapped_s, 3),
         "in_short_shots_s": round(outcome.short_s, 3),
         "broken": [{"path": path, "error": error} for path, error in outcome.broken],
+        "damaged": [{"path": path, "warning": warning} for path, warning in outcome.damaged],
     }
     typer.echo(json.dumps(answer) if as_json else _lines(answer))
 

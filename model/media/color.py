@@ -242,6 +242,23 @@ _TRANSFERS: Final[Mapping[int, Transfer]] = {
 """ITU-T H.273, table 3."""
 
 
+def video_to_srgb(codes: np.ndarray[Any, np.dtype[np.uint16]], primaries: int, transfer: int) -> np.ndarray[Any, Any]:
+    """Full-range RGB of 16 bits, [..., 3], in a video's colour space as sRGB of 8 bits: diffuse white at 203 cd/m2.
+
+    Args:
+        primaries, transfer: by the numbers of ITU-T H.273; both must be known (`PRIMARIES`, `VIDEO_TRANSFERS`).
+    """
+    table = _TRANSFERS[transfer](np.linspace(0, 1, 65536, dtype=np.float32))
+    matrix = (np.linalg.inv(_to_xyz(_SRGB)) @ _to_xyz(PRIMARIES[primaries])).astype(np.float32)
+    linear = table[codes] @ matrix.T
+    linear /= np.maximum(linear.max(axis=-1, keepdims=True), 1.0)
+    return np.asarray((_srgb_from_linear(linear) * 255).round(), np.uint8)
+
+
+VIDEO_TRANSFERS: Final = frozenset(_TRANSFERS)
+"""Transfer functions that `video_to_srgb` knows."""
+
+
 def _is_adobe_by_exif(picture: Image.Image) -> bool:
     try:
         return picture.getexif().get_ifd(_INTEROPERABILITY_IFD).get(1) == "R03"

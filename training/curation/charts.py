@@ -12,7 +12,7 @@ from PIL import Image
 
 from model.media.video import Frames
 from training.curation.filter import Array
-from training.curation.frames import decode, turned
+from training.curation.frames import decode
 
 WIDTH, HEIGHT, FOOT = 340, 110, 16
 BINS = 40
@@ -72,10 +72,8 @@ def thumbnail(path: Path, frame: int) -> str:
     picture: Frames | None = None
     for index, (one, _) in enumerate(decode(path)):
         if index == frame or picture is None:
-            width = THUMBNAIL_WIDTH if one.rotation % 180 == 0 else THUMBNAIL_WIDTH * one.width // one.height
-            height = max(2, round(one.height * width / one.width))
-            small = one.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
-            picture = turned(np.asarray(small, np.uint8), one.rotation)
+            height, width = one.size
+            picture = one.rgb(max(2, round(height * THUMBNAIL_WIDTH / width)), THUMBNAIL_WIDTH)
         if index >= frame:
             break
     assert picture is not None  # decode gives a frame or raises

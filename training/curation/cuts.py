@@ -19,7 +19,7 @@ import numpy as np
 from model.errors import MissingExtra
 from model.media.video import Frames
 from training.curation.cuts_verify import Thumbs, Transition, find_dissolve, find_fade, is_flash, is_sudden
-from training.curation.frames import decode, turned
+from training.curation.frames import decode
 from training.curation.records import Cut, CutKind
 
 SMALL_SHORT_SIDE = 90
@@ -123,13 +123,8 @@ def small_frames(path: Path, short_side: int = SMALL_SHORT_SIDE) -> Iterator[tup
     Raises:
         DataError: the file cannot be decoded, or breaks off.
     """
-    size: dict[str, int] = {}
     for frame, time in decode(path):
-        if not size:  # all frames get the first one's size, should it change on the way
-            scale = short_side / min(frame.width, frame.height)
-            size = {"width": max(8, round(frame.width * scale)), "height": max(8, round(frame.height * scale))}
-        small = frame.reformat(**size, format="rgb24", interpolation="AREA").to_ndarray()
-        yield turned(cast(Frames, small), frame.rotation), time
+        yield frame.with_short_side(short_side, least=8), time
 
 
 def scan(frames: Iterable[tuple[Frames, float]], levels: tuple[Level, ...] = CASCADE) -> SourceScan:

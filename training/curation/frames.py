@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import av
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from model.errors import DataError
 from model.media.video import Frames
 from training.curation.records import ClipRecord
+from training.data.display import DisplayedFrame, displayed_frames
 from training.data.motion_bucket import MEASURED_SHORT_SIDE
 
 """[T, H, W, 3], RGB, turned as a player shows them."""
@@ -73,7 +73,7 @@ class ClipFrames:
             raise DataError(f"frames a second must be positive, not {fps}")
         if fps == SAMPLED_FPS:
             return self._read.sampled
-        pictures = [_rgb(frame) for frame in _shown_every(self._decode(), 1 / fps)]
+        pictures = [frame.rgb() for frame in _shown_every(self._decode(), 1 / fps)]
         if not pictures:
             raise DataError(f"{self.path} holds no frames that can be decoded")
         return np.stack(pictures)
@@ -93,47 +93,44 @@ class ClipFrames:
         times: list[float] = []
         middle = max(0, (self.clip.frames - 1) // 2)
         middle_frame: Frames | None = None
-        last: av.VideoFrame | None = None
+        last: DisplayedFrame | None = None
         for frame, time in self._decode():
             if last is not None:
-                sampled += [_rgb(last)] * _due(len(sampled), 1 / SAMPLED_FPS, time - _ROUNDING_S)
+                sampled += [last.rgb()] * _due(len(sampled), 1 / SAMPLED_FPS, time - _ROUNDING_S)
             if len(times) == middle:
-                middle_frame = _rgb(frame)
-            small.append(_rgb(frame, MEASURED_SHORT_SIDE))
+                middle_frame = frame.rgb()
+            small.append(frame.with_short_side(MEASURED_SHORT_SIDE))
             times.append(time)
             last = frame
         if last is None:
             raise DataError(f"{self.path} holds no frames that can be decoded")
-        final = _rgb(last)
+        final = last.rgb()
         sampled += [final] * _due(len(sampled), 1 / SAMPLED_FPS, times[-1] + _ROUNDING_S)
         ends = np.stack([sampled[0], final if middle_frame is None else middle_frame, final])
         return _Pass(np.stack(small), np.stack(sampled), ends, np.array(times))
 
-    def _decode(self) -> Iterator[tuple[av.VideoFrame, float]]:
+    def _decode(self) -> Iterator[tuple[DisplayedFrame, float]]:
         return decode(self.path)
 
 
 _ROUNDING_S = 1e-3
 
 
-def decode(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
+def decode(path: Path) -> Iterator[tuple[DisplayedFrame, float]]:
     """Every frame of a video file that can be decoded, with its time in seconds from the first.
 
     Raises:
-        DataError: the file cannot be opened, has no video, or breaks off.
+        DataError: the file cannot be opened, has no video, is in colours that nothing here converts, or breaks off.
     """
     try:
         with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise DataError(f"{path} holds no video")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
             first: float | None = None
-            for frame in container.decode(stream):
-                if frame.pts is None:
+            for shown in displayed_frames(container):
+                time = shown.frame.time
+                if time is None:
                     continue
-                first = frame.time if first is None else first
-                yield frame, frame.time - first
+                first = time if first is None else first
+                yield shown, time - first
     except FFmpegError as error:
         raise DataError(f"{path} cannot be decoded: {error.strerror}") from error
 
@@ -143,7 +140,7 @@ def _due(taken: int, step_s: float, until_s: float) -> int:
     return max(0, math.ceil(until_s / step_s) - taken)
 
 
-def _shown_every(frames: Iterator[tuple[av.VideoFrame, float]], step_s: float) -> Iterator[av.VideoFrame]:
+def _shown_every(frames: Iterator[tuple[DisplayedFrame, float]], step_s: float) -> Iterator[DisplayedFrame]:
     taken, last, seen = 0, None, 0.0
     for frame, time in frames:
         due = 0 if last is None else _due(taken, step_s, time - _ROUNDING_S)
@@ -154,19 +151,3 @@ def _shown_every(frames: Iterator[tuple[av.VideoFrame, float]], step_s: float) -
     if last is not None:
         for _ in range(_due(taken, step_s, seen + _ROUNDING_S)):
             yield last
-
-
-def _rgb(frame: av.VideoFrame, short_side: int | None = None) -> Frames:
-    if short_side is None:
-        picture = frame.to_ndarray(format="rgb24")
-    else:
-        scale = short_side / min(frame.width, frame.height)
-        size = {"width": max(2, round(frame.width * scale)), "height": max(2, round(frame.height * scale))}
-        picture = frame.reformat(**size, format="rgb24", interpolation="AREA").to_ndarray()
-    return turned(cast(Frames, picture), frame.rotation)
-
-
-def turned(picture: Frames, rotation: int) -> Frames:
-    """A stored picture [H, W, 3] as a player shows it; `rotation` is FFmpeg's, degrees counter-clockwise."""
-    quarter = round(rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(picture, quarter)) if quarter else picture

@@ -25,6 +25,8 @@ from training.curation.stages import CutClips, Fault, FindCuts, Probe, caption_p
 from training.curation.tables import write_table
 from training.curation.write import write_dataset
 
+_NAMED_FAULTS = 5
+"""Faults that a source's line names; it counts the others."""
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv"}
     | {".3gp", ".y4m", ".gif", ".h264", ".264", ".hevc", ".vob"}
@@ -64,6 +66,7 @@ class Outcome:
 
     Args:
         broken: sources that give no clips, with the reason.
+        damaged: sources of which single clips could not be cut, scored or captioned, with the reasons.
         kept_s, snapped_s, short_s: seconds in clips, lost to where copies may begin and end, and in shots too short.
     """
 
@@ -73,6 +76,7 @@ class Outcome:
     kept_s: float
     snapped_s: float
     short_s: float
+    damaged: tuple[tuple[str, str], ...] = ()
 
 
 def curate(
@@ -97,7 +101,8 @@ def curate(
     found = _write_tables(work, dataset)
     manifest = select(dataset, _told(settings), report)
     broken = tuple((one.path, one.error) for one in found if one.error is not None)
-    return Outcome(dataset, manifest, broken, *_losses(work, found))
+    damaged = tuple((one.path, one.warning) for one in found if one.warning is not None)
+    return Outcome(dataset, manifest, broken, *_losses(work, found), damaged)
 
 
 def select(dataset: Path, settings: dict[str, Any], report: ProgressCallback = lambda *_: None) -> dict[str, Any]:
@@ -171,6 +176,7 @@ def _write_tables(work: CurationPlan, dataset: Path) -> list[SourceRecord]:
     good = sorted({one.sha256 for one in sources if one.error is None})
     clips = [clip for key in good for clip in work.cut_clips.parts.get(key, ClipRecord) or []]
     clips.sort(key=lambda clip: clip.clip_id)
+    sources = _with_warnings(work, sources, clips)
     write_table(dataset / "sources.parquet", SourceRecord, sources)
     write_table(dataset / "cuts.parquet", Cut, (c for key in good for c in work.find_cuts.parts.get(key, Cut) or []))
     write_table(dataset / "clips.parquet", ClipRecord, clips)
@@ -202,6 +208,25 @@ def _with_fault(work: CurationPlan, source: SourceRecord) -> SourceRecord:
         for fault in (parts.get(source.sha256, Fault) if source.sha256 else None) or []:
             return dataclasses.replace(source, error=fault.error)
     return source
+
+
+def _with_warnings(
+    work: CurationPlan, sources: Sequence[SourceRecord], clips: Sequence[ClipRecord]
+) -> list[SourceRecord]:
+    """The sources, with what went wrong with single clips of theirs."""
+    stages = [score_parts(work.dataset, name, work.tools) for _, names in work.score_groups for name in names]
+    stages += [caption_parts(work.dataset, work.captioners[: k + 1], work.tools) for k in range(len(work.captioners))]
+    lost = {one.sha256: [f.error for f in work.cut_clips.lost.get(one.sha256, Fault) or []] for one in sources}
+    for clip in clips:
+        for parts in stages:
+            for fault in parts.faults.get(clip.clip_id, Fault) or []:
+                lost[clip.source].append(f"the clip at {clip.start_s:.2f} s: {fault.error}")
+    return [dataclasses.replace(one, warning=_warning(lost[one.sha256])) if not one.error else one for one in sources]
+
+
+def _warning(faults: Sequence[str]) -> str | None:
+    named = "; ".join(faults[:_NAMED_FAULTS])
+    return (named + (f"; and {len(faults) - _NAMED_FAULTS} more" if len(faults) > _NAMED_FAULTS else "")) or None
 
 
 def _write_scores(work: CurationPlan, dataset: Path, clips: Sequence[ClipRecord]) -> list[ScoreRecord]:

@@ -15,12 +15,24 @@ from numpy.typing import NDArray
 
 from model.errors import DataError
 from training.curation.records import SourceRecord
+from training.data.display import display_of, video_stream
 
 UNEVEN = 0.25
 """Frames are of variable rate where one lasts more than this share longer or shorter than the average."""
 LEAST_FRAMES = 2
 
 Ticks = NDArray[np.int64]
+
+
+def describe_fault(stage: str, error: Exception) -> str:
+    """What went wrong with a source, for its line in the report: the message, the stage and the exception's name."""
+    if isinstance(error, DataError):
+        message = error.message
+    elif isinstance(error, FFmpegError):
+        message = f"not a video that can be read: {error.strerror}"
+    else:
+        message = f"cannot be read: {error}"
+    return f"{message} ({stage}: {type(error).__name__})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +103,6 @@ def _indexed(path: Path, container: Any) -> PacketIndex:
     return PacketIndex(ticks, *arrays, stream.time_base, int(tail))
 
 
-def video_stream(container: Any) -> Any:
-    """The first video stream that is no cover picture.
-
-    Raises:
-        DataError: there is none, or no decoder for it.
-    """
-    moving = [one for one in container.streams.video if not one.disposition & av.stream.Disposition.attached_pic]
-    if not moving:
-        raise DataError("holds no video")
-    stream = moving[0]
-    if stream.codec_context is None:
-        raise DataError("its video is in a format that no decoder here knows")
-    return stream
-
-
 def probe(path: Path) -> SourceRecord:
     """What the file is. Never raises for a broken file: the record's `error` says what is wrong with it."""
     try:
@@ -118,9 +115,8 @@ def probe(path: Path) -> SourceRecord:
         index = index_packets(path)
         with av.open(str(path)) as container:
             return _described(path, sha256, size, container, index)
-    except (FFmpegError, DataError) as error:
-        announced = error.message if isinstance(error, DataError) else f"not a video that can be read: {error.strerror}"
-        return _broken(path, sha256, size, announced)
+    except Exception as error:  # noqa: BLE001 -- whatever an odd file makes a library raise is that file's line
+        return _broken(path, sha256, size, describe_fault("probe", error))
 
 
 def _described(path: Path, sha256: str, size: int, container: Any, index: PacketIndex) -> SourceRecord:
@@ -129,7 +125,9 @@ def _described(path: Path, sha256: str, size: int, container: Any, index: Packet
     if frame is None:
         raise DataError("no frame of it can be decoded")
     quarter = round(frame.rotation / 90) % 4
-    shown = (frame.width, frame.height) if quarter % 2 == 0 else (frame.height, frame.width)
+    display = display_of(stream, frame)
+    display.check()
+    height, width = display.size
     if not index.key.any():
         raise DataError("no frame of it is marked as one that decoding can start from")
     lasts = np.diff(np.append(np.sort(index.pts), index.end))
@@ -145,8 +143,8 @@ def _described(path: Path, sha256: str, size: int, container: Any, index: Packet
         fps=Fraction(average).limit_denominator(1001),
         duration_s=duration,
         frames=len(index.pts),
-        width=shown[0],
-        height=shown[1],
+        width=width,
+        height=height,
         rotation=-90 * quarter % 360,
         variable=bool(np.abs(lasts / lasts.mean() - 1).max() > UNEVEN),
         keyframes_s=tuple(sorted(index.seconds(int(tick)) for tick in index.pts[index.key])),

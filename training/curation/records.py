@@ -27,11 +27,12 @@ class SourceRecord:
         fps: average frames a second.
         duration_s: of the video stream.
         frames: how many can be decoded to a picture, as the container counts them.
-        width, height: as shown, after rotation.
+        width, height: as a player shows it: turned, with square pixels.
         rotation: degrees that a player turns the picture clockwise: 0, 90, 180 or 270.
         variable: whether frames last differently long.
         keyframes_s: when each keyframe is shown, ascending.
-        error: why the file gives no clips; None where it does.
+        error: why the file gives no clips, with the stage and the exception's name; None where it does.
+        warning: what went wrong with single clips of it; None where nothing did.
     """
 
     path: str
@@ -49,6 +50,7 @@ class SourceRecord:
     variable: bool
     keyframes_s: tuple[float, ...]
     error: str | None
+    warning: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

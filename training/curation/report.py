@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from model.errors import DataError
 from training.curation.charts import histogram, thumbnail
 from training.curation.filter import Mask, Rule, Scores, load_scores, read_rules, verdicts
 from training.curation.records import ClipRecord, SourceRecord
 from training.curation.tables import read_table, write_text
+from training.data.frames import READING_ERRORS
 
 REPORT = "report.html"
 EXAMPLES = 6
@@ -169,8 +169,8 @@ def _strip(page: Page, axis: str, indices: Sequence[int]) -> str:
         clip, value = page.clips[name], page.scores.of(axis)[index]
         try:
             picture = thumbnail(page.folder / clip.file, clip.frames // 2)
-        except DataError as error:
-            picture = f"<p class='bad'>{html.escape(error.message)}</p>"
+        except READING_ERRORS as error:
+            picture = f"<p class='bad'>{html.escape(str(error))}</p>"
         text = f"{axis} {value:.3g}, {clip.start_s:.1f} to {clip.end_s:.1f} s<br><code>{name}</code>"
         figures.append(f"<figure>{picture}<figcaption>{text}</figcaption></figure>")
     return f"<div class='strip'>{''.join(figures)}</div>"
@@ -185,13 +185,13 @@ def _sources(folder: Path) -> str:
     rows = [
         (
             source.path,
-            source.error or "read",
+            source.error or (f"read, but {source.warning}" if source.warning else "read"),
             f"{source.duration_s:.1f}",
             f"{source.width} x {source.height}",
             f"{float(source.fps):.3f}{' (varies)' if source.variable else ''}",
             source.codec,
         )
-        for source in sorted(sources, key=lambda one: (one.error is None, one.path))
+        for source in sorted(sources, key=lambda one: (one.error is None, one.warning is None, one.path))
     ]
     columns = ("file", "state", "seconds", "size", "frames a second", "codec")
     return f"<h2>Sources</h2><p>{len(sources):,} files, {broken:,} give no clips.</p>" + _table(columns, rows, 2)

@@ -4,11 +4,14 @@ A stage takes a row and gives rows; a row holds one record as JSON, so that it t
 has finished lies in the dataset's parts/ before its row goes on: run again (a worker died, the machine was switched
 off), it finds that and does not work twice. Work done twice at once gives the same piece, so that does no harm either.
 
-A source that fails in a stage leaves a Fault, and no rows: the others go on.
+A source that fails in a stage leaves a Fault, and no rows: the others go on. So does a clip that cannot be cut, scored
+or captioned, and its neighbours go on. What is no file's fault (a library that is missing, a full disk) ends the run.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -16,15 +19,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from av.error import FFmpegError
-
-from model.errors import DataError, InvalidRequest, MissingExtra
+from model.errors import InvalidRequest, MissingExtra, StorageFull
 from training.curation.clips import cut_clips
 from training.curation.clips_plan import ClipRules, plan, shots, timeline
 from training.curation.cuts import CASCADE, find_cuts
 from training.curation.frames import ClipFrames
 from training.curation.plugins import CAPTIONERS, SCORERS
-from training.curation.probe import index_packets, probe
+from training.curation.probe import describe_fault, index_packets, probe
 from training.curation.protocols import Captioner, Scorer
 from training.curation.records import CaptionRecord, ClipRecord, Cut, Resources, ScoreRecord, SourceRecord, ToolOptions
 from training.curation.speed import NAME as SPEED
@@ -44,12 +45,16 @@ class Fault:
     error: str
 
 
-BROKEN = (DataError, FFmpegError, ValueError)
-"""What reading an odd file can raise: ours, FFmpeg's, and PyAV's own for what it does not support."""
+def refuse_environment(error: Exception) -> None:
+    """Raise an error again that no source is to blame for: a library that is missing, or a disk that takes no more."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    if full or isinstance(error, MissingExtra | StorageFull):
+        raise error
 
 
-def _message(error: Exception) -> str:
-    return error.message if isinstance(error, DataError) else f"cannot be read: {error}"
+def _fault(source: str, stage: str, error: Exception) -> Fault:
+    refuse_environment(error)
+    return Fault(source, stage, describe_fault(stage, error))
 
 
 def row_of(record: Any) -> Row:
@@ -81,7 +86,7 @@ class Probe:
     @property
     def parts(self) -> Parts:
         """Finished pieces, by path, size and time of change."""
-        return Parts(Path(self.dataset), "sources", {})
+        return Parts(Path(self.dataset), "sources", {"sizes": "as displayed"})
 
     @staticmethod
     def key(path: str) -> str:
@@ -130,8 +135,8 @@ class FindCuts:
         if self.parts.get(source.sha256, Cut) is None:
             try:
                 self.parts.put(source.sha256, DETECTORS[self.detector](Path(source.path), source.sha256))
-            except BROKEN as error:
-                self.faults.put(source.sha256, [Fault(source.sha256, "cuts", _message(error))])
+            except Exception as error:  # noqa: BLE001 -- whatever an odd file makes a library raise is its own line
+                self.faults.put(source.sha256, [_fault(source.sha256, "cuts", error)])
                 return []
         return [row]
 
@@ -147,7 +152,7 @@ class CutClips:
 
     @property
     def _settings(self) -> object:
-        return [asdict(self.rules), self.find_cuts._settings]
+        return [asdict(self.rules), self.find_cuts._settings, "tags kept or applied"]
 
     @property
     def parts(self) -> Parts:
@@ -156,8 +161,13 @@ class CutClips:
 
     @property
     def faults(self) -> Parts:
-        """What went wrong, likewise."""
+        """Why a source gives no clips, likewise."""
         return Parts(Path(self.dataset), "clip-faults", self._settings)
+
+    @property
+    def lost(self) -> Parts:
+        """Why a source gives fewer clips than it might, likewise: one fault a clip."""
+        return Parts(Path(self.dataset), "lost-clips", self._settings)
 
     def __call__(self, row: Row) -> list[Row]:
         """A source's row to its clips' rows."""
@@ -169,18 +179,27 @@ class CutClips:
         if done is None or not all((folder / clip.file).exists() for clip in done):
             cuts = self.find_cuts.parts.get(source.sha256, Cut)
             assert cuts is not None, "the stage before stores them first"
+            lost: list[Fault] = []
             try:
-                done = self._cut(source, cuts, folder)
-            except BROKEN as error:
-                self.faults.put(source.sha256, [Fault(source.sha256, "clips", _message(error))])
+                done = self._cut(source, cuts, folder, lost)
+            except Exception as error:  # noqa: BLE001 -- whatever an odd file makes a library raise is its own line
+                self.faults.put(source.sha256, [_fault(source.sha256, "clips", error)])
                 return []
+            if lost and not done:
+                self.faults.put(source.sha256, lost)
+                return []
+            self.lost.put(source.sha256, lost)
             self.parts.put(source.sha256, done)
         return [row_of(clip) for clip in done]
 
-    def _cut(self, source: SourceRecord, cuts: Sequence[Cut], folder: Path) -> list[ClipRecord]:
+    def _cut(self, source: SourceRecord, cuts: Sequence[Cut], folder: Path, lost: list[Fault]) -> list[ClipRecord]:
+        def on_fault(start_s: float, error: Exception) -> None:
+            fault = _fault(source.sha256, "clips", error)
+            lost.append(dataclasses.replace(fault, error=f"the clip at {start_s:.2f} s: {fault.error}"))
+
         index = index_packets(Path(source.path))
         line = timeline(index, end_on_keyframes=self.rules.end_on_keyframes)
-        return cut_clips(source, index, plan(line, shots(line, cuts), self.rules), folder)
+        return cut_clips(source, index, plan(line, shots(line, cuts), self.rules), folder, on_fault)
 
 
 def make_scorer(name: str, tools: Tools) -> Scorer:
@@ -207,15 +226,19 @@ class Score:
         frames = ClipFrames(self.dataset / clip.file, clip)
         for scorer, parts in self.scorers:
             if parts.get(clip.clip_id, ScoreRecord) is None:
-                parts.put(clip.clip_id, _scored(scorer, frames))
+                parts.put(clip.clip_id, _scored(scorer, frames, parts))
         return [row]
 
 
-def _scored(scorer: Scorer, frames: ClipFrames) -> list[ScoreRecord]:
+def _scored(scorer: Scorer, frames: ClipFrames, parts: Parts) -> list[ScoreRecord]:
     try:
         return scorer.score(frames)
-    except (DataError, MissingExtra) as error:
+    except MissingExtra as error:
         return [ScoreRecord(frames.clip_id, scorer.name, None, str(error), "", "")]
+    except Exception as error:  # noqa: BLE001 -- whatever an odd clip makes a library raise is its own line
+        fault = _fault(frames.clip.source, f"scoring by {scorer.name}", error)
+        parts.faults.put(frames.clip_id, [fault])
+        return [ScoreRecord(frames.clip_id, scorer.name, None, fault.error, "", "")]
 
 
 def caption_parts(dataset: str, names: Sequence[str], tools: Tools) -> Parts:
@@ -241,9 +264,23 @@ class Caption:
             earlier = [
                 [one for parts in self.before for one in parts.get(clip.clip_id, CaptionRecord) or []] for clip in todo
             ]
-            for clip, caption in zip(todo, self.captioner.caption(frames, earlier), strict=True):
+            for clip, caption in zip(todo, self._captions(frames, earlier), strict=True):
                 self.parts.put(clip.clip_id, [caption])
         return list(rows)
+
+    def _captions(self, clips: list[ClipFrames], earlier: list[list[CaptionRecord]]) -> list[CaptionRecord]:
+        """Captions of a batch; where it fails, of one clip after another, so that one does not take the rest along."""
+        try:
+            return self.captioner.caption(clips, earlier)
+        except Exception as error:  # noqa: BLE001 -- whatever an odd clip makes a library raise is its own line
+            refuse_environment(error)
+            if len(clips) > 1:
+                pairs = zip(clips, earlier, strict=True)
+                return [caption for clip, said in pairs for caption in self._captions([clip], [said])]
+            clip, name = clips[0], self.captioner.name
+            fault = _fault(clip.clip.source, f"captioning by {name}", error)
+            self.parts.faults.put(clip.clip_id, [fault])
+            return [CaptionRecord(clip.clip_id, name, None, f"not captioned: {fault.error}", "", "")]
 
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """The same for a batch of Ray Data: a column of records."""

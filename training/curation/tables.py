@@ -5,6 +5,7 @@ Columns follow from a record's fields; a fraction is stored as text (`24000/1001
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -124,6 +125,13 @@ class Parts:
     def __init__(self, dataset: Path, stage: str, settings: object) -> None:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
         self.folder = dataset / "parts" / f"{stage}-{digest}"
+
+    @property
+    def faults(self) -> Parts:
+        """What went wrong with pieces of this stage, by the same keys."""
+        other = copy.copy(self)
+        other.folder = self.folder.with_name(f"{self.folder.name}-faults")
+        return other
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.jsonl"

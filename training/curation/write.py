@@ -104,7 +104,7 @@ def content_sha256(tables: Tables, shards: Sequence[dict[str, Any]]) -> str:
     """A hash over what a dataset holds: every row of every table, and the shards. Not over paths or dates."""
     digest = hashlib.sha256()
     parts: list[Iterable[Any]] = [
-        ({**to_row(one), "path": Path(one.path).name} for one in tables.sources),
+        map(_source_row, tables.sources),
         map(to_row, tables.cuts),
         map(to_row, tables.clips),
         map(to_row, tables.scores),
@@ -117,6 +117,11 @@ def content_sha256(tables: Tables, shards: Sequence[dict[str, Any]]) -> str:
             digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
         digest.update(b"--\n")
     return digest.hexdigest()
+
+
+def _source_row(source: SourceRecord) -> dict[str, Any]:
+    row = {**to_row(source), "path": Path(source.path).name}
+    return row if source.warning else {name: value for name, value in row.items() if name != "warning"}
 
 
 def _described(tables: Tables, motion: MotionMap) -> dict[str, dict[str, Any]]:

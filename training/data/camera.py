@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import cast
 
 import av
 import numpy as np
@@ -19,6 +18,7 @@ from PIL import Image
 
 from model.errors import DataError
 from model.media.video import Frames
+from training.data.display import displayed_frames
 from training.data.frames import Clip
 from training.data.seeding import generator
 from training.data.shards import INSIDE, open_member
@@ -124,8 +124,8 @@ def _picture(folder: Path, item: Item, draw: torch.Generator) -> Image.Image:
     frame_number = int(torch.randint(0, item.num_frames, (), generator=draw))
     source = open_member(folder, item.file) if INSIDE in item.file else str(folder / item.file)
     with av.open(source, "r") as container:
-        for index, frame in enumerate(container.decode(container.streams.video[0])):
-            last = frame
+        for index, shown in enumerate(displayed_frames(container)):
+            last = shown
             if index == frame_number:
                 break
-    return Image.fromarray(cast(Frames, last.to_ndarray(format="rgb24")))
+    return Image.fromarray(last.rgb())

@@ -10,7 +10,6 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import av
 import numpy as np
@@ -21,6 +20,7 @@ from torch import Tensor
 from model.errors import DataError
 from model.media.video import Frames
 from training.config import ProgressCallback
+from training.data.display import displayed_frames, first_display
 from training.data.left_out import LeftOut
 from training.data.shards import INSIDE, open_member
 from training.data.starter import Item
@@ -30,22 +30,15 @@ READING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, av.FFmpegError, Im
 
 
 def read_shot(source: Path | io.BytesIO, height: int, width: int) -> Frames:
-    """All frames of a video file, scaled to cover height x width and centre-cropped: [T, H, W, 3]."""
+    """All frames of a video file as displayed, scaled to cover height x width and centre-cropped: [T, H, W, 3]."""
     frames: list[Frames] = []
     with av.open(source if isinstance(source, io.BytesIO) else str(source), "r") as container:
-        if not container.streams.video:
-            raise DataError("it has no pictures")
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        for frame in container.decode(stream):
-            turns = round(frame.rotation / 90) % 4
-            shown = (frame.height, frame.width) if turns % 2 == 0 else (frame.width, frame.height)
-            scale = max(height / shown[0], width / shown[1])
-            tall, wide = (max(least, round(side * scale)) for least, side in zip((height, width), shown, strict=True))
-            stored = {"height": tall, "width": wide} if turns % 2 == 0 else {"height": wide, "width": tall}
-            small = np.rot90(frame.reformat(**stored, format="rgb24", interpolation="AREA").to_ndarray(), turns)
+        for shown in displayed_frames(container):
+            own = shown.size
+            scale = max(height / own[0], width / own[1])
+            tall, wide = (max(least, round(side * scale)) for least, side in zip((height, width), own, strict=True))
             top, left = (tall - height) // 2, (wide - width) // 2
-            frames.append(cast(Frames, small[top : top + height, left : left + width]))
+            frames.append(shown.rgb(tall, wide)[top : top + height, left : left + width])
     return np.stack(frames)
 
 
@@ -144,14 +137,7 @@ def shown_size(folder: Path, item: Item) -> tuple[int, int]:
     if item.kind != "shot":
         with Image.open(folder / item.file) as opened:
             return opened.height, opened.width
-    source = _source(folder, item)
-    with av.open(source if isinstance(source, io.BytesIO) else str(source), "r") as container:
-        if not container.streams.video:
-            raise DataError("it has no pictures")
-        frame = next(container.decode(container.streams.video[0]), None)
-        if frame is None:
-            raise DataError("it has no pictures")
-        return (frame.height, frame.width) if round(frame.rotation / 90) % 2 == 0 else (frame.width, frame.height)
+    return first_display(_source(folder, item)).size
 
 
 def readable_photos(folder: Path, items: list[Item], left_out: LeftOut) -> list[Item]:
