@@ -129,4 +129,5 @@ def _lines(answer: dict[str, Any]) -> str:
         f"in shots too short {answer['in_short_shots_s']:.1f} s",
     ]
     lines += [f"no clips from {one['path']}: {one['error']}" for one in answer["broken"]]
+    lines += [f"fewer clips or scores from {one['path']}: {one['warning']}" for one in answer["damaged"]]
     return "\n".join([*lines, f"report: {answer['path']}/report.html"])

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
@@ -242,7 +243,7 @@ _TRANSFERS: Final[Mapping[int, Transfer]] = {
 """ITU-T H.273, table 3."""
 
 
-def video_to_srgb(codes: np.ndarray[Any, np.dtype[np.uint16]], primaries: int, transfer: int) -> np.ndarray[Any, Any]:
+def video_to_srgb(codes: NDArray[np.uint16], primaries: int, transfer: int) -> NDArray[np.uint8]:
     """Full-range RGB of 16 bits, [..., 3], in a video's colour space as sRGB of 8 bits: diffuse white at 203 cd/m2.
 
     Args:

@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
 from av.error import FFmpegError
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from model.errors import DataError
 from training.curation.clips_plan import Span
@@ -266,8 +266,12 @@ def _cropped(frame: Any, even: Display) -> Any:
     """A 4:2:0 frame without its odd last row or column."""
     out = av.VideoFrame(even.width, even.height, even.pix_fmt)
     for source, target in zip(frame.planes, out.planes, strict=True):
-        pixels = np.frombuffer(source, np.uint8).reshape(-1, source.line_size)[: target.height, : target.width]
-        np.frombuffer(target, np.uint8).reshape(-1, target.line_size)[: target.height, : target.width] = pixels
+        pixels = np.frombuffer(cast(Any, source), np.uint8).reshape(-1, source.line_size)[
+            : target.height, : target.width
+        ]
+        np.frombuffer(cast(Any, target), np.uint8).reshape(-1, target.line_size)[: target.height, : target.width] = (
+            pixels
+        )
     return out
 
 
@@ -376,7 +380,12 @@ def _as_displayed(work: _Work, frame: Any) -> Any:
     picture = DisplayedFrame(frame, work.display).rgb()
     height, width = (side - side % 2 for side in picture.shape[:2])
     rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
-    out = rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+    out = rgb.reformat(
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP,
+    )
     out.pict_type = 0
     return out
 

@@ -126,9 +126,9 @@ def decode(path: Path) -> Iterator[tuple[DisplayedFrame, float]]:
         with av.open(str(path)) as container:
             first: float | None = None
             for shown in displayed_frames(container):
-                time = shown.frame.time
-                if time is None:
+                if shown.frame.pts is None:
                     continue
+                time = shown.frame.time
                 first = time if first is None else first
                 yield shown, time - first
     except FFmpegError as error:

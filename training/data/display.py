@@ -31,7 +31,7 @@ from model.media.color import PRIMARIES, VIDEO_TRANSFERS, video_to_srgb
 from model.media.video import Frames
 
 _UNSPECIFIED = 2
-_FULL_RANGE, _LIMITED_RANGE = 2, 1
+_FULL_RANGE = 2
 _WIDE_PRIMARIES = frozenset({9, 11, 12})
 _HDR_TRANSFERS = frozenset({16, 18})
 _SAME_AS_BT709 = frozenset({_UNSPECIFIED, 1, 6, 14, 15})
@@ -42,6 +42,8 @@ _UNKNOWN_MATRICES = {
 }  # fmt: skip
 """Colour matrices that swscale does not convert (ITU-T H.273, table 4)."""
 _UNKNOWN_TRANSFERS = {8: "linear light", 9: "a logarithmic curve", 10: "a logarithmic curve", 17: "SMPTE ST 428-1"}
+_SWSCALE_WHITE = 0xFF00
+"""What swscale makes of limited range's white in RGB of 16 bits."""
 _LARGEST_ASPECT = 10
 """A sample aspect ratio beyond this to one is damage, and counts as square."""
 
@@ -116,6 +118,11 @@ class Display:
         return self.transfer in _HDR_TRANSFERS
 
     @property
+    def is_full_range(self) -> bool:
+        """Whether black is 0, not 16 of 255."""
+        return self.pix_fmt.startswith("yuvj") or self.color_range == _FULL_RANGE
+
+    @property
     def assumed_matrix(self) -> int:
         """The colour matrix; of an untagged video, what players assume."""
         if self.color_matrix == _UNSPECIFIED:
@@ -125,10 +132,9 @@ class Display:
     @property
     def rendering(self) -> tuple[object, ...]:
         """Equal for two streams whose equal pixels are displayed alike."""
-        full = self.pix_fmt.startswith("yuvj") or self.color_range == _FULL_RANGE
         transfer = 1 if self.transfer in _SAME_AS_BT709 else self.transfer
         primaries = 1 if self.primaries == _UNSPECIFIED else self.primaries
-        return (self.size, self.orientation, self.assumed_matrix, full, primaries, transfer)
+        return (self.size, self.orientation, self.assumed_matrix, self.is_full_range, primaries, transfer)
 
     def check(self) -> None:
         """Refuse colours that nothing here converts.
@@ -168,7 +174,9 @@ class DisplayedFrame:
         deep = self.frame.reformat(width=w, height=h, format="rgb48le", **options).to_ndarray()
         primaries = self.display.primaries if self.display.primaries in PRIMARIES else 1
         transfer = self.display.transfer if self.display.transfer in VIDEO_TRANSFERS else 1
-        return orientation.apply(video_to_srgb(cast(Any, deep), primaries, transfer))
+        white = 0xFFFF if self.display.is_full_range else _SWSCALE_WHITE
+        codes = np.minimum(deep.astype(np.uint32) * 0xFFFF // white, 0xFFFF).astype(np.uint16)
+        return orientation.apply(video_to_srgb(codes, primaries, transfer))
 
     def with_short_side(self, side: int, least: int = 2) -> Frames:
         """[H, W, 3] as displayed, shrunk so that the shorter side has `side` pixels, and no side fewer than `least`."""
@@ -198,8 +206,8 @@ def display_of(stream: Any, frame: av.VideoFrame) -> Display:
     aspect = stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(1)
     if not Fraction(1, _LARGEST_ASPECT) <= aspect <= _LARGEST_ASPECT:
         aspect = Fraction(1)
-    side = frame.side_data.get(SideDataType.DISPLAYMATRIX)
-    matrix = tuple(np.frombuffer(cast(Any, side), np.int32).tolist()) if side is not None else None
+    side = cast(Any, frame.side_data).get(SideDataType.DISPLAYMATRIX)
+    matrix = tuple(np.frombuffer(side, np.int32).tolist()) if side is not None else None
     return Display(
         pix_fmt=frame.format.name,
         width=frame.width,

@@ -36,4 +36,4 @@ def true_cuts(truths: Sequence[Truth], source: str = "s") -> list[Cut]:
 
 
 def pictures(path: Path) -> list[np.ndarray]:
-    return [frame.to_ndarray(format="rgb24") for frame, _ in decode(path)]
+    return [frame.rgb() for frame, _ in decode(path)]

@@ -1,7 +1,8 @@
-"""Thirty kinds of video that is broken or odd: each has its line, none stops the run, and the good ones give clips."""
+"""Forty kinds of video that is broken or odd: each has its line, none stops the run, and the good ones give clips."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from fractions import Fraction
@@ -10,10 +11,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from cli.main import app
+from tests.unit.training.curation.colour_bars import bars, write_bars
 from tests.unit.training.curation.film import small_film
-from training.curation.clips_plan import ClipRules
-from training.curation.pipeline import Settings, curate
 from training.curation.probe import probe
 from training.curation.records import ClipRecord, SourceRecord
 from training.curation.tables import read_table
@@ -62,6 +64,25 @@ def audio(path: Path, form: str | None = None) -> None:
         container.mux(stream.encode(None))
 
 
+def odd_size(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 95, 63, "yuv420p"
+        for _ in range(30):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(bars(63, 95), format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def size_changes(path: Path) -> None:
+    """Two transport streams one after the other, the second of other dimensions."""
+    parts = []
+    for k, picture in enumerate((bars(), bars(96, 64))):
+        parts.append(write_bars(path.with_name(f"part-{k}.ts"), picture))
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    for part in parts:
+        part.unlink()
+
+
 def damaged(path: Path, change: Callable[[bytes], bytes], **options: str) -> None:
     encode(path, **options)
     path.write_bytes(change(path.read_bytes()))
@@ -107,13 +128,25 @@ KINDS: dict[str, tuple[str, Callable[[Path], object], str | None]] = {
     "mpeg2.mpg": (GOOD, lambda p: encode(p, codec="mpeg2video", form="mpeg", bf="0"), None),
     "animation.gif": (GOOD, lambda p: encode(p, codec="gif", pix="rgb8"), None),
     "vp9.webm": (GOOD, lambda p: encode(p, codec="libvpx-vp9", **{"cpu-used": "8", "deadline": "realtime"}), None),
+    "portrait.mp4": (GOOD, lambda p: write_bars(p, bars(), display=(0, 1, -1, 0)), None),
+    "mirrored.mp4": (GOOD, lambda p: write_bars(p, bars(), display=(-1, 0, 0, 1)), None),
+    "anamorphic.mp4": (GOOD, lambda p: write_bars(p, bars(), aspect=Fraction(64, 45)), None),
+    "full-range.mp4": (GOOD, lambda p: write_bars(p, bars(), full=True), None),
+    "bt601.mp4": (GOOD, lambda p: write_bars(p, bars(), matrix=6, primaries=6, transfer=6), None),
+    "untagged.mp4": (GOOD, lambda p: write_bars(p, bars(), tagged=False), None),
+    "hdr10.mp4": (GOOD, lambda p: write_bars(p, bars(), matrix=9, primaries=9, transfer=16), None),
+    "hlg.mkv": (GOOD, lambda p: write_bars(p, bars(), matrix=9, primaries=9, transfer=18), None),
+    "log-curve.mkv": (BAD, lambda p: write_bars(p, bars(), transfer=9), "not converted here"),
+    "no-decoding-times.mkv": (GOOD, lambda p: write_bars(p, bars(), bf="2"), None),
+    "odd-size.mkv": (GOOD, odd_size, None),
+    "size-changes.ts": (BAD, size_changes, "the same time"),
     "folder.mp4": (BAD, lambda p: p.mkdir(), "cannot be read"),
     "gone.mp4": (BAD, lambda p: p.symlink_to(p.with_name("nowhere.mp4")), "cannot be read"),
 }
 
 
-def test_there_are_at_least_thirty_kinds() -> None:
-    assert len(KINDS) >= 30
+def test_there_are_at_least_forty_kinds() -> None:
+    assert len(KINDS) >= 40
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
@@ -148,8 +181,22 @@ def test_none_stops_the_run_and_each_has_its_line(tmp_path: Path) -> None:
             make(films / name)
     small_film(films / "whole.mp4", frames=30)
     shutil.copy(films / "whole.mp4", films / "copy.mp4")
-    settings = Settings(rules=ClipRules(0.4, 2.0), scorers=(), captioners=())
-    outcome = curate([films], tmp_path / "D", settings)
+    arguments = [
+        "--min-length",
+        "0.4",
+        "--max-length",
+        "2",
+        "--max-lost",
+        "0.05",
+        "--score",
+        "none",
+        "--caption",
+        "none",
+    ]
+    run = CliRunner().invoke(app, ["curate", "run", str(films), "--out", str(tmp_path / "D"), *arguments, "--json"])
+    assert run.exit_code == 0, run.output
+    broken = {Path(one["path"]).name: one["error"] for one in json.loads(run.stdout.splitlines()[-1])["broken"]}
+    assert all(": " in error and error.endswith(")") for error in broken.values())  # the stage and the exception's name
     sources = {Path(one.path).name: one for one in read_table(tmp_path / "D" / "sources.parquet", SourceRecord)}
     assert set(sources) == {path.name for path in films.iterdir()}
     clips = read_table(tmp_path / "D" / "clips.parquet", ClipRecord)
@@ -160,6 +207,7 @@ def test_none_stops_the_run_and_each_has_its_line(tmp_path: Path) -> None:
         if state == BAD:
             assert source.error
         assert source.error is None or not any(clip.source == source.sha256 for clip in clips)
-    assert {Path(path).name for path, _ in outcome.broken} == {n for n, one in sources.items() if one.error}
+    assert broken.keys() == {name for name, one in sources.items() if one.error}
+    assert len(sources) >= 40
     assert sum(clip.source == sources["whole.mp4"].sha256 for clip in clips) >= 3
     assert len({clip.clip_id for clip in clips}) == len(clips)
