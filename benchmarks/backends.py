@@ -1,6 +1,6 @@
 """Seconds of one guided denoiser call by each backend, side by side in one run, and how far each is from torch eager.
 
-    python benchmarks/backends.py [MODEL ...] [--backends torch onnxruntime torch-compiled] [--calls 5]
+    python -m benchmarks.backends [MODEL ...] [--backends torch onnxruntime torch-compiled] [--calls 5]
 
 Without MODEL: every task at the shipped size with random weights (speed does not know the difference). The first call,
 which compiles or warms, is not counted; exporting and compiling are told apart. Prints a table for RESULTS.md.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.entry import run_main
 from model.backends.registry import make_denoiser
 from model.catalog import ModelEntry, find
 from model.checkpoint import load
@@ -86,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

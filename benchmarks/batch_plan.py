@@ -16,6 +16,8 @@ from collections import deque
 from dataclasses import dataclass
 from itertools import count
 
+from benchmarks.entry import run_main
+
 WORKERS = (1, 10, 100, 1000)
 STORE_MB_S = 1000.0
 """What an object store or a shared disk is taken to accept: 1 GB/s. An assumption, not a measurement."""
@@ -170,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.aside import PipelineAside
 from benchmarks.batch_plan import Costs, plan_table
+from benchmarks.entry import run_main
 from model.catalog import ModelEntry, find
 from model.media.image import fit_picture, open_picture
 from model.params import Params
@@ -122,6 +123,7 @@ def main() -> None:
     options = parser.parse_args()
     entry, still = find(options.model), options.still.absolute()
     requests = [entry.resolve({"num_inference_steps": options.steps}, seed=seed) for seed in range(options.videos)]
+    open_picture(still.read_bytes())
     print("| system | videos a minute |\n|---|---|", flush=True)
 
     def tell(name: str, seconds: float) -> None:
@@ -141,4 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -27,6 +27,7 @@ import av
 import numpy as np
 
 from benchmarks.curation_gain_figures import measure, sheet, table
+from benchmarks.entry import run_main
 from model.media.video import encode_video
 from training.curation.calibrate.subsets import held_out, item_of, write_items
 from training.curation.filter import Scores, load_scores
@@ -166,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

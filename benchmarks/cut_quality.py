@@ -1,4 +1,4 @@
-"""How well cuts are found, on footage whose cuts are known to the frame: `python benchmarks/cut_quality.py`.
+"""How well cuts are found, on footage whose cuts are known to the frame: `python -m benchmarks.cut_quality`.
 
 Precision and recall of each level of the cascade and of the whole, beside PySceneDetect's two usual detectors in a
 single pass, and TransNet V2 where --transnet asks for it. A hard cut counts as found within one frame; a transition,
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.entry import run_main
 from training.curation.clips_plan import ClipRules, loss, plan, shots, timeline
 from training.curation.cuts import CASCADE, Level, SourceScan, decide_cuts, scan, small_frames
 from training.curation.probe import index_packets
@@ -139,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

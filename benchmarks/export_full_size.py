@@ -1,6 +1,6 @@
 """The published svd-xt network (random weights, float16, 25x72x128 latents) to ONNX and through tensorrt-rtx, measured.
 
-    python benchmarks/export_full_size.py [--folder DIR]
+    python -m benchmarks.export_full_size [--folder DIR]
 
 Each stage is a process of its own, so that its largest memory is its own. No GPU is needed. It takes a quarter of an
 hour on two cores, up to 12 GB of memory and 8 GB of disk. Prints a table for RESULTS.md.
@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from benchmarks.entry import run_main
 
 LATENT = (72, 128)
 SMALL = (8, 16)
@@ -128,7 +130,7 @@ STAGES: dict[str, Callable[[Path], dict[str, float]]] = {
 def run_stage(name: str, folder: Path) -> dict[str, float]:
     """The stage, in a process of its own."""
     print(f"{name} ...", file=sys.stderr, flush=True)
-    command = [sys.executable, __file__, "--stage", name, "--folder", str(folder)]
+    command = [sys.executable, "-m", "benchmarks.export_full_size", "--stage", name, "--folder", str(folder.resolve())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"{name} failed:\n{done.stderr[-4000:]}")
@@ -162,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

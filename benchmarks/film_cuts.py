@@ -1,4 +1,4 @@
-"""A curated film's cuts beside TransNet V2's: `python benchmarks/film_cuts.py FILM DATASET [--sheet FILE.png]`.
+"""A curated film's cuts beside TransNet V2's: `python -m benchmarks.film_cuts FILM DATASET [--sheet FILE.png]`.
 
 FILM is the file that `stillmotion curate run FILM --out DATASET` read. Hard cuts match one to one within a frame;
 TransNet V2's are taken as the reference, which they are not: look at what differs. The picture has the frames on both
@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from benchmarks.entry import run_main
 from model.media.video import contact_sheet_png
 from training.curation.cuts_transnet import find_cuts_transnet
 from training.curation.records import Cut
@@ -97,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

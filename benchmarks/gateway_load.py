@@ -16,6 +16,7 @@ import json
 import os
 from typing import Any, Final
 
+from benchmarks.entry import run_main
 from benchmarks.gateway_load_client import (
     SIZE,
     Answers,
@@ -157,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -1,6 +1,6 @@
 """One warm video, and four callers at once, on this machine: seconds, denoiser calls, and the difference from solo.
 
-    python benchmarks/laptop.py [MODEL] [STILL]
+    python -m benchmarks.laptop [MODEL] [STILL]
 
 Prints the median of three warm videos at the default steps, then the calls four concurrent requests of different step
 counts share, and how far each one's latents and video are from its solo run (Identity, default mode).
@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from benchmarks.entry import run_main
 from model.catalog import ModelEntry, find
 from model.media.image import open_picture, to_png
 from model.media.video import decode_video
@@ -93,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

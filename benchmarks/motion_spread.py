@@ -1,12 +1,13 @@
-"""How the starter dataset's clips spread over the motion buckets: `python benchmarks/motion_spread.py data/starter`."""
+"""How the starter dataset's clips spread over the motion buckets: `python -m benchmarks.motion_spread data/starter`."""
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.entry import run_main
 from training.data.frames import read_shot
 from training.data.motion_bucket import MotionMap, measure_flow
 from training.data.starter import load_items
@@ -16,7 +17,10 @@ HEIGHT, WIDTH = 128, 224
 SHARES = (5, 10, 25, 50, 75, 90, 95)
 
 
-def main(folder: Path) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path, help="a prepared dataset, such as data/starter")
+    folder: Path = parser.parse_args().folder
     rng = np.random.default_rng(0)
     flows: dict[float, list[float]] = {}
     for item in load_items(folder):
@@ -40,4 +44,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_main(main)

@@ -25,7 +25,9 @@ from typing import Any, Final
 from PIL import Image
 
 from benchmarks.aside import PipelineAside
+from benchmarks.entry import run_main
 from model.catalog import ModelEntry, find
+from model.errors import DataError
 from model.media.image import fit_picture, open_picture, to_png
 from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.local import Generated, generate
@@ -41,8 +43,14 @@ COSTLY: Final[dict[str, dict[str, Any]]] = {
 
 
 def stills(folder: Path, entry: ModelEntry, count: int) -> list[Image.Image]:
-    """The pictures of a folder in order of name, fitted to the clip."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png"))[:count]
+    """The pictures of a folder in order of name, fitted to the clip. Raises DataError where there are none."""
+    paths = sorted(path for path in folder.glob("*") if path.suffix in (".jpg", ".png"))[:count]
+    if not paths:
+        raise DataError(
+            f"no pictures in {folder}: `stillmotion data starter --out data/starter` prepares some, or name a folder "
+            "with --stills",
+            param="stills",
+        )
     return [fit_picture(open_picture(path.read_bytes()), entry.height, entry.width, "crop") for path in paths]
 
 
@@ -149,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

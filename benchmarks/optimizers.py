@@ -18,7 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.entry import run_main
+from model.errors import DataError
 from training.config import METHODS
+from training.data.starter import load_items
 from training.metrics.frechet import interval, resamples
 from training.recipes import RECIPES
 from training.train import train
@@ -61,6 +64,9 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    load_items(options.data)  # what is wrong with the dataset is said first
+    if not options.networks.is_dir():
+        raise DataError(f"no runs in {options.networks}: train what the recipe builds on, or name them by --networks")
     curves, seconds = dict[str, list[float]](), dict[str, float]()
     for method in METHODS:
         curves[method], seconds[method] = losses(
@@ -76,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

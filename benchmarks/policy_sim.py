@@ -1,6 +1,6 @@
 """The engine's policy against first come, first served and request-level batches, on up to 1,000 simulated GPUs.
 
-    python benchmarks/policy_sim.py [--gpus 1,10,100,1000] [--write]
+    python -m benchmarks.policy_sim [--gpus 1,10,100,1000] [--write]
 
 Replays fixed arrival traces (policysim/trace.py) with step times from a table (policysim/costs.py); the policy is the
 engine's own code. Prints two tables; `--write` also puts them into benchmarks/RESULTS.md and draws
@@ -14,11 +14,12 @@ import re
 import time
 from pathlib import Path
 
-from policysim.devices import serve
-from policysim.measures import Measures, measure, pooled
-from policysim.report import Results, draw, main_table, scale_table
-from policysim.schedulers import SCHEDULERS
-from policysim.trace import make_trace
+from benchmarks.entry import run_main
+from benchmarks.policysim.devices import serve
+from benchmarks.policysim.measures import Measures, measure, pooled
+from benchmarks.policysim.report import Results, draw, main_table, scale_table
+from benchmarks.policysim.schedulers import SCHEDULERS
+from benchmarks.policysim.trace import make_trace
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "RESULTS.md"
@@ -76,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.entry import run_main
 from benchmarks.pipeline import Pipeline
 from model.catalog import ModelEntry, describe
 from model.importers.sgm import adapt
@@ -139,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

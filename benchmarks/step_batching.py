@@ -38,6 +38,7 @@ import torch
 from PIL import Image
 
 from benchmarks.aside import PipelineAside
+from benchmarks.entry import run_main
 from benchmarks.pipeline import Pipeline
 from model.catalog import ModelEntry, find
 from model.media.image import fit_picture, open_picture, to_png
@@ -243,4 +244,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -1,8 +1,8 @@
 """Full-size Stable Video Diffusion XT on one GPU: diffusers eager, diffusers compiled, and ours, in one process.
 
-    python benchmarks/svd_xt_gpu.py --write                      on a CUDA device, about nine minutes
-    python benchmarks/svd_xt_gpu.py --parts ours,equality,ays    some of it; --resume adds to an earlier --json
-    python benchmarks/svd_xt_gpu.py --size tiny --device cpu     whether the program works, in seconds
+    python -m benchmarks.svd_xt_gpu --write                      on a CUDA device, about nine minutes
+    python -m benchmarks.svd_xt_gpu --parts ours,equality,ays    some of it; --resume adds to an earlier --json
+    python -m benchmarks.svd_xt_gpu --size tiny --device cpu     whether the program works, in seconds
 
 Random weights at the real size; nothing is fetched. Parts run in turn (svd_xt/parts.py says what each is); one that
 fails is recorded with its error and the others go on; after `--minutes` no further part is begun. Figures are kept in
@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [path for path in (str(HERE.parent), str(HERE)) if path not in sys.path]
+sys.path[:0] = [path for path in (str(HERE.parent),) if path not in sys.path]
 
 import torch  # noqa: E402
-from svd_xt.bench import Bench, relieve  # noqa: E402
-from svd_xt.parts import COMPILING, ON_GPU, PARTS  # noqa: E402
-from svd_xt.report import section, table  # noqa: E402
+
+from benchmarks.entry import run_main  # noqa: E402
+from benchmarks.svd_xt.bench import Bench, relieve  # noqa: E402
+from benchmarks.svd_xt.parts import COMPILING, ON_GPU, PARTS  # noqa: E402
+from benchmarks.svd_xt.report import section, table  # noqa: E402
 
 RESULTS = HERE / "RESULTS.md"
 BEGIN, END = "<!-- svd_xt begin -->", "<!-- svd_xt end -->"
@@ -129,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -1,6 +1,6 @@
 """What Triton adds: the same jobs in process and through a real Triton server, in turn, in one run.
 
-    python benchmarks/triton_overhead.py [--model mini-image-to-video] [--videos 3] [--steps 8] [--json FILE]
+    python -m benchmarks.triton_overhead [--model mini-image-to-video] [--videos 3] [--steps 8] [--json FILE]
 
 Both sides have the same checkpoint, settings, threads and seeds, and one job at a time; which goes first changes from
 video to video, so that a machine that slows down slows both. The server is the one that `stillmotion triton` would
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from benchmarks.entry import run_main
 from export.hosted import install_checkpoint
 from model.catalog import ModelEntry, find
 from model.media.image import open_picture, to_png
@@ -122,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -17,31 +17,44 @@ FAILED = 1
 WRONG_USAGE = 2
 
 _EXTRAS = {
-    "torch": "engine",
-    "diffusers": "engine",
-    "transformers": "engine",
-    "safetensors": "engine",
-    "jaxtyping": "engine",
-    "accelerate": "engine",
-    "fastapi": "serve",
-    "uvicorn": "serve",
-    "sqlalchemy": "serve",
-    "alembic": "serve",
-    "pydantic_settings": "serve",
-    "sse_starlette": "serve",
-    "fsspec": "serve",
-    "prometheus_client": "serve",
-    "stillmotion": "serve",
+    **dict.fromkeys(("torch", "diffusers", "transformers", "safetensors", "jaxtyping", "accelerate"), "engine"),
+    **dict.fromkeys(
+        ("fastapi", "fastapi_offline", "starlette", "uvicorn", "httptools", "uvloop", "multipart"), "serve"
+    ),
+    **dict.fromkeys(("alembic", "sqlalchemy", "pydantic_settings", "sse_starlette", "fsspec", "httpx"), "serve"),
+    **dict.fromkeys(("multipart", "prometheus_client", "stillmotion"), "serve"),
     "s3fs": "s3",
     "aiohttp": "batch",
-    "pyarrow": "curate",
-    "ray": "curate",
-    "scenedetect": "train",
-    "cv2": "train",
-    "scipy": "train",
-    "tensorboard": "train",
+    **dict.fromkeys(("pyarrow", "ray", "rapidocr"), "curate"),
+    **dict.fromkeys(("scenedetect", "cv2", "scipy", "skimage", "matplotlib", "tensorboard", "tqdm"), "train"),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
+    **dict.fromkeys(("tritonclient", "grpc"), "triton"),
 }
 """Which extra brings a package that is not there."""
+
+COMMAND_EXTRAS = {
+    "generate": "engine",
+    "replay": "engine",
+    "serve": "engine,serve",
+    "keys": "serve",
+    "batch": "batch",
+    "curate": "curate",
+    "train": "train",
+    "eval": "train",
+    "data": "train",
+    "export": "export",
+    "triton": "triton",
+}
+"""The extras that a command needs, whichever package it misses first."""
+
+CONTAINED = {
+    "engine,serve": {"engine", "serve"},
+    "train": {"engine"},
+    "export": {"engine", "triton"},
+    "batch": {"engine", "serve", "curate"},
+    "curate": {"engine", "train", "export"},
+}
+"""Extras whose packages, as far as a command imports them, another one brings too."""
 
 
 class Commands(TyperGroup):
@@ -51,20 +64,36 @@ class Commands(TyperGroup):
         """Run the subcommand."""
         try:
             return super().invoke(ctx)
-        except StillmotionError as error:
-            typer.echo(f"error: {_one_line(error)}", err=True)
+        except (StillmotionError, ModuleNotFoundError, OSError) as error:
+            line = describe_error(error, ctx.invoked_subcommand)
+            if line is None:
+                raise
+            typer.echo(f"error: {line}", err=True)
             raise typer.Exit(_exit_code(error)) from error
-        except ModuleNotFoundError as error:
-            extra = _EXTRAS.get((error.name or "").partition(".")[0])
-            if extra is None:
-                raise
-            typer.echo(f"error: {MissingExtra(f'this command (it imports {error.name})', extra)}", err=True)
-            raise typer.Exit(FAILED) from error
-        except OSError as error:
-            if error.errno is None:
-                raise
-            typer.echo(f"error: {_os_line(error)}", err=True)
-            raise typer.Exit(FAILED) from error
+
+
+def describe_error(error: Exception, command: str | None = None) -> str | None:
+    """One line for an error that the user can mend, with the remedy; None for a bug.
+
+    Args:
+        command: whose own extra is named where a package is missing.
+    """
+    if isinstance(error, MissingExtra):
+        return MissingExtra(error.feature, own_extra(command, error.extra)).message
+    if isinstance(error, StillmotionError):
+        return _one_line(error)
+    if isinstance(error, ModuleNotFoundError):
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            return None
+        return MissingExtra(f"this command (it imports {error.name})", own_extra(command, extra)).message
+    return _os_line(error) if isinstance(error, OSError) and error.errno is not None else None
+
+
+def own_extra(command: str | None, extra: str) -> str:
+    """The extra to name to a command's user: the command's own, where that brings what is missing."""
+    own = COMMAND_EXTRAS.get(command or "", extra)
+    return own if extra in CONTAINED.get(own, ()) else extra
 
 
 def _one_line(error: StillmotionError) -> str:
@@ -72,7 +101,7 @@ def _one_line(error: StillmotionError) -> str:
     return " ".join(filter(None, lines))
 
 
-def _exit_code(error: StillmotionError) -> int:
+def _exit_code(error: Exception) -> int:
     at_fault = isinstance(error, InvalidRequest) and not isinstance(error, UnreadableImage | ImageTooLarge)
     return WRONG_USAGE if at_fault else FAILED
 

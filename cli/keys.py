@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import Json
+from cli.options import Json, gateway_settings
+from model.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from serving.keys import Key, KeyStore
@@ -32,7 +33,7 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Make a key. It is shown once; from the first key on, the service answers nobody without one."""
-    with _store(database_url) as store:
+    with _new_or_existing_store(database_url) as store:
         key, token = store.create(name, weight=weight, per_minute=per_minute, max_jobs=max_jobs, operator=operator)
     if as_json:
         typer.echo(json.dumps({**_fields(key), "key": str(token)}, indent=2))
@@ -46,8 +47,8 @@ def list_keys(database_url: DatabaseUrl = None, as_json: Json = False) -> None:
     """List the keys, without their secrets."""
     from cli.table import table
 
-    with _store(database_url) as store:
-        listed = [stored.key for stored in store.all()]
+    with _store(database_url, create=False) as store:
+        listed = [] if store is None else [stored.key for stored in store.all()]
     if as_json:
         typer.echo(json.dumps([_fields(key) for key in listed], indent=2))
         return
@@ -67,19 +68,33 @@ def revoke(
     key: Annotated[str, typer.Argument(metavar="NAME|ID", help="Which key.")], database_url: DatabaseUrl = None
 ) -> None:
     """Refuse a key from now on; running services notice within seconds. Its jobs stay."""
-    with _store(database_url) as store:
+    with _store(database_url, create=False) as store:
+        if store is None:
+            raise InvalidRequest(f"there is no job store yet, so no key {key!r}; `keys create` makes both", param="key")
         revoked = store.revoke(key)
     typer.echo(f"revoked {revoked.id} ({revoked.name})")
 
 
 @contextmanager
-def _store(database_url: str | None) -> Iterator[KeyStore]:
-    from serving.gateway.settings import Settings
-    from serving.jobs.database import Database
+def _new_or_existing_store(database_url: str | None) -> Iterator[KeyStore]:
+    """The store; created where there is none."""
+    with _store(database_url, create=True) as store:
+        assert store is not None
+        yield store
+
+
+@contextmanager
+def _store(database_url: str | None, create: bool) -> Iterator[KeyStore | None]:
+    """The store; None where it would have to be created and must not."""
+    from serving.jobs.database import Database, sqlite_file
     from serving.keys import KeyStore
 
-    fields: dict[str, Any] = {} if database_url is None else {"database_url": database_url}
-    database = Database(Settings(**fields).database_url)
+    url = gateway_settings({} if database_url is None else {"database_url": database_url}).database_url
+    file = sqlite_file(url)
+    if not create and file is not None and not file.exists() and not any(part.is_file() for part in file.parents):
+        yield None
+        return
+    database = Database(url)
     try:
         yield KeyStore(database)
     finally:

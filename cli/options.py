@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from model.errors import InvalidRequest
+
 if TYPE_CHECKING:
     from serving.engine.settings import EngineOption
+    from serving.gateway.settings import Settings
 
 
 class SolverChoice(StrEnum):
@@ -107,3 +110,22 @@ def _parameter(option: EngineOption, hint: Any, default: Any) -> inspect.Paramet
     info = typer.Option(*names, help=option.help, min=option.minimum, metavar=option.metavar)
     annotation = Annotated[hint, info]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def gateway_settings(values: Mapping[str, Any]) -> Settings:
+    """The gateway's settings from options that are not None, and STILLMOTION_* variables.
+
+    Raises:
+        InvalidRequest: a value that its setting cannot have.
+    """
+    from pydantic import ValidationError
+
+    from serving.gateway.settings import Settings
+
+    try:
+        return Settings(**{name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        where = f"{name} (STILLMOTION_{name.upper()}): " if name else ""
+        raise InvalidRequest(f"{where}{first['msg']}", param=name or None) from error

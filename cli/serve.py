@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import engine_options
+from cli.options import engine_options, gateway_settings
 from model.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -88,8 +88,9 @@ def serve(
     """Serve checkpoints over HTTP."""
     from cli import server
     from serving.engine.settings import EngineSettings
-    from serving.gateway import Settings, create_app
+    from serving.gateway import create_app
     from serving.gateway.auth import any_keys, check_exposed
+    from serving.jobs.artifacts import Artifacts
     from serving.observe.logs import configure
 
     fields: dict[str, Any] = {
@@ -103,8 +104,9 @@ def serve(
         "log_json": log_json or None,
         "traces": traces or None,
     }
-    settings = Settings(**{name: value for name, value in fields.items() if value is not None})
+    settings = gateway_settings(fields)
     configure(settings.log_json)
+    Artifacts.open(settings.artifacts)  # what is wrong with the folder is said before anything is loaded
     check_exposed(settings.host, has_keys=any_keys(settings.database_url), allow_unkeyed=settings.allow_unkeyed)
     engine_settings = EngineSettings(**engine_options, checkpoint_every_s=settings.checkpoint_every_s)
     if (engine is EngineChoice.triton) != bool(triton_url):
@@ -137,8 +139,10 @@ def _in_process(
 ) -> tuple[Engine, Sequence[ModelEntry]]:
     from model.backends.registry import LORA_BACKENDS, with_usable_loras
     from model.catalog import attach_loras, find, zoo
+    from model.checkpoint import resolve_device
     from serving.engine.inprocess import InProcessEngine
 
+    resolve_device(settings.device)
     entries = [find(name) for name in names] if names else zoo()
     if not entries:
         raise InvalidRequest("no checkpoint is shipped here; name a diffusers folder with --model DIR", param="model")

@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.options import Json
+from model.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from serving.triton.server import TritonServer
@@ -69,6 +71,7 @@ def start(
     from serving.triton import server as servers
     from serving.triton.server import PACKAGE, SIZE_MB, VERSION, cached_server
 
+    check_models(model_repository, model or [])
     may_fetch = yes
     auto = server is ServerChoice.auto and servers.installed() is None
     if not yes and cached_server() is None and (auto or server is ServerChoice.wheel) and sys.stdin.isatty():
@@ -79,6 +82,23 @@ def start(
     running = servers.TritonServer(program, model_repository, ports, tuple(model or ()))
     running.start()
     _supervise(running, grace)
+
+
+def check_models(repository: Path, names: Sequence[str]) -> None:
+    """Refuse a repository without models, and a model that is not in it.
+
+    Raises:
+        InvalidRequest: as said; a server would start, call itself ready, and serve nothing.
+    """
+    there = sorted(file.parent.name for file in repository.glob("*/config.pbtxt"))
+    if not there:
+        raise InvalidRequest(
+            f"{repository} holds no model; `stillmotion export MODEL --out {repository}` writes one",
+            param="model_repository",
+        )
+    absent = [name for name in names if name not in there]
+    if absent:
+        raise InvalidRequest(f"{repository} holds no model {absent[0]!r}; there are: {', '.join(there)}", param="model")
 
 
 @triton.command()

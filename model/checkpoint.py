@@ -27,10 +27,13 @@ from transformers import CLIPImageProcessor
 from model.catalog import SIDECAR, ModelEntry, describe
 from model.denoiser import CpuThreads
 from model.encoders import Conditioners, ImageEncoder, NetworkLoader, load_conditioners
-from model.errors import CheckpointError
+from model.errors import CheckpointError, InvalidRequest
+from model.library_logging import disable_progress_bars
 from model.presets import NoiseRange
 from model.tasks import TASKS
 from model.unet import check_inputs
+
+disable_progress_bars()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,30 @@ def load(
         conditioners=load_conditioners(path, entry.task, network),
         noise=NoiseRange(float(scheduler["sigma_min"]), float(scheduler["sigma_max"]), 7.0),
     )
+
+
+def resolve_device(name: str) -> str:
+    """The torch device for `auto`, `cpu`, `cuda` or `cuda:1`; auto is CUDA where torch sees a device.
+
+    Raises:
+        InvalidRequest: another name, or a CUDA device that torch does not see.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if count else "cpu"
+    if name == "cpu":
+        return name
+    kind, colon, number = name.partition(":")
+    if kind != "cuda" or bool(colon) != number.isdecimal():
+        raise InvalidRequest(f"a device is auto, cpu, cuda or cuda:1, not {name!r}", param="device")
+    if int(number or 0) >= count:
+        there = "no CUDA device" if not count else "one CUDA device" if count == 1 else f"{count} CUDA devices"
+        raise InvalidRequest(
+            f"device {name}: torch {torch.__version__} sees {there} here; take cpu, or install the GPU's driver and a "
+            "build of torch for CUDA",
+            param="device",
+        )
+    return name
 
 
 def pretrained(device: torch.device | str, dtype: torch.dtype) -> NetworkLoader:

@@ -1,4 +1,4 @@
-"""The error tree: every error a user of stillmotion can meet, drawn in one place.
+"""The base of the error tree: every error a user of stillmotion can meet is a StillmotionError.
 
     StillmotionError
     |-- InvalidRequest (ValueError)      the caller can mend it; `param` names the field
@@ -12,10 +12,17 @@
     |   `-- StorageFull
     `-- Cancelled                        the caller asked for the job to stop
 
-Each carries a stable machine-readable `code` (the wire's `error.code`) and a message with the remedy.
+Each carries a stable machine-readable `code` (the wire's `error.code`) and a message with the remedy. Errors of one
+area stand beside what raises them: serving/jobs/errors.py, serving/gateway/errors.py, export/parity.py and others.
 """
 
 from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 
 class StillmotionError(Exception):
@@ -71,14 +78,42 @@ class MissingExtra(StillmotionError, ImportError):
     """An optional dependency is not installed.
 
     Args:
-        feature: what was asked for.
-        extra: the extra that brings it.
+        feature: what needs it.
+        extra: the extra, or several with commas between, that bring it.
     """
 
     code = "missing_extra"
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs the [{extra}] extra: pip install 'stillmotion-server[{extra}]'")
+        plural = "s" if "," in extra else ""
+        super().__init__(f"{feature} needs the [{extra}] extra{plural}: {install_command(extra)}")
+        self.feature = feature
+        self.extra = extra
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra into this process's environment: from its checkout, or from an index."""
+    python = f"{shlex.quote(sys.executable or 'python')} -m pip install"
+    checkout = _checkout()
+    if checkout is None:
+        return f"{python} 'stillmotion-server[{extra}]'"
+    constraints, client = checkout / "constraints.txt", checkout / "client"
+    options = f" -c {shlex.quote(str(constraints))}" if constraints.is_file() else ""
+    options += f" -e {shlex.quote(str(client))}" if client.is_dir() else ""
+    return f"{python}{options} -e {shlex.quote(f'{checkout}[{extra}]')}"
+
+
+def _checkout() -> Path | None:
+    """The folder of an editable install (PEP 610)."""
+    from importlib.metadata import PackageNotFoundError, distribution  # slow to import, and rarely needed
+
+    try:
+        origin = json.loads(distribution("stillmotion-server").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        return None
+    url = urlsplit(str(origin.get("url", "")))
+    editable = origin.get("dir_info", {}).get("editable", False)
+    return Path(unquote(url.path)) if editable and url.scheme == "file" else None
 
 
 class GenerationFailed(StillmotionError, RuntimeError):

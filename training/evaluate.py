@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from model.catalog import SIDECAR, ModelEntry
+from model.checkpoint import resolve_device
 from model.errors import InvalidRequest
 from model.tasks import TASKS
 from training.config import ProgressCallback
@@ -86,7 +87,7 @@ def evaluate(
         raise InvalidRequest(f"FVD is a figure of {clips}, not of {entry.task.name}", param="i3d")
     steps = settings.steps or int(entry.defaults["num_inference_steps"])
     scale = motion_map(entry)
-    maker = ClipMaker(entry, settings.work, steps=steps, batch=settings.batch, device=settings.device)
+    maker = ClipMaker(entry, settings.work, steps=steps, batch=settings.batch, device=resolve_device(settings.device))
     measured, protocol, shown = _MEASURES[entry.task.name](_Run(entry, data, limit, report, settings, maker, scale))
     results = {
         "model": entry.name,

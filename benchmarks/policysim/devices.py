@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policysim.schedulers import Running, Scheduler
-from policysim.trace import Request
+from benchmarks.policysim.schedulers import Running, Scheduler
+from benchmarks.policysim.trace import Request
 
 WINDOW_S = 15.0
 """Fairness is looked at in windows of this length."""

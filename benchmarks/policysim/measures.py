@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policysim.devices import WINDOW_S, Outcome
-from policysim.trace import FLOOD, Request
+from benchmarks.policysim.devices import WINDOW_S, Outcome
+from benchmarks.policysim.trace import FLOOD, Request
 
 SHORT_S, LONG_S = 4.0, 20.0
 """Requests of less and of more seconds than these on an idle device are the short and the long ones."""

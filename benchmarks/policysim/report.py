@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from policysim.measures import LONG_S, SHORT_S, Measures
-from policysim.trace import FLOOD_AT, HORIZON_S
+from benchmarks.policysim.measures import LONG_S, SHORT_S, Measures
+from benchmarks.policysim.trace import FLOOD_AT, HORIZON_S
 
 Results = Mapping[int, Mapping[str, Measures]]
 """Devices, then scheduler."""

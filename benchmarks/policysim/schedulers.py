@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from policysim.costs import LARGE, SMALL
-from policysim.trace import Request
+from benchmarks.policysim.costs import LARGE, SMALL
+from benchmarks.policysim.trace import Request
 from serving.engine.policy import FairnessLedger, decide
 from serving.engine.work_items import BatchingProfile, Kind, Limits, WorkItem
 

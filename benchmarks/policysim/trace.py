@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from policysim.costs import LARGE, SMALL, Shape
+from benchmarks.policysim.costs import LARGE, SMALL, Shape
 from serving.engine.protocol import Priority
 
 FLOOD = "flood"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.svd_xt.bench import TASK, Bench, relieve
 from model.backends.compiled import compile_blocks
 from model.backends.registry import make_denoiser
 from model.checkpoint import Checkpoint
@@ -24,7 +25,6 @@ from model.sampling.sampler import sample
 from model.unet import build_unet
 from model.vae import decode, decode_clip, upcast_encoder
 from serving.engine.oom import max_batch_size
-from svd_xt.bench import TASK, Bench, relieve
 
 Found = dict[str, Any]
 GUIDED = 2

@@ -62,7 +62,7 @@ def section(figures: dict[str, Any]) -> str:
         "",
         "## Stable Video Diffusion XT on one GPU",
         "",
-        "    python benchmarks/svd_xt_gpu.py --write",
+        "    python -m benchmarks.svd_xt_gpu --write",
         "",
         f"Date, device, versions: {where}.",
         "",

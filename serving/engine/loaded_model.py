@@ -12,7 +12,7 @@ import torch
 
 from model.backends.registry import LORA_BACKENDS, backend_for, check_lora, make_denoiser, resolve_options
 from model.catalog import ModelEntry
-from model.checkpoint import Checkpoint, load
+from model.checkpoint import Checkpoint, load, resolve_device
 from model.denoiser import CpuThreads, Denoiser, TorchOptions, caching
 from model.errors import CheckpointError, InvalidRequest
 from model.latent_preview import LatentColours, latent_colours
@@ -115,8 +115,7 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
             budget of GPU memory that is too small.
     """
     settings = replace(settings, backend=backend_for(entry, settings.backend))
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    device = automatic if settings.device == "auto" else settings.device
+    device = resolve_device(settings.device)
     if device == "cpu":
         retain_freed_memory()
     checkpoint = load(entry, device=device, dtype=getattr(torch, settings.dtype))

@@ -7,6 +7,7 @@ it. Imports no torch.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
@@ -17,6 +18,7 @@ DtypeName = Literal["float32", "float16", "bfloat16"]
 _OFF: Final = "off"
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 _KEY: Final = "option"
+_DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 def _boolean(text: str) -> bool:
@@ -205,8 +207,11 @@ class EngineSettings:
         """Check the counts.
 
         Raises:
-            InvalidRequest: a count below 1, a negative time, an empty interval, or reuse in deterministic mode.
+            InvalidRequest: a count below 1, a negative time, an empty interval, reuse in deterministic mode, or a name
+                that no device has.
         """
+        if _DEVICE.fullmatch(self.device) is None:
+            raise InvalidRequest(f"a device is auto, cpu, cuda or cuda:1, not {self.device!r}", param="device")
         for name in ("max_rows", "max_batch", "mux_threads", "threads", "reuse_every"):
             value = getattr(self, name)
             if value is not None and value < 1:

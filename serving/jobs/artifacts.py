@@ -18,7 +18,7 @@ from uuid import uuid4
 from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
-from model.errors import StorageFull
+from model.errors import InvalidRequest, MissingExtra, StorageFull
 from serving.jobs.records import StoredFile
 
 _log = logging.getLogger(__name__)
@@ -42,9 +42,27 @@ class Artifacts:
 
     @classmethod
     def open(cls, url: str) -> Artifacts:
-        """The store at a path or an fsspec URL."""
-        filesystem, root = url_to_fs(url)
-        return cls(filesystem, root)
+        """The store at a path or an fsspec URL.
+
+        Raises:
+            InvalidRequest: no such protocol, or a place where no folder can be made.
+            MissingExtra: S3's package is not installed.
+        """
+        try:
+            filesystem, root = url_to_fs(url)
+            return cls(filesystem, root)
+        except ImportError as error:
+            if url.startswith(("s3://", "s3a://")):
+                raise MissingExtra("artifacts on S3", "s3") from error
+            raise InvalidRequest(f"artifacts at {url}: {error}", param="artifacts") from error
+        except ValueError as error:
+            raise InvalidRequest(f"artifacts at {url}: {error}", param="artifacts") from error
+        except OSError as error:
+            raise InvalidRequest(
+                f"artifacts need a folder, and {url} is none and cannot be made one ({error.strerror or error}); name "
+                "another with --artifacts",
+                param="artifacts",
+            ) from error
 
     def write(self, job_id: str, name: str, data: bytes, media_type: str) -> StoredFile:
         """Store a file of a result; once this returns it is whole. Raises as `put`."""

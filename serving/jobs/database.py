@@ -18,17 +18,23 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import URL, Connection, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from model.errors import InvalidRequest, MissingExtra, StorageFull
+from model.errors import InvalidRequest, MissingExtra, StillmotionError, StorageFull
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_TIMEOUT_S = 30
 _MIGRATING: Final = 7_461_001
 _ADMITTING: Final = 7_461_002
 """Postgres' advisory locks are numbers; these two are ours."""
+
+
+class StoreUnreachable(StillmotionError):
+    """The job store cannot be opened."""
+
+    code = "store_unreachable"
 
 
 class Database:
@@ -42,14 +48,23 @@ class Database:
         InvalidRequest: the URL cannot be parsed, names another kind of database, or an in-memory SQLite, which would
             forget the jobs.
         MissingExtra: the driver for Postgres is not installed.
+        StoreUnreachable: there is no folder for the file, it is no database, or the server does not answer.
     """
 
     def __init__(self, url: str) -> None:
         parsed = _parse(url)
         self._sqlite = parsed.get_backend_name() == "sqlite"
-        if self._sqlite:
-            Path(parsed.database or "").parent.mkdir(parents=True, exist_ok=True)
-        self._migrate(parsed)
+        try:
+            if self._sqlite:
+                Path(parsed.database or "").parent.mkdir(parents=True, exist_ok=True)
+            self._migrate(parsed)
+        except (OSError, DBAPIError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error.orig).strip().partition("\n")[0]
+            raise StoreUnreachable(
+                f"the job store {parsed.render_as_string(hide_password=True)} cannot be opened: {reason}; name another "
+                "with --database-url",
+                param="database_url",
+            ) from error
         options: dict[str, Any] = {"connect_args": {"timeout": _BUSY_TIMEOUT_S}} if self._sqlite else {}
         self._engine = create_engine(parsed, pool_pre_ping=not self._sqlite, **options)
         if self._sqlite:
@@ -110,6 +125,12 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite URL; None for Postgres. Raises as Database does."""
+    parsed = _parse(url)
+    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
 
 
 def _parse(url: str) -> URL:

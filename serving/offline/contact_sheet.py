@@ -70,6 +70,7 @@ def _completed(result: Result) -> str:
         )
     prompt = json.loads(result.params).get("prompt", "")
     lines = [f"<b>{html.escape(result.id)}</b> row {result.row}", html.escape(f"{result.model}, seed {result.seed}")]
+    lines += [html.escape(str(one)) for one in json.loads(result.pictures) if one]
     if prompt:
         lines.append(html.escape(prompt))
     if result.degraded:

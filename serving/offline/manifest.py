@@ -10,6 +10,7 @@ memory.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
@@ -173,8 +174,17 @@ def _is_local(filesystem: Any) -> bool:
     return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
 
+def _check_encoding(url: str, filesystem: Any, path: str) -> None:
+    """Refuse UTF-16 and UTF-32, which spreadsheets save as "Unicode text": by their mark, or by their zero bytes."""
+    with filesystem.open(path, "rb") as file:
+        start: bytes = file.read(4)
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
+        raise DataError(f"{url} is not UTF-8 but UTF-16 or UTF-32; save it as UTF-8", param="manifest")
+
+
 def _lines(url: str) -> Iterator[bytes]:
     filesystem, path = filesystem_of(url)
+    _check_encoding(url, filesystem, path)
     with filesystem.open(path, "rb") as file:
         yield from (line for line in file if not line.isspace())
 
@@ -198,6 +208,7 @@ def _unreadable(number: int, why: str, line: bytes) -> RawRow:
 
 def _csv_records(url: str) -> Iterator[list[str] | csv.Error]:
     filesystem, path = filesystem_of(url)
+    _check_encoding(url, filesystem, path)
     with filesystem.open(path, "rb") as file, io.TextIOWrapper(file, "utf-8-sig", "replace", newline="") as text:
         records = csv.reader(text)
         while True:
@@ -218,6 +229,11 @@ def _csv_rows(url: str) -> Iterator[RawRow]:
     if isinstance(first, csv.Error):
         raise DataError(f"{url} has no head that can be read: {first}", param="manifest")
     head = [name.strip() for name in first]
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(head) == 1 and separator in head[0]:
+            raise DataError(
+                f"{url} separates its columns by {name}; save it as CSV with commas, or as JSON lines", param="manifest"
+            )
     if len(set(head)) < len(head):
         raise DataError(f"{url} has a column twice: {', '.join(head)}", param="manifest")
     for number, record in enumerate(records, 1):

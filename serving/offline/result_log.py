@@ -36,6 +36,7 @@ class Result:
         seed: the one used; -1 where the row failed before there was one.
         video, thumbnail: relative to the output folder.
         sha256: of the file; frames_sha256: of the decoded RGB frames, to compare videos by.
+        pictures: JSON, where its pictures lie, in the order of the task's inputs; null for bytes in the row.
         params, metadata: JSON.
         attempts: how often it was tried.
         error_column: the manifest's column at fault, if one is.
@@ -61,6 +62,7 @@ class Result:
     height: int = 0
     fps: int = 0
     degraded: bool = False
+    pictures: str = "[]"
     params: str = "{}"
     metadata: str = "{}"
     attempts: int = 0
@@ -159,6 +161,7 @@ def _about(request: RowRequest) -> dict[str, Any]:
         "model_version": request.entry.version,
         "seed": request.params.seed,
         "params": json.dumps(asdict(request.params)),
+        "pictures": json.dumps([one if isinstance(one, str) else None for one in request.pictures]),
         "metadata": json.dumps(dict(request.metadata)),
     }
 

@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 import math
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,7 +99,11 @@ _NOT_OFFLINE: Final = {
     "webhook": "offline rendering tells nobody; read the result table",
 }
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}")
-_ID_DIGITS: Final = 20
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]+")
+_LONGEST_STEM: Final = 80
+_SEED_DIGITS: Final = 20
+_ID_DIGITS: Final = 10
+"""After a picture's name, which alone may stand in several folders or rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +126,7 @@ class RowRequest:
     """A row, checked but for its pictures.
 
     Args:
-        id: names its files: the row's own, or else the first digits of `content`.
+        id: names its files: the row's own; or else its first picture's name with digits of `content`; or digits alone.
         content: SHA-256, in hex, of what the row says and of the checkpoint's and the LoRA's versions, but for `id`
             itself. Pictures count by where they lie.
         pictures: bytes, or where they lie, in the order of the task's spec.
@@ -165,8 +170,8 @@ def read_row(values: Mapping[str, Any], reading: RowContext, *, strict: bool) ->
     # Before its id is asked for: a bad setting is the more useful thing to hear of.
     settings |= _pinned(entry.resolve(settings, seed=0))
     content = _hash(entry, settings, order.pictures, order.output_format, order.metadata)
-    row_id = _id(values.get("id"), content)
-    params = entry.resolve(settings, settings.get("seed", _seed(row_id)))
+    row_id = _id(values.get("id"), content, order.pictures)
+    params = entry.resolve(settings, settings.get("seed", _seed(row_id if "id" in values else content[:_SEED_DIGITS])))
     return RowRequest(row_id, content, entry, params, order.pictures, order.output_format, order.metadata)
 
 
@@ -282,9 +287,12 @@ def _picture(name: str, value: Any, base: str) -> bytes | str:
     raise InvalidRequest(f"{name} must be a path, a URL or a picture's bytes", param=name)
 
 
-def _id(value: Any, content: str) -> str:
+def _id(value: Any, content: str, pictures: tuple[bytes | str, ...]) -> str:
+    """The row's own; else the first picture's name and some digits of what the row says; else digits alone."""
     if value is None:
-        return content[:_ID_DIGITS]
+        source = next((one for one in pictures if isinstance(one, str)), "")
+        stem = _UNSAFE.sub("-", posixpath.splitext(posixpath.basename(source.partition("?")[0]))[0]).lstrip(".-")
+        return f"{stem[:_LONGEST_STEM]}-{content[:_ID_DIGITS]}" if stem else content[:_SEED_DIGITS]
     if not isinstance(value, str | int) or not _NAME.fullmatch(str(value)):
         raise InvalidRequest(
             f"id must be 1 to 120 of A-Z a-z 0-9 _ . - and begin with none of . and -, not {str(value)[:140]!r}",

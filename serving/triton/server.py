@@ -9,6 +9,7 @@ versions it pins are not used.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import hashlib
 import os
 import platform
@@ -297,6 +298,16 @@ def from_wheel(folder: Path) -> ServerCommand:
     return ServerCommand(f"tritonserver of {PACKAGE} {VERSION}", command, environment)
 
 
+_LIBC: Final = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def _end_with_parent() -> None:
+    """In the child: SIGTERM once its parent is gone (prctl(2))."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 @dataclass(slots=True, eq=False)
 class TritonServer:
     """A server's process, in explicit model control mode: models are loaded and unloaded while it runs.
@@ -319,7 +330,11 @@ class TritonServer:
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, in a process group of its own: a terminal's Ctrl-C must not end it before its work is safe."""
+        """Start it, in a process group of its own: a terminal's Ctrl-C must not end it before its work is safe.
+
+        On Linux it gets SIGTERM when the thread that calls this ends, so that a supervisor killed by SIGKILL leaves no
+        server behind.
+        """
         command = [
             *self.command.program,
             f"--model-repository={self.repository.resolve()}",
@@ -331,7 +346,12 @@ class TritonServer:
         ]
         environment = {**os.environ, **self.command.environment, **self.environment}
         self.process = subprocess.Popen(
-            command, env=environment, stdout=self.log, stderr=self.log, start_new_session=True
+            command,
+            env=environment,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
 
     def ready(self) -> bool:

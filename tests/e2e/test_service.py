@@ -125,7 +125,10 @@ def boxes(data: bytes) -> list[bytes]:
 
 
 def test_it_says_one_line_and_serves_the_checkpoint(service: Service, client: Client) -> None:
-    assert service.said() == f"ready: {service.url} serves tiny; API docs at {service.url}/docs\n"
+    assert (
+        service.said()
+        == f"ready: {service.url} serves tiny; playground at {service.url}/, API docs at {service.url}/docs\n"
+    )
     (model,) = client.models()
     assert (model.id, model.num_frames, model.height, model.width) == ("tiny", [SIZE[0]], *SIZE[1:])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,9 @@ DEVICES = 2
 
 
 @pytest.fixture
-def sim(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Its modules by name; it is run as a program, so its folder is not a package of ours."""
-    monkeypatch.syspath_prepend(str(root / "benchmarks"))
-    return lambda name: import_module(f"policysim.{name}")
+def sim() -> Any:
+    """Its modules by name."""
+    return lambda name: import_module(f"benchmarks.policysim.{name}")
 
 
 def test_the_large_shape_takes_the_published_seconds(sim: Any) -> None:

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.real_weights import main
 from model.presets import NoiseRange, preset
 from model.tasks import TASKS
 from model.testing import build_random
 
 
 @pytest.mark.timeout(600)
-def test_parity_memory_speed_and_a_video(root: Path, tmp_path: Path) -> None:
+def test_parity_memory_speed_and_a_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = replace(preset("tiny"), noise=NoiseRange(0.02, 20.0))
     entry = build_random(tmp_path / "weights", tiny, TASKS["image-to-video"], seed=3)
     options = ["--steps", "2", "--repeats", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
-    subprocess.run(
-        [sys.executable, "-m", "benchmarks.real_weights", str(entry.path), *options],
-        cwd=root,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        check=True,
-    )
+    monkeypatch.setattr(sys, "argv", ["real_weights", str(entry.path), *options])
+    main()
     found = json.loads((tmp_path / "out" / "figures.json").read_text())
     assert found["parity"]["latents_apart"] < 1e-4 < found["parity"]["latents_largest"]
     assert found["video"]["frames_psnr_db"] > 60

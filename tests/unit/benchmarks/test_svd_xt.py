@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from benchmarks.svd_xt import report
+from benchmarks.svd_xt_gpu import main
+
 
 @pytest.mark.timeout(600)
-def test_the_program_measures_compares_and_prints(root: Path, tmp_path: Path) -> None:
-    program = [sys.executable, str(root / "benchmarks" / "svd_xt_gpu.py"), "--size", "tiny", "--device", "cpu"]
-    options = ["--repeats", "1", "--steps", "2", "--parts", "ceiling,flops,ours,equality", "--json", "out.json"]
-    done = subprocess.run([*program, *options], cwd=tmp_path, capture_output=True, text=True, check=True)
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert not [part for part, figures in found.items() if "error" in figures], found
-    assert found["equality"]["equal"]
-    assert found["flops"]["tflop"] > 0
-    assert found["ours"]["end_to_end"]["median_s"] > 0
-    assert "| diffusers, eager | not yet measured |" in done.stdout
-    refused = subprocess.run(
-        [*program, "--table", "--json", "out.json", "--write"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert refused.returncode != 0 and "svd-xt only" in refused.stderr
+def test_the_program_measures_compares_and_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ["svd_xt_gpu", "--size", "tiny", "--device", "cpu", "--json", "out.json"]
+    parts = ["--repeats", "1", "--steps", "2", "--parts", "ceiling,flops,ours,equality"]
+    monkeypatch.setattr(sys, "argv", [*common, *parts])
+    main()
+    figures = json.loads((tmp_path / "out.json").read_text())
+    assert not [part for part, measured in figures.items() if "error" in measured], figures
+    assert figures["equality"]["equal"]
+    assert figures["flops"]["tflop"] > 0
+    assert figures["ours"]["end_to_end"]["median_s"] > 0
+    assert "| diffusers, eager | not yet measured |" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*common, "--table", "--write"])
+    with pytest.raises(SystemExit, match="svd-xt only"):
+        main()
 
 
-def test_what_was_not_measured_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(root / "benchmarks"))
-    report = import_module("svd_xt.report")
+def test_what_was_not_measured_says_so() -> None:
     rows = report.table({}).splitlines()[2:]
     assert rows and all(row.count("not yet measured") == len(report.COLUMNS) - 1 for row in rows)
     found = {

@@ -77,8 +77,8 @@ def test_errors_raised_on_purpose_are_one_line(error: Exception, code: int, line
 
 
 def test_remedies_are_named() -> None:
-    assert "stillmotion-server[engine]" in failing(ModuleNotFoundError("no", name="torch.nn"))[1]
-    assert "stillmotion-server[serve]" in failing(ModuleNotFoundError("no", name="uvicorn"))[1]
+    assert "[engine]" in failing(ModuleNotFoundError("no", name="torch.nn"))[1]
+    assert "[serve]" in failing(ModuleNotFoundError("no", name="uvicorn"))[1]
     assert "free some space" in failing(OSError(errno.ENOSPC, "No space left on device"))[1]
 
 

@@ -190,8 +190,8 @@ def test_interpolate_makes_three_frames_between_each_two(tiny: Path, still: Path
     frames, fps = decode_video(tmp_path / "x.mp4")
     assert (len(frames), fps) == (21, 20)
     for arguments, told in (
-        (("--interpolation-model", tiny), "not frame-interpolation"),
-        (("--interpolate", "--interpolation-model", tmp_path), "no model folder"),
+        (("--overwrite", "--interpolation-model", tiny), "not frame-interpolation"),
+        (("--overwrite", "--interpolate", "--interpolation-model", tmp_path), "no model folder"),
     ):
         refused = CliRunner().invoke(app, ["generate", *map(str, (*common, *arguments))])
         assert refused.exit_code != 0

@@ -32,6 +32,9 @@ def test_wrong_usage(arguments: list[str], said: str, tmp_path: Path, monkeypatc
 def test_without_a_server_it_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = tmp_path / "mini"
+    model.mkdir()
+    (model / "config.pbtxt").touch()
     result = CliRunner().invoke(app, ["triton", "--model-repository", str(tmp_path)])
     assert result.exit_code == 1, result.output
     assert "--yes fetches" in result.output

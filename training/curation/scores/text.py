@@ -60,6 +60,7 @@ class TextScorer:
     def __init__(self, options: ToolOptions) -> None:
         known_options(self.name, options, ())
         try:
+            import onnxruntime  # noqa: F401 - rapidocr imports it only when it loads its networks
             import rapidocr
         except ImportError:
             raise MissingExtra("finding text", "curate") from None

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from model.errors import install_command
 from tests.conftest import ROOT
 from tests.unit.serving.offline.support import GOOD
 
@@ -19,5 +20,5 @@ def test_ray_missing_is_told_with_what_brings_it(tmp_path: Path) -> None:
     manifest.write_text(json.dumps(GOOD))
     command = [sys.executable, "-c", WITHOUT_RAY, "batch", str(manifest), "--out", str(tmp_path / "o")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    told = "error: offline rendering needs the [batch] extra: pip install 'stillmotion-server[batch]'\n"
+    told = f"error: offline rendering needs the [batch] extra: {install_command('batch')}\n"
     assert (done.returncode, done.stderr) == (1, told)

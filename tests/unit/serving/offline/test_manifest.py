@@ -107,8 +107,25 @@ def test_a_protocol_without_its_package_is_told_with_what_brings_it(tmp_path: Pa
     )
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     first, second = told.splitlines()
-    assert first == "MissingExtra s3:// needs the [s3] extra: pip install 'stillmotion-server[s3]'"
+    assert first == f"MissingExtra s3:// needs the [s3] extra: {install_command('s3')}"
     assert second.startswith("InvalidRequest dropbox://m.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "cause"),
+    [
+        ("m.csv", b"image;seed\r\na.jpg;1\r\n", "by semicolons"),
+        ("m.csv", b"image\tseed\na.jpg\t1\n", "by tabs"),
+        ("m.csv", "image,seed\na.jpg,1\n".encode("utf-16"), "UTF-16"),
+        ("m.csv", "image,seed\na.jpg,1\n".encode("utf-16-be"), "UTF-16"),
+        ("m.jsonl", '{"image": "a.jpg"}'.encode("utf-16-le"), "UTF-16"),
+    ],
+)
+def test_what_spreadsheets_save_is_named_for_what_it_is(tmp_path: Path, name: str, data: bytes, cause: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=cause) as caught:
+        list(open_manifest(str(tmp_path / name)).rows())
+    assert "save it as" in caught.value.message
 
 
 def test_every_bad_row_is_told_with_its_column(tmp_path: Path) -> None:

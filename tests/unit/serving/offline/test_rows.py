@@ -62,7 +62,11 @@ def test_a_table_is_read_as_a_form_and_gives_the_same_row() -> None:
 
 def test_the_id_follows_from_what_the_row_says_unless_it_names_one() -> None:
     first = read_row(GOOD, reading("/one"), strict=True)
-    assert first.id == first.content[:20]
+    assert first.id == f"a-{first.content[:10]}"
+    elsewhere = read_row({**GOOD, "image": "https://host/deep/My photo (1).JPEG?size=2"}, reading(), strict=True)
+    assert elsewhere.id == f"My-photo-1--{elsewhere.content[:10]}"
+    words = read_row({"task": "text-to-video", "prompt": "a ball"}, reading(), strict=True)
+    assert words.id == words.content[:20]
     assert read_row(dict(reversed(GOOD.items())), reading("/one"), strict=True) == first
     changes: list[tuple[dict[str, Any], RowContext]] = [
         ({**GOOD, "seed": 1}, reading("/one")),
