@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.errors import DataError, InvalidRequest
+from model.errors import DataError, InvalidRequest, install_command
 from serving.offline.manifest import DuplicateCheck, NameSet, Portion, in_packets, open_render_list, read_lines
 from tests.conftest import ROOT
 from tests.unit.serving.offline.support import BAD_ROWS, GOOD, reading, stills, write_bad_manifest
@@ -124,7 +124,7 @@ def test_a_protocol_without_its_package_is_told_with_what_brings_it(tmp_path: Pa
 def test_what_spreadsheets_save_is_named_for_what_it_is(tmp_path: Path, name: str, data: bytes, cause: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=cause) as caught:
-        list(open_manifest(str(tmp_path / name)).rows())
+        list(open_render_list(str(tmp_path / name)).rows())
     assert "save it as" in caught.value.message
 
 
