@@ -26,9 +26,15 @@ help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready-dev ## create .venv with everything development needs
-demo: $(VENV)/.ready-demo ## install what sampling needs and turn docs/assets/still.jpg into out/demo.mp4
+demo: $(VENV)/.ready-demo ## install what sampling and serving need and turn docs/assets/still.jpg into out/demo.mp4
 	@mkdir -p out
 	$(BIN)/stillmotion generate docs/assets/still.jpg -o out/demo.mp4 --seed 7 --overwrite
+	@echo
+	@echo "Next:"
+	@echo "  $(BIN)/stillmotion serve                                     the playground, at http://127.0.0.1:8000/"
+	@echo "  $(BIN)/stillmotion generate photo.jpg -o clip.mp4            a picture of yours"
+	@echo "  $(BIN)/stillmotion generate --prompt 'the camera pans left'  text to video"
+	@echo "  $(BIN)/stillmotion --help                                    all else"
 
 check: $(VENV)/.ready-dev ## lint, formatting, strict types, layers
 	$(BIN)/ruff check .
@@ -40,7 +46,7 @@ format: $(VENV)/.ready-dev ## rewrite the code in the one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(VENV)/.ready-dev ## the tests that prove the contract (at most 12 minutes on 2 cores)
+test: $(VENV)/.ready-dev ## the tests that prove the contract
 	$(TEST_ENV) $(BIN)/python -m pytest -q $(SPREAD)
 
 test-full: $(VENV)/.ready-dev ## every test, also the long ones
@@ -72,7 +78,7 @@ $(VENV)/.torch:
 	@touch $@
 
 $(VENV)/.ready-demo: $(VENV)/.torch $(INPUTS)
-	$(PIP) install -c constraints.txt -e client -e ".[engine]"
+	$(PIP) install -c constraints.txt -e client -e ".[engine,serve]"
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.torch $(INPUTS)
