@@ -81,7 +81,7 @@ async def list_models(services: ServicesDep) -> ModelList:
 
 _pages = APIRouter(include_in_schema=False)
 _WEB: Final = Path(__file__).parents[2] / "web"
-_PAGE_FILES: Final = frozenset({"app.js", "style.css", "icon.svg"})
+_PAGE_FILES: Final = frozenset(file.name for file in _WEB.iterdir() if file.suffix in {".js", ".css", ".svg", ".jpg"})
 _DOCS_FILES: Final = frozenset({"swagger-ui-bundle.js", "swagger-ui.css"})
 _POLICY: Final = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; frame-ancestors 'none'"
 
