@@ -106,7 +106,7 @@ function fieldFor(name, schema, model) {
   parts.push(name === "seed" ? seedTools(input) : input);
   if (hint) parts.push(element("small", {}, hint));
   parts.push(problem);
-  return element("div", { class: `field ${input.type === "range" ? "slider" : ""} ${input.type === "checkbox" ? "check" : ""}` }, ...parts);
+  return element("div", { class: `field ${input.type === "range" ? "slider" : ""} ${input.type === "checkbox" ? "check" : ""} ${name === "seed" ? "wide" : ""}` }, ...parts);
 }
 
 // Put the task's fields into the two places; returns their names.

@@ -25,8 +25,15 @@ const model = () => state.models.find((one) => one.id === $("model").value);
 
 // ---- the form ----
 
+// In the order of TITLES; what is not known there comes last.
+function servedTasks() {
+  const order = Object.keys(TITLES);
+  const place = (task) => (order.includes(task) ? order.indexOf(task) : order.length);
+  return [...new Set(state.models.map((one) => one.task))].sort((a, b) => place(a) - place(b));
+}
+
 function drawTasks() {
-  const tasks = [...new Set(state.models.map((one) => one.task))];
+  const tasks = servedTasks();
   const tabs = tasks.map((task) => element(
     "button", { type: "button", role: "tab", id: `tab-${task}`, "aria-selected": String(task === state.task), tabindex: task === state.task ? 0 : -1 },
     TITLES[task] || task,
@@ -240,7 +247,7 @@ async function load() {
   try {
     state.document = state.document || await call("/openapi.json");
     state.models = (await call("/models")).data;
-    chooseTask(state.task || state.models[0].task);
+    chooseTask(state.task || servedTasks()[0]);
     await gallery.refresh();
     return true;
   } catch (error) {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stillmotion.types import ImageToVideoRequest, ModelList
+from stillmotion.types import REQUESTS, ImageToVideoRequest, ModelList
 
 from tests.contract.support import running
 from tests.support.fakes import DEFAULTS
@@ -66,11 +66,17 @@ async def test_pages_load_nothing_from_elsewhere(tmp_path: Path, page: str) -> N
             assert (await app.client.get(link)).status_code == 200, link
 
 
-async def test_the_playground_asks_only_for_what_exists(tmp_path: Path) -> None:
+async def test_the_playground_names_only_what_exists(tmp_path: Path, root: Path) -> None:
+    scripts = sorted(path.name for path in (root / "serving" / "web").glob("*.js"))
     async with running(tmp_path) as app:
-        page, script = (await app.client.get("/")).text, (await app.client.get("/web/app.js")).text
-        names = set(re.findall(r'name="(\w+)"', page)) - {"viewport"}
-        assert names <= {"image", *ImageToVideoRequest.model_fields}
-        ids = set(re.findall(r'id="(\w+)"', page))
-        assert set(re.findall(r'\$\("(\w+)"\)', script)) <= ids
-        assert "innerHTML" not in script
+        page = (await app.client.get("/")).text
+        ids = set(re.findall(r'id="([\w-]+)"', page))
+        fields = {name for settings, _ in REQUESTS.values() for name in settings.model_fields}
+        for name in scripts:
+            answer = await app.client.get(f"/web/{name}")
+            assert answer.status_code == 200 and "javascript" in answer.headers["content-type"]
+            assert set(re.findall(r'\$\("([\w-]+)"\)', answer.text)) - {"f-resize_mode", "f-seed", "seed-lock"} <= ids
+            assert set(re.findall(r'from "\./([\w.]+)"', answer.text)) <= set(scripts)
+            assert "innerHTML" not in answer.text
+        listed = re.search(r"const MORE = \[(.*?)\];", (await app.client.get("/web/fields.js")).text, re.DOTALL)
+        assert listed and set(re.findall(r'"(\w+)"', listed.group(1))) <= fields
