@@ -20,7 +20,7 @@ MINI_ROAD := mini-vae mini-image-encoder mini-image-to-video mini-image-to-video
 	mini-multi-view-shapes mini-multi-view-shapes-on mini-decoder-orbits mini-multi-view
 SPREAD := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help setup demo check format test test-full train-mini clean
+.PHONY: help setup browser demo check format test test-full train-mini clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ demo: $(VENV)/.ready-demo ## install what sampling and serving need and turn doc
 	@echo "  $(BIN)/stillmotion generate photo.jpg -o clip.mp4            a picture of yours"
 	@echo "  $(BIN)/stillmotion generate --prompt 'the camera pans left'  text to video"
 	@echo "  $(BIN)/stillmotion --help                                    all else"
+
+browser: ## install Chromium for the browser tests from Debian's packages (as root); they are skipped without one
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+		{ apt-get update -q && apt-get install -y -q --no-install-recommends chromium; }
 
 check: $(VENV)/.ready-dev ## lint, formatting, strict types, layers
 	$(BIN)/ruff check .
