@@ -1,14 +1,13 @@
-"""config.pbtxt from dataclasses, checked by parsing it as the protobuf Triton itself reads.
+"""config.pbtxt: a model's configuration as dataclasses, written and read as the protobuf message Triton itself reads.
 
 A model of ours is one decoupled Python-backend model: a request goes in as JSON with its pictures as bytes, and with
 the state it goes on from; events come out as JSON, each with the bytes it carries (a preview, the video). All of them
-are UINT8 tensors, as serving.triton.wire tells. Which of the installed versions is served is said by `version_policy`,
+are UINT8 tensors, as in serving.triton.wire. Which of the installed versions is served is said by `version_policy`,
 and a label a version by parameters `label.NAME`: one file, so that a change of both is one rename.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +18,6 @@ from model.errors import CheckpointError, MissingExtra
 CONFIG = "config.pbtxt"
 LABEL = "label."
 """What the name of a parameter that holds a label begins with."""
-
-
-class Symbol(str):
-    """A word that is written without quotes: an enum's value."""
-
-    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +31,8 @@ class Tensor:
 
     def fields(self) -> dict[str, Any]:
         """As Triton's ModelInput or ModelOutput."""
-        told: dict[str, Any] = {"name": self.name, "data_type": Symbol(self.data_type), "dims": list(self.dims)}
-        return told | ({"optional": True} if self.optional else {})
+        port: dict[str, Any] = {"name": self.name, "data_type": self.data_type, "dims": list(self.dims)}
+        return port | ({"optional": True} if self.optional else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +44,7 @@ class Instances:
 
     def fields(self) -> dict[str, Any]:
         """As Triton's ModelInstanceGroup."""
-        return {"kind": Symbol(self.kind), "count": self.count}
+        return {"kind": self.kind, "count": self.count}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +63,10 @@ class WarmUp:
         ports = {port.name: port for port in inputs}
         return {
             "name": self.name,
-            "inputs": [
-                {
-                    "key": name,
-                    "value": {
-                        "data_type": Symbol(ports[name].data_type),
-                        "dims": [length],
-                        "input_data_file": file,
-                    },
-                }
+            "inputs": {
+                name: {"data_type": ports[name].data_type, "dims": [length], "input_data_file": file}
                 for name, (file, length) in self.files.items()
-            ],
+            },
         }
 
 
@@ -100,7 +86,7 @@ class TritonConfig:
         name: the model folder's.
         version: the one that is served.
         labels: words for versions, such as stable and previous.
-        parameters: what the model's own code is told.
+        parameters: for the model's own code (serving.triton.hosting).
     """
 
     name: str
@@ -112,8 +98,8 @@ class TritonConfig:
 
     def render(self) -> str:
         """The text of config.pbtxt, which `check_config` takes."""
-        told = {f"{LABEL}{name}": str(version) for name, version in sorted(self.labels.items())}
-        told |= dict(self.parameters)
+        parameters = {f"{LABEL}{name}": str(version) for name, version in sorted(self.labels.items())}
+        parameters |= dict(self.parameters)
         fields = {
             "name": self.name,
             "backend": "python",
@@ -123,30 +109,27 @@ class TritonConfig:
             "output": [port.fields() for port in EVENT],
             "instance_group": [self.instances.fields()],
             "model_transaction_policy": {"decoupled": True},
-            "parameters": [{"key": name, "value": {"string_value": value}} for name, value in told.items()],
+            "parameters": {name: {"string_value": value} for name, value in parameters.items()},
             "model_warmup": [warm_up.fields(REQUEST) for warm_up in self.warm_up],
         }
-        return "\n".join(_lines(fields, 0)) + "\n"
+        return _config_text(fields)
 
 
-def _lines(fields: Mapping[str, Any], depth: int) -> list[str]:
-    """Fields in protobuf's text format; a list of messages is its field repeated."""
-    indent, lines = "  " * depth, []
-    for name, value in fields.items():
-        many = value if isinstance(value, list) else [value]
-        if many and not isinstance(many[0], Mapping):
-            shown = ", ".join(map(_scalar, many))
-            lines.append(f"{indent}{name}: " + (f"[{shown}]" if isinstance(value, list) else shown))
-            continue
-        for message in many:
-            lines += [f"{indent}{name} {{", *_lines(message, depth + 1), f"{indent}}}"]
-    return lines
+def _config_text(fields: Mapping[str, Any]) -> str:
+    """Fields of a ModelConfig in protobuf's text format. Raises MissingExtra."""
+    json_format, text_format, model_config = _protobuf("writing config.pbtxt")
+    message = json_format.ParseDict(fields, model_config())
+    return str(text_format.MessageToString(message, as_utf8=True))
 
 
-def _scalar(value: object) -> str:
-    if isinstance(value, Symbol | int) and not isinstance(value, bool):
-        return str(value)
-    return json.dumps(value)
+def _protobuf(purpose: str) -> tuple[Any, Any, Any]:
+    """protobuf's JSON and text formats, and Triton's ModelConfig. Raises MissingExtra."""
+    try:
+        from google.protobuf import json_format, text_format
+        from tritonclient.grpc.model_config_pb2 import ModelConfig
+    except ModuleNotFoundError as error:
+        raise MissingExtra(purpose, "export") from error
+    return json_format, text_format, ModelConfig
 
 
 def check_config(text: str) -> Any:
@@ -156,13 +139,9 @@ def check_config(text: str) -> Any:
         MissingExtra: tritonclient, which brings the message's definition, is not installed.
         CheckpointError: the text is none.
     """
+    _, text_format, model_config = _protobuf("checking config.pbtxt")
     try:
-        from google.protobuf import text_format
-        from tritonclient.grpc.model_config_pb2 import ModelConfig
-    except ModuleNotFoundError as error:
-        raise MissingExtra("checking config.pbtxt", "export") from error
-    try:
-        return text_format.Parse(text, ModelConfig())
+        return text_format.Parse(text, model_config())
     except text_format.ParseError as error:
         raise CheckpointError(f"{CONFIG} is not what Triton reads: {error}", param="model") from error
 
