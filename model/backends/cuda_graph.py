@@ -1,7 +1,8 @@
 """CUDA graphs around a denoiser: one capture for each shape of call, replayed without Python launching its kernels.
 
-A capture holds its memory for good, so only the shapes used last are kept (LRU). Replaying gives the bits of the
-recorded kernels. Recording is behind a small protocol, so that the bookkeeping is tested without a GPU.
+A capture holds its memory for good, so only the shapes used last are kept (LRU), and all share one memory pool: they
+run one after another, and the answer of each is copied before the next. Replaying gives the bits of the recorded
+kernels. Recording is behind a small protocol, so that the bookkeeping is tested without a GPU.
 
 Legend: B batch slots, T frames, C latent channels; h, w latent.
 """
@@ -52,20 +53,38 @@ class CudaRecorder:
         if device.type != "cuda":
             raise InvalidRequest("CUDA graphs need an NVIDIA GPU; choose --denoiser torch-compiled", param="backend")
         self._device = device
+        self._pool: tuple[int, int] | None = None
 
     def record(self, call: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
         """See Recorder. Warms up on a stream of its own, as recording demands."""
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                call()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # The decode lane uses the device meanwhile: only this thread's forbidden calls are to end the recording.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            output = call()
-        return graph, output
+        # torch.cuda.graph captures on a stream of the current device, so this one must be current.
+        with torch.cuda.device(self._device):
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            stream = torch.cuda.Stream(self._device)
+            stream.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UPS):
+                    call()
+            torch.cuda.current_stream(self._device).wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            # The decode lane uses the device meanwhile: only this thread's forbidden calls are to end the recording.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                output = call()
+        return DeviceGraph(graph, self._device), output
+
+
+class DeviceGraph:
+    """A Recording: a CUDA graph that is replayed on the current stream of its own device."""
+
+    def __init__(self, graph: Recording, device: torch.device) -> None:
+        self._graph = graph
+        self._device = device
+
+    def replay(self) -> None:
+        """See Recording."""
+        with torch.cuda.device(self._device):
+            self._graph.replay()
 
 
 class CudaGraphDenoiser:

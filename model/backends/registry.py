@@ -17,10 +17,10 @@ from model.shapes import VideoShape
 
 def _torch(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> Denoiser:
     from model.backends.torch import TorchDenoiser
-    from model.optimized.attention import kernel
+    from model.optimized.attention import AttentionDispatch
     from model.optimized.fused_blocks import fuse
 
-    fuse(checkpoint.unet, kernel(tuning.attention))
+    fuse(checkpoint.unet, AttentionDispatch(tuning.attention))
     if tuning.reuse_every > 1:
         from model.optimized.feature_cache import FeatureCacheDenoiser
 
@@ -30,11 +30,11 @@ def _torch(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> D
 
 def _compiled(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> Denoiser:
     from model.backends.compiled import CompiledDenoiser, compile_blocks, require_compiler_on
-    from model.optimized.attention import kernel
+    from model.optimized.attention import AttentionDispatch
     from model.optimized.fused_blocks import fuse
 
     require_compiler_on(checkpoint.unet.device)
-    fuse(checkpoint.unet, kernel(tuning.attention))
+    fuse(checkpoint.unet, AttentionDispatch(tuning.attention))
     if tuning.reuse_every > 1:
         from model.optimized.feature_cache import FeatureCacheDenoiser
 

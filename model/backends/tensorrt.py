@@ -10,6 +10,7 @@ Legend: B batch slots, T frames, C latent channels; h, w latent.
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,10 @@ class Scratch:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A CUDA graph of one call, the buffers it reads and writes, and the scratch it works in."""
+    """A CUDA graph of one call, its execution context, the buffers it reads and writes, and the scratch it works in."""
 
     graph: torch.cuda.CUDAGraph
+    context: Any
     inputs: dict[str, Tensor]
     output: Tensor
     scratch: Tensor
@@ -64,8 +66,9 @@ class TensorRtDenoiser:
         trt = fitting_runtime(folder, device)
         self._device = device
         self._scratch = scratch or Scratch(device)
-        self._engine = _deserialised(trt, folder)
-        self._context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        with _on(device):
+            self._engine = _deserialised(trt, folder)
+        self._unallocated = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self._inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         (self._output,) = set(names) - set(self._inputs)
@@ -76,7 +79,8 @@ class TensorRtDenoiser:
 
     def __call__(self, inputs: DenoiserInputs) -> Float[Tensor, "B T C h w"]:
         """See Denoiser. A batch larger than the engine was compiled for is split into several calls."""
-        return torch.cat([self._run(group.as_dict()) for group in inputs.split(self._max_batch_size)])
+        with _on(self._device):
+            return torch.cat([self._run(group.as_dict()) for group in inputs.split(self._max_batch_size)])
 
     def _run(self, inputs: dict[str, Tensor]) -> Tensor:
         batch_size = len(inputs["latents"])
@@ -89,27 +93,38 @@ class TensorRtDenoiser:
         return captured.output.float()
 
     def _capture(self, inputs: dict[str, Tensor]) -> Captured:
-        """Record a call of this batch size; a call before it lets TensorRT set up what a capture must not."""
-        buffers = {name: inputs[name].to(self._device, self._dtypes[name]).contiguous() for name in self._inputs}
-        output = torch.empty(inputs["latents"].shape, dtype=self._dtypes[self._output], device=self._device)
+        """Record a call of this batch size; a call before it lets TensorRT set up what a capture must not.
+
+        The execution context is this recording's own: a graph holds addresses in its context, which a context that
+        went on to another shape would no longer hold.
+        """
+        context = self._engine.create_execution_context(self._unallocated)
+        buffers = {name: inputs[name].to(self._dtypes[name], copy=True).contiguous() for name in self._inputs}
+        output = torch.empty_like(inputs["latents"], dtype=self._dtypes[self._output])
         for name, buffer in buffers.items():
-            if not self._context.set_input_shape(name, tuple(buffer.shape)):
+            if not context.set_input_shape(name, tuple(buffer.shape)):
                 raise CheckpointError(
                     f"the engine does not take {name} of {tuple(buffer.shape)}; export it for that size"
                 )
-            self._context.set_tensor_address(name, buffer.data_ptr())
-        self._context.set_tensor_address(self._output, output.data_ptr())
+            context.set_tensor_address(name, buffer.data_ptr())
+        context.set_tensor_address(self._output, output.data_ptr())
         scratch = self._scratch.at_least(int(self._engine.device_memory_size_v2))
-        self._context.set_device_memory(scratch.data_ptr(), scratch.numel())
+        context.set_device_memory(scratch.data_ptr(), scratch.numel())
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            self._context.execute_async_v3(stream.cuda_stream)
+            context.execute_async_v3(stream.cuda_stream)
         stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            self._context.execute_async_v3(stream.cuda_stream)
-        return Captured(graph, buffers, output, scratch)
+        # The decode lane allocates meanwhile: only this thread's forbidden calls are to end the recording.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            context.execute_async_v3(stream.cuda_stream)
+        return Captured(graph, context, buffers, output, scratch)
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """The device made current, which TensorRT and a capture go by; nothing on a CPU, where no engine runs anyway."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def fitting_runtime(folder: Path, device: torch.device) -> Any:

@@ -30,11 +30,19 @@ class CpuOffload:
                 self._in_use[network] = self._in_use.get(network, 0) + 1
                 if self._in_use[network] == 1:
                     network.to(self._device)
+            self._synchronize()  # another thread's stream may use them next
         try:
             yield
         finally:
+            # Its kernels may still be queued, and memory that is given up is at once another stream's to use.
+            self._synchronize()
             with self._lock:
                 for network in networks:
                     self._in_use[network] -= 1
                     if self._in_use[network] == 0:
                         network.to("cpu")
+
+    def _synchronize(self) -> None:
+        """Wait for what this thread has queued on the device."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()

@@ -89,17 +89,76 @@ def kernel(name: str) -> Attend:
     return KERNELS[name]
 
 
+MAX_SEQUENCES = 65_535
+"""Sequences that one kernel launch takes: CUDA's bound on a grid's second and third axis."""
+SHORT = 128
+"""Sequences of fewer queries or keys (frames of a clip, words of a prompt) are left to torch, whatever was chosen."""
+
+Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]
+
+
+class AttentionDispatch:
+    """An Attend that takes the named kernel where it was chosen for and where it runs, and torch's own elsewhere.
+
+    A name is chosen by the longest sequences, those of space. What a kernel supports also depends on the shapes and
+    strides of a call, so each new layout is tried once; a kernel that refuses one is not asked again for it. Batches
+    of more than `MAX_SEQUENCES` sequences are computed in parts.
+
+    Args:
+        name: of the kernel.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._preferred = kernel(name)
+        self._is_default = self._preferred is scaled_dot_product
+        self._refused: set[tuple[Layout, ...]] = set()
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See Attend."""
+        if query.shape[0] <= MAX_SEQUENCES:
+            return self._attend(query, key, value)
+        parts = zip(*(part.split(MAX_SEQUENCES) for part in (query, key, value)), strict=True)
+        return torch.cat([self._attend(*part) for part in parts])
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if self._is_default or min(query.shape[-2], key.shape[-2]) < SHORT:
+            return scaled_dot_product(query, key, value)
+        if torch.compiler.is_compiling():  # what cannot be traced is found by the warm-up; nothing is tried in a trace
+            return self._preferred(query, key, value)
+        layout = tuple((part.shape[1:], part.stride(), part.dtype, part.device) for part in (query, key, value))
+        if layout not in self._refused:
+            try:
+                return self._preferred(query, key, value)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, NotImplementedError, ValueError) as error:  # each library refuses in its own way
+                if "CUDA error" in str(error) or "allocate memory" in str(error):
+                    raise
+                self._refused.add(layout)
+        return scaled_dot_product(query, key, value)
+
+
+def projected_like_a_block(
+    shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random queries, keys and values of a shape [B, H, L, d], with the strides of one stacked projection."""
+    sequences, heads, length, width = shape
+    projected = torch.randn(sequences, length, 3 * heads * width, device=device, dtype=dtype)
+    query, key, value = (part.unflatten(-1, (heads, width)).transpose(1, 2) for part in projected.chunk(3, -1))
+    return query, key, value
+
+
 def usable(shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
     """The kernels that run for queries of this shape [B, H, L, d]; `sdpa` is always among them."""
-    probe = torch.zeros((1, *shape[1:]), device=device, dtype=dtype)
+    probe = projected_like_a_block((1, *shape[1:]), device, dtype)
     return tuple(name for name in KERNELS if name == "sdpa" or _runs(name, probe))
 
 
-def _runs(name: str, probe: Tensor) -> bool:
+def _runs(name: str, probe: tuple[Tensor, Tensor, Tensor]) -> bool:
     if name in _NEEDS and find_spec(_NEEDS[name]) is None:
         return False
     try:
-        KERNELS[name](probe, probe, probe)
+        KERNELS[name](*probe)
     except (RuntimeError, NotImplementedError, ValueError, ImportError):  # each library refuses in its own way
         return False
     return True
@@ -107,7 +166,7 @@ def _runs(name: str, probe: Tensor) -> bool:
 
 def fastest(shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> str:
     """The kernel that takes least time for queries of this shape [B, H, L, d] on the device."""
-    parts = tuple(torch.randn(shape, device=device, dtype=dtype) for _ in range(3))
+    parts = projected_like_a_block(shape, device, dtype)
     names = [name for name in usable(shape, device, dtype) if name != "math"]
     return min(names, key=lambda name: _seconds(KERNELS[name], parts))
 
@@ -139,7 +198,7 @@ def choose(
     return asked
 
 
-def _seconds(attend: Attend, parts: tuple[Tensor, ...]) -> float:
+def _seconds(attend: Attend, parts: tuple[Tensor, Tensor, Tensor]) -> float:
     """The fastest of a few runs; the first also loads the kernel."""
     taken = []
     for _ in range(ROUNDS):

@@ -160,11 +160,15 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 def _add_feed_forward(layer: Any, norm: nn.Module, x: Tensor) -> Tensor:
     """x + W2 (a * gelu(b)), with (a, b) = W1 norm(x): GEGLU (Shazeer 2020, arXiv 2002.05202), written into x.
 
-    On a CPU a few hundred tokens at a time, whose wide activations then stay in a core's own cache.
+    On a CPU a few hundred tokens at a time, whose wide activations then stay in a core's own cache; elsewhere as many
+    as a kernel's 32-bit indices can count.
     """
-    if not _by_parts(x):
+    wide = layer.net[0].proj.out_features
+    limit = WIDE_NUMBERS if _by_parts(x) else MAX_ELEMENTS
+    tokens = max(1, limit // wide)
+    if not _by_parts(x) and x.numel() // x.shape[-1] <= tokens:
         return _geglu(layer, norm(x)).add_(x)
-    for part in x.view(-1, x.shape[-1]).split(max(1, WIDE_NUMBERS // layer.net[0].proj.out_features)):
+    for part in x.view(-1, x.shape[-1]).split(tokens):
         part.add_(_geglu(layer, norm(part)))
     return x
 
@@ -174,6 +178,8 @@ def _geglu(layer: Any, x: Tensor) -> Tensor:
     return cast(Tensor, layer.net[2](F.gelu(gate).mul_(wide)))
 
 
+MAX_ELEMENTS = 2**31 - 1
+"""Of one tensor in a convolution or a matrix product on a GPU, whose kernels count in 32 bits."""
 WIDE_NUMBERS = 128 * 1024
 """Numbers of a feed-forward layer's widest activations that are at work at once on a CPU: half a MiB in float32."""
 

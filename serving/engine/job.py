@@ -25,7 +25,7 @@ from model.sampling.solvers import Latents
 from model.shapes import even_chunks
 from model.vae import decode_chunk
 from serving.engine.loaded_model import LoadedModel
-from serving.engine.oom import free_cached_memory, is_out_of_memory
+from serving.engine.oom import free_cached_memory, is_out_of_memory, release_traceback
 from serving.engine.profile import SmoothedRate
 from serving.engine.protocol import EngineEvent, EngineRequest, PhaseStarted
 
@@ -85,16 +85,16 @@ class DecodeProgress:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or size == 1:
                     raise
-                free_cached_memory()
-                self.plan = even_chunks(self.total - self.done, (size + 1) // 2)
-                self.degraded = True
-                logger.warning(
-                    "a chunk of %d frames does not fit into memory; the rest is decoded as %s", size, self.plan
-                )
-                continue
-            self.chunks.append(chunk)
-            self.plan = self.plan[1:]
-            return size
+                release_traceback(error)
+            else:
+                self.chunks.append(chunk)
+                self.plan = self.plan[1:]
+                return size
+            # After the except block: within it, the error would keep the failed call's activations alive.
+            free_cached_memory()
+            self.plan = even_chunks(self.total - self.done, (size + 1) // 2)
+            self.degraded = True
+            logger.warning("a chunk of %d frames does not fit into memory; the rest is decoded as %s", size, self.plan)
 
 
 Phase = Literal["queued", "encode", "denoise", "decode", "mux"]

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
+from diffusers import AutoencoderKLTemporalDecoder
 
+from model.backends.compiled import compile_blocks
 from model.backends.registry import LORA_BACKENDS, backend_for, check_lora, make_denoiser, resolve_options
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, load, resolve_device
@@ -124,7 +126,7 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     if not entry.exported:
         if settings.dtype == "float16" and checkpoint.vae.config["force_upcast"]:
             upcast_encoder(checkpoint.vae)
-        fuse(checkpoint.vae)
+        optimize_vae(checkpoint.vae, settings.backend, checkpoint.unet.device)
     cores = CpuThreads(settings.cores, settings.deterministic)
     options = resolve_options(
         settings.backend, checkpoint, cores, TorchOptions(settings.attention, settings.reuse_every)
@@ -149,8 +151,17 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     return LoadedModel(checkpoint, denoiser, settings, latent_colours(entry), vram=vram, offload=offload)
 
 
+COMPILED = frozenset({"torch-compiled", "torch-graphed"})
+"""Backends of the denoiser beside which the autoencoder's blocks are compiled too."""
 FIXED_BATCH = 2
 """Places of every call in deterministic mode on a GPU: one guided request, the most that pays at full size."""
+
+
+def optimize_vae(vae: AutoencoderKLTemporalDecoder, backend: str, device: torch.device) -> None:
+    """Fused blocks, in place; compiled ones beside a compiled denoiser on a GPU, where decoding pays for it."""
+    fuse(vae)
+    if backend in COMPILED and device.type == "cuda":
+        compile_blocks(vae)
 
 
 def _loras(checkpoint: Checkpoint, backend: str) -> dict[str, Lora]:

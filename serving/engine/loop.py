@@ -29,7 +29,13 @@ from serving.engine.decode_lane import DecodeLane
 from serving.engine.job import Job
 from serving.engine.loaded_model import LoadedModel
 from serving.engine.mux import build_result
-from serving.engine.oom import failure_event, free_cached_memory, is_out_of_memory
+from serving.engine.oom import (
+    failure_event,
+    free_cached_memory,
+    is_device_failure,
+    is_out_of_memory,
+    release_traceback,
+)
 from serving.engine.protocol import (
     CancelledAt,
     Checkpointed,
@@ -67,6 +73,7 @@ class StepLoop:
         self._stopping = False
         self._healthy = True
         self._broken: Failed | None = None
+        self._must_free = False
         self._recorder = Recorder()
         self._scheduler = Scheduler(settings)
         self._steps = StepLane(settings, self._scheduler.batch_backoff, self._recorder, self._contained, self._end)
@@ -148,9 +155,15 @@ class StepLoop:
                 self._end(job, self._broken or stopped())
 
     def _broke(self, error: Exception) -> None:
-        logger.exception("the engine's loop broke; its jobs fail and it takes no more")
-        message = f"the engine broke ({type(error).__name__}: {error}); restart the service"
-        self._broken = self._broken or Failed("engine_broken", message)
+        """Take no more work. Jobs end as failed; as stopped, to be resumed elsewhere, where the device failed."""
+        logger.error("the engine's loop broke; it takes no more jobs", exc_info=error)
+        self._healthy = False
+        ending = Failed("engine_broken", f"the engine broke ({type(error).__name__}: {error}); restart the service")
+        if is_device_failure(error):
+            ending = Failed(
+                stopped().code, f"the device failed, and the job waits for a restart of the service: {error}"
+            )
+        self._broken = self._broken or ending
 
     def _wait_for_steps(self) -> bool:
         def something() -> bool:
@@ -162,6 +175,7 @@ class StepLoop:
             return not self._stopping
 
     def _tick(self) -> None:
+        self._free_memory()
         self._drop_cancelled("queued", "denoise")
         with self._changed:
             decision = self._scheduler.next_call(self._jobs.values(), time.perf_counter())
@@ -212,6 +226,7 @@ class StepLoop:
     def _decode_until_stopped(self) -> None:
         try:
             while (job := self._next_to_decode()) is not None:
+                self._free_memory()
                 with self._contained(job), torch.inference_mode():
                     self._decode(job)
         except Exception as error:  # noqa: BLE001 - logged, and every job ends with it
@@ -261,6 +276,12 @@ class StepLoop:
 
     # From every lane
 
+    def _free_memory(self) -> None:
+        """Give back what a call that did not fit had allocated, before the next one."""
+        if self._must_free:
+            self._must_free = False
+            free_cached_memory()
+
     def _drop_cancelled(self, *phases: str) -> None:
         with self._changed:
             dropped = [job for job in self._jobs.values() if job.cancel_requested and job.phase in phases]
@@ -280,13 +301,18 @@ class StepLoop:
         """An error in the block ends this job, and only this job."""
         try:
             yield
+            return
         except Exception as error:
+            if is_device_failure(error):
+                raise  # it is nobody's fault, and would meet every job
             logger.warning("job %s failed in phase %s", job.id, job.phase, exc_info=error)
-            if is_out_of_memory(error):
-                self._healthy = False
-                self._recorder.ran_out()
-                free_cached_memory()
-            self._end(job, failure_event(error))
+            failure, ran_out = failure_event(error), is_out_of_memory(error)
+            release_traceback(error)
+        if ran_out:
+            self._healthy = False
+            self._recorder.ran_out()
+            self._must_free = True  # later: here the with statement still holds the frames of the failed call
+        self._end(job, failure)
 
     def _end(self, job: Job, event: Completed | Failed | CancelledAt) -> None:
         with self._changed:

@@ -15,6 +15,7 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 
 from model.errors import GenerationFailed, OutOfMemory, StillmotionError, StorageFull
+from model.optimized.fused_blocks import MAX_ELEMENTS
 from model.shapes import LatentShape
 from serving.engine.protocol import Failed
 
@@ -35,32 +36,64 @@ def failure_event(error: BaseException) -> Failed:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python or torch, on a device or on the CPU, could not allocate."""
+    """Whether Python, torch or a library it calls, on a device or on the CPU, could not allocate."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether the error is sticky: every later call on the device fails with it, until the process is restarted."""
+    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+        return False
+    text = str(error)
+    return _CUDA_ERROR in text and not any(reason in text for reason in _ONE_CALL_ONLY)
+
+
+def release_traceback(error: BaseException) -> None:
+    """Drop the frames that a caught error and its causes hold, and with them the tensors of the call that failed."""
+    chain: BaseException | None = error
+    while chain is not None:
+        chain.__traceback__ = None
+        chain = chain.__cause__ or chain.__context__
 
 
 logger = logging.getLogger(__name__)
 
-MOST_ELEMENTS = 2**31 - 1
-"""Of one tensor in a convolution or a matrix product: their kernels count in 32 bits."""
+_NO_MEMORY = ("allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+_CUDA_ERROR = "CUDA error: "
+"""How torch.AcceleratorError, and RuntimeError before it, begin; cuBLAS's and cuDNN's own errors name a status."""
+_ONE_CALL_ONLY = (
+    "CUDA error: invalid argument",
+    "CUDA error: invalid configuration argument",
+    "CUDA error: invalid device",
+    "CUDA error: no kernel image is available",
+    "CUDA error: operation not supported",
+    "CUDA error: operation not permitted",
+    "CUDA error: CUBLAS_STATUS_",
+)
+"""Errors of a launch, after which the device goes on; of the others, CUDA says that the process must end."""
+
+_STACKED = 3
+"""Widest tensor of a fused block over its width: queries, keys and values in one; or, in the decoding half, a level's
+features beside those of the next. The feed-forward, wider still, is split by tokens (model.optimized.fused_blocks)."""
 _GEGLU = 8
-"""The feed-forward of a transformer block projects to 8 times its width: the widest tensor there is."""
+"""The same of an exported graph, whose feed-forward is one matrix product."""
 _FORGIVEN_AFTER_S = 120.0
 
 
-def max_batch_size(unet: UNetSpatioTemporalConditionModel, latent: LatentShape) -> int:
+def max_batch_size(unet: UNetSpatioTemporalConditionModel, latent: LatentShape, *, exported: bool = False) -> int:
     """Batch slots of the largest call whose tensors all stay within 2^31 elements; at least 1.
 
-    svd-xt at 25 x 72 x 128: 3, so two guided clips do not fit in one call.
+    svd-xt at 25 x 72 x 128: 9 in torch, 3 as an exported graph.
     """
     widths = unet.config["block_out_channels"]
+    factor = _GEGLU if exported else _STACKED
     widest: int = max(
-        latent.num_frames * -(-latent.height // 2**level) * -(-latent.width // 2**level) * _GEGLU * width
+        latent.num_frames * -(-latent.height // 2**level) * -(-latent.width // 2**level) * factor * width
         for level, width in enumerate(widths)
     )
-    return max(1, MOST_ELEMENTS // widest)
+    return max(1, MAX_ELEMENTS // widest)
 
 
 def free_cached_memory() -> None:

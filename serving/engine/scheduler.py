@@ -86,7 +86,8 @@ class Scheduler:
 def job_batching(job: Job, settings: EngineSettings, batch_backoff: BatchSizeBackoff) -> BatchingProfile:
     """What the profile, the settings and memory allow for calls of the job's key."""
     numel, profile = job.key.latent.numel, job.model.profile
-    most = min(settings.max_batch or MAX_MEASURED_BATCH, max_batch_size(job.model.checkpoint.unet, job.key.latent))
+    countable = max_batch_size(job.model.checkpoint.unet, job.key.latent, exported=job.model.entry.exported)
+    most = min(settings.max_batch or MAX_MEASURED_BATCH, countable)
     most = batch_backoff.of(job.key, most)
     largest = most if settings.max_batch is not None else profile.worth(numel, most)
     return BatchingProfile(max(1, largest), profile.marginal(numel))

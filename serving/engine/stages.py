@@ -75,6 +75,12 @@ def encode_request(model: LoadedModel, request: EngineRequest) -> Row:
     return replace(row, guidance_interval=model.settings.guidance_interval)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait for the work queued on the device's current stream, so that a clock read next has measured it."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 def _fitted(request: EngineRequest) -> list[Image]:
     return [fit_picture(open_picture(image), *request.params.picture_fit) for image in request.images]
 

@@ -14,36 +14,75 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 
 from model.errors import InvalidRequest
 from model.latent_preview import denoised, preview_jpeg
 from model.sampling.row import Row, load_state, save_state
-from model.sampling.sampler import advance, batch_size
+from model.sampling.sampler import advance
 from serving.engine.decode_lane import begin_decoding
 from serving.engine.job import Job, row_of
-from serving.engine.oom import BatchSizeBackoff, free_cached_memory, is_out_of_memory
+from serving.engine.oom import (
+    BatchSizeBackoff,
+    free_cached_memory,
+    is_device_failure,
+    is_out_of_memory,
+    release_traceback,
+)
 from serving.engine.protocol import Checkpointed, Failed, Previewed, Stepped
 from serving.engine.settings import EngineSettings
-from serving.engine.stages import check_finite, encode_request
+from serving.engine.stages import check_finite, encode_request, synchronize
 from serving.engine.stats import Recorder
 
 
-class CallAheadLimiter:
-    """Waits on a device's calls, one late. Of one thread."""
+@dataclass(frozen=True, slots=True)
+class DenoiserCall:
+    """What a denoiser call was made for; it is charged with the call's time once that is known."""
+
+    jobs: tuple[Job, ...]
+    slots: tuple[int, ...]
+    """Of each job's row: 2 where it is guided."""
+
+
+class CallTimer:
+    """Times each denoiser call by the device's own clock, and lets the loop run one call ahead of a GPU. Of one thread.
+
+    On CUDA a call lies between two events, which are read once the next call is queued; each time goes to the call it
+    is of, however long the device was idle before. On a CPU a call is over when it returns.
+    """
 
     def __init__(self) -> None:
-        self._last: torch.cuda.Event | None = None
+        self._started_s = 0.0
+        self._start: torch.cuda.Event | None = None
+        self._pending: tuple[DenoiserCall, torch.cuda.Event, torch.cuda.Event] | None = None
 
-    def one_call(self, device: torch.device) -> None:
-        """A call was queued on the device: wait for the one before it. On a CPU a call is over when it returns."""
-        if device.type != "cuda":
-            return
-        before, self._last = self._last, torch.cuda.Event()
-        self._last.record(torch.cuda.current_stream(device))
-        if before is not None:
-            before.synchronize()
+    def start(self, device: torch.device) -> None:
+        """The next call is about to be queued."""
+        self._started_s = time.perf_counter()
+        if device.type == "cuda":
+            self._start = torch.cuda.Event(enable_timing=True)
+            self._start.record(torch.cuda.current_stream(device))
+
+    def finish(self, device: torch.device, call: DenoiserCall) -> list[tuple[DenoiserCall, float]]:
+        """The call was queued: the calls whose seconds are known now, on a GPU the one before."""
+        if self._start is None or device.type != "cuda":
+            return [(call, time.perf_counter() - self._started_s)]
+        end = torch.cuda.Event(enable_timing=True)
+        end.record(torch.cuda.current_stream(device))
+        measured = self.flush()
+        self._pending = (call, self._start, end)
+        return measured
+
+    def flush(self) -> list[tuple[DenoiserCall, float]]:
+        """Wait for the call that is still running, if one is: it with its seconds."""
+        if self._pending is None:
+            return []
+        call, start, end = self._pending
+        self._pending = None
+        end.synchronize()
+        return [(call, start.elapsed_time(end) / 1000)]
 
 
 logger = logging.getLogger(__name__)
@@ -69,7 +108,7 @@ class StepLane:
         self._batch_backoff = batch_backoff
         self._recorder = recorder
         self._contained = contained
-        self._limiter = CallAheadLimiter()
+        self._timer = CallTimer()
         self._end = end
 
     def encode(self, job: Job) -> None:
@@ -83,13 +122,11 @@ class StepLane:
         started = time.perf_counter()
         if job.request.previews and job.model.colours is None:
             raise InvalidRequest(f"{job.model.entry.name} has no map to draw previews with", param="previews")
-        try:
-            row = encode_request(job.model, job.request)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+        row = self._encoded(job)
+        if row is None:
             free_cached_memory()
             row = encode_request(job.model, job.request)
+        synchronize(job.model.checkpoint.unet.device)
         if job.request.resume_from is not None:
             row = load_state(row, job.request.resume_from)
         seconds = time.perf_counter() - started
@@ -101,29 +138,58 @@ class StepLane:
         if row.done:
             self._finish(job)
 
-    def advance(self, jobs: list[Job]) -> None:
-        """One denoiser call for the jobs' rows; in several where memory does not reach."""
-        rows = [row_of(job) for job in jobs]
-        started = time.perf_counter()
+    def _encoded(self, job: Job) -> Row | None:
+        """The request's row; None where memory ran out, with nothing of the attempt left alive."""
         try:
+            return encode_request(job.model, job.request)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            release_traceback(error)
+            return None
+
+    def advance(self, jobs: list[Job]) -> None:
+        """One denoiser call for the jobs' rows; in several where memory does not reach.
+
+        Raises:
+            RuntimeError: the device failed for good (serving.engine.oom.is_device_failure).
+        """
+        rows = [row_of(job) for job in jobs]
+        device = rows[0].latents.device
+        call = DenoiserCall(tuple(jobs), tuple(len(row.active_conditions) for row in rows))
+        failure: Exception | None = None
+        try:
+            self._timer.start(device)
             advanced = advance(jobs[0].model.denoiser, rows)
-            self._limiter.one_call(advanced[0].latents.device)
+            measured = self._timer.finish(device, call)
         except Exception as error:  # noqa: BLE001 - ends as a Failed event, below or in a smaller try
-            self._after_failure(jobs, error)
+            failure = error
+        if failure is not None:  # outside of the except block, in which the failed call's activations would stay alive
+            self._after_failure(jobs, failure)
             return
-        seconds = time.perf_counter() - started
-        slots = batch_size(rows)
-        self._recorder.called(len(rows), slots, seconds)
-        jobs[0].model.profile.observe_call(jobs[0].key.latent.numel, slots, seconds)
-        for job, before, row in zip(jobs, rows, advanced, strict=True):
+        self._charge(measured)
+        for job, row in zip(jobs, advanced, strict=True):
             with self._contained(job):
-                self._stepped(job, row, seconds * len(before.active_conditions) / slots)
+                self._stepped(job, row)
+
+    def _charge(self, measured: list[tuple[DenoiserCall, float]]) -> None:
+        """Enter the calls' seconds into the profile, and divide them among the jobs by batch slots."""
+        for call, seconds in measured:
+            slots, first = sum(call.slots), call.jobs[0]
+            self._recorder.called(len(call.jobs), slots, seconds)
+            first.model.profile.observe_call(first.key.latent.numel, slots, seconds)
+            for job, share in zip(call.jobs, call.slots, strict=True):
+                job.compute_s += seconds * share / slots
 
     def _after_failure(self, jobs: list[Job], error: Exception) -> None:
+        if is_device_failure(error):
+            raise error
         if is_out_of_memory(error):
+            release_traceback(error)
             free_cached_memory()
             if len(jobs) > 1:
-                self._batch_backoff.refuse(jobs[0].key, batch_size([row_of(job) for job in jobs]))
+                slots = sum(len(row_of(job).active_conditions) for job in jobs)
+                self._batch_backoff.refuse(jobs[0].key, slots)
                 middle = len(jobs) // 2
                 self.advance(jobs[:middle])
                 self.advance(jobs[middle:])
@@ -134,16 +200,16 @@ class StepLane:
                 return
         elif len(jobs) > 1:
             logger.warning("a call of %d rows failed, each is tried alone: %s", len(jobs), error)
+            release_traceback(error)
             for job in jobs:
                 self.advance([job])
             return
         with self._contained(jobs[0]):
             raise error
 
-    def _stepped(self, job: Job, row: Row, seconds: float) -> None:
+    def _stepped(self, job: Job, row: Row) -> None:
         before = row_of(job)
         job.row, job.retried = row, False
-        job.compute_s += seconds
         job.pace.observe(job.lap(), 1)
         if row.step > before.step:
             job.deliver(Stepped(row.step, row.num_steps, self._seconds_left(job)))
@@ -154,6 +220,7 @@ class StepLane:
             self._finish(job)
 
     def _finish(self, job: Job) -> None:
+        self._charge(self._timer.flush())  # before the job is handed on, the last call too
         check_finite(row_of(job))
         begin_decoding(job)
         job.enter("decode")

@@ -17,8 +17,9 @@ from model.sampling.sampler import evaluate
 from model.shapes import even_chunks
 from model.vae import decode_chunk
 from serving.engine.loaded_model import LoadedModel
-from serving.engine.oom import free_cached_memory, is_out_of_memory, max_batch_size
+from serving.engine.oom import free_cached_memory, is_out_of_memory, max_batch_size, release_traceback
 from serving.engine.profile import read_profile, write_profile
+from serving.engine.stages import synchronize
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def _dummy_row(model: LoadedModel, params: Params) -> Row:
     grey = Image.new("RGB", (params.width, params.height), "grey")
     with model.encoding():
         row = prepare_row(model.checkpoint, params, [grey] * len(model.entry.task.pictures))
+        synchronize(model.checkpoint.unet.device)
     model.profile.observe_encode(time.perf_counter() - started)
     return row
 
@@ -69,15 +71,18 @@ def calibrate(model: LoadedModel, params: Params, row: Row) -> None:
     most = min(
         MAX_MEASURED_BATCH,
         model.settings.max_batch or MAX_MEASURED_BATCH,
-        max_batch_size(model.checkpoint.unet, row.key.latent),
+        max_batch_size(model.checkpoint.unet, row.key.latent, exported=model.entry.exported),
     )
     batch_size, best = 1, float("inf")
     while batch_size <= max(most, len(row.conditions)):
+        seconds = None
         try:
             seconds = _timed(model, partial(evaluate, model.denoiser, [unguided] * batch_size))
         except (RuntimeError, MemoryError) as error:
             if batch_size == 1 or not is_out_of_memory(error):
                 raise
+            release_traceback(error)
+        if seconds is None:
             free_cached_memory()
             break
         profile.set_call(numel, batch_size, seconds)

@@ -303,6 +303,29 @@ def test_a_broken_loop_ends_every_job(desk: Desk, caplog: pytest.LogCaptureFixtu
     assert "a bug in the loop itself" in caplog.text
 
 
+def test_a_device_that_failed_for_good_stops_the_engine_so_that_jobs_resume_elsewhere(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not row by row on a dead device, and not as failures of the jobs: they end as stopped, which a queue retries."""
+    sound, calls = desk.model.denoiser, []
+
+    def dying(inputs: DenoiserInputs) -> Tensor:
+        calls.append(inputs.batch_size)
+        if len(calls) > 2:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ...")
+        return sound(inputs)
+
+    desk.model = replace(desk.model, denoiser=dying)
+    desk.run(*(desk.request(job_id, num_inference_steps=4) for job_id in "abc"))
+    for job_id in "abc":
+        failure = desk.last(job_id)
+        assert isinstance(failure, Failed)
+        assert failure.code == "engine_stopped"
+        assert "illegal memory access" in failure.message
+    assert len(calls) == 3
+    assert "the engine's loop broke" in caplog.text
+
+
 def test_generate_repeats_bit_for_bit_and_another_seed_differs(model: LoadedModel, picture: bytes) -> None:
     params = model.entry.resolve({"num_inference_steps": 2}, seed=7)
     told: list[EngineEvent] = []

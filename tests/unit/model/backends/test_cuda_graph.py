@@ -11,6 +11,7 @@ from torch import Tensor
 from model.backends.cuda_graph import CudaGraphDenoiser, CudaRecorder, Recording
 from model.denoiser import DenoiserInputs
 from model.errors import InvalidRequest
+from tests.support.cuda import fake_cuda
 
 
 class Replayed:
@@ -81,3 +82,18 @@ def test_another_size_is_another_recording() -> None:
 def test_a_cpu_is_told() -> None:
     with pytest.raises(InvalidRequest, match="--denoiser torch-compiled"):
         CudaRecorder(torch.device("cpu"))
+
+
+def test_captures_and_replays_on_its_own_device_in_one_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current device is another one all the while, as where a server has several."""
+    cuda = fake_cuda(monkeypatch)
+    denoiser = CudaGraphDenoiser(network, CudaRecorder(torch.device("cuda:1")))
+    for slots in (1, 2, 1, 3):
+        denoiser(inputs(slots))
+    captures = cuda.of("capture")
+    assert [current for current, _ in captures] == ["cuda:1"] * 3
+    assert {details["pool"] for _, details in captures} == {(0, 1)}
+    assert {details["capture_error_mode"] for _, details in captures} == {"thread_local"}
+    assert {details["stream"].device for _, details in captures} == {"cuda:1"}
+    assert [current for current, _ in cuda.of("replay")] == ["cuda:1"] * 4
+    assert cuda.current == "cuda:0"

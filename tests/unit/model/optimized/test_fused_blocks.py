@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from torch import Tensor
 
+from model.optimized import fused_blocks
 from model.optimized.attention import KERNELS, usable
 from model.optimized.fused_blocks import FusedResBlock, FusedTransformer, fuse
 from model.optimized.rewrites import relative_difference, rewrite_exactly
@@ -137,3 +138,27 @@ def test_the_decoder_keeps_its_numbers(frames: int) -> None:
     with torch.inference_mode():
         modes = [vae.encode(pixels).latent_dist.mode() for vae in (lean, plain)]
     assert relative_difference(*modes) < TOLERANCE
+
+
+def test_a_feed_forward_is_split_where_its_numbers_could_not_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: in one piece below the bound, in pieces that keep to it above, with the same numbers."""
+    unet = plain_unet()
+    inputs = told(unet, "image-to-video", 2, 3)
+    fuse(unet)
+    monkeypatch.setattr(fused_blocks, "_by_parts", lambda _: False)
+    whole = answer(unet, inputs)
+    sizes: list[int] = []
+    geglu = fused_blocks._geglu
+
+    def counted(layer: object, x: Tensor) -> Tensor:
+        sizes.append(x.numel() // x.shape[-1] * layer.net[0].proj.out_features)  # type: ignore[attr-defined]
+        return geglu(layer, x)
+
+    monkeypatch.setattr(fused_blocks, "_geglu", counted)
+    answer(unet, inputs)
+    calls, largest = len(sizes), max(sizes)
+    sizes.clear()
+    monkeypatch.setattr(fused_blocks, "MAX_ELEMENTS", largest // 3)
+    assert relative_difference(answer(unet, inputs), whole) < 1e-5
+    assert max(sizes) <= largest // 3
+    assert len(sizes) > calls
