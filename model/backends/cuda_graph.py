@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -53,7 +53,7 @@ class CudaRecorder:
         if device.type != "cuda":
             raise InvalidRequest("CUDA graphs need an NVIDIA GPU; choose --denoiser torch-compiled", param="backend")
         self._device = device
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None  # torch has a private type for it
 
     def record(self, call: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
         """See Recorder. Warms up on a stream of its own, as recording demands."""

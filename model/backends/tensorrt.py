@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from model.backends.cuda_graph import Recording
 from model.denoiser import DenoiserInputs
 from model.errors import CheckpointError, MissingExtra
 from model.export_manifest import ENGINE_FOLDER, ONNX_FOLDER, EngineBuild, check_engine, read_manifest
@@ -42,7 +43,7 @@ class Scratch:
 class Captured:
     """A CUDA graph of one call, its execution context, the buffers it reads and writes, and the scratch it works in."""
 
-    graph: torch.cuda.CUDAGraph
+    graph: Recording
     context: Any
     inputs: dict[str, Tensor]
     output: Tensor

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -72,42 +72,47 @@ def encode_video(frames: Frames, fps: int, format: OutputFormat) -> bytes:
     Raises:
         InvalidRequest: frames that are not [T, H, W, 3] uint8 with T, H, W >= 1, or fps below 1.
     """
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise InvalidRequest(f"frames must be [T, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}")
-    if fps < 1:
-        raise InvalidRequest(f"fps must be at least 1, not {fps}", param="fps")
-    if format == "mp4":
-        # Pinned so that equal frames give equal files: one thread, and none of the encoder's looking ahead at once.
-        options = {"crf": "16", "preset": "medium", "profile": "high", "threads": "1"}
-        options["x264-params"] = "no-mbtree=1:weightp=0"
-        # The index is written into room kept at the front; each frame takes some 20 bytes in it.
-        room = {"moov_size": str(4096 + 64 * len(frames))}
-        return _encode_yuv(_even(frames), fps, "mp4", "libx264", options, room)
-    if format == "webm":
-        options = {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "3", "row-mt": "1"}
-        return _encode_yuv(frames, fps, "webm", "libvpx-vp9", options, {})
     if format == "gif":
+        _check(frames, fps)
         return _encode_gif(frames, fps)
-    assert_never(format)
+    encoder = VideoEncoder(fps, format, len(frames))
+    encoder.add(frames)
+    return encoder.finish()
 
 
-def _even(frames: Frames) -> Frames:
-    _, height, width, _ = frames.shape
-    return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+class VideoEncoder:
+    """An mp4 or webm written frame by frame, so that encoding can begin before the last frame is there. One thread.
 
+    Args:
+        num_frames: that will be added in all; an mp4 keeps room for their index at its front.
 
-def _encode_yuv(
-    frames: Frames, fps: int, container_format: str, codec: str, options: dict[str, str], muxing: dict[str, str]
-) -> bytes:
-    out = io.BytesIO()
-    with av.open(out, "w", format=container_format, options=muxing) as container:
-        stream: Any = container.add_stream(codec, rate=fps, options=options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.color_primaries = context.color_trc = context.colorspace = _BT709
-        context.color_range = int(ColorRange.MPEG)
-        for index, frame in enumerate(frames):
+    Raises:
+        InvalidRequest: fps below 1.
+    """
+
+    def __init__(self, fps: int, format: Literal["mp4", "webm"], num_frames: int) -> None:
+        if fps < 1:
+            raise InvalidRequest(f"fps must be at least 1, not {fps}", param="fps")
+        self._fps = fps
+        self._format = format
+        self._num_frames = num_frames
+        self._count = 0
+        self._out = io.BytesIO()
+        self._container: Any = None
+        self._stream: Any = None
+
+    def add(self, frames: Frames) -> None:
+        """Encode the next frames, all of one size.
+
+        Raises:
+            InvalidRequest: frames that are not [T, H, W, 3] uint8 with T, H, W >= 1.
+        """
+        _check(frames, self._fps)
+        if self._format == "mp4":
+            frames = _even(frames)
+        if self._container is None:
+            self._open(*frames.shape[1:3])
+        for frame in frames:
             picture = VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
                 format="yuv420p",
                 dst_colorspace=Colorspace.ITU709,
@@ -115,10 +120,45 @@ def _encode_yuv(
                 dst_color_range=ColorRange.MPEG,
                 interpolation=_SCALING,
             )
-            picture.pts, picture.time_base = index, Fraction(1, fps)
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
-    return out.getvalue()
+            picture.pts, picture.time_base = self._count, Fraction(1, self._fps)
+            self._container.mux(self._stream.encode(picture))
+            self._count += 1
+
+    def finish(self) -> bytes:
+        """The complete file."""
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        return self._out.getvalue()
+
+    def _open(self, height: int, width: int) -> None:
+        if self._format == "mp4":
+            # Pinned so that equal frames give equal files: one thread, and none of the encoder's looking ahead at once.
+            codec, options = "libx264", {"crf": "16", "preset": "medium", "profile": "high", "threads": "1"}
+            options["x264-params"] = "no-mbtree=1:weightp=0"
+            # The index is written into room kept at the front; each frame takes some 20 bytes in it.
+            muxing = {"moov_size": str(4096 + 64 * self._num_frames)}
+        else:
+            codec, muxing = "libvpx-vp9", {}
+            options = {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "3", "row-mt": "1"}
+        self._container = av.open(self._out, "w", format=self._format, options=muxing)
+        self._stream = self._container.add_stream(codec, rate=self._fps, options=options)
+        self._stream.height, self._stream.width = height, width
+        self._stream.pix_fmt = "yuv420p"
+        context = self._stream.codec_context
+        context.color_primaries = context.color_trc = context.colorspace = _BT709
+        context.color_range = int(ColorRange.MPEG)
+
+
+def _check(frames: Frames, fps: int) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise InvalidRequest(f"frames must be [T, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}")
+    if fps < 1:
+        raise InvalidRequest(f"fps must be at least 1, not {fps}", param="fps")
+
+
+def _even(frames: Frames) -> Frames:
+    _, height, width, _ = frames.shape
+    return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 def _encode_gif(frames: Frames, fps: int) -> bytes:

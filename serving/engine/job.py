@@ -25,6 +25,7 @@ from model.sampling.solvers import Latents
 from model.shapes import even_chunks
 from model.vae import decode_chunk
 from serving.engine.loaded_model import LoadedModel
+from serving.engine.mux import AheadEncoder
 from serving.engine.oom import free_cached_memory, is_out_of_memory, release_traceback
 from serving.engine.profile import SmoothedRate
 from serving.engine.protocol import EngineEvent, EngineRequest, PhaseStarted
@@ -113,6 +114,7 @@ class Job:
         row: set by the encode phase.
         resident: whether it counts among the rows in work; a parked one keeps its row and waits.
         decoding: set when the decode phase begins.
+        encoder: encodes its chunks as they are decoded; None where that is not possible.
         compute_s: its own share of compute: a batched call is split by the batch slots of its row.
         expected_end: (when it was said, seconds left as said then) of the first estimate, to judge estimates by.
         checkpoint_step, checkpoint_at: of the last stored state.
@@ -130,6 +132,7 @@ class Job:
     row: Row | None = None
     resident: bool = False
     decoding: DecodeProgress | None = None
+    encoder: AheadEncoder | None = None
     timings: dict[str, float] = field(default_factory=dict[str, float])
     pace: SmoothedRate = field(default_factory=SmoothedRate)
     compute_s: float = 0.0

@@ -6,6 +6,7 @@ The same phases, rows and denoiser calls as the engine, in a plain loop; so the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from model.sampling.sampler import sample
 from serving.engine.decode_lane import begin_decoding
 from serving.engine.job import Job
 from serving.engine.loaded_model import LoadedModel, load_model
-from serving.engine.mux import build_result
+from serving.engine.mux import build_result, encode_ahead
 from serving.engine.protocol import Completed, Decoded, EngineEvent, EngineRequest, Stepped
 from serving.engine.settings import EngineSettings
 from serving.engine.stages import check_finite, encode_request, finished_frames, video_manifest
@@ -78,21 +79,28 @@ def generate(
         job.enter("denoise")
         job.row = sample(model.denoiser, row, lambda row: _stepped(job, row))
         check_finite(job.row)
+    with ThreadPoolExecutor(1, thread_name_prefix="stillmotion-mux") as pool, torch.inference_mode():
         job.enter("decode")
         decoding = begin_decoding(job)
+        container = None if raw else output_format
+        final = not model.entry.task.holds_ends
+        encoder = encode_ahead(pool, params.fps, container, params.num_frames, final=final)
         while not decoding.complete:
             with model.decoding():
                 decoding.next(model.checkpoint.vae, job.row.latents)
+            if encoder is not None:
+                encoder.add(decoding.chunks[-1])
             job.deliver(Decoded(decoding.done, params.num_frames))
-    job.enter("mux")
-    frames = finished_frames(model, request, decoding)
-    completed = build_result(
-        frames,
-        fps=params.fps,
-        output_format=None if raw else output_format,
-        degraded=decoding.degraded,
-        manifest=video_manifest(model, params, output_format, decoding),
-    )
+        job.enter("mux")
+        frames = finished_frames(model, request, decoding)
+        completed = build_result(
+            frames,
+            fps=params.fps,
+            output_format=container,
+            degraded=decoding.degraded,
+            manifest=video_manifest(model, params, output_format, decoding),
+            encoder=encoder,
+        )
     job.close_phase()
     return Generated(replace(completed, timings=dict(job.timings)), frames, job.row.latents.cpu())
 

@@ -28,7 +28,7 @@ from model.params import Params
 from serving.engine.decode_lane import DecodeLane
 from serving.engine.job import Job
 from serving.engine.loaded_model import LoadedModel
-from serving.engine.mux import build_result
+from serving.engine.mux import AheadEncoder, build_result, encode_ahead
 from serving.engine.oom import (
     failure_event,
     free_cached_memory,
@@ -236,11 +236,22 @@ class StepLoop:
     def _decode(self, job: Job) -> None:
         with self._changed:
             alone = not any(other.phase in ("encode", "denoise") for other in self._jobs.values())
+        assert job.decoding is not None
+        if not job.decoding.chunks:
+            job.encoder = self._encoder(job)
         complete = self._decoding.chunk(job, alone=alone)
         self._healthy = True
+        if job.encoder is not None:
+            job.encoder.add(job.decoding.chunks[-1])
         if complete:
             job.enter("mux")
             self._mux_pool.submit(self._mux, job)
+
+    def _encoder(self, job: Job) -> AheadEncoder | None:
+        request = job.request
+        output_format = None if request.raw else request.output_format
+        final = not job.model.entry.task.holds_ends
+        return encode_ahead(self._mux_pool, request.params.fps, output_format, request.params.num_frames, final=final)
 
     def _next_to_decode(self) -> Job | None:
         """The job whose chunk is next; waits for one. None once stopped."""
@@ -266,6 +277,7 @@ class StepLoop:
                 output_format=None if request.raw else request.output_format,
                 degraded=job.decoding.degraded,
                 manifest=video_manifest(job.model, request.params, request.output_format, job.decoding),
+                encoder=job.encoder,
             )
             job.close_phase()
             if job.cancel_requested:
