@@ -83,7 +83,7 @@ def generate(
         job.enter("decode")
         decoding = begin_decoding(job)
         container = None if raw else output_format
-        final = not model.entry.task.holds_ends
+        final = not model.entry.task.restores_ends
         encoder = encode_ahead(pool, params.fps, container, params.num_frames, final=final)
         while not decoding.complete:
             with model.decoding():

@@ -250,7 +250,7 @@ class StepLoop:
     def _encoder(self, job: Job) -> AheadEncoder | None:
         request = job.request
         output_format = None if request.raw else request.output_format
-        final = not job.model.entry.task.holds_ends
+        final = not job.model.entry.task.restores_ends
         return encode_ahead(self._mux_pool, request.params.fps, output_format, request.params.num_frames, final=final)
 
     def _next_to_decode(self) -> Job | None:
