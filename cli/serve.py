@@ -88,6 +88,7 @@ def serve(
     """Serve checkpoints over HTTP."""
     from cli import server
     from serving.engine.settings import EngineSettings
+    from serving.engine.stats import is_broken
     from serving.gateway import create_app
     from serving.gateway.auth import any_keys, check_exposed
     from serving.jobs.artifacts import Artifacts
@@ -131,7 +132,7 @@ def serve(
     async def drain() -> None:
         await app.state.services.dispatcher.drain(settings.grace_s)
 
-    server.run(app, listener, lambda: served.ready, on_ready, drain)
+    server.run(app, listener, lambda: served.ready, on_ready, drain, lambda: is_broken(served))
 
 
 def _in_process(

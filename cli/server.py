@@ -20,6 +20,8 @@ from model.errors import StillmotionError
 
 LOOK_S = 0.05
 """Seconds between two looks at whether all is ready."""
+BROKEN_POLL_S = 1.0
+"""Seconds between two looks at whether the engine is broken."""
 STOPPING_S = 15
 """Seconds that open requests have to end once the service is stopping."""
 
@@ -43,6 +45,7 @@ def run(
     ready: Callable[[], bool],
     on_ready: Callable[[str], None],
     drain: Callable[[], Awaitable[None]] | None = None,
+    broken: Callable[[], bool] = lambda: False,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then come back in good order.
 
@@ -50,31 +53,50 @@ def run(
         ready: whether a request sent now is served at once.
         on_ready: called once, with the service's URL.
         drain: awaited at the first signal, while requests are still answered; a second signal cuts it short.
+        broken: whether only a new process can serve again; asked once a second.
 
     Raises:
-        StillmotionError: the service did not start.
+        StillmotionError: the service did not start, or is broken.
     """
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=STOPPING_S)
     server = _Server(config, drain)
     cause: SystemExit | None = None
+    ended_broken = False
     try:
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(_serve(server, listener, ready, on_ready))
+            ended_broken = runner.run(_serve(server, listener, ready, on_ready, broken))
     except SystemExit as error:  # uvicorn's way to say that the app did not start
         cause = error
     if not server.started:
         raise StillmotionError("the service did not start; the log above says why") from cause
+    if ended_broken:
+        raise StillmotionError(
+            "the engine broke; the log above says why. Start the service again: its jobs resume from their last "
+            "checkpoints",
+            code="engine_broken",
+        )
 
 
 async def _serve(
-    server: uvicorn.Server, listener: socket.socket, ready: Callable[[], bool], on_ready: Callable[[str], None]
-) -> None:
+    server: uvicorn.Server,
+    listener: socket.socket,
+    ready: Callable[[], bool],
+    on_ready: Callable[[str], None],
+    broken: Callable[[], bool],
+) -> bool:
+    """Serve to the end; whether that came because the service is broken."""
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not serving.done() and not (server.started and ready()):
         await asyncio.sleep(LOOK_S)
     if not serving.done():
         on_ready(_url(listener))
+    ended_broken = False
+    while not serving.done() and not ended_broken:
+        await asyncio.wait({serving}, timeout=BROKEN_POLL_S)
+        ended_broken = not serving.done() and broken()
+    server.should_exit = server.should_exit or ended_broken
     await serving
+    return ended_broken
 
 
 def _url(listener: socket.socket) -> str:

@@ -1,8 +1,8 @@
 """What the simulated device takes for each piece of work.
 
 The large shape is Stable Video Diffusion XT, 25 frames of 576x1024, on an H100 PCIe with TensorRT in float16, from
-NVIDIA's model card: 19.10 s for 25 guided steps, 3.38 s for decoding, 22.64 s in all. One guided clip fills the device:
-two exceed the 2^31 elements a product may have, and two unguided ones are worth at most 1.1 times one after the other.
+NVIDIA's model card: 19.10 s for 25 guided steps, 3.38 s for decoding, 22.64 s in all. One guided clip is taken to fill
+the device: two in one call are worth at most 1.1 times one after the other.
 
 The small shape is 14 frames of 320x576, by proportion of pixels and frames. How well it batches on a GPU we have not
 measured; two rows in one call are taken to be worth 1.2 times two calls, the middle of 1.14 to 1.28 that small latents

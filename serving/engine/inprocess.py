@@ -66,6 +66,11 @@ class InProcessEngine:
         return loop is not None and thread is not None and thread.is_alive() and loop.healthy
 
     @property
+    def broken(self) -> bool:
+        """Whether it ended by itself and for good: a new process is needed to serve again."""
+        return self._loop is not None and self._loop.broken
+
+    @property
     def capacity(self) -> int:
         """Requests in flight at once: those being worked on; a durable queue keeps the rest better than memory does."""
         return self._settings.max_rows

@@ -131,6 +131,11 @@ class StepLoop:
         """False from the moment memory ran out until something has worked again."""
         return self._healthy
 
+    @property
+    def broken(self) -> bool:
+        """Whether the loop ended by an error that was no single job's."""
+        return self._broken is not None
+
     # On the step thread
 
     def run(self) -> None:

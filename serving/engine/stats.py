@@ -130,6 +130,20 @@ class Recorder:
 
 
 @runtime_checkable
+class CanBreak(Protocol):
+    """An engine that may end for good, with its process; one behind Triton finds other servers."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether a new process is needed to serve again."""
+
+
+def is_broken(engine: object) -> bool:
+    """Whether a new process is needed to serve again."""
+    return isinstance(engine, CanBreak) and engine.broken
+
+
+@runtime_checkable
 class HasStats(Protocol):
     """An engine that counts what it does; one behind Triton leaves that to Triton's own metrics."""
 

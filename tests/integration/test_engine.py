@@ -280,7 +280,7 @@ def test_what_is_wrong_with_a_request_is_a_failed_event(desk: Desk, change: dict
 
 
 def test_latents_that_overflow_are_an_error_not_a_black_video(desk: Desk) -> None:
-    desk.model = replace(desk.model, denoiser=lambda latents, *_: latents * float("nan"))
+    desk.model = replace(desk.model, denoiser=lambda inputs: inputs.latents * float("nan"))
     desk.run(desk.request("a", num_inference_steps=1))
     failure = desk.last("a")
     assert isinstance(failure, Failed)

@@ -64,6 +64,23 @@ server.run(app, server.listen("127.0.0.1", 0), lambda: True, lambda url: print(u
 print("left in good order", flush=True)
 """
 
+BREAKS = """
+from contextlib import asynccontextmanager
+from fastapi import FastAPI
+from cli import server
+
+@asynccontextmanager
+async def lifespan(app):
+    yield
+    print("left in good order", flush=True)
+
+looks = iter([False, True])
+server.BROKEN_POLL_S = 0.01
+listener = server.listen("127.0.0.1", 0)
+app = FastAPI(lifespan=lifespan)
+server.run(app, listener, lambda: True, lambda url: print("ready", flush=True), None, lambda: next(looks))
+"""
+
 NEVER_STARTS = """
 from contextlib import asynccontextmanager
 from fastapi import FastAPI
@@ -137,6 +154,13 @@ def test_an_app_that_does_not_start_is_an_error_and_never_ready(root: Path) -> N
     assert (running.returncode, stdout) == (1, "")
     assert "no database" in stderr
     assert "StillmotionError: the service did not start" in stderr
+
+
+def test_a_service_that_broke_ends_with_an_error_so_that_a_supervisor_starts_it_again(root: Path) -> None:
+    with program(root, BREAKS) as running:
+        stdout, stderr = running.communicate(timeout=60)
+    assert (running.returncode, stdout) == (1, "ready\nleft in good order\n")
+    assert "StillmotionError: the engine broke" in stderr
 
 
 def test_a_taken_address_is_named_with_the_remedy() -> None:
