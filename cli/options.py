@@ -22,6 +22,7 @@ class SolverChoice(StrEnum):
     euler = "euler"
     heun = "heun"
     dpmpp_2m = "dpmpp-2m"
+    lcm = "lcm"
 
 
 class ScheduleChoice(StrEnum):
@@ -29,6 +30,7 @@ class ScheduleChoice(StrEnum):
 
     karras = "karras"
     align_your_steps = "align-your-steps"
+    lcm = "lcm"
 
 
 class ResizeChoice(StrEnum):

@@ -13,13 +13,13 @@ from model.errors import InvalidRequest
 from model.lora.catalog import LoraUse, lora_use
 from model.shapes import VideoShape
 
-SolverName = Literal["euler", "heun", "dpmpp-2m"]
-ScheduleName = Literal["karras", "align-your-steps"]
+SolverName = Literal["euler", "heun", "dpmpp-2m", "lcm"]
+ScheduleName = Literal["karras", "align-your-steps", "lcm"]
 ResizeMode = Literal["crop", "fit", "stretch"]
 OutputFormat = Literal["mp4", "webm", "gif"]
 
-SOLVERS: tuple[SolverName, ...] = ("euler", "heun", "dpmpp-2m")
-SCHEDULES: tuple[ScheduleName, ...] = ("karras", "align-your-steps")
+SOLVERS: tuple[SolverName, ...] = ("euler", "heun", "dpmpp-2m", "lcm")
+SCHEDULES: tuple[ScheduleName, ...] = ("karras", "align-your-steps", "lcm")
 MAX_STEPS = 200
 MAX_SEED = 2**63 - 1
 MAX_PROMPT = 2000

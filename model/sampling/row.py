@@ -144,7 +144,13 @@ class Row:
 
     def advanced(self, slope: Latents) -> Row:
         """The row after the requested evaluation gave the ODE's slope there."""
-        return replace(self, state=solver(self.solver).advance(self.state, self.sigmas, slope))
+        return replace(self, state=solver(self.solver).advance(self.state, self.sigmas, slope, self._step_noise))
+
+    def _step_noise(self, step: int) -> Latents:
+        """Unit noise of a step, drawn on the CPU from (seed, step): the same in any company and after a resume."""
+        seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{step}".encode()).digest()[:8], "big") >> 1
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return torch.randn(self.key.latent.as_tuple(), generator=generator).to(self.latents.device)
 
 
 MADE_BY = "model"

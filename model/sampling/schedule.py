@@ -1,7 +1,8 @@
 """The noise levels a sampler steps through: n sigmas, falling, and a final 0.
 
 Sources: EDM (Karras et al. 2022), equation 5; Align Your Steps (Sabour et al. 2024, arXiv 2404.14507), the ten steps
-published for Stable Video Diffusion.
+published for Stable Video Diffusion. Latent Consistency Models (Luo et al. 2023, arXiv 2310.04378), algorithm 3, and
+AnimateLCM (Wang et al. 2024, arXiv 2402.00769): every so many-th of the levels that were distilled.
 """
 
 from __future__ import annotations
@@ -48,6 +49,25 @@ def align_your_steps(steps: int, sigma_min: float = 0.002, sigma_max: float = 70
     return _finish(np.exp(np.interp(np.linspace(first, last, steps + 1)[:-1], place, levels)))
 
 
+LCM_LEVELS = 40
+"""Karras levels that AnimateLCM-SVD was distilled on; a sampler takes every (40 // steps)-th."""
+
+
+def lcm_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Sigmas:
+    """Every (40 // steps)-th of 40 Karras levels, from the top; then 0.
+
+    Raises:
+        InvalidRequest: fewer than one step, or more than there are levels.
+    """
+    if steps > LCM_LEVELS:
+        raise InvalidRequest(
+            f"schedule lcm has {LCM_LEVELS} levels, so at most as many steps, not {steps}", param="num_inference_steps"
+        )
+    _check(steps)
+    levels = karras_sigmas(LCM_LEVELS, sigma_min, sigma_max, rho)
+    return (*levels[: steps * (LCM_LEVELS // steps) : LCM_LEVELS // steps], 0.0)
+
+
 def make_schedule(name: ScheduleName, steps: int, *, sigma_min: float, sigma_max: float, rho: float) -> Sigmas:
     """The schedule called `name`, over a checkpoint's range.
 
@@ -58,6 +78,8 @@ def make_schedule(name: ScheduleName, steps: int, *, sigma_min: float, sigma_max
         return karras_sigmas(steps, sigma_min, sigma_max, rho)
     if name == "align-your-steps":
         return align_your_steps(steps, sigma_min, sigma_max)
+    if name == "lcm":
+        return lcm_sigmas(steps, sigma_min, sigma_max, rho)
     raise InvalidRequest(f"schedule must be one of {', '.join(get_args(ScheduleName))}, not {name!r}", param="schedule")
 
 

@@ -1,19 +1,21 @@
 """Solvers of the probability-flow ODE dx/dsigma = (x - D(x; sigma)) / sigma, as resumable state machines.
 
 A solver never calls the network. Its state is an explicit value; from it follows at which (x, sigma) the denoiser is
-needed next (`request`), and given the slope there (model.sampling.precondition.ode_derivative), the next state
-(`advance`). So
-one request's solver can stop between any two evaluations, share a call with requests at other noise levels, and be
-stored and resumed. Stochastic churn is left out: a seed is to give one video.
+needed next (`request`), and given the ODE derivative there (model.sampling.precondition.ode_derivative), the next state
+(`advance`). So one request's solver can stop between any two evaluations, share a call with requests at other noise
+levels, and be stored and resumed. Stochastic churn is left out; LCM, which draws noise anew at every level, draws it
+from (request seed, step), so that neither batch composition nor an interruption changes a video.
 
 Sources: EDM (Karras et al. 2022), Algorithm 1 (Heun; its lines 4 and 5 alone are Euler). DPM-Solver++ (Lu et al. 2022,
-arXiv 2211.01095), Algorithm 2 (2M), with alpha = 1 and lambda = -ln(sigma).
+arXiv 2211.01095), Algorithm 2 (2M), with alpha = 1 and lambda = -ln(sigma). Consistency models (Song et al. 2023,
+arXiv 2303.01469), Algorithm 1 (multistep), with the boundary condition that EDM's preconditioning has for itself.
 Legend: T frames, C channels; h, w latent.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -25,6 +27,8 @@ from model.params import SolverName
 from model.sampling.schedule import Sigmas
 
 Latents = Float[Tensor, "T C h w"]
+StepNoise = Callable[[int], Latents]
+"""Unit noise of a step, float32 on the sample's device: a function of the request's seed and the step's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,14 @@ class Solver(Protocol):
         """The evaluation needed next. The state must not be finished (step < len(sigmas) - 1)."""
         ...
 
-    def advance(self, state: SolverState, sigmas: Sigmas, slope: Latents) -> SolverState:
-        """The state after the requested evaluation gave `slope`, dx/dsigma there."""
+    def advance(
+        self, state: SolverState, sigmas: Sigmas, slope: Latents, noise: StepNoise | None = None
+    ) -> SolverState:
+        """The state after the requested evaluation gave `slope`, dx/dsigma there.
+
+        Args:
+            noise: what a stochastic solver draws from; an ODE solver needs none.
+        """
         ...
 
     def evaluations_left(self, state: SolverState, sigmas: Sigmas) -> int:
@@ -76,7 +86,9 @@ class Euler:
         """The slope at the current sample and level."""
         return Evaluation(state.x, sigmas[state.step])
 
-    def advance(self, state: SolverState, sigmas: Sigmas, slope: Latents) -> SolverState:
+    def advance(
+        self, state: SolverState, sigmas: Sigmas, slope: Latents, noise: StepNoise | None = None
+    ) -> SolverState:
         """One step along the slope."""
         here, there = sigmas[state.step], sigmas[state.step + 1]
         return SolverState(state.x + (there - here) * slope, state.step + 1)
@@ -96,7 +108,9 @@ class Heun:
             return Evaluation(state.x, here)
         return Evaluation(state.x + (there - here) * state.slope, there)
 
-    def advance(self, state: SolverState, sigmas: Sigmas, slope: Latents) -> SolverState:
+    def advance(
+        self, state: SolverState, sigmas: Sigmas, slope: Latents, noise: StepNoise | None = None
+    ) -> SolverState:
         """Keep the first slope; with the second, step along their mean (lines 7 and 8)."""
         here, there = sigmas[state.step], sigmas[state.step + 1]
         if state.slope is None and there > 0:
@@ -117,7 +131,9 @@ class DPMpp2M:
         """The slope at the current sample and level."""
         return Evaluation(state.x, sigmas[state.step])
 
-    def advance(self, state: SolverState, sigmas: Sigmas, slope: Latents) -> SolverState:
+    def advance(
+        self, state: SolverState, sigmas: Sigmas, slope: Latents, noise: StepNoise | None = None
+    ) -> SolverState:
         """x_next = (sigma_next / sigma) x + (1 - sigma_next / sigma) D, D extrapolated from the last two samples."""
         here, there = sigmas[state.step], sigmas[state.step + 1]
         denoised = ahead = state.x - here * slope
@@ -133,7 +149,34 @@ class DPMpp2M:
         return len(sigmas) - 1 - state.step
 
 
-SOLVERS: dict[SolverName, Solver] = {"euler": Euler(), "heun": Heun(), "dpmpp-2m": DPMpp2M()}
+class LCM:
+    """Multistep consistency sampling: to the clean sample in one evaluation, then noise anew up to the next level.
+
+    Of EDM's preconditioning c_skip goes to 1 and c_out to 0 with sigma, so that D itself is the consistency function f
+    of a distilled checkpoint. The ODE derivative determines it: D = x - sigma dx/dsigma.
+    """
+
+    def request(self, state: SolverState, sigmas: Sigmas) -> Evaluation:
+        """The ODE derivative at the current sample and level."""
+        return Evaluation(state.x, sigmas[state.step])
+
+    def advance(
+        self, state: SolverState, sigmas: Sigmas, slope: Latents, noise: StepNoise | None = None
+    ) -> SolverState:
+        """x_next = D + sigma_next z; after the last level, D."""
+        here, there = sigmas[state.step], sigmas[state.step + 1]
+        denoised = state.x - here * slope
+        if there > 0:
+            assert noise is not None, "LCM draws noise at every level but the last"
+            denoised = denoised + there * noise(state.step)
+        return SolverState(denoised, state.step + 1)
+
+    def evaluations_left(self, state: SolverState, sigmas: Sigmas) -> int:
+        """One for each step left."""
+        return len(sigmas) - 1 - state.step
+
+
+SOLVERS: dict[SolverName, Solver] = {"euler": Euler(), "heun": Heun(), "dpmpp-2m": DPMpp2M(), "lcm": LCM()}
 """Adding a solver is one class and one line here (and its name in model.params)."""
 
 

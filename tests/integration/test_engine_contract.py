@@ -91,7 +91,7 @@ def mixed(model: LoadedModel, picture: bytes, schedule: int, count: int = 8) -> 
             picture,
             Share(priority=rng.choice(["high", "normal", "low"])),
             num_inference_steps=rng.randint(3, 9),
-            solver=rng.choice(["euler", "heun", "dpmpp-2m"]),
+            solver=rng.choice(["euler", "heun", "dpmpp-2m", "lcm"]),
             max_guidance_scale=rng.choice([1.0, 2.0, 3.5]),
             fps=rng.randint(4, 30),
             motion_bucket_id=rng.randint(1, 255),

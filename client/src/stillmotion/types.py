@@ -13,8 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 JobStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
 JobPhase = Literal["queued", "encode", "denoise", "decode", "interpolate", "mux"]
-Solver = Literal["euler", "heun", "dpmpp-2m"]
-Schedule = Literal["karras", "align-your-steps"]
+Solver = Literal["euler", "heun", "dpmpp-2m", "lcm"]
+Schedule = Literal["karras", "align-your-steps", "lcm"]
 ResizeMode = Literal["crop", "fit", "stretch"]
 OutputFormat = Literal["mp4", "webm", "gif"]
 Priority = Literal["low", "normal", "high"]
@@ -99,7 +99,9 @@ class GenerationRequest(_Request):
     num_inference_steps: int | None = Field(None, ge=1, le=200)
     solver: Solver | None = None
     schedule: Schedule | None = Field(
-        None, description="noise levels stepped through; align-your-steps suits few steps"
+        None,
+        description="noise levels stepped through; align-your-steps suits few steps, lcm "
+        "checkpoints distilled by consistency",
     )
     decode_chunk_size: int | None = Field(None, ge=1, le=14, description="frames decoded at once, at most")
     seed: int | None = Field(None, ge=0, le=2**63 - 1, description="the same seed and settings: the same video")

@@ -52,7 +52,9 @@ def row(seed: int, steps: int, name: SolverName = "euler", low: float = 1.0, hig
 
 
 requests = st.lists(
-    st.tuples(st.integers(0, 99), st.integers(1, 5), st.sampled_from(["euler", "heun"]), st.sampled_from([1.0, 2.5])),
+    st.tuples(
+        st.integers(0, 99), st.integers(1, 5), st.sampled_from(["euler", "heun", "lcm"]), st.sampled_from([1.0, 2.5])
+    ),
     min_size=1,
     max_size=4,
 )

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import InvalidRequest
-from model.sampling.schedule import align_your_steps, karras_sigmas, make_schedule
+from model.sampling.schedule import align_your_steps, karras_sigmas, lcm_sigmas, make_schedule
 
 # diffusers 0.42 meets numpy 2.5 here.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -69,5 +69,15 @@ def test_no_steps_are_refused(schedule: object) -> None:
 
 
 def test_an_unknown_name_is_refused_and_the_known_ones_listed() -> None:
-    with pytest.raises(InvalidRequest, match="karras, align-your-steps"):
+    with pytest.raises(InvalidRequest, match="karras, align-your-steps, lcm"):
         make_schedule.__wrapped__("linear", 5, sigma_min=0.1, sigma_max=1.0, rho=7.0)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 3, 40])
+def test_lcm_takes_every_so_manieth_of_the_distilled_levels(steps: int) -> None:
+    levels = karras_sigmas(40, 0.002, 700.0)
+    sigmas = lcm_sigmas(steps, 0.002, 700.0)
+    assert sigmas[-1] == 0.0 and len(sigmas) == steps + 1
+    assert [levels.index(sigma) for sigma in sigmas[:-1]] == [number * (40 // steps) for number in range(steps)]
+    with pytest.raises(InvalidRequest, match="at most as many steps"):
+        lcm_sigmas(41, 0.002, 700.0)

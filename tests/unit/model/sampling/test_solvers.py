@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.errors import InvalidRequest
-from model.sampling.schedule import karras_sigmas
+from model.sampling.schedule import karras_sigmas, lcm_sigmas
 from model.sampling.solvers import SOLVERS, SolverState, solver
 
 # diffusers 0.42 meets numpy 2.5 here.
@@ -35,12 +35,16 @@ def slope(x: Tensor, sigma: float) -> Tensor:
     return (x - gaussian(x, sigma)) / sigma
 
 
+def step_noise(step: int) -> Tensor:
+    return torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(step))
+
+
 def solve(name: str, sigmas: tuple[float, ...], x: Tensor) -> tuple[Tensor, int]:
     state, calls, how = SolverState(x), 0, solver(name)  # type: ignore[arg-type]
     while state.step < len(sigmas) - 1:
         assert how.evaluations_left(state, sigmas) > 0
         wanted = how.request(state, sigmas)
-        state = how.advance(state, sigmas, slope(wanted.x, wanted.sigma))
+        state = how.advance(state, sigmas, slope(wanted.x, wanted.sigma), step_noise)
         calls += 1
     assert how.evaluations_left(state, sigmas) == 0
     return state.x, calls
@@ -106,6 +110,31 @@ def test_dpmpp_2m_is_that_of_diffusers() -> None:
     assert torch.allclose(ours, x, atol=1e-5)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_lcm_keeps_the_distribution_of_a_true_consistency_function(steps: int) -> None:
+    """f takes a sample of any level along the ODE to 0; noised up again to the next level, it is one of that level."""
+    sigmas, count = lcm_sigmas(steps, 0.002, 80.0), 200_000
+    draw = torch.Generator().manual_seed(steps)
+    how = solver("lcm")
+    state = SolverState(MEAN + math.sqrt(SPREAD**2 + sigmas[0] ** 2) * torch.randn(count, 1, 1, 1, generator=draw))
+    while state.step < steps:
+        wanted = how.request(state, sigmas)
+        clean = MEAN + (wanted.x - MEAN) * SPREAD / math.sqrt(SPREAD**2 + wanted.sigma**2)
+        derivative = (wanted.x - clean) / wanted.sigma
+        state = how.advance(state, sigmas, derivative, lambda _: torch.randn(count, 1, 1, 1, generator=draw))
+    assert abs(float(state.x.mean()) - MEAN) < 5 * SPREAD / math.sqrt(count)
+    assert abs(float(state.x.std()) / SPREAD - 1) < 5 / math.sqrt(2 * count)
+
+
+def test_lcm_ends_at_the_denoised_sample() -> None:
+    x = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    ours, calls = solve("lcm", (7.0, 0.0), x)
+    assert torch.allclose(ours, gaussian(x, 7.0), atol=1e-6)
+    assert calls == 1
+    two, _ = solve("lcm", (7.0, 2.0, 0.0), x)
+    assert torch.allclose(two, gaussian(gaussian(x, 7.0) + 2.0 * step_noise(0), 2.0), atol=1e-6)
+
+
 @given(st.sampled_from(sorted(SOLVERS)), st.integers(1, 6), st.data())
 def test_resumes_from_a_stored_state_to_the_same_bits(name: str, steps: int, data: st.DataObject) -> None:
     sigmas = karras_sigmas(steps, 0.002, 80.0)
@@ -118,7 +147,7 @@ def test_resumes_from_a_stored_state_to_the_same_bits(name: str, steps: int, dat
             state = copy.deepcopy(state)
         assert how.evaluations_left(state, sigmas) == calls - call
         wanted = how.request(state, sigmas)
-        state = how.advance(state, sigmas, slope(wanted.x, wanted.sigma))
+        state = how.advance(state, sigmas, slope(wanted.x, wanted.sigma), step_noise)
     assert torch.equal(state.x, straight)
 
 
@@ -127,7 +156,7 @@ def test_a_state_is_a_value_that_stepping_does_not_change(name: str, steps: int)
     sigmas, how = karras_sigmas(steps, 0.002, 80.0), SOLVERS[name]  # type: ignore[index]
     state = SolverState(torch.ones(1, 1, 2, 2))
     wanted = how.request(state, sigmas)
-    how.advance(state, sigmas, slope(wanted.x, wanted.sigma))
+    how.advance(state, sigmas, slope(wanted.x, wanted.sigma), step_noise)
     assert state.step == 0
     assert torch.equal(state.x, torch.ones(1, 1, 2, 2))
 
