@@ -157,8 +157,9 @@ def _finished(command: list[str], checkout: Path) -> None:
 
 
 def _environment(checkout: Path) -> dict[str, str]:
-    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(map(str, (checkout, checkout / "client/src")))}
+    fixed = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    fixed["STILLMOTION_CHECKPOINT_EVERY_S"] = "0.1"  # a state is stored however fast the machine is
+    return {**os.environ, **fixed, "PYTHONPATH": os.pathsep.join(map(str, (checkout, checkout / "client/src")))}
 
 
 def through_cli(checkout: Path, folder: Path) -> Entered:

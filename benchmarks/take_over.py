@@ -58,6 +58,7 @@ ENVIRONMENT: Final = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+SERVER_LOG: Final = "server.stderr.txt"
 LABEL: Final = "case"
 """The key of a job's metadata that holds its case's name."""
 
@@ -148,7 +149,7 @@ class Server:
         """
         store = ["--database-url", f"sqlite:///{self.folder}/jobs.db", "--artifacts", str(self.folder / "artifacts")]
         models = [word for model in self.models for word in ("--model", model)]
-        output, errors = (self.folder / f"server.{name}.txt" for name in ("stdout", "stderr"))
+        output, errors = self.folder / "server.stdout.txt", self.folder / SERVER_LOG
         with output.open("wb") as stdout, errors.open("ab") as stderr:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "cli", "serve", "--deterministic", "--port", "0", *store, *models],
@@ -399,18 +400,25 @@ def check(checkout: Path, store: Path, models: Sequence[str]) -> bool:
             for case, before in entries:
                 events = list(client.stream_events(before["id"]))
                 verdicts.append(judge(case, before, jobs.get(case.name, ()), events))
-                video = client.download_to(before["id"], folder / f"{before['id']}.mp4")
-                if case.group in ("completed", "chained"):
-                    verdicts[-1].faults.extend(replay_faults(checkout, video))
+                if events[-1].event == "completed":
+                    video = client.download_to(before["id"], folder / f"{before['id']}.mp4")
+                    replayed = case.group in ("completed", "chained")
+                    verdicts[-1].faults.extend(replay_faults(checkout, video) if replayed else [])
             submit(client, store, [case for case, _ in entries])
             if (count := sum(map(len, jobs_by_case(client).values()))) != len(entries):
                 faults.append(f"{count} jobs after the requests were repeated, {len(entries)} before")
         left = [path.name for pattern in (STATE, STAGE, "pair-*") for path in (folder / "artifacts").rglob(pattern)]
+        log = (folder / SERVER_LOG).read_text()[len((store / SERVER_LOG).read_text()) :]
         faults += [f"{len(left)} stored states were left behind: {', '.join(sorted(set(left)))}"] if left else []
     print(f"written by {record['written_by']}, taken over by {commit_of(checkout)}")
     print(table(verdicts))
-    print("\n".join(["", *faults]) if faults else f"all {len(verdicts)} jobs completed once, with the expected frames")
-    return not faults and not any(verdict.faults for verdict in verdicts)
+    print("\n".join(faults))
+    right = not faults and not any(verdict.faults for verdict in verdicts)
+    if right:
+        print(f"all {len(verdicts)} jobs completed once, with the expected frames")
+    else:
+        print(f"the server's log:\n{log}")
+    return right
 
 
 def replay_faults(checkout: Path, video: Path) -> list[str]:
