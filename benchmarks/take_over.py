@@ -47,7 +47,7 @@ CHAINED_STEPS, WAITING_JOBS, BATCH_ROWS, TRIES = 3, 18, 2, 5
 STATE, STAGE, PAIRS = "checkpoint.safetensors", "stage.kept", "pair-*.kept"
 """What the artifact folder of a job that runs may hold: its state, a chained job's first stage and finished pairs."""
 ENVIRONMENT: Final = {
-    "STILLMOTION_LEASE_S": "3",
+    "STILLMOTION_LEASE_S": "30",
     "STILLMOTION_CHECKPOINT_EVERY_S": "0.3",
     "STILLMOTION_PROGRESS_INTERVAL_S": "0",
     "STILLMOTION_QUEUE_LIMIT": "1000",
