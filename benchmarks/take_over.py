@@ -412,7 +412,8 @@ def check(checkout: Path, store: Path, models: Sequence[str]) -> bool:
         faults += [f"{len(left)} stored states were left behind: {', '.join(sorted(set(left)))}"] if left else []
     print(f"written by {record['written_by']}, taken over by {commit_of(checkout)}")
     print(table(verdicts))
-    print("\n".join(faults))
+    for fault in faults:
+        print(fault)
     right = not faults and not any(verdict.faults for verdict in verdicts)
     if right:
         print(f"all {len(verdicts)} jobs completed once, with the expected frames")
