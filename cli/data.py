@@ -39,6 +39,28 @@ def starter(
 
 
 @data.command()
+def photographs(
+    out: Annotated[Path, typer.Option(help="Folder to prepare it in; run again, it goes on where it stopped.")],
+    starter: Annotated[
+        Path, typer.Option(help="The starter dataset, whose items it has too.", exists=True, file_okay=False)
+    ] = Path("data/starter"),
+    as_json: Json = False,
+) -> None:
+    """Prepare some 280 photographs more, beside the starter dataset's items: pictures to move a camera over."""
+    from cli.progress import reporting
+    from training.data.photographs import prepare
+
+    with reporting() as report:
+        items = prepare(starter, out, report)
+    counts = Counter(f"{item.kind} {item.split}" for item in items)
+    if as_json:
+        typer.echo(json.dumps({"path": str(out), "items": len(items), "counts": dict(sorted(counts.items()))}))
+        return
+    listed = ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
+    typer.echo(f"{out}: {len(items)} items ({listed})")
+
+
+@data.command()
 def film(
     out: Annotated[Path, typer.Option(help="File to write, an mp4 of 1280 x 720 at 24 frames a second.")],
     as_json: Json = False,

@@ -19,6 +19,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=2, help="Inputs at most, for a quick look. [all]")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps. [the checkpoint's own]")] = None,
     device: Annotated[str, typer.Option(help="Where the checkpoint runs.")] = "cpu",
+    figures: Annotated[
+        str, typer.Option(help="Of image-to-video: only these figures, by comma: still_itself,motion. [all]")
+    ] = "",
     i3d: Annotated[
         Path | None, typer.Option(help="I3D as a TorchScript file: measures FVD too.", exists=True, dir_okay=False)
     ] = None,
@@ -33,17 +36,22 @@ def evaluate(
     """Measure a checkpoint on held-out shots and photographs."""
     from cli.progress import reporting
     from model.catalog import find
+    from model.errors import InvalidRequest
     from training.evaluate import EvalSettings
     from training.evaluate import evaluate as measure
 
     entry = find(model)
+    names = tuple(name.strip() for name in figures.split(",") if name.strip())
+    if card and names:
+        raise InvalidRequest("a card has every figure: leave --figures or --card out", param="figures")
+    settings = EvalSettings(steps=steps, device=device, figures=names, i3d=i3d, page=page)
     with reporting() as report:
-        figures = measure(entry, data, limit, report, EvalSettings(steps=steps, device=device, i3d=i3d, page=page))
+        result = measure(entry, data, limit, report, settings)
     if card:
         from training.model_card import write_card
 
-        write_card(entry, figures)
-    typer.echo(json.dumps(figures, indent=2) if as_json else figures_table(figures["figures"]))
+        write_card(entry, result)
+    typer.echo(json.dumps(result, indent=2) if as_json else figures_table(result["figures"]))
 
 
 def figures_table(figures: dict[str, Any]) -> str:

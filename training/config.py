@@ -21,6 +21,8 @@ class Optim:
 
     Args:
         ema_decay: of the averaged weights that are shipped.
+        other_emas: decays of further averages that a state holds beside it, to choose from when a checkpoint is
+            written (`training.release.release`).
         clip_norm: largest norm of the gradient.
         method: `adamw` or `muon`.
 
@@ -41,6 +43,7 @@ class Optim:
     checkpoint_every: int
     log_every: int
     method: str = "adamw"
+    other_emas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -58,12 +61,15 @@ class Runtime:
         accumulate: calls whose gradients are added up before a step, so that a large batch fits.
         checkpointing: recompute blocks for their gradients in place of keeping what they computed.
         sharding: `none`, or `fsdp2`: parameters, gradients and optimizer states lie in parts on the processes.
+        fast_blocks: the denoiser's blocks compute the same sums in fewer passes (training.fast_blocks); clips only, no
+            joint pictures.
     """
 
     precision: str = "float32"
     accumulate: int = 1
     checkpointing: bool = False
     sharding: str = "none"
+    fast_blocks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +151,28 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class EquivarianceConfig:
+    """An autoencoder whose latents are to move with the picture (see training.objectives.equivariance).
+
+    Args:
+        vae: the autoencoder it begins from, a run or published weights.
+        consistency: weight of the distance between the transformed latent and the latent of the transformed picture.
+        scale_share: share of transformations that scale; the others shift by a part of a cell.
+        crop, latent_noise, gradient_weight, most_unreadable: as in VAEConfig; `optim.batch` crops an iteration.
+    """
+
+    preset: str
+    optim: Optim
+    vae: str
+    consistency: float
+    scale_share: float
+    crop: int
+    latent_noise: float
+    gradient_weight: float
+    most_unreadable: float = MOST_UNREADABLE
+
+
+@dataclass(frozen=True, slots=True)
 class ImageEncoderConfig:
     """Contrastive training of the image and text towers (see training.objectives.contrastive).
 
@@ -169,6 +197,7 @@ class FilmData:
         still_share: share of clips made from a photograph by a rendered camera move.
         moves: how many such clips there are.
         noise_aug_log_mean, noise_aug_log_std: of ln(sigma) of the noise on the conditioning picture.
+        renderer: what renders camera moves: `window` (training.data.moves) or `paths` (training.data.camera_paths).
     """
 
     keep_every: int
@@ -177,6 +206,7 @@ class FilmData:
     moves: int
     noise_aug_log_mean: float
     noise_aug_log_std: float
+    renderer: str = "window"
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +381,7 @@ class LoraConfig:
 
 Denoising = DenoiserConfig | LoraConfig
 """What trains on the denoising objective."""
-Config = VAEConfig | DecoderConfig | ImageEncoderConfig | Denoising
+Config = VAEConfig | DecoderConfig | EquivarianceConfig | ImageEncoderConfig | Denoising
 
 
 def completed(config: Any, saved: dict[str, Any]) -> dict[str, Any]:
@@ -392,6 +422,7 @@ def _pair(text: str) -> tuple[float, float]:
 
 _TRUTH = {"true": True, "false": False}
 _PARSERS: dict[Any, Callable[[str], Any]] = {
+    tuple[float, ...]: lambda text: tuple(float(one) for one in text.split(",") if one.strip()),
     int: int,
     float: float,
     str: str,

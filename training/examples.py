@@ -241,6 +241,7 @@ class ExampleBuilder:
             count=settings.moves,
             frames=config.num_frames,
             seed=config.optim.seed,
+            renderer=settings.renderer,
         )
         film = self.film(items, settings.keep_every)
         latents = self.encoded(film + moves, settings.strides)

@@ -137,12 +137,19 @@ FRAME_NOISE = 32.0
 """A mini interpolation's (end_frames): of 8, 16 and 32, the best mean PSNR on 40 clips of its training footage."""
 
 
-def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
+def release(
+    run: Path,
+    folder: Path,
+    latent_colours: dict[str, Any],
+    defaults: dict[str, Any] | None = None,
+    decay: float | None = None,
+) -> None:
     """Write a denoiser run, with the networks it stands on, as a checkpoint folder in float16.
 
     Args:
         latent_colours: what previews are drawn with (training.release).
         defaults: request settings that the checkpoint prefers, over `PREFERRED`.
+        decay: of the average that is written; the run's `ema_decay` where none is named.
     """
     values = run_config(run)
     spec, size = task(values["task"]), preset(values["preset"])
@@ -151,7 +158,7 @@ def release(run: Path, folder: Path, latent_colours: dict[str, Any], defaults: d
     folders = {path.name: path for path in (*stands_on.values(), *starts, run) if is_run(path)}
     sources = stands_on | ({"init": starts[0]} if starts else {})
     published = {name: path for name, path in sources.items() if not is_run(path)}
-    network = averaged(empty_network(values), run)
+    network = averaged(empty_network(values), run, decay)
     sidecar = {
         "task": spec.name,
         "width": values["width"],

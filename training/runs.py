@@ -85,21 +85,24 @@ def run_config(folder: Path) -> dict[str, Any]:
     return cast(dict[str, Any], json.loads(path.read_text()))
 
 
-def averaged(module: nn.Module, folder: Path) -> nn.Module:
+def averaged(module: nn.Module, folder: Path, decay: float | None = None) -> nn.Module:
     """The module with a run's averaged weights, frozen, in evaluation mode.
 
     Raises:
         DataError: the run has no state.
     """
-    start_from(module, folder)
+    start_from(module, folder, decay)
     return module.eval().requires_grad_(False)
 
 
-def start_from(module: nn.Module, folder: Path) -> None:
+def start_from(module: nn.Module, folder: Path, decay: float | None = None) -> None:
     """Give the module a run's averaged weights; it trains on as before.
 
+    Args:
+        decay: of the average that is taken: the run's `ema_decay`, or one of its `other_emas`.
+
     Raises:
-        DataError: the run has no state, or its weights are of another network.
+        DataError: the run has no state, no average of that decay, or its weights are of another network.
     """
     path = folder / "state.pt"
     if not path.exists():
@@ -109,7 +112,19 @@ def start_from(module: nn.Module, folder: Path) -> None:
         module.load_state_dict(state["module"])
     except RuntimeError as error:
         raise DataError(f"{path} is of another network: {error}") from error
+    average = _average(state, path, decay)
     with torch.no_grad():
         for name, p in module.named_parameters():
-            if name in state["ema"]:
-                p.copy_(state["ema"][name])
+            if name in average:
+                p.copy_(average[name])
+
+
+def _average(state: dict[str, Any], path: Path, decay: float | None) -> dict[str, Any]:
+    optim = state["config"]["optim"]
+    if decay is None or decay == optim["ema_decay"]:
+        return cast(dict[str, Any], state["ema"])
+    others = dict(zip(optim.get("other_emas", ()), state.get("other_emas", ()), strict=True))
+    if decay not in others:
+        known = ", ".join(f"{one:g}" for one in (optim["ema_decay"], *others))
+        raise DataError(f"{path} has no average of decay {decay:g}; it has {known}")
+    return cast(dict[str, Any], others[decay])

@@ -20,6 +20,7 @@ from training.config import (
     Config,
     DecoderConfig,
     DenoiserConfig,
+    EquivarianceConfig,
     LoraConfig,
     ProgressCallback,
     VAEConfig,
@@ -139,6 +140,12 @@ def build_objective(config: Config, data: Path, folder: Path, report: ProgressCa
         from training.objectives.vae import VAEObjective
 
         return VAEObjective(config, clips)
+    if isinstance(config, EquivarianceConfig):
+        from training.frozen_networks import frozen_vae
+        from training.objectives.equivariance import EquivarianceObjective
+
+        vae = frozen_vae(resolve_source(config.vae, out, "vae"), preset(config.preset))
+        return EquivarianceObjective(config, vae, clips)
     from training.objectives.contrastive import ContrastiveObjective
 
     towers = ContrastiveObjective(config, clips)

@@ -69,6 +69,7 @@ class Trainer:
         self.predicted, self.beside = predicted, beside
         optim = config.optim
         self.ema = EMA(objective.module, optim.ema_decay)
+        self.others = [EMA(objective.module, decay) for decay in optim.other_emas]
         self.optimizer = build_optimizer(objective.module, optim)
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,7 @@ class Trainer:
             "optimizer": gather_full(self.optimizer.state_dict()),
             "ema": gather_full(self.ema.average),
             "ema_updates": self.ema.updates,
+            "other_emas": [gather_full(other.average) for other in self.others],
             "config": dataclasses.asdict(self.config),
         }
         if rank_and_size()[0]:
@@ -123,11 +125,14 @@ class Trainer:
         layout = dict(module.state_dict())
         module.load_state_dict({name: distribute_like(value, layout[name]) for name, value in state["module"].items()})
         self.optimizer.load_state_dict(self._placed(state["optimizer"]))
-        own = dict(module.named_parameters())
-        self.ema.average = {
-            name: distribute_like(value, own[name]).to(own[name].device) for name, value in state["ema"].items()
-        }
-        self.ema.updates = state["ema_updates"]
+        averages = [state["ema"], *state.get("other_emas", ())]
+        for ema, average in zip((self.ema, *self.others), averages, strict=True):
+            self._restore(ema, average, state["ema_updates"])
+
+    def _restore(self, ema: EMA, average: dict[str, Any], updates: int) -> None:
+        own = dict(self.objective.module.named_parameters())
+        ema.average = {name: distribute_like(value, own[name]).to(own[name].device) for name, value in average.items()}
+        ema.updates = updates
 
     def _check(self, path: Path, saved: dict[str, Any]) -> None:
         """Refuse a state of another run, by what differs."""
@@ -206,6 +211,7 @@ class Trainer:
         clip_gradients(trained, optim.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(module)
+        for ema in (self.ema, *self.others):
+            ema.update(module)
         self.step += 1
         return parts

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from model.media.video import Frames
+from training.data.camera_paths import render_path
 from training.data.frames import Clip
 from training.data.seeding import generator
 from training.data.starter import Item
@@ -56,19 +57,37 @@ def render_move(picture: Image.Image, frames: int, height: int, width: int, draw
 
 
 def camera_moves(
-    folder: Path, photos: list[Item], cache: Path, height: int, width: int, *, count: int, frames: int, seed: int
+    folder: Path,
+    photos: list[Item],
+    cache: Path,
+    height: int,
+    width: int,
+    *,
+    count: int,
+    frames: int,
+    seed: int,
+    renderer: str = "window",
 ) -> list[Clip]:
-    """`count` moves over the photographs in turn, rendered into the cache."""
+    """`count` moves over the photographs in turn, rendered into the cache.
+
+    Args:
+        renderer: `window`, pans and zooms of a crop window; or `paths`, those of training.data.camera_paths.
+    """
     clips: list[Clip] = []
+    prefix = "move" if renderer == "window" else renderer
     for index in range(count if photos else 0):
         photo = photos[index % len(photos)]
-        name = f"move-{seed}-{index:03d}"
+        name = f"{prefix}-{seed}-{index:03d}"
         draw = generator(seed, index, 77)
         fps = float(FPS_CHOICES[int(torch.randint(0, len(FPS_CHOICES), (), generator=draw))])
         cached = cache / f"{name}-{height}x{width}.npy"
         if not cached.exists():
-            with Image.open(folder / photo.file) as opened:
-                array = render_move(opened.convert("RGB"), frames, height, width, draw)
+            picture = _opened(folder / photo.file)
+            if renderer == "window":
+                array = render_move(picture, frames, height, width, draw)
+            else:
+                other = _opened(folder / photos[int(torch.randint(0, len(photos), (), generator=draw))].file)
+                array = render_path(np.asarray(picture), np.asarray(other), frames, height, width, draw)
             partial = cached.with_suffix(".partial")
             with partial.open("wb") as stream:
                 np.save(stream, array)
@@ -76,3 +95,8 @@ def camera_moves(
         item = dataclasses.replace(photo, id=name, kind="move", num_frames=frames, fps=fps)
         clips.append(Clip(item, np.load(cached, mmap_mode="r")))
     return clips
+
+
+def _opened(path: Path) -> Image.Image:
+    with Image.open(path) as opened:
+        return opened.convert("RGB")

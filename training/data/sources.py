@@ -184,8 +184,8 @@ def copy_film(path: Path) -> None:
         raise DataError(f"the film cannot be written to {path} ({error}); name another file with --out") from error
 
 
-def photo_paths(package: Package) -> list[Path]:
-    """The photographs of a wallpaper package, unpacked in the cache, by name.
+def unpacked_deb(package: Package) -> Path:
+    """The folder of a Debian package's files, unpacked in the cache.
 
     Raises:
         DataError: the package cannot be fetched or unpacked here (it takes apt-get and dpkg-deb).
@@ -198,6 +198,16 @@ def photo_paths(package: Package) -> list[Path]:
         folder.mkdir(parents=True)
         _run(["dpkg-deb", "-x", str(archive), str(folder)], folder, package.name)
         done.touch()
+    return folder
+
+
+def photo_paths(package: Package) -> list[Path]:
+    """The photographs of a wallpaper package, unpacked in the cache, by name.
+
+    Raises:
+        DataError: the package cannot be fetched or unpacked here (it takes apt-get and dpkg-deb).
+    """
+    folder = unpacked_deb(package)
     return sorted(path for path in folder.rglob("*.jpg") if path.is_file() and not path.is_symlink())
 
 

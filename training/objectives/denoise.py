@@ -26,9 +26,10 @@ from model.errors import InvalidRequest
 from model.media.video import Frames
 from model.presets import preset
 from model.sampling.precondition import append_dims, precondition
-from training.config import DenoiserConfig, Denoising
+from training.config import DenoiserConfig, Denoising, PromptedData
 from training.data.seeding import generator
 from training.distributed import all_reduce_sum, rank_and_size, shard
+from training.fast_blocks import speed_up
 from training.initial_weights import unet_of
 from training.joint_image_video import fill_temporal_gradients, image_rows
 from training.objectives.batch import Batch, Examples, crop_batch, group_by_kind, split_into_calls
@@ -58,10 +59,20 @@ class DenoiseObjective:
         self.rank, self.processes = rank_and_size()
         if config.optim.batch % self.processes:
             raise InvalidRequest(f"a batch of {config.optim.batch} does not divide among {self.processes}", param="set")
+        if config.runtime.fast_blocks:
+            self._refuse_pictures()
+            speed_up(self.unet)
         if config.runtime.checkpointing:
             self.unet.enable_gradient_checkpointing()
         if config.runtime.sharding == "fsdp2":
             shard(self.unet)
+
+    def _refuse_pictures(self) -> None:
+        data = getattr(self.config, "data", None)
+        if isinstance(data, PromptedData) and data.image_share:
+            raise InvalidRequest(
+                "fast blocks train on clips alone: set runtime.fast_blocks=false or data.image_share=0", param="set"
+            )
 
     @property
     def module(self) -> nn.Module:
@@ -168,6 +179,8 @@ class DenoiseObjective:
 
     def _share(self, batch: Batch, sigma: Tensor, noise: Tensor) -> Tensor:
         """What the call adds to the mean error over rows; pictures of one row count as one row."""
+        if batch.pictures and self.config.runtime.fast_blocks:
+            raise InvalidRequest("fast blocks cannot train on pictures: set runtime.fast_blocks=false", param="set")
         device = self.unet.device
         low = self.config.runtime.precision == "bfloat16"
         with torch.autocast(device.type, torch.bfloat16, enabled=low):

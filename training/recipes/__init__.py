@@ -17,6 +17,7 @@ from training.recipes.image_to_video import (
     mini_image_to_video,
     mini_image_to_video_chained,
     mini_image_to_video_long,
+    mini_image_to_video_photographs,
 )
 from training.recipes.multi_view import (
     mini_multi_view,
@@ -38,13 +39,15 @@ from training.recipes.text_to_video import (
     mini_video_zoom_in_on,
     mini_video_zooms,
 )
-from training.recipes.vae import mini_decoder_orbits, mini_vae
+from training.recipes.vae import mini_decoder_orbits, mini_vae, mini_vae_equivariant
 
 RECIPES: dict[str, Callable[[], Config]] = {
     "mini-vae": mini_vae,
+    "mini-vae-equivariant": mini_vae_equivariant,
     "mini-image-encoder": mini_image_encoder,
     "mini-image-to-video": mini_image_to_video,
     "mini-image-to-video-long": mini_image_to_video_long,
+    "mini-image-to-video-photographs": mini_image_to_video_photographs,
     "mini-image": mini_image,
     "mini-video": mini_video,
     "mini-video-small": mini_video_small,

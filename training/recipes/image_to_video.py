@@ -67,3 +67,41 @@ def mini_image_to_video_long() -> DenoiserConfig:
 def mini_image_to_video_chained() -> DenoiserConfig:
     """As `mini_image_to_video_long`, but started from text-to-video, in the paper's order."""
     return dataclasses.replace(mini_image_to_video_long(), init="mini-text-to-video", copying_start=False)
+
+
+def mini_image_to_video_photographs() -> DenoiserConfig:
+    """From the shipped weights: camera moves over some 280 photographs, film beside them; small windows at first.
+
+    Windows of 64 x 112 cost a quarter of whole frames and have the same details, which is what must be learnt to move.
+    """
+    long = mini_image_to_video_long()
+    return dataclasses.replace(
+        long,
+        optim=dataclasses.replace(
+            long.optim,
+            iterations=4000,
+            lr=1e-3,
+            warmup=40,
+            final_lr_share=0.1,
+            ema_decay=0.998,
+            other_emas=(0.99, 0.995),
+            seed=70,
+            checkpoint_every=50,
+            log_every=10,
+            method="muon",
+        ),
+        runtime=dataclasses.replace(long.runtime, fast_blocks=True),
+        init="mini-image-to-video-long",
+        window_until=3200,
+        window_height=64,
+        window_width=112,
+        data=FilmData(
+            keep_every=4,
+            strides=(1,),
+            still_share=0.75,
+            moves=2200,
+            noise_aug_log_mean=-3.0,
+            noise_aug_log_std=0.5,
+            renderer="paths",
+        ),
+    )

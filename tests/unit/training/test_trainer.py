@@ -20,6 +20,7 @@ from training.data.seeding import generator
 from training.objectives.protocol import backward_in_parallel, backward_of
 from training.optimizers import EMA
 from training.recipes.vae import mini_vae
+from training.runs import averaged
 from training.trainer import Trainer, learning_rate
 
 OPTIM = Optim(
@@ -203,3 +204,26 @@ def test_gradients_in_parallel_are_those_of_the_sum() -> None:
     sum(loss() for loss in losses).backward()  # type: ignore[union-attr]
     assert net.weight.grad is not None
     assert torch.allclose(together, net.weight.grad, atol=1e-6)
+
+
+def test_averages_of_several_lengths_go_on_after_a_resume_and_can_be_chosen(tmp_path: Path) -> None:
+    optim = dataclasses.replace(OPTIM, other_emas=(0.5, 0.2))
+    config = dataclasses.replace(CONFIG, optim=optim)
+    whole = Trainer(Line(), config, tmp_path / "whole")
+    whole.run()
+    Trainer(Line(), config, tmp_path / "parts").run(until=10)
+    resumed = Trainer(Line(), config, tmp_path / "parts")
+    resumed.resume()
+    resumed.run()
+    chosen = {}
+    for decay in (None, 0.9, 0.5, 0.2):
+        chosen[decay], again = nn.Linear(3, 1), nn.Linear(3, 1)
+        averaged(chosen[decay], tmp_path / "whole", decay)
+        averaged(again, tmp_path / "parts", decay)
+        assert torch.allclose(chosen[decay].weight, again.weight, atol=1e-7)
+    assert torch.equal(chosen[None].weight, chosen[0.9].weight)
+    last = dict(whole.objective.module.named_parameters())["weight"].detach()
+    away = {decay: float((network.weight - last).norm()) for decay, network in chosen.items()}
+    assert away[0.2] < away[0.5] < away[0.9], "a longer average lags more"
+    with pytest.raises(DataError, match=r"it has 0\.9, 0\.5, 0\.2"):
+        averaged(nn.Linear(3, 1), tmp_path / "whole", 0.7)
