@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.entry import run_main
-from export.hosted import install_checkpoint
+from export.pipeline import install_checkpoint
 from model.catalog import ModelEntry, find
 from model.media.image import open_picture, to_png
 from serving.engine.inprocess import InProcessEngine

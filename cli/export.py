@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class BackendChoice(StrEnum):
-    """What the export is for (export.pipeline.Backend), or the weights as they are (export.hosted)."""
+    """What the export is for (export.pipeline.Backend), or the weights as they are (install_checkpoint)."""
 
     torch = "torch"
     onnx = "onnx"
@@ -109,7 +109,7 @@ def export(
 
 
 def _as_it_is(model: str, out: Path, dtype: DtypeChoice, keep: int) -> Installed:
-    from export.hosted import install_checkpoint
+    from export.pipeline import install_checkpoint
     from model.catalog import find
 
     return install_checkpoint(find(model), out, parameters={"dtype": dtype.value}, keep=keep)

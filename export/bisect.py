@@ -53,12 +53,12 @@ def first_difference(module: nn.Module, file: Path, inputs: Mapping[str, Tensor]
 
 def _outputs_in_order(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every submodule's output, where it is one tensor, in the order in which they finish."""
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             if isinstance(output, Tensor):
-                found[name] = output.detach().clone()
+                outputs[name] = output.detach().clone()
 
         return hook
 
@@ -69,16 +69,16 @@ def _outputs_in_order(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[s
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return outputs
 
 
 def _values_of(graph: Any) -> dict[str, str]:
     """Of each module with nodes of its own: the name of its last node's first output."""
     values: dict[str, str] = {}
     for node in graph.graph.node:
-        noted = {entry.key: entry.value for entry in node.metadata_props}
-        if SCOPES in noted:
-            for scope in ast.literal_eval(noted[SCOPES])[:-1]:
+        metadata = {entry.key: entry.value for entry in node.metadata_props}
+        if SCOPES in metadata:
+            for scope in ast.literal_eval(metadata[SCOPES])[:-1]:
                 values[scope] = node.output[0]
     values.pop("", None)
     return values

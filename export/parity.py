@@ -1,10 +1,10 @@
-"""The gate: an exported graph must give what torch gives, or it is not installed.
+"""The parity gate: an exported graph that differs from torch beyond a tolerance is not installed.
 
 Each network is run by torch and by onnxruntime on real conditioning (pictures or prompts, noised to several levels), at
 batches and chunk lengths other than those it was traced at; then whole videos are sampled both ways. Where a network
 fails, bisection (export.bisect) says at which of its layers the difference starts.
 
-Legend: B places, T frames, t frames of a chunk, C channels, H, W pixels; h, w latent.
+Legend: B batch slots, T frames, t frames of a chunk, C channels, H, W pixels; h, w latent.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ FP8_TOLERANCE = Tolerance(3e-1, 25.0)
 
 
 Inputs = Mapping[str, Sequence[dict[str, Tensor]]]
-"""Of each component, by name: what it is asked, one dict a call."""
+"""Of each component, by name: its inputs, one dict a call."""
 
 
 class ParityError(StillmotionError):
@@ -79,15 +79,15 @@ class Measured:
         """Whether it is within the tolerance; NaN is not."""
         return self.difference >= self.allowed if self.what == "video" else self.difference <= self.allowed
 
-    def told(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, object]:
         """For the manifest; JSON has no infinity."""
         return asdict(self) | {"difference": min(self.difference, 999.0)}
 
 
-def answers(components: Sequence[Component], inputs: Inputs) -> dict[str, list[Tensor]]:
-    """What torch answers. Asked before the networks are rewritten, it holds the rewrites to account too."""
+def torch_outputs(components: Sequence[Component], inputs: Inputs) -> dict[str, list[Tensor]]:
+    """The networks' outputs in torch; computed before the rewrites, they test the rewrites too."""
     with torch.inference_mode():
-        return {part.name: [part.module(**given) for given in inputs[part.name]] for part in components}
+        return {part.name: [part.module(**call) for call in inputs[part.name]] for part in components}
 
 
 def check_components(
@@ -96,33 +96,33 @@ def check_components(
     inputs: Inputs,
     expected: Mapping[str, Sequence[Tensor]],
     tolerance: Tolerance,
-    told: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> list[Measured]:
     """Every network's measurements.
 
     Args:
         files: each component's graph, by name.
-        inputs, expected: of each component, by name (export.samples.real_inputs, `answers`).
+        inputs, expected: of each component, by name (export.samples.real_inputs, `torch_outputs`).
 
     Raises:
         ParityError: one is beyond the tolerance; the message names the layer where the difference starts.
     """
-    found = []
+    measured = []
     for component in components:
         graph = OnnxGraph(files[component.name], torch.device("cpu"), CpuThreads(torch.get_num_threads()))
-        for given, answer in zip(inputs[component.name], expected[component.name], strict=True):
-            size = " ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in given.items())
-            difference = _difference(graph.run(given, answer.shape), answer)
+        for call, answer in zip(inputs[component.name], expected[component.name], strict=True):
+            size = " ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in call.items())
+            difference = _difference(graph.run(call, answer.shape), answer)
             one = Measured(component.name, size, difference, tolerance.network)
-            found.append(one)
-            told(f"parity {component.name}, {len(answer)}: {one.difference:.1e}")
+            measured.append(one)
+            report(f"parity {component.name}, {len(answer)}: {one.difference:.1e}")
             if not one.passed:
-                where = first_difference(component.module, files[component.name], given, tolerance.network)
+                where = first_difference(component.module, files[component.name], call, tolerance.network)
                 raise ParityError(
                     f"{component.name} differs from torch by {one.difference:.1e} of its largest value at {size}, "
                     f"{one.allowed:.0e} is allowed; the difference starts {where}. Nothing was installed"
                 )
-    return found
+    return measured
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:
@@ -142,18 +142,18 @@ def check_video(
     Raises:
         ParityError: one is beyond the tolerance.
     """
-    found = []
+    measured = []
     for together in BATCHES:
         frames = sample_videos(exported, samples, together)
         for index, (actual, video) in enumerate(zip(frames, expected[together], strict=True)):
             one = Measured("video", f"{index + 1} of {together} together", psnr(actual, video), tolerance.video)
-            found.append(one)
+            measured.append(one)
             if not one.passed:
                 raise ParityError(
                     f"video {one.size} is {one.difference:.1f} dB from torch's, {one.allowed:.0f} dB is asked for. "
                     "Nothing was installed"
                 )
-    return found
+    return measured
 
 
 def sample_videos(checkpoint: Checkpoint, samples: Samples, together: int) -> list[np.ndarray]:

@@ -1,13 +1,15 @@
-"""The whole road of an export: checkpoint -> ONNX -> parity gate -> engines -> a version in a model repository.
+"""The export pipeline: checkpoint -> ONNX -> parity gate -> engines -> a version in a model repository.
 
 Everything is written into the version's own hidden folder and installed only when every stage passed.
+`install_checkpoint` installs a checkpoint as it is instead: torch runs its weights inside Triton, and nothing is traced
+or compiled.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
@@ -24,23 +26,24 @@ from export.parity import (
     TOLERANCES,
     Measured,
     Tolerance,
-    answers,
     check_components,
     check_video,
     sample_videos,
+    torch_outputs,
 )
 from export.repository import Installed, install
 from export.samples import BATCHES, calibration_inputs, make_samples, real_inputs
 from export.tensorrt import Builder, BuildOptions, BuildReport, built_by, check_options, compile_engine, load_builder
+from export.triton_config import Instances
 from model.backends.onnx_export import require_onnx
-from model.catalog import SIDECAR, ModelEntry, describe
+from model.catalog import PROFILE, SIDECAR, ModelEntry, describe
 from model.checkpoint import load
 from model.errors import CheckpointError, InvalidRequest
 from model.export_manifest import ENGINE_FOLDER, MANIFEST, ONNX_FOLDER, ExportManifest, file_hash
 
 Backend = Literal["onnx", "tensorrt", "tensorrt-rtx"]
-Told = Callable[[str, int, int], None]
-"""Progress: what, done, of how many."""
+ProgressCallback = Callable[[str, int, int], None]
+"""Phase, done, total."""
 
 BUILDERS: dict[Backend, Builder | None] = {"onnx": None, "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 SMALL_FILES = (
@@ -48,7 +51,7 @@ SMALL_FILES = (
     *("unet/config.json", "vae/config.json", "image_encoder/config.json", "text_encoder/config.json"),
     *("scheduler", "feature_extractor", "tokenizer"),
 )
-"""What a version keeps of the checkpoint: all but the weights of its networks."""
+"""The checkpoint's files that a version has: all but the weights of its networks."""
 BUILD_REPORT = "build.json"
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 
@@ -78,7 +81,10 @@ class ExportOptions:
 
 
 def export_model(
-    entry: ModelEntry, repository: Path, options: ExportOptions, told: Told = lambda _what, _done, _total: None
+    entry: ModelEntry,
+    repository: Path,
+    options: ExportOptions,
+    report: ProgressCallback = lambda _phase, _done, _total: None,
 ) -> Installed:
     """Export a checkpoint and install it as the next version of REPOSITORY/NAME.
 
@@ -96,11 +102,50 @@ def export_model(
     size = options.size or ExportSize(entry.height, entry.width)
 
     def fill(folder: Path) -> None:
-        _fill(entry, replace(options, size=size), size, folder, told)
+        _fill(entry, replace(options, size=size), size, folder, report)
 
     parameters = {"backend": options.backend, "dtype": options.dtype, "checkpoint_version": entry.version}
     return install(
         repository, entry.name, fill, keep=options.keep, parameters=parameters, warm_up=warm_up_request(entry)
+    )
+
+
+def install_checkpoint(
+    entry: ModelEntry,
+    repository: Path,
+    *,
+    parameters: Mapping[str, str] | None = None,
+    instances: Instances = Instances(),  # noqa: B008 - frozen
+    keep: int = 3,
+) -> Installed:
+    """Install a copy of a checkpoint's folder as the next version of REPOSITORY/NAME.
+
+    The version's checkpoint has the same version hash as the original, and makes the same videos.
+
+    Args:
+        parameters: engine settings by name (serving.triton.hosting), such as `dtype` or `deterministic`.
+        instances: how many engines, and on what.
+        keep: versions kept.
+
+    Raises:
+        CheckpointError: it is an export, which is in a repository already.
+        StorageFull: the disk filled; nothing is installed.
+    """
+    if entry.exported:
+        raise CheckpointError(f"{entry.path} is an export, and in a model repository already", param="model")
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(entry.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(PROFILE, "model.py"))
+
+    config_parameters = {"backend": "torch", "checkpoint_version": entry.version} | dict(parameters or {})
+    return install(
+        repository,
+        entry.name,
+        fill,
+        keep=keep,
+        parameters=config_parameters,
+        warm_up=warm_up_request(entry),
+        instances=instances,
     )
 
 
@@ -125,7 +170,7 @@ def _check_tools(options: ExportOptions) -> None:
         raise InvalidRequest(f"dtype must be one of {', '.join(TOLERANCES)}", param="dtype")
 
 
-def _fill(entry: ModelEntry, options: ExportOptions, size: ExportSize, folder: Path, told: Told) -> None:
+def _fill(entry: ModelEntry, options: ExportOptions, size: ExportSize, folder: Path, report: ProgressCallback) -> None:
     """Write a version's files."""
     checkpoint = load(entry, dtype=getattr(torch, options.dtype))
     if options.dtype == "float16" and checkpoint.vae.config["force_upcast"]:
@@ -133,34 +178,34 @@ def _fill(entry: ModelEntry, options: ExportOptions, size: ExportSize, folder: P
     samples = make_samples(size.height, size.width, options.pictures)
     parts = components(checkpoint, size)
     inputs = real_inputs(checkpoint, parts, samples)
-    expected = answers(parts, inputs)
+    expected = torch_outputs(parts, inputs)
     videos = {together: sample_videos(checkpoint, samples, together) for together in BATCHES}
     rewrite(checkpoint)
     (folder / ONNX_FOLDER).mkdir()
     files: dict[str, Path] = {}
     for index, part in enumerate(parts):
-        told(f"onnx {part.name}", index, len(parts))
+        report(f"onnx {part.name}", index, len(parts))
         files[part.name] = export_component(part, folder / ONNX_FOLDER)
-    told("onnx", len(parts), len(parts))
+    report("onnx", len(parts), len(parts))
     if options.fp8:
         layers = quantize(files["unet"], calibration_inputs(checkpoint, parts[0], samples), files["unet"])
-        told(f"fp8: {layers} layers of the denoiser", 0, 0)
+        report(f"fp8: {layers} layers of the denoiser", 0, 0)
     tolerance = options.tolerance or (FP8_TOLERANCE if options.fp8 else TOLERANCES[options.dtype])
-    measured = check_components(parts, files, inputs, expected, tolerance, lambda what: told(what, 0, 0))
-    reports = _compile(parts, files, folder, options, told)
+    measured = check_components(parts, files, inputs, expected, tolerance, lambda message: report(message, 0, 0))
+    build_reports = _compile(parts, files, folder, options, report)
     _copy_small(entry, folder, size)
     manifest = _manifest(entry, options, size, folder, measured)
     manifest.write(folder)
     exported = load(describe(folder, entry.name))
     measured += check_video(videos, exported, samples, tolerance)
-    told(f"parity video: {min(one.difference for one in measured if one.what == 'video'):.1f} dB", 0, 0)
-    if reports:
-        (folder / BUILD_REPORT).write_text(json.dumps([report.told() for report in reports], indent=2) + "\n")
+    report(f"parity video: {min(one.difference for one in measured if one.what == 'video'):.1f} dB", 0, 0)
+    if build_reports:
+        (folder / BUILD_REPORT).write_text(json.dumps([one.as_dict() for one in build_reports], indent=2) + "\n")
     _manifest(entry, options, size, folder, measured).write(folder)
 
 
 def _compile(
-    parts: Sequence[Component], files: dict[str, Path], folder: Path, options: ExportOptions, told: Told
+    parts: Sequence[Component], files: dict[str, Path], folder: Path, options: ExportOptions, report: ProgressCallback
 ) -> list[BuildReport]:
     builder = BUILDERS[options.backend]
     if builder is None:
@@ -168,10 +213,10 @@ def _compile(
     (folder / ENGINE_FOLDER).mkdir()
     reports = []
     for index, part in enumerate(parts):
-        told(f"{options.backend} {part.name}", index, len(parts))
+        report(f"{options.backend} {part.name}", index, len(parts))
         engine = folder / ENGINE_FOLDER / f"{part.name}.engine"
         reports.append(compile_engine(builder, part, files[part.name], engine, options.build))
-    told(options.backend, len(parts), len(parts))
+    report(options.backend, len(parts), len(parts))
     return reports
 
 
@@ -205,17 +250,17 @@ def _manifest(
         free_size=size.free,
         files={path.relative_to(folder).as_posix(): file_hash(path) for path in written},
         tools=_tools(),
-        parity=tuple(one.told() for one in measured),
+        parity=tuple(one.as_dict() for one in measured),
         built=built_by(builder, options.build) if builder else None,
         fp8=options.fp8,
     )
 
 
 def _tools() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in ("stillmotion-server", *TOOLS):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:  # run from a checkout that was not installed
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions

@@ -91,7 +91,7 @@ def install(
         raise InvalidRequest(f"keep must be at least 1, not {keep}", param="keep")
     model = repository / name
     before = installed(model) if (model / CONFIG).exists() else None
-    with _full_disk_told(repository), _staged(model) as part:
+    with _full_disk_as_storage_full(repository), _staged(model) as part:
         fill(part)
         if not any((part / name).is_file() for name in (MANIFEST, "model_index.json")):
             raise CheckpointError(f"nothing to install: neither {MANIFEST} nor a checkpoint was written")
@@ -132,7 +132,7 @@ def roll_back(model: Path) -> Installed:
 
 
 @contextmanager
-def _full_disk_told(repository: Path) -> Iterator[None]:
+def _full_disk_as_storage_full(repository: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -193,6 +193,6 @@ def _write_config(model: Path, config: TritonConfig) -> None:
 
 def _drop_old(model: Path, keep: int) -> None:
     now = installed(model)
-    wanted = {now.served, *now.labels.values(), *now.versions[-keep:]}
-    for version in set(now.versions) - wanted:
+    retained = {now.served, *now.labels.values(), *now.versions[-keep:]}
+    for version in set(now.versions) - retained:
         shutil.rmtree(model / str(version))

@@ -71,7 +71,7 @@ class BuildReport:
     layers: int
     profile: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
-    def told(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, object]:
         """For the manifest."""
         return asdict(self)
 
@@ -113,8 +113,8 @@ def compile_engine(
     network = maker.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(onnx_file)):
-        told = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        raise BuildFailed(f"{builder} does not take {onnx_file.name}: {told}")
+        errors = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
+        raise BuildFailed(f"{builder} does not take {onnx_file.name}: {errors}")
     config = maker.create_builder_config()
     profile, shapes = maker.create_optimization_profile(), profile_of(component)
     for name, (least, best, largest) in shapes.items():
@@ -140,8 +140,8 @@ def built_by(builder: Builder, options: BuildOptions) -> EngineBuild:
     import torch
 
     major, minor = torch.cuda.get_device_capability()
-    here = () if options.hardware_compatible else (f"{major}.{minor}",)
-    return EngineBuild(builder, str(trt.__version__), here, torch.cuda.get_device_name(), options.strip_weights)
+    capabilities = () if options.hardware_compatible else (f"{major}.{minor}",)
+    return EngineBuild(builder, str(trt.__version__), capabilities, torch.cuda.get_device_name(), options.strip_weights)
 
 
 def check_options(builder: Builder, options: BuildOptions) -> None:
@@ -188,17 +188,17 @@ def _configure(trt: Any, builder: Builder, config: Any, options: BuildOptions) -
     return keep
 
 
-def _capability(trt: Any, told: str) -> Any:
+def _capability(trt: Any, requested: str) -> Any:
     known = {name: value for name, value in trt.ComputeCapability.__members__.items() if name.startswith("SM")}
-    name = "SM" + told.replace(".", "")
+    name = "SM" + requested.replace(".", "")
     if name not in known:
-        has = ", ".join(f"{found[2:-1]}.{found[-1]}" for found in sorted(known))
-        raise InvalidRequest(f"tensorrt_rtx compiles for {has}, not {told}", param="capabilities")
+        supported = ", ".join(f"{one[2:-1]}.{one[-1]}" for one in sorted(known))
+        raise InvalidRequest(f"tensorrt_rtx compiles for {supported}, not {requested}", param="capabilities")
     return known[name]
 
 
 def _log(trt: Any) -> Any:
-    """TensorRT's logger, which keeps the last error so that it can be told."""
+    """TensorRT's logger, which keeps the last error for the exception."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         """Keeps errors, drops the rest."""

@@ -149,8 +149,8 @@ def check_config(text: str) -> Any:
 def labels_of(config: Any) -> dict[str, int]:
     """The labels in a parsed config."""
     pattern = re.compile(rf"^{re.escape(LABEL)}(.+)$")
-    found = {pattern.match(name): value.string_value for name, value in config.parameters.items()}
-    return {match[1]: int(value) for match, value in found.items() if match}
+    matches = {pattern.match(name): value.string_value for name, value in config.parameters.items()}
+    return {match[1]: int(value) for match, value in matches.items() if match}
 
 
 def instances_of(config: Any) -> Instances:

@@ -1,9 +1,8 @@
-"""What a model folder says of itself, read without torch: the gateway's and the command line's view of checkpoints.
+"""The model catalog: what a checkpoint's folder says of itself, and which LoRAs it offers. No torch.
 
 A folder is a diffusers pipeline folder (model_index.json). Ours carry `stillmotion.json` beside it: task, sizes and
 defaults. A folder without one (published Stable Video Diffusion weights) is taken by what its configs say.
-
-Which checkpoint offers which LoRA: those named to a command find the checkpoint that they belong to. No torch.
+`attach_loras` adds the LoRA files that a command names to the checkpoints that they were trained on.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ PUBLISHED: dict[str, Any] = {
         "resize_mode": "crop",
     },
 }
-"""What a folder without stillmotion.json is taken to say: published Stable Video Diffusion."""
+"""stillmotion.json of a folder without one: published Stable Video Diffusion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +87,17 @@ class ModelEntry:
     frame_noise: float = 0.0
     loras: tuple[LoraEntry, ...] = ()
 
-    def resolve(self, asked: dict[str, Any], seed: int) -> Params:
+    def resolve(self, requested: dict[str, Any], seed: int) -> Params:
         """Complete settings from those a request names (None or absent: the default) and a seed.
 
         Raises:
             InvalidRequest: a field the task does not have or that is missing, a value out of range, a frame count or
                 size this checkpoint cannot make, or a LoRA that it does not offer.
         """
-        task, has = self.task.name, self.task.settings
-        asked = {name: value for name, value in asked.items() if value is not None}
-        for name in asked:
-            if name not in has:
+        task, legal = self.task.name, self.task.settings
+        requested = {name: value for name, value in requested.items() if value is not None}
+        for name in requested:
+            if name not in legal:
                 raise InvalidRequest(f"{task} has no field {name!r}; leave it out", param=name, code="unknown_field")
         values: dict[str, Any] = {
             "num_frames": self.num_frames[0],
@@ -106,9 +105,9 @@ class ModelEntry:
             "width": self.width,
             "seed": seed,
         }
-        values |= {name: value for name, value in self.defaults.items() if name in has}
-        values |= asked | self._lora(asked)
-        for name in sorted(has - values.keys() - _OPTIONAL):
+        values |= {name: value for name, value in self.defaults.items() if name in legal}
+        values |= requested | self._lora(requested)
+        for name in sorted(legal - values.keys() - _OPTIONAL):
             raise InvalidRequest(f"{name} is required for {task}", param=name, code="missing_field")
         if values["num_frames"] not in self.num_frames:
             can = " or ".join(map(str, self.num_frames))
@@ -127,12 +126,12 @@ class ModelEntry:
                 )
         return self.task.params(**values)
 
-    def _lora(self, asked: dict[str, Any]) -> dict[str, Any]:
+    def _lora(self, requested: dict[str, Any]) -> dict[str, Any]:
         """The LoRA as complete settings have it: with its version, and with a strength."""
-        if "lora" not in asked:
+        if "lora" not in requested:
             return {}
-        chosen = choose_lora(asked["lora"], self.loras, self.name)
-        return {"lora": chosen.pinned, "lora_scale": asked.get("lora_scale", 1.0)}
+        lora = choose_lora(requested["lora"], self.loras, self.name)
+        return {"lora": lora.pinned, "lora_scale": requested.get("lora_scale", 1.0)}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -216,29 +215,29 @@ def zoo() -> list[ModelEntry]:
     return [describe(path, path.name) for path in folders]
 
 
-def attach_loras(entries: Sequence[ModelEntry], given: Sequence[str]) -> list[ModelEntry]:
+def attach_loras(entries: Sequence[ModelEntry], sources: Sequence[str]) -> list[ModelEntry]:
     """The checkpoints, with the LoRAs that are named added to those in their own folders.
 
     A LoRA goes to the checkpoint that its file says it was trained on; where that is not served, or not said, to the
     only one that could take it.
 
     Args:
-        given: NAME=FILE, FILE, or a folder of files each; a name takes the place of the same name in a folder of the
+        sources: NAME=FILE, FILE, or a folder of files each; a name takes the place of the same name in a folder of the
             checkpoint's own.
 
     Raises:
         CheckpointError: a file cannot be used.
         InvalidRequest: a path that is not there, a name that is given twice, or no one checkpoint to take it.
     """
-    found = [one for text in given for one in _named(text)]
-    names = [one.name for one in found]
+    loras = [lora for text in sources for lora in _loras_of(text)]
+    names = [lora.name for lora in loras]
     for name in names:
         if names.count(name) > 1:
             raise InvalidRequest(f"two LoRAs are called {name!r}: name them with NAME=FILE", param="lora")
     served = {entry.name: entry for entry in entries}
-    for one in found:
-        entry = _matching_checkpoint(one, list(served.values()))
-        served[entry.name] = with_lora(entry, one)
+    for lora in loras:
+        entry = _matching_checkpoint(lora, list(served.values()))
+        served[entry.name] = with_lora(entry, lora)
     return list(served.values())
 
 
@@ -248,10 +247,10 @@ def with_lora(entry: ModelEntry, lora: LoraEntry) -> ModelEntry:
     return replace(entry, loras=(*others, lora))
 
 
-def _named(text: str) -> tuple[LoraEntry, ...]:
-    name, separator, place = text.partition("=")
+def _loras_of(text: str) -> tuple[LoraEntry, ...]:
+    name, separator, file = text.partition("=")
     if separator and not Path(text).exists():
-        path = Path(place)
+        path = Path(file)
     else:
         name, path = "", Path(text)
     if path.is_dir() and not name:
@@ -269,12 +268,12 @@ def _matching_checkpoint(lora: LoraEntry, entries: Sequence[ModelEntry]) -> Mode
         if "lora" in entry.task.settings and lora.task in ("", entry.task.name) and not entry.exported
     ]
     based = [entry for entry in able if entry.name == lora.base.partition("@")[0]]
-    chosen = based or able
-    if len(chosen) != 1:
+    candidates = based or able
+    if len(candidates) != 1:
         which = ", ".join(entry.name for entry in able) or "none that could"
         raise InvalidRequest(
             f"it cannot be told which checkpoint the LoRA {lora.name!r} (of {lora.base or 'an unnamed one'}) is for; "
             f"served: {which}. Name its checkpoint alone with --model",
             param="lora",
         )
-    return chosen[0]
+    return candidates[0]

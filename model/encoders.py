@@ -162,11 +162,11 @@ def load_text_encoder(folder: Path, words: Path, network: NetworkLoader) -> Text
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{words} does not load: {error}", param="model") from error
     # A tokenizer whose files are missing comes without complaint, and empty.
-    has = (len(tokenizer), int(tokenizer.model_max_length))
+    sizes = (len(tokenizer), int(tokenizer.model_max_length))
     reads = (int(encoder.config.vocab_size), int(encoder.config.max_position_embeddings))
-    if has[0] != reads[0] or not 2 < has[1] <= reads[1]:
+    if sizes[0] != reads[0] or not 2 < sizes[1] <= reads[1]:
         raise CheckpointError(
-            f"{words} has {has[0]} words and texts of {has[1]} tokens; its encoder reads {reads[0]} and "
+            f"{words} has {sizes[0]} words and texts of {sizes[1]} tokens; its encoder reads {reads[0]} and "
             f"{reads[1]}: they do not belong together, or a file is missing",
             param="model",
         )

@@ -1,4 +1,4 @@
-"""An exported folder's manifest, export.json: what it was made from, with what, and the hash of every file. No torch.
+"""The export manifest, export.json: the checkpoint and the tools of an export, and the hash of every file. No torch.
 
 REPO/NAME/config.pbtxt says which version is served (it is Triton's own configuration), REPO/NAME/3/ is a version:
 export.json, onnx/unet.onnx and the other graphs, engines/unet.engine where compiled, and the checkpoint's small files
@@ -94,13 +94,13 @@ def read_manifest(folder: Path) -> ExportManifest:
     """
     file = folder / MANIFEST
     try:
-        told = json.loads(file.read_text())
-        if told["format"] != FORMAT:
-            raise CheckpointError(f"{file} has format {told['format']}, not {FORMAT}; export it again", param="model")
-        built = told.pop("built")
+        fields = json.loads(file.read_text())
+        if fields["format"] != FORMAT:
+            raise CheckpointError(f"{file} has format {fields['format']}, not {FORMAT}; export it again", param="model")
+        built = fields.pop("built")
         if built is not None:
             built = EngineBuild(**built | {"capabilities": tuple(built["capabilities"])})
-        return ExportManifest(**told | {"built": built, "parity": tuple(told["parity"])})
+        return ExportManifest(**fields | {"built": built, "parity": tuple(fields["parity"])})
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is missing or not complete: {error}", param="model") from error
 
@@ -148,8 +148,8 @@ def served_version(model: Path) -> Path | None:
     config = model / "config.pbtxt"
     if not config.is_file():
         return None
-    found = re.search(r"versions:\s*\[?\s*(\d+)", config.read_text())
-    folder = model / found[1] if found else None
+    match = re.search(r"versions:\s*\[?\s*(\d+)", config.read_text())
+    folder = model / match[1] if match else None
     if folder is None or not folder.is_dir():
         raise CheckpointError(f"{config} names no version that is installed; export the model again", param="model")
     return folder

@@ -1,7 +1,7 @@
-"""A guess at the clip while it is being sampled: a linear map from latent channels to colours, fitted at training time.
+"""Latent previews: a linear map from latent channels to RGB (latent2rgb), fitted at training time.
 
-A row's denoised sample follows from two neighbouring states without another call of the network: the step's slope is
-(x_next - x) / (sigma_next - sigma), and D = x_next - sigma_next * slope.
+A row's denoised sample follows from two neighbouring states without another call of the network: the step's ODE
+derivative is d = (x_next - x) / (sigma_next - sigma), and D = x_next - sigma_next d.
 
 Legend: T frames, C latent channels; h, w latent; a preview has one pixel a latent cell.
 """
@@ -22,8 +22,8 @@ from model.catalog import SIDECAR, ModelEntry
 from model.sampling.row import Row
 from model.sampling.solvers import Latents
 
-ENLARGED = 4
-SHOWN = 4
+PREVIEW_SCALE = 4
+PREVIEW_FRAMES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +43,23 @@ class LatentColours:
 def latent_colours(entry: ModelEntry) -> LatentColours | None:
     """The checkpoint's map; None where its folder names none (published weights do not)."""
     path = entry.path / SIDECAR
-    named = json.loads(path.read_text()).get("latent_colours") if path.exists() else None
-    return named and LatentColours(torch.tensor(named["weights"]), torch.tensor(named["bias"]))
+    fields = json.loads(path.read_text()).get("latent_colours") if path.exists() else None
+    return fields and LatentColours(torch.tensor(fields["weights"]), torch.tensor(fields["bias"]))
 
 
 def denoised(before: Row, after: Row) -> Latents:
     """What the sampler takes for the clean sample between two states of a row, `before` a step behind `after`."""
-    here, there = before.sigmas[before.step], after.sigmas[after.step]
-    slope = (after.latents - before.latents) / (there - here)
-    return after.latents - there * slope
+    sigma, sigma_next = before.sigmas[before.step], after.sigmas[after.step]
+    derivative = (after.latents - before.latents) / (sigma_next - sigma)
+    return after.latents - sigma_next * derivative
 
 
 def preview_jpeg(colours: LatentColours, latents: Latents) -> bytes:
-    """A strip of SHOWN frames from the first to the last, as a small JPEG."""
+    """A strip of PREVIEW_FRAMES frames from the first to the last, as a small JPEG."""
     frames = colours(latents)
-    chosen = frames[np.linspace(0, len(frames) - 1, min(SHOWN, len(frames))).round().astype(int)]
-    strip = Image.fromarray(np.concatenate(list(chosen), axis=1))
-    large = strip.resize((strip.width * ENLARGED, strip.height * ENLARGED), Image.Resampling.BICUBIC)
+    strip_frames = frames[np.linspace(0, len(frames) - 1, min(PREVIEW_FRAMES, len(frames))).round().astype(int)]
+    strip = Image.fromarray(np.concatenate(list(strip_frames), axis=1))
+    large = strip.resize((strip.width * PREVIEW_SCALE, strip.height * PREVIEW_SCALE), Image.Resampling.BICUBIC)
     out = io.BytesIO()
     large.save(out, "JPEG", quality=80)
     return out.getvalue()

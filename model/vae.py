@@ -1,23 +1,17 @@
-"""The autoencoder: an image encoder and a temporal decoder, diffusers' AutoencoderKLTemporalDecoder.
+"""The VAE: an image encoder and a temporal decoder, diffusers' AutoencoderKLTemporalDecoder.
 
-Legend: B clips, T frames, C latent channels, H, W pixels; h, w latent cells (8 pixels each).
+As in the published model, the encoder gives the MODE of its distribution; the conditioning latent is not multiplied by
+the scaling factor, the latents that are denoised are. Frames are decoded in chunks, whose borders the decoder's
+temporal convolutions see: so the chunk plan is part of the result, and chunks are split evenly
+(model.shapes.even_chunks), so that no short last chunk flickers.
 
-Conventions of the published model, kept here: the encoder gives the MODE of its distribution; the conditioning latent
-is not multiplied by the scaling factor, the latents that are denoised are; the decoder's temporal layers see the
-borders of the chunks they are given, so the chunk plan is part of the result (model.shapes.even_chunks).
-
-Clean latents become frames: the temporal autoencoder's decoder, in evenly split chunks.
-
-The chunk plan is part of the result: the decoder's temporal convolutions see the borders of a chunk. Chunks are split
-evenly (model.shapes.even_chunks), so no short last chunk flickers.
-
-Legend: T frames, t frames of a chunk, C channels, H, W pixels; h, w latent.
+Legend: N pictures, T frames, t frames of a chunk, C latent channels, H, W pixels; h, w latent cells (8 pixels each).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -28,6 +22,8 @@ from torch import Tensor
 from model.errors import GenerationFailed
 from model.presets import Preset
 from model.shapes import even_chunks
+
+Frames = TypeVar("Frames", Tensor, np.ndarray)
 
 
 def build_vae(preset: Preset, *, device: torch.device | str = "cpu") -> AutoencoderKLTemporalDecoder:
@@ -61,12 +57,26 @@ def decode_clip(
     vae: AutoencoderKLTemporalDecoder, latents: Float[Tensor, "T C h w"], largest_chunk: int
 ) -> Float[Tensor, "T 3 H W"]:
     """Frames in about [-1, 1] from one clip's unscaled latents, decoded in evenly split chunks."""
-    frames: list[Tensor] = []
-    first = 0
-    for size in even_chunks(latents.shape[0], largest_chunk):
-        frames.append(vae.decode(latents[first : first + size], num_frames=size).sample)
-        first += size
-    return torch.cat(frames)
+    return torch.cat(_in_chunks(latents, largest_chunk, lambda chunk: _decode_together(vae, chunk)))
+
+
+def _decode_together(vae: AutoencoderKLTemporalDecoder, latents: Tensor) -> Tensor:
+    pixels: Tensor = vae.decode(latents, num_frames=latents.shape[0]).sample
+    return pixels
+
+
+def _in_chunks(
+    latents: Tensor,
+    largest_chunk: int,
+    decode_one: Callable[[Tensor], Frames],
+    on_frames: Callable[[int], None] = lambda _: None,
+) -> list[Frames]:
+    """The frames of each chunk; `on_frames` is called with how many are done."""
+    decoded: list[Frames] = []
+    for chunk in latents.split(even_chunks(latents.shape[0], largest_chunk)):
+        decoded.append(decode_one(chunk))
+        on_frames(sum(map(len, decoded)))
+    return decoded
 
 
 def decode_chunk(vae: AutoencoderKLTemporalDecoder, latents: Float[Tensor, "t C h w"]) -> UInt8[np.ndarray, "t H W 3"]:
@@ -77,7 +87,7 @@ def decode_chunk(vae: AutoencoderKLTemporalDecoder, latents: Float[Tensor, "t C 
     """
     with torch.inference_mode():
         plain = (latents / vae.config["scaling_factor"]).to(vae.device, decoder_dtype(vae))
-        pixels: Tensor = vae.decode(plain, num_frames=latents.shape[0]).sample
+        pixels = _decode_together(vae, plain)
         if pixels.dtype == torch.float16 and not bool(pixels.isfinite().all()):
             raise GenerationFailed("the decoder overflowed in float16; use --dtype bfloat16", code="not_finite")
         return to_uint8(pixels.float())
@@ -94,12 +104,7 @@ def decode(
     vae: AutoencoderKLTemporalDecoder,
     latents: Float[Tensor, "T C h w"],
     largest_chunk: int,
-    on_frames: Callable[[int], None] | None = None,
+    on_frames: Callable[[int], None] = lambda _: None,
 ) -> UInt8[np.ndarray, "T H W 3"]:
-    """All frames, in even chunks of at most `largest_chunk`; `on_frames` is told how many are done."""
-    done: list[np.ndarray] = []
-    for chunk in latents.split(even_chunks(latents.shape[0], largest_chunk)):
-        done.append(decode_chunk(vae, chunk))
-        if on_frames is not None:
-            on_frames(sum(map(len, done)))
-    return np.concatenate(done)
+    """All frames, in even chunks of at most `largest_chunk`; `on_frames` is called with how many are done."""
+    return np.concatenate(_in_chunks(latents, largest_chunk, lambda chunk: decode_chunk(vae, chunk), on_frames))

@@ -21,9 +21,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from model.checkpoint import pretrained
 from model.encoders import ImageEncoder, TextEncoder, load_conditioners, load_text_encoder
 from model.errors import CheckpointError, DataError
-from model.importers.sgm import read, vision_tower
+from model.importers.sgm import image_encoder_of, read
 from model.importers.stable_diffusion import autoencoder_from
-from model.importers.strict_load import class_of, load_whole
+from model.importers.strict_load import class_of, load_strict
 from model.optimized.rewrites import skip_zero_branches, temporal_convolutions
 from model.presets import Preset, preset
 from model.tasks import TASKS
@@ -65,7 +65,7 @@ def _published_vae(path: Path, size: Preset) -> AutoencoderKLTemporalDecoder:
     folder = path / "vae" if (path / "vae").is_dir() else path
     kind = class_of(folder)
     if kind == "AutoencoderKLTemporalDecoder":
-        return load_whole(AutoencoderKLTemporalDecoder, folder)
+        return load_strict(AutoencoderKLTemporalDecoder, folder)
     if kind == "AutoencoderKL":
         return autoencoder_from(folder)
     raise CheckpointError(f"{folder} holds {kind}, no autoencoder that is known here", param="vae")
@@ -94,7 +94,7 @@ def frozen_vision(path: Path, size: Preset) -> ImageEncoder:
     if is_run(path):
         tower = ImageEncoder(trained_towers(path)[0].image, CLIP_MEAN, CLIP_STD)
     elif is_single_file(path):
-        tower = vision_tower(read(path, size, "encoder")[0])
+        tower = image_encoder_of(read(path, size, "encoder")[0])
         cast(nn.Module, tower.network).float().eval().requires_grad_(False)
     else:
         tower = cast(ImageEncoder, load_conditioners(path, TASKS["image-to-video"], pretrained("cpu", torch.float32)))

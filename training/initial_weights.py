@@ -39,7 +39,7 @@ from model.encoders import ImagePairEncoder, load_conditioners
 from model.errors import DataError
 from model.importers.sgm import read
 from model.importers.stable_diffusion import denoiser_from
-from model.importers.strict_load import class_of, load_whole
+from model.importers.strict_load import class_of, load_strict
 from model.optimized.rewrites import rewrite_exactly, temporal_convolutions
 from model.presets import PRESETS, Preset, preset
 from model.tasks import TASKS, TaskSpec, task
@@ -88,7 +88,7 @@ def _checkpoint(path: Path, size: Preset) -> Start:
     entry = describe(path)
     if entry.exported:
         raise DataError(f"{path} was exported, so it has no weights to start from; name the checkpoint it was made of")
-    unet = load_whole(UNetSpatioTemporalConditionModel, entry.path / "unet")
+    unet = load_strict(UNetSpatioTemporalConditionModel, entry.path / "unet")
     _refuse_other_size(path, unet.config, size)
     check_inputs(unet.config, entry.task, path)
     if not entry.task.concat_masks:

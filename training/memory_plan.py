@@ -30,12 +30,10 @@ from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.models.resnet import AlphaBlender
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from model.memory.malloc import trim_freed_memory
-from model.memory.plan import GIB
-from model.optimized.rewrites import rewrite_exactly
+from model.memory.plan import GIB, AttentionReplaced
+from model.optimized.rewrites import blend_weight, rewrite_exactly
 from model.presets import preset
 from model.shapes import VAE_STRIDE
 from model.tasks import task
@@ -177,7 +175,7 @@ def _blend(blender: AlphaBlender) -> Callable[..., Tensor]:
 
     def forward(x_spatial: Tensor, x_temporal: Tensor, image_only_indicator: Tensor | None = None) -> Tensor:
         del image_only_indicator
-        weight = torch.sigmoid(cast(Tensor, blender.mix_factor).to(x_spatial))
+        weight = blend_weight(cast(nn.Module, blender), x_spatial)
         return weight * x_spatial + (1 - weight) * x_temporal
 
     return forward
@@ -216,7 +214,7 @@ def _kept(unet: UNetSpatioTemporalConditionModel, config: Denoising, inputs: dic
                 module._gradient_checkpointing_func = _segments(unet, counter, largest_inside)
     inputs_meta = {name: torch.zeros(shape, device="meta") for name, shape in inputs.items()}
     low = config.runtime.precision == "bfloat16"
-    with counter.counting(), _FusedAttention(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+    with counter.counting(), AttentionReplaced(_Fused.apply), torch.autocast("cpu", torch.bfloat16, enabled=low):
         unet(
             torch.cat([inputs_meta["noisy"], inputs_meta["concat"]], dim=2),
             inputs_meta["sigma"],
@@ -236,19 +234,6 @@ class _Fused(torch.autograd.Function):
         out = torch.empty_like(query)
         ctx.save_for_backward(query, key, value, out)
         return out
-
-
-class _FusedAttention(TorchFunctionMode):
-    """Within the block, attention is `_Fused`: the meta device has no fused kernel of its own, GPUs have."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Replace the one function."""
-        del types
-        if func is F.scaled_dot_product_attention:
-            return _Fused.apply(*args[:3])  # type: ignore[no-untyped-call]
-        return func(*args, **(kwargs or {}))
 
 
 class _Counter:

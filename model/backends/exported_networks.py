@@ -1,7 +1,7 @@
-"""An exported folder as a Checkpoint: onnxruntime in place of every network's weights, with no torch checkpoint.
+"""An exported folder as a Checkpoint: onnxruntime sessions in place of every network's weights.
 
-Each network is diffusers' or transformers' own class without its layers: what conditions, samples and decodes asks it
-for its config, device and dtype as before, and its forward functions run the graph.
+Each network is diffusers' or transformers' own class without its layers: its config, device and dtype are read as
+before, and its forward functions run the graph.
 
 Legend: B pictures or prompts, t frames of a chunk, C latent channels, N tokens, D their width, H, W pixels; h, w
 latent.
@@ -120,8 +120,8 @@ class ExportedNetworks:
         return OnnxGraph(self._folder / ONNX_FOLDER / f"{name}.onnx", self._device, self._cores)
 
     def _config(self, name: str) -> Mapping[str, Any]:
-        told: dict[str, Any] = json.loads((self._folder / name / "config.json").read_text())
-        return told
+        config: dict[str, Any] = json.loads((self._folder / name / "config.json").read_text())
+        return config
 
 
 def _strip_layers(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

@@ -1,16 +1,14 @@
-"""Where the onnxruntime backend finds a denoiser's file: in an exported folder, or in a cache, exported on first use.
+"""ONNX export: graph definitions, the exporter, and the cache of denoisers exported on first use.
+
+The denoiser's graph is the Denoiser protocol: one `timestep` a batch SLOT, so slots at different noise levels share a
+call, and a dynamic batch axis. The frame count is fixed, as a checkpoint's is. What a task does not have (text-to-video
+concatenates nothing) is no input of its graph. `timestep` and `vector` are float32 whatever the weights' dtype, because
+their embeddings begin there.
 
 The cache lies in the user's cache folder of the platform; STILLMOTION_CACHE names another. An entry's name holds all
 that its content depends on, and it appears at once or not at all.
 
-ONNX graphs, defined once: what goes in and out, in which dtype, which axes are free, and how they are written.
-
-The denoiser's graph is the Denoiser protocol: one `timestep` a PLACE, so places at different noise levels share a call,
-and a free batch axis. The frame count is fixed, as a checkpoint's is. What a task does not have (text-to-video
-concatenates nothing) is no input of its graph. `timestep` and `vector` are float32 whatever the weights' dtype, because
-their embeddings begin there.
-
-Legend: B places, T frames, C latent channels, K concatenated channels, N context tokens, D their width, V vector
+Legend: B batch slots, T frames, C latent channels, K concatenated channels, N context tokens, D their width, V vector
 scalars; h, w latent.
 """
 
@@ -50,7 +48,7 @@ in half precision and for some head sizes.)"""
 EXTERNAL_OVER = 1_500_000_000
 """Bytes of weights above which they lie beside the graph: one protobuf holds at most 2 GiB."""
 TRACED_BATCH = 2
-"""Places while tracing: not 1, which the tracer would take for a constant."""
+"""Batch size while tracing: not 1, which the tracer would take for a constant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +85,13 @@ class Graph:
     def example(self, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
         """Random inputs of the sizes; whole numbers for integer ports."""
         generator = torch.Generator().manual_seed(seed)
-        made: dict[str, Tensor] = {}
+        inputs: dict[str, Tensor] = {}
         for port in self.inputs:
             if port.torch_dtype.is_floating_point:
-                made[port.name] = torch.randn(port.sized(sizes), generator=generator).to(port.torch_dtype)
+                inputs[port.name] = torch.randn(port.sized(sizes), generator=generator).to(port.torch_dtype)
             else:
-                made[port.name] = torch.randint(1, 8, port.sized(sizes), generator=generator, dtype=port.torch_dtype)
-        return made
+                inputs[port.name] = torch.randint(1, 8, port.sized(sizes), generator=generator, dtype=port.torch_dtype)
+        return inputs
 
 
 class DenoiserModule(nn.Module):
@@ -112,8 +110,8 @@ class DenoiserModule(nn.Module):
         concat: Tensor | None = None,
     ) -> Tensor:
         """F of EDM's equation 7 for [B, T, C, h, w], in the weights' dtype."""
-        told = latents if concat is None else torch.cat([latents, concat], dim=2)
-        output: Tensor = self.unet(told, timestep, context, added_time_ids=vector, return_dict=False)[0]
+        sample = latents if concat is None else torch.cat([latents, concat], dim=2)
+        output: Tensor = self.unet(sample, timestep, context, added_time_ids=vector, return_dict=False)[0]
         return output
 
 
@@ -152,7 +150,7 @@ def write_graph(module: nn.Module, graph: Graph, file: Path, sizes: Mapping[str,
     """
     require_onnx("the ONNX export")
     shapes = {
-        port.name: {place: axis for place, axis in enumerate(port.shape) if isinstance(axis, str)}
+        port.name: {index: axis for index, axis in enumerate(port.shape) if isinstance(axis, str)}
         for port in graph.inputs
     }
     with _quietly(), torch.no_grad():
@@ -212,8 +210,8 @@ logger = logging.getLogger(__name__)
 
 def cache_folder() -> Path:
     """The user's cache folder for stillmotion; it may not exist yet."""
-    if named := os.environ.get("STILLMOTION_CACHE"):
-        return Path(named)
+    if configured := os.environ.get("STILLMOTION_CACHE"):
+        return Path(configured)
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "stillmotion"
     if sys.platform == "win32":

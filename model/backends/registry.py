@@ -1,4 +1,4 @@
-"""Denoiser backends by name. A new one is one file and one line here; each is imported only when asked for."""
+"""Registry of denoiser backends by name. A new one is one file and one line here; each is imported on first use."""
 
 from __future__ import annotations
 
@@ -96,56 +96,56 @@ LORA_BACKENDS = frozenset({"torch"})
 Compiled blocks and recorded CUDA graphs take them from where they lie too, but that was not run."""
 
 
-def backend_for(entry: ModelEntry, asked: str) -> str:
-    """The backend called `asked`; for `auto`, onnxruntime for an exported folder and torch for a checkpoint.
+def backend_for(entry: ModelEntry, requested: str) -> str:
+    """The backend called `requested`; for `auto`, onnxruntime for an exported folder and torch for a checkpoint.
 
     Raises:
         InvalidRequest: no backend is called that, or it needs weights that an exported folder does not have, or engines
             that a checkpoint does not have.
     """
-    if asked == AUTO:
+    if requested == AUTO:
         return "onnxruntime" if entry.exported else "torch"
-    if asked not in BACKENDS:
-        raise InvalidRequest(f"no backend is called {asked!r}; there are: {', '.join(BACKENDS)}", param="backend")
-    if entry.exported and asked in IN_TORCH:
+    if requested not in BACKENDS:
+        raise InvalidRequest(f"no backend is called {requested!r}; there are: {', '.join(BACKENDS)}", param="backend")
+    if entry.exported and requested in IN_TORCH:
         raise InvalidRequest(
-            f"{entry.name} is an export: it has graphs and no weights for {asked}; take --denoiser onnxruntime",
+            f"{entry.name} is an export: it has graphs and no weights for {requested}; take --denoiser onnxruntime",
             param="backend",
         )
-    if asked == "tensorrt" and not entry.exported:
+    if requested == "tensorrt" and not entry.exported:
         raise InvalidRequest(
             f"{entry.name} is a checkpoint, and tensorrt runs engines: export it with --backend tensorrt or "
             "tensorrt-rtx, and name REPOSITORY/NAME",
             param="backend",
         )
-    return asked
+    return requested
 
 
-def with_usable_loras(entry: ModelEntry, asked: str) -> ModelEntry:
+def with_usable_loras(entry: ModelEntry, backend: str) -> ModelEntry:
     """The checkpoint as it can be served on the backend asked for: without LoRAs that this could not apply.
 
     Raises:
         InvalidRequest: the backend does not fit (`backend_for`).
     """
-    return entry if backend_for(entry, asked) in LORA_BACKENDS else replace(entry, loras=())
+    return entry if backend_for(entry, backend) in LORA_BACKENDS else replace(entry, loras=())
 
 
-def check_lora(entry: ModelEntry, backend: str, wanted: LoraUse | None) -> None:
+def check_lora(entry: ModelEntry, backend: str, lora: LoraUse | None) -> None:
     """Refuse a LoRA that the checkpoint does not offer, or that its backend cannot apply.
 
     Raises:
-        InvalidRequest: so it is.
+        InvalidRequest: it is refused.
     """
-    if wanted is None:
+    if lora is None:
         return
     if backend not in LORA_BACKENDS:
         raise InvalidRequest(
-            f"{entry.name} runs on {backend}, which cannot apply the LoRA {wanted.name!r}: serve the checkpoint with "
+            f"{entry.name} runs on {backend}, which cannot apply the LoRA {lora.name!r}: serve the checkpoint with "
             "--denoiser torch, or ask for no LoRA",
             code="lora_unsupported",
             param="lora",
         )
-    choose_lora(f"{wanted.name}@{wanted.version}", entry.loras, entry.name)
+    choose_lora(f"{lora.name}@{lora.version}", entry.loras, entry.name)
 
 
 def resolve_options(backend: str, checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> TorchOptions:
@@ -163,8 +163,8 @@ def resolve_options(backend: str, checkpoint: Checkpoint, cores: CpuThreads, tun
     heads = config["num_attention_heads"]
     first = heads if isinstance(heads, int) else heads[0]
     shape = (latent.num_frames, first, latent.height * latent.width, config["block_out_channels"][0] // first)
-    chosen = choose(tuning.attention, shape, checkpoint.unet.device, checkpoint.unet.dtype, pinned=cores.pinned)
-    return replace(tuning, attention=chosen)
+    attention = choose(tuning.attention, shape, checkpoint.unet.device, checkpoint.unet.dtype, pinned=cores.pinned)
+    return replace(tuning, attention=attention)
 
 
 def make_denoiser(

@@ -73,16 +73,16 @@ def unet_sources(keys: Iterable[str], layers_per_block: int) -> dict[str, Source
         block, kind, index = int(match[1]), match[2], int(match[3])
         if kind == "downsamplers":
             return f"input_blocks.{(block + 1) * per_level}.0.op."
-        return f"input_blocks.{1 + block * per_level + index}.{_PLACE[kind]}."
+        return f"input_blocks.{1 + block * per_level + index}.{_MODULE_INDEX[kind]}."
 
     def up(match: re.Match[str]) -> str:
         block, kind, index = int(match[1]), match[2], int(match[3])
         if kind == "upsamplers":
             attends = any(key.startswith(f"up_blocks.{block}.attentions.") for key in keys)
             return f"output_blocks.{block * per_level + layers_per_block}.{1 + attends}.conv."
-        return f"output_blocks.{block * per_level + index}.{_PLACE[kind]}."
+        return f"output_blocks.{block * per_level + index}.{_MODULE_INDEX[kind]}."
 
-    places: list[Rule] = [
+    rules: list[Rule] = [
         (re.compile(r"^down_blocks\.(\d+)\.(downsamplers)\.(0)\.conv\."), down),
         (re.compile(r"^down_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\."), down),
         (re.compile(r"^up_blocks\.(\d+)\.(upsamplers)\.(0)\.conv\."), up),
@@ -90,10 +90,10 @@ def unet_sources(keys: Iterable[str], layers_per_block: int) -> dict[str, Source
         (re.compile(r"^mid_block\.resnets\.(\d)\."), lambda m: f"middle_block.{2 * int(m[1])}."),
         (re.compile(r"^mid_block\.attentions\.0\."), "middle_block.1."),
     ]
-    return {key: Source(UNET + _applied(_applied(key, places), _UNET_INSIDE)) for key in keys}
+    return {key: Source(UNET + _applied(_applied(key, rules), _UNET_INSIDE)) for key in keys}
 
 
-_PLACE = {"resnets": 0, "attentions": 1}
+_MODULE_INDEX = {"resnets": 0, "attentions": 1}
 _RESNET: Final = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -126,14 +126,14 @@ _UNET_INSIDE: Final[list[Rule]] = [
 
 def vae_sources(keys: Iterable[str], levels: int = 4) -> dict[str, Source]:
     """Of each of the autoencoder's weights, by its name in diffusers."""
-    found: dict[str, Source] = {}
+    sources: dict[str, Source] = {}
     for key in keys:
         inside = _applied(key, [(re.compile(r"up_blocks\.(\d+)\."), lambda m: f"up.{levels - 1 - int(m[1])}.")])
         inside = _applied(inside, _VAE_INSIDE)
         linear = re.search(r"attentions\.0\.to_(q|k|v|out\.0)\.weight$", key) is not None
         prefix = DECODER if key.startswith("decoder.") else ENCODER
-        found[key] = Source(prefix + inside, "as-linear" if linear else "same")
-    return found
+        sources[key] = Source(prefix + inside, "as-linear" if linear else "same")
+    return sources
 
 
 _VAE_INSIDE: Final[list[Rule]] = [
@@ -236,18 +236,18 @@ class Networks:
 
 
 def account(keys: Iterable[str], networks: Networks) -> dict[str, str]:
-    """Check that the file's names are the wanted ones; those that are not used, each with the reason.
+    """Check that the file's names are the expected ones; those that are not used, each with the reason.
 
     Raises:
         CheckpointError: a name is missing, or one is known to no rule.
     """
     there = set(keys)
-    wanted = {source.key for _, sources in networks.parts() for source in sources.values()}
+    expected = {source.key for _, sources in networks.parts() for source in sources.values()}
     aside = {
-        key: next((why for prefix, why in SET_ASIDE.items() if key.startswith(prefix)), "") for key in there - wanted
+        key: next((why for prefix, why in SET_ASIDE.items() if key.startswith(prefix)), "") for key in there - expected
     }
     unknown = sorted(key for key, why in aside.items() if not why)
-    if missing := sorted(wanted - there):
+    if missing := sorted(expected - there):
         raise CheckpointError(f"the file lacks {some(missing)}: it is another model's, or of another size")
     if unknown:
         raise CheckpointError(f"the file has weights that no rule knows: {some(unknown)}; nothing was written")
@@ -276,7 +276,7 @@ def read(file: Path, preset: Preset, only: Part | None = None) -> tuple[Networks
     return networks, aside
 
 
-def vision_tower(networks: Networks) -> ImageEncoder:
+def image_encoder_of(networks: Networks) -> ImageEncoder:
     """The picture encoder of such a file, with OpenCLIP's normalisation, which no weight tells."""
     processor = CLIPImageProcessor()
     return ImageEncoder(networks.encoder, tuple(processor.image_mean), tuple(processor.image_std))
@@ -299,7 +299,7 @@ def adapt(
         out,
         unet=networks.unet,
         vae=networks.vae,
-        conditioners=vision_tower(networks),
+        conditioners=image_encoder_of(networks),
         noise=preset.noise,
         sidecar=sidecar,
         dtype=dtype,

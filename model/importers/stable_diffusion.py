@@ -40,7 +40,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerSpatio
 from torch import Tensor, nn
 
 from model.errors import CheckpointError
-from model.importers.strict_load import load_whole, some
+from model.importers.strict_load import load_strict, some
 from model.presets import Preset
 from model.tasks import TASKS
 from model.unet import build_unet
@@ -72,7 +72,7 @@ def denoiser_from(folder: Path, preset: Preset) -> UNetSpatioTemporalConditionMo
         CheckpointError: the folder is incomplete, its network is of another size or form, or it does not predict v.
     """
     _refuse_other_predictions(folder)
-    old = load_whole(UNet2DConditionModel, folder / "unet")
+    old = load_strict(UNet2DConditionModel, folder / "unet")
     config = cast(Any, old).config
     _refuse_other_forms(folder / "unet", config, _UNET_CONFIG)
     levels = len(config["block_out_channels"])
@@ -96,15 +96,15 @@ def autoencoder_from(folder: Path) -> AutoencoderKLTemporalDecoder:
     Raises:
         CheckpointError: the folder is incomplete, or the network of another form.
     """
-    old = load_whole(AutoencoderKL, folder)
+    old = load_strict(AutoencoderKL, folder)
     config = cast(Any, old).config
     _refuse_other_forms(folder, config, _VAE_CONFIG)
-    kept = ("block_out_channels", "layers_per_block", "latent_channels", "scaling_factor", "force_upcast")
+    shared = ("block_out_channels", "layers_per_block", "latent_channels", "scaling_factor", "force_upcast")
     vae = AutoencoderKLTemporalDecoder(
         in_channels=3,
         out_channels=3,
         down_block_types=tuple(config["down_block_types"]),
-        **{name: config[name] for name in kept},
+        **{name: config[name] for name in shared},
     )
     weights = dict(cast(nn.Module, old).state_dict())
     if "post_quant_conv.weight" in weights:
@@ -125,18 +125,19 @@ def autoencoder_from(folder: Path) -> AutoencoderKLTemporalDecoder:
 def _refuse_other_predictions(folder: Path) -> None:
     path = folder / "scheduler" / "scheduler_config.json"
     try:
-        told = json.loads(path.read_text()).get("prediction_type", "epsilon")
+        prediction = json.loads(path.read_text()).get("prediction_type", "epsilon")
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is missing or not valid JSON: {error}", param="model") from error
-    if told != "v_prediction":
+    if prediction != "v_prediction":
         raise CheckpointError(
-            f"{folder} predicts {told!r}; a start predicts v: take Stable Diffusion 2.1 itself, not its base model",
+            f"{folder} predicts {prediction!r}; a start predicts v: take Stable Diffusion 2.1 itself, not its "
+            "base model",
             param="model",
         )
 
 
-def _refuse_other_forms(folder: Path, config: Mapping[str, Any], wanted: Mapping[str, object]) -> None:
-    other = [f"{name} {config[name]!r}, not {value!r}" for name, value in wanted.items() if config[name] != value]
+def _refuse_other_forms(folder: Path, config: Mapping[str, Any], ours: Mapping[str, object]) -> None:
+    other = [f"{name} {config[name]!r}, not {value!r}" for name, value in ours.items() if config[name] != value]
     if other:
         raise CheckpointError(f"{folder} is of another form than ours: {', '.join(other)}", param="model")
 

@@ -1,4 +1,4 @@
-"""A network out of a folder of diffusers', whole or not at all.
+"""Strict loading of a network from a folder in diffusers' format: every weight, or an error.
 
 `from_pretrained` fills a weight that the folder lacks with random numbers, and says so only in a log; as the start of a
 training that would go unseen.
@@ -34,19 +34,19 @@ def class_of(folder: Path) -> str:
         ) from error
 
 
-def load_whole(kind: type[Network], folder: Path) -> Network:
+def load_strict(kind: type[Network], folder: Path) -> Network:
     """The network in float32, on the CPU, every weight out of the folder.
 
     Raises:
         CheckpointError: it does not load, or a weight is missing, of another shape, or known to no part of it.
     """
     try:
-        network, told = cast(Any, kind).from_pretrained(
+        network, problems = cast(Any, kind).from_pretrained(
             folder, local_files_only=True, torch_dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"{folder} does not load: {error}", param="model") from error
-    for what, names in told.items():
+    for what, names in problems.items():
         if names:
             raise CheckpointError(f"{folder} has {what.replace('_', ' ')}: {some(map(str, names))}", param="model")
     if meta := [name for name, p in cast(nn.Module, network).named_parameters() if p.is_meta]:

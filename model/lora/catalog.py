@@ -1,4 +1,4 @@
-"""What a LoRA's file says of itself, read without torch: the gateway's and the command line's view of adapters.
+"""The LoRA catalog: what a LoRA's safetensors file says of itself, read from its header without torch.
 
 A file is one safetensors with diffusers' and PEFT's key names, `unet.LAYER.lora_A.weight` [r, in] and
 `unet.LAYER.lora_B.weight` [out, r], which stand for W + alpha / r * B A (Hu et al. 2021, arXiv 2106.09685). LAYER is a
@@ -20,12 +20,12 @@ from model.errors import CheckpointError, InvalidRequest
 FOLDER: Final = "loras"
 """Of a checkpoint's folder: each safetensors file in it is a LoRA that the checkpoint offers."""
 SUFFIX: Final = ".safetensors"
-NAMED: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_PINNED: Final = re.compile(rf"({NAMED.pattern})@([0-9a-f]{{12}})")
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_PINNED: Final = re.compile(rf"({NAME.pattern})@([0-9a-f]{{12}})")
 _KEY: Final = re.compile(
     r"(?:unet\.)?(.+\.temporal_transformer_blocks\.\d+\.attn1\.(?:to_q|to_k|to_v|to_out\.0))\.lora_(A|B)\.weight"
 )
-_ELSEWHERE: Final = "lora_adapter_metadata"
+_ADAPTER_METADATA: Final = "lora_adapter_metadata"
 """Where diffusers writes the settings of an adapter."""
 _MOST_HEADER: Final = 100_000_000
 """Bytes; safetensors' own limit."""
@@ -83,32 +83,32 @@ def lora_use(pinned: str | None, scale: float | None) -> LoraUse | None:
         return None
     if pinned is None or scale is None:
         raise InvalidRequest("lora and lora_scale go together; leave both out for no LoRA", param="lora_scale")
-    found = _PINNED.fullmatch(pinned)
-    if found is None:
+    match = _PINNED.fullmatch(pinned)
+    if match is None:
         raise InvalidRequest(f"lora must be NAME@VERSION in complete settings, not {pinned!r}", param="lora")
-    return LoraUse(found[1], found[2], float(scale))
+    return LoraUse(match[1], match[2], float(scale))
 
 
-def choose_lora(asked: str, offered: tuple[LoraEntry, ...], model: str) -> LoraEntry:
+def choose_lora(requested: str, offered: tuple[LoraEntry, ...], model: str) -> LoraEntry:
     """The LoRA that a request names, as NAME, or as NAME@VERSION to have that one or none.
 
     Raises:
         InvalidRequest: the model does not offer it; the message lists those it does.
     """
-    name, _, version = asked.partition("@")
-    chosen = next((one for one in offered if one.name == name), None)
-    if chosen is None:
-        there = ", ".join(one.name for one in offered)
-        remedy = f"there are: {there}" if there else "there are none (--lora adds some, where torch runs the denoiser)"
+    name, _, version = requested.partition("@")
+    lora = next((one for one in offered if one.name == name), None)
+    if lora is None:
+        names = ", ".join(one.name for one in offered)
+        remedy = f"there are: {names}" if names else "there are none (--lora adds some, where torch runs the denoiser)"
         raise InvalidRequest(f"{model} offers no LoRA {name!r}; {remedy}", code="lora_not_found", param="lora")
-    if version and version != chosen.version:
+    if version and version != lora.version:
         raise InvalidRequest(
-            f"the LoRA {name!r} has version {chosen.version} here, not {version}: offer the file of that version, or "
+            f"the LoRA {name!r} has version {lora.version} here, not {version}: offer the file of that version, or "
             "ask for it without one",
             code="other_version",
             param="lora",
         )
-    return chosen
+    return lora
 
 
 def describe_lora(path: Path, name: str | None = None) -> LoraEntry:
@@ -121,16 +121,17 @@ def describe_lora(path: Path, name: str | None = None) -> LoraEntry:
         CheckpointError: no safetensors file, keys of other layers or that lack their counterpart, unequal ranks, or a
             kind of adapter that is not served.
     """
-    tensors, told = _header(path)
+    tensors, metadata = _header(path)
     rank = _rank(path, tensors)
-    if "rank" in told and told["rank"] != str(rank):
-        raise _bad(path, f"its metadata says rank {told['rank']}, and its weights have rank {rank}")
-    named = name or told.get("name") or path.stem
-    if not NAMED.fullmatch(named):
-        raise _bad(path, f"{named!r} is no name for a LoRA: letters, digits, '.', '_' and '-', at most 64")
+    if "rank" in metadata and metadata["rank"] != str(rank):
+        raise _bad(path, f"its metadata says rank {metadata['rank']}, and its weights have rank {rank}")
+    name = name or metadata.get("name") or path.stem
+    if not NAME.fullmatch(name):
+        raise _bad(path, f"{name!r} is no name for a LoRA: letters, digits, '.', '_' and '-', at most 64")
     with path.open("rb") as stream:
         version = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
-    return LoraEntry(named, path, version, rank, _alpha(path, told, rank), told.get("task", ""), told.get("base", ""))
+    alpha = _alpha(path, metadata, rank)
+    return LoraEntry(name, path, version, rank, alpha, metadata.get("task", ""), metadata.get("base", ""))
 
 
 def offered_in(folder: Path) -> tuple[LoraEntry, ...]:
@@ -140,8 +141,8 @@ def offered_in(folder: Path) -> tuple[LoraEntry, ...]:
 
 def split_key(key: str) -> tuple[str, str] | None:
     """The layer a tensor belongs to, and which of the two it is (`A` or `B`); None for a key of something else."""
-    found = _KEY.fullmatch(key)
-    return None if found is None else (found[1], found[2])
+    match = _KEY.fullmatch(key)
+    return None if match is None else (match[1], match[2])
 
 
 def _header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -156,13 +157,13 @@ def _header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             if not 2 <= size <= min(_MOST_HEADER, path.stat().st_size - 8):
                 raise ValueError("its first eight bytes are no header's length")
             tensors = json.loads(stream.read(size))
-        told = tensors.pop("__metadata__", {})
+        metadata = tensors.pop("__metadata__", {})
         shapes = [one["shape"] for one in tensors.values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _bad(path, f"it is no whole safetensors file ({error})") from error
     if not shapes:
         raise _bad(path, "it holds no weights")
-    return tensors, told
+    return tensors, metadata
 
 
 def _rank(path: Path, tensors: dict[str, Any]) -> int:
@@ -187,22 +188,22 @@ def _rank(path: Path, tensors: dict[str, Any]) -> int:
             raise _bad(path, f"{layer} has only one of lora_A and lora_B")
         if halves["A"] != halves["B"]:
             raise _bad(path, f"lora_A of {layer} has rank {halves['A']}, and lora_B rank {halves['B']}")
-    found = sorted({halves["A"] for halves in ranks.values()})
-    if len(found) != 1 or found[0] < 1:
-        raise _bad(path, f"its layers have ranks {', '.join(map(str, found))}; one rank for all is served")
-    return int(found[0])
+    distinct = sorted({halves["A"] for halves in ranks.values()})
+    if len(distinct) != 1 or distinct[0] < 1:
+        raise _bad(path, f"its layers have ranks {', '.join(map(str, distinct))}; one rank for all is served")
+    return int(distinct[0])
 
 
-def _alpha(path: Path, told: dict[str, str], rank: int) -> float:
+def _alpha(path: Path, metadata: dict[str, str], rank: int) -> float:
     try:
-        if "alpha" in told:
-            return float(told["alpha"])
-        other = json.loads(told.get(_ELSEWHERE, "{}"))
-        named = {key.removeprefix("unet."): value for key, value in other.items()}
+        if "alpha" in metadata:
+            return float(metadata["alpha"])
+        theirs = json.loads(metadata.get(_ADAPTER_METADATA, "{}"))
+        settings = {key.removeprefix("unet."): value for key, value in theirs.items()}
         for kind in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern"):
-            if named.get(kind):
+            if settings.get(kind):
                 raise _bad(path, f"it has {kind}, which is not served; a plain LoRA of one rank is")
-        return float(named.get("lora_alpha", rank))
+        return float(settings.get("lora_alpha", rank))
     except (ValueError, TypeError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise

@@ -1,11 +1,10 @@
-"""A LoRA's weights, out of its file and into one. Every number is checked before anything is served with it.
+"""LoRA weights: read from a file with every number checked, and written to one.
+
+A LoRA adapts the four projections of the self-attention of every temporal transformer block. The cross-attention of
+those blocks is left alone: over image-to-video's context of one token, its queries and keys do nothing
+(model.optimized.rewrites), and camera motion is in how frames attend to each other.
 
 Legend: r rank, I and O a layer's inputs and outputs.
-
-The layers a LoRA is about: the four projections of the self-attention of every temporal transformer block.
-
-The cross-attention of those blocks is left alone: over the one token that image-to-video is told, its queries and keys
-do nothing (model.optimized.rewrites), and camera motion is in how frames attend to each other.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 def temporal_projections(unet: Any) -> dict[str, nn.Linear]:
     """By name, as in a LoRA's file less its `unet.`; the same before and after fusing and torch.compile."""
-    found: dict[str, nn.Linear] = {}
+    layers: dict[str, nn.Linear] = {}
     for name, block in cast(nn.Module, unet).named_modules():
         if name.split(".")[-2:-1] == [BLOCKS]:
             for projection in PROJECTIONS:
-                found[f"{name}.attn1.{projection}"] = cast(nn.Linear, block.get_submodule(f"attn1.{projection}"))
-    return found
+                layers[f"{name}.attn1.{projection}"] = cast(nn.Linear, block.get_submodule(f"attn1.{projection}"))
+    return layers
 
 
 Pair = tuple[Float[Tensor, "r I"], Float[Tensor, "O r"]]
@@ -73,38 +72,38 @@ def read_lora(entry: LoraEntry, unet: Any) -> Lora:
         CheckpointError: the file is not the one that was described, is of a network of another size, or holds numbers
             that are not finite.
     """
-    told = f"the LoRA {entry.name!r} ({entry.path})"
+    label = f"the LoRA {entry.name!r} ({entry.path})"
     try:
         content = entry.path.read_bytes()
         if hashlib.sha256(content).hexdigest()[:12] != entry.version:
-            raise CheckpointError(f"{told} has changed since it was found; start again", code="bad_lora", param="lora")
+            raise CheckpointError(f"{label} has changed since it was found; start again", code="bad_lora", param="lora")
         tensors = load(content)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{told} cannot be read: {error}", code="bad_lora", param="lora") from error
+        raise CheckpointError(f"{label} cannot be read: {error}", code="bad_lora", param="lora") from error
     halves: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         part = split_key(key)
         assert part is not None  # describe_lora went through the keys of these very bytes
         if not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{key} of {told} has numbers that are not finite", code="bad_lora", param="lora")
+            raise CheckpointError(f"{key} of {label} has numbers that are not finite", code="bad_lora", param="lora")
         halves.setdefault(part[0], {})[part[1]] = tensor.to(unet.device, torch.float32)
     layers = temporal_projections(unet)
     for name, pair in halves.items():
-        _check_size(told, name, pair, layers)
+        _check_size(label, name, pair, layers)
     return Lora(entry, {name: (pair["A"], pair["B"]) for name, pair in halves.items()})
 
 
-def _check_size(told: str, name: str, pair: Mapping[str, Tensor], layers: Mapping[str, torch.nn.Linear]) -> None:
+def _check_size(label: str, name: str, pair: Mapping[str, Tensor], layers: Mapping[str, torch.nn.Linear]) -> None:
     """Refuse a LoRA of another network, by the layer that shows it."""
     layer = layers.get(name)
     if layer is None:
         raise CheckpointError(
-            f"{told} is of another network: this one has no layer {name}", code="bad_lora", param="lora"
+            f"{label} is of another network: this one has no layer {name}", code="bad_lora", param="lora"
         )
-    size, has = (layer.out_features, layer.in_features), (pair["B"].shape[0], pair["A"].shape[1])
-    if size != has:
+    size, own = (layer.out_features, layer.in_features), (pair["B"].shape[0], pair["A"].shape[1])
+    if size != own:
         raise CheckpointError(
-            f"{told} is of a network of another size: {name} is {has[0]} x {has[1]} there and {size[0]} x {size[1]} "
+            f"{label} is of a network of another size: {name} is {own[0]} x {own[1]} there and {size[0]} x {size[1]} "
             "here; offer it with the checkpoint it was trained on",
             code="bad_lora",
             param="lora",
@@ -126,11 +125,12 @@ def write_lora(path: Path, pairs: Mapping[str, Pair], *, name: str, task: str, b
         for layer, pair in pairs.items()
         for half, tensor in zip("AB", pair, strict=True)
     }
-    told = {"format": "pt", "name": name, "task": task, "base": base, "rank": str(rank), "alpha": repr(float(alpha))}
+    metadata = {"format": "pt", "name": name, "task": task, "base": base}
+    metadata |= {"rank": str(rank), "alpha": repr(float(alpha))}
     partial = path.with_suffix(".partial")
     try:
         with partial.open("wb") as stream:
-            stream.write(save(tensors, metadata=told))
+            stream.write(save(tensors, metadata=metadata))
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Memory of a CPU sampler: what a step frees is kept for the next step.
+"""glibc malloc settings (mallopt): memory that a step frees stays with the process for the next step.
 
 A denoiser call and a decoded chunk allocate and free hundreds of tensors of many megabytes. glibc returns each of
 those to the kernel at once and gets it back as fresh pages, zeroed one fault at a time: some 700,000 faults and an
-eighth of the time of a mini video. Told to keep them, a process settles at the memory of its largest call.
+eighth of the time of a mini video. With trimming off, a process settles at the memory of its largest call.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def retain_freed_memory() -> bool:
     For the process's life, and once. Not with another C library than glibc, and not where the environment sets the
     allocator up itself (`MALLOC_*`, `GLIBC_TUNABLES`, `LD_PRELOAD`).
     """
-    told = any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in os.environ)
-    if told or platform.libc_ver()[0] != "glibc":
+    configured = any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in os.environ)
+    if configured or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all(bool(mallopt(option, value)) for option, value in _SETTINGS)

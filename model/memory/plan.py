@@ -1,17 +1,13 @@
-"""A plan for a GPU with little memory: what stays on it, how many clips a call takes, and how many frames a chunk.
+"""VRAM planning: what stays on a GPU with little memory, the batch size of a call, and the frames of a decoded chunk.
 
-From the most convenient way of working to the most careful one, the first whose computed peak fits the budget is
-taken. Weights are counted; activations are rehearsed (model.memory.plan); `SLACK` is allowed on top for what is not
-seen (the driver's own, kernels' workspaces, holes between allocations).
+From the most convenient way of working to the most careful one, `plan` takes the first whose computed peak fits the
+budget. Weights are counted. Activations are measured by running the network on torch's meta device, which takes seconds
+for a network of any size, and no memory: every operation says what it would allocate, and an AllocationTracker keeps
+the sum of what is alive. Attention counts as its output alone, since the kernels used at size never hold the matrix of
+scores. `SLACK_BYTES` and `SLACK_SHARE` are allowed on top for what is not measured: the driver's own, kernels'
+workspaces, holes between allocations.
 
-How much memory a network needs, found by running it on tensors that have shapes and no numbers.
-
-A rehearsal on torch's meta device takes seconds for a network of any size, and no memory: every operation says what it
-would allocate, and a ledger keeps the sum of what is alive. Attention counts as its output alone, since the kernels
-used at size never hold the matrix of scores. What a kernel takes for itself meanwhile is not seen: model.memory.plan
-allows for it.
-
-Legend: B places, T frames, C channels; h, w latent.
+Legend: B batch slots, T frames, C channels; h, w latent.
 """
 
 from __future__ import annotations
@@ -37,7 +33,7 @@ from model.shapes import LatentShape, even_chunks
 
 
 class AllocationTracker(TorchDispatchMode):
-    """Bytes alive among the tensors made inside it, now and at most."""
+    """Bytes alive among the tensors allocated inside it, now and at most."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -48,18 +44,18 @@ class AllocationTracker(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run the operation, and note what it made."""
-        given = {_storage(leaf)._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        """Run the operation, and note its new tensors."""
+        inputs = {_storage(leaf)._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._note(leaf, given)
+                self._note(leaf, inputs)
         return result
 
-    def _note(self, tensor: Tensor, given: set[int]) -> None:
+    def _note(self, tensor: Tensor, inputs: set[int]) -> None:
         storage = _storage(tensor)
         key, size = storage._cdata, storage.nbytes()
-        if key in self._known or key in given:
+        if key in self._known or key in inputs:
             return
         self._known.add(key)
         self.now += size
@@ -75,25 +71,39 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage:
     return tensor.untyped_storage()
 
 
-class _OutputOnly(TorchFunctionMode):
-    """Attention as an allocation of its output."""
+class AttentionReplaced(TorchFunctionMode):
+    """Within it, `attend` takes the place of attention: the meta device has no fused kernel of its own, GPUs have.
+
+    Args:
+        attend: of query, key and value.
+    """
+
+    def __init__(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self._attend = attend
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        """Run the function, or the replacement."""
         if func is F.scaled_dot_product_attention:
-            query, value = args[0], args[2]
-            return query.new_empty((*query.shape[:-1], value.shape[-1]))
+            return self._attend(*args[:3])
         return func(*args, **(kwargs or {}))
+
+
+def _output_only(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention as an allocation of its output."""
+    del key
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
     """Bytes of tensors alive at once while `work` ran, at most, beyond those that were there before."""
-    ledger = AllocationTracker()
-    with torch.inference_mode(), _OutputOnly(), ledger:
-        kept = work()
-        del kept
-    return ledger.peak
+    tracker = AllocationTracker()
+    with torch.inference_mode(), AttentionReplaced(_output_only), tracker:
+        result = work()
+        del result
+    return tracker.peak
 
 
 def parameter_bytes(*networks: nn.Module) -> int:
@@ -102,19 +112,20 @@ def parameter_bytes(*networks: nn.Module) -> int:
     return sum(weight.numel() * weight.element_size() for weight in weights.values())
 
 
-def denoiser_bytes(unet: UNetSpatioTemporalConditionModel, latent: LatentShape, places: int) -> int:
-    """What a denoiser call of `places` clips allocates at most, beside the weights."""
+def denoiser_bytes(unet: UNetSpatioTemporalConditionModel, latent: LatentShape, batch_size: int) -> int:
+    """What a denoiser call of `batch_size` clips allocates at most, beside the weights."""
     shadow = _shadow(unet)
     fuse(shadow)
     config, dtype = unet.config, unet.dtype
     vector = int(config["projection_class_embeddings_input_dim"]) // int(config["addition_time_embed_dim"])
     with torch.device("meta"):
         sample = torch.empty(
-            places, latent.num_frames, int(config["in_channels"]), latent.height, latent.width, dtype=dtype
+            batch_size, latent.num_frames, int(config["in_channels"]), latent.height, latent.width, dtype=dtype
         )
-        told = (torch.empty(places), torch.empty(places, 1, int(config["cross_attention_dim"]), dtype=dtype))
-        scalars = torch.empty(places, vector)
-    return peak_bytes(lambda: shadow(sample, *told, added_time_ids=scalars, return_dict=False)[0].float())
+        timestep = torch.empty(batch_size)
+        context = torch.empty(batch_size, 1, int(config["cross_attention_dim"]), dtype=dtype)
+        scalars = torch.empty(batch_size, vector)
+    return peak_bytes(lambda: shadow(sample, timestep, context, added_time_ids=scalars, return_dict=False)[0].float())
 
 
 def decoder_bytes(vae: AutoencoderKLTemporalDecoder, latent: LatentShape, chunk: int) -> int:
@@ -150,7 +161,7 @@ SLACK_BYTES = int(0.8 * GIB)
 """Of a CUDA context and its libraries. An allowance, not a measurement."""
 SLACK_SHARE = 1.15
 """Of activations: workspaces and holes. An allowance, not a measurement."""
-MOST_PLACES = 8
+LARGEST_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +170,7 @@ class MemoryNeeds:
 
     Args:
         unet, vae, conditioners: weights.
-        denoise: activations of a denoiser call, by places.
+        denoise: activations of a denoiser call, by batch size.
         decode: activations of a decoded chunk, by frames.
         encode: activations of encoding a picture.
     """
@@ -177,20 +188,21 @@ class VramPlan:
     """How to stay within a budget.
 
     Args:
-        places: of one denoiser call, at most; below 2, the two places of a guided request take a call each.
+        max_batch_size: of one denoiser call; below 2, the two slots of a guided request take a call each.
         decode_chunk: frames decoded at once, at most.
         offload: whether encoders and autoencoder are on the device only while they are used.
         peak_bytes: what this needs, as computed.
     """
 
-    places: int
+    max_batch_size: int
     decode_chunk: int
     offload: bool
     peak_bytes: int
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-ready, for a manifest."""
-        return asdict(self)
+        """JSON-ready, for a video manifest; its keys are as they were first written."""
+        fields = asdict(self)
+        return {"places": fields.pop("max_batch_size"), **fields}
 
 
 def needs_of(checkpoint: Checkpoint, latent: LatentShape) -> MemoryNeeds:
@@ -201,39 +213,39 @@ def needs_of(checkpoint: Checkpoint, latent: LatentShape) -> MemoryNeeds:
         unet=parameter_bytes(checkpoint.unet),
         vae=parameter_bytes(checkpoint.vae),
         conditioners=parameter_bytes(encoder),
-        denoise=_in_proportion(lambda places: denoiser_bytes(checkpoint.unet, latent, places)),
+        denoise=_in_proportion(lambda batch_size: denoiser_bytes(checkpoint.unet, latent, batch_size)),
         decode=lambda chunk: decoder_bytes(checkpoint.vae, latent, chunk),
         encode=encoder_bytes(checkpoint.vae, latent) if checkpoint.entry.task.pictures else 0,
     )
 
 
 def _in_proportion(measure: Callable[[int], int]) -> Callable[[int], int]:
-    """A call of n places needs n times what a call of one does."""
+    """A call of n slots needs n times what a call of one does."""
     one: list[int] = []
 
-    def bytes_of(places: int) -> int:
+    def bytes_of(batch_size: int) -> int:
         if not one:
             one.append(measure(1))
-        return one[0] * places
+        return one[0] * batch_size
 
     return bytes_of
 
 
-def plan(needs: MemoryNeeds, budget_bytes: int, frames: int, *, asked_chunk: int, overlap: bool) -> VramPlan:
+def plan(needs: MemoryNeeds, budget_bytes: int, frames: int, *, requested_chunk: int, overlap: bool) -> VramPlan:
     """The most convenient way of working that fits.
 
     Args:
         frames: of the clip.
-        asked_chunk: frames decoded at once where memory allows.
+        requested_chunk: frames decoded at once where memory allows.
         overlap: whether chunks are decoded while another clip is denoised, as a service does.
 
     Raises:
         InvalidRequest: not even the most careful one fits.
     """
     best: VramPlan | None = None
-    for places, chunk, offload in _candidate_plans(frames, asked_chunk):
-        peak = _peak(needs, places, chunk, offload=offload, overlap=overlap)
-        best = VramPlan(places, chunk, offload, peak)
+    for batch_size, chunk, offload in _candidate_plans(frames, requested_chunk):
+        peak = _peak(needs, batch_size, chunk, offload=offload, overlap=overlap)
+        best = VramPlan(batch_size, chunk, offload, peak)
         if peak <= budget_bytes:
             return best
     assert best is not None
@@ -245,13 +257,13 @@ def plan(needs: MemoryNeeds, budget_bytes: int, frames: int, *, asked_chunk: int
     )
 
 
-def _candidate_plans(frames: int, asked_chunk: int) -> Iterator[tuple[int, int, bool]]:
-    """(places, chunk, offload), the most convenient first: batches go first, then residence, then the chunk."""
-    largest = max(even_chunks(frames, asked_chunk))
-    places = MOST_PLACES
-    while places > 2:
-        yield places, largest, False
-        places //= 2
+def _candidate_plans(frames: int, requested_chunk: int) -> Iterator[tuple[int, int, bool]]:
+    """(batch size, chunk, offload), the most convenient first: batches go first, then residence, then the chunk."""
+    largest = max(even_chunks(frames, requested_chunk))
+    batch_size = LARGEST_BATCH
+    while batch_size > 2:
+        yield batch_size, largest, False
+        batch_size //= 2
     for offload in (False, True):
         yield 2, largest, offload
     chunk = largest
@@ -262,11 +274,11 @@ def _candidate_plans(frames: int, asked_chunk: int) -> Iterator[tuple[int, int, 
         yield 1, min(chunk, largest), True
 
 
-def _peak(needs: MemoryNeeds, places: int, chunk: int, *, offload: bool, overlap: bool) -> int:
-    denoise = SLACK_SHARE * needs.denoise(places)
+def _peak(needs: MemoryNeeds, batch_size: int, chunk: int, *, offload: bool, overlap: bool) -> int:
+    denoise = SLACK_SHARE * needs.denoise(batch_size)
     decode = SLACK_SHARE * needs.decode(chunk)
     encode = SLACK_SHARE * needs.encode
-    visitors = (needs.conditioners + needs.vae, 0, needs.vae) if offload else (needs.conditioners + needs.vae,) * 3
-    phases = [visitors[0] + encode, visitors[1] + denoise, visitors[2] + decode]
-    together = visitors[2] + denoise + decode if overlap else 0
+    resident = (needs.conditioners + needs.vae, 0, needs.vae) if offload else (needs.conditioners + needs.vae,) * 3
+    phases = [resident[0] + encode, resident[1] + denoise, resident[2] + decode]
+    together = resident[2] + denoise + decode if overlap else 0
     return int(SLACK_BYTES + needs.unet + max(*phases, together))

@@ -172,42 +172,42 @@ def fastest(shape: tuple[int, int, int, int], device: torch.device, dtype: torch
 
 
 def choose(
-    asked: str, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype, *, pinned: bool
+    requested: str, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype, *, pinned: bool
 ) -> str:
-    """The name of the kernel to use where `asked` was asked for.
+    """The name of the kernel to use where `requested` is asked for.
 
     Args:
-        asked: a name, or `auto`: torch's own choice on a CPU and where pinned, else the fastest as measured here.
+        requested: a name, or `auto`: torch's own choice on a CPU and where pinned, else the fastest as measured here.
         shape: of the queries where attention is dearest, [B, H, L, d].
         pinned: whether every start must choose the same.
 
     Raises:
         InvalidRequest: no kernel is called that, or it does not run on the device.
     """
-    if asked == AUTO:
+    if requested == AUTO:
         return "sdpa" if pinned or device.type == "cpu" else fastest(shape, device, dtype)
-    kernel(asked)
+    kernel(requested)
     runs = usable(shape, device, dtype)
-    if asked not in runs:
+    if requested not in runs:
         raise InvalidRequest(
-            f"attention {asked} does not run here on {device.type} in {str(dtype).removeprefix('torch.')}; these do: "
-            f"{', '.join(runs)}",
+            f"attention {requested} does not run here on {device.type} in {str(dtype).removeprefix('torch.')}; "
+            f"these do: {', '.join(runs)}",
             param="attention",
             code="missing_kernel",
         )
-    return asked
+    return requested
 
 
 def _seconds(attend: Attend, parts: tuple[Tensor, Tensor, Tensor]) -> float:
     """The fastest of a few runs; the first also loads the kernel."""
-    taken = []
+    seconds = []
     for _ in range(ROUNDS):
         _wait(parts[0].device)
         started = time.perf_counter()
         attend(*parts)
         _wait(parts[0].device)
-        taken.append(time.perf_counter() - started)
-    return min(taken)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def _wait(device: torch.device) -> None:

@@ -1,8 +1,8 @@
-"""Lean forward functions of a denoiser's and a decoder's two repeated blocks: the same sums, fewer passes over memory.
+"""Fused forward functions of the UNet's and the decoder's two repeated blocks: the same sums, fewer passes over memory.
 
 `fuse` swaps the class of diffusers' SpatioTemporalResBlock and TransformerSpatioTemporalModel for those below, in
-place; state-dict keys stay. Output changes by float rounding only (tests/unit/model/test_fused.py holds that against
-the unmodified networks). What is saved:
+place; state-dict keys stay. Output changes by float rounding only (tests/unit/model/optimized/test_fused_blocks.py
+holds that against the unmodified networks). What is saved:
 
 - queries, keys and values of self-attention come from one matrix product (the three weights become views of one);
 - in channels-last layout, pixels and tokens lie in memory alike, [B, T, H, W, C], so that going from convolutions to
@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.optimized.attention import Attend, scaled_dot_product
-from model.optimized.rewrites import skip_zero_branches
-from model.optimized.upsample import PhaseUpsample2D, can_be_lean, phases
+from model.optimized.rewrites import blend_weight, skip_zero_branches
+from model.optimized.upsample import PhaseUpsample2D, can_use_phases, phases
 
 
 class FusedResBlock(SpatioTemporalResBlock):  # type: ignore[misc]
@@ -69,10 +69,10 @@ def _temporal(block: Any, clip: Tensor, temb: Tensor | None) -> Tensor:
     """The branch of a TemporalResnetBlock, [B, C, T, N]: what it adds to its input."""
     if "forward" in block.__dict__:  # rewritten before: its branch ends in zeros
         return torch.zeros_like(clip)
-    hidden = _over_time(block.conv1, F.silu(block.norm1(clip), inplace=True))
+    hidden = _temporal_conv(block.conv1, F.silu(block.norm1(clip), inplace=True))
     if block.time_emb_proj is not None:
         hidden = hidden + block.time_emb_proj(_silu(temb)).transpose(1, 2)[..., None]
-    return _over_time(block.conv2, F.silu(block.norm2(hidden), inplace=True))
+    return _temporal_conv(block.conv2, F.silu(block.norm2(hidden), inplace=True))
 
 
 def _silu(temb: Tensor | None) -> Tensor:
@@ -80,7 +80,7 @@ def _silu(temb: Tensor | None) -> Tensor:
     return F.silu(temb)
 
 
-def _over_time(conv: nn.Conv3d, clip: Tensor) -> Tensor:
+def _temporal_conv(conv: nn.Conv3d, clip: Tensor) -> Tensor:
     """A Conv3d with kernel (3, 1, 1) over [B, C, T, N]."""
     return F.conv2d(clip, conv.weight.squeeze(-1), conv.bias, padding=(1, 0))
 
@@ -104,19 +104,19 @@ class FusedTransformer(TransformerSpatioTemporalModel):  # type: ignore[misc]
         context = encoder_hidden_states.unflatten(0, (rows, frames))[:, 0]
         tokens = self.norm(hidden_states).permute(0, 2, 3, 1).flatten(1, 2)  # [B*T, N, C]
         x = self.proj_in(tokens).unflatten(0, (rows, frames))  # [B, T, N, C]
-        place = self.frame_embedding(frames, x.dtype)
+        position = self.frame_embedding(frames, x.dtype)
         for spatial, temporal in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):
             x = self._in_space(spatial, x, context)
-            x = torch.lerp(x, self._in_time(temporal, x + place, context), self.temporal_share)
+            x = torch.lerp(x, self._in_time(temporal, x + position, context), self.temporal_share)
         out = self.proj_out(x).flatten(0, 1).unflatten(1, (height, width)).permute(0, 3, 1, 2)
         return (out + hidden_states,)
 
     def frame_embedding(self, frames: int, dtype: torch.dtype) -> Tensor:
-        """What tells a frame its place in the clip, [T, 1, C]; kept for the clip length the network was made for."""
-        kept = cast(Tensor, self.kept_frames)
-        if kept.shape[0] == frames:
-            return kept
-        index = torch.arange(frames, device=kept.device)
+        """The frames' position embeddings, [T, 1, C]; cached for the clip length of the network's config."""
+        cached = cast(Tensor, self.cached_positions)
+        if cached.shape[0] == frames:
+            return cached
+        index = torch.arange(frames, device=cached.device)
         return cast(Tensor, self.time_pos_embed(self.time_proj(index).to(dtype))[:, None])
 
     def _in_space(self, block: Any, x: Tensor, context: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def _by_parts(x: Tensor) -> bool:
 
 
 def fuse(network: nn.Module, attend: Attend = scaled_dot_product) -> int:
-    """Give every block of the two kinds its lean forward function, in place; returns how many.
+    """Give every block of the two kinds its fused forward function, in place; returns how many.
 
     The network must be where it is to stay, in the dtype it is to have: what is computed once is computed here.
 
@@ -209,7 +209,7 @@ def fuse(network: nn.Module, attend: Attend = scaled_dot_product) -> int:
                 _set_buffer(layer, "temporal_share", _temporal_share(layer.time_mixer))
                 layer.__class__ = FusedResBlock
                 count += 1
-            elif can_be_lean(layer):
+            elif can_use_phases(layer):
                 small = phases(cast(nn.Conv2d, layer.conv).weight)
                 _set_buffer(layer, "phases", small.contiguous(memory_format=torch.channels_last))
                 layer.__class__ = PhaseUpsample2D
@@ -228,7 +228,7 @@ def _lay_channels_last(network: nn.Module) -> None:
 def _fuse_transformer(layer: Any, attend: Attend, frames: int) -> None:
     dtype = layer.proj_in.weight.dtype
     index = torch.arange(frames, device=layer.proj_in.weight.device)
-    _set_buffer(layer, "kept_frames", layer.time_pos_embed(layer.time_proj(index).to(dtype))[:, None])
+    _set_buffer(layer, "cached_positions", layer.time_pos_embed(layer.time_proj(index).to(dtype))[:, None])
     _set_buffer(layer, "temporal_share", _temporal_share(layer.time_mixer))
     for block in (*layer.transformer_blocks, *layer.temporal_transformer_blocks):
         stack_projections(block.attn1)
@@ -248,10 +248,9 @@ def stack_projections(attn: Attention) -> None:
 
 def _temporal_share(blender: AlphaBlender) -> Tensor:
     """How much of the temporal branch a blend over video takes: a number, in the network's dtype."""
-    mix = cast(Tensor, blender.mix_factor).detach()
-    weight = mix.float() if blender.merge_strategy == "fixed" else mix.float().sigmoid()
+    weight = blend_weight(cast(nn.Module, blender), torch.float32).detach()
     share = weight if blender.switch_spatial_to_temporal_mix else 1 - weight
-    return share.to(mix.dtype).reshape(())
+    return share.to(blender.mix_factor.dtype).reshape(())
 
 
 def _set_buffer(layer: nn.Module, name: str, value: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Exact rewrites: the same function and the same state-dict keys, less work.
+"""Exact rewrites: the same function and the same state-dict keys, fewer operations.
 
 Each is applied in place to a loaded network and changes its output by float rounding only (tests hold that):
 
@@ -131,10 +131,20 @@ def fold_blends(network: nn.Module) -> int:
     return count
 
 
+def blend_weight(blender: nn.Module, to: torch.dtype | Tensor | None = None) -> Tensor:
+    """An AlphaBlender's weight over video: `mix_factor`, or its sigmoid where it is learned.
+
+    Args:
+        to: the dtype or tensor whose kind `mix_factor` is converted to first; as it is where left out.
+    """
+    mix = cast(Tensor, blender.mix_factor)
+    mix = mix if to is None else mix.to(to)
+    return mix if blender.merge_strategy == "fixed" else torch.sigmoid(mix)
+
+
 def constant_blend(blender: nn.Module) -> Callable[..., Tensor]:
     """The forward function of an AlphaBlender over video: spatial weight sigmoid(mix_factor), or 1 less it."""
-    mix = cast(Tensor, blender.mix_factor).detach()
-    weight = float(mix if blender.merge_strategy == "fixed" else torch.sigmoid(mix))
+    weight = float(blend_weight(blender).detach())
     spatial = 1 - weight if blender.switch_spatial_to_temporal_mix else weight
 
     def forward(x_spatial: Tensor, x_temporal: Tensor, image_only_indicator: Tensor | None = None) -> Tensor:

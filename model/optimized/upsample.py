@@ -1,7 +1,7 @@
-"""Doubling a picture's size and convolving it, on a CPU: four small convolutions of the small picture, the same sums.
+"""Nearest upsampling and its convolution as four phase convolutions of the small picture, on a CPU: the same sums.
 
 Where every pixel stands twice along each axis, a 3 x 3 convolution meets each small pixel once or twice; adding up the
-weights that meet the same pixel leaves a 2 x 2 convolution of the small picture, one for each of the four places that
+weights that meet the same pixel leaves a 2 x 2 convolution of the small picture, one for each of the four phases that
 an output pixel can have within its small one. That is 16 products instead of 36, and equal but for rounding.
 
 Along one axis, with small pixels s and weights w: output 2i is w0 s[i-1] + (w1 + w2) s[i], and output 2i + 1 is
@@ -31,7 +31,7 @@ class PhaseUpsample2D(Upsample2D):  # type: ignore[misc]
         return upsample_nearest_conv(hidden_states, cast(Tensor, self.phases), cast("Tensor | None", self.conv.bias))
 
 
-def can_be_lean(layer: nn.Module) -> bool:
+def can_use_phases(layer: nn.Module) -> bool:
     """Whether the layer doubles by nearest neighbours and convolves with a padded 3 x 3, in float32."""
     if type(layer) is not Upsample2D:
         return False
@@ -64,12 +64,12 @@ def upsample_nearest_conv(
     """
     count, _, height, width = pictures.shape
     channels = weights.shape[0] // 4
-    # One output more than pixels along each axis: even places read the first H, odd ones the last.
+    # One output more than pixels along each axis: even positions read the first H, odd ones the last.
     mixed = F.conv2d(pictures, weights, None if bias is None else bias.repeat(4), padding=1)
     large = torch.empty_like(
         mixed.new_empty(()).expand(count, channels, 2 * height, 2 * width), memory_format=torch.channels_last
     )
-    for place, part in enumerate(mixed.split(channels, 1)):
-        row, column = divmod(place, 2)
+    for phase, part in enumerate(mixed.split(channels, 1)):
+        row, column = divmod(phase, 2)
         large[:, :, row::2, column::2] = part[:, :, row : row + height, column : column + width]
     return large

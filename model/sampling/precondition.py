@@ -1,4 +1,4 @@
-"""How a raw network becomes a denoiser: EDM preconditioning for v-prediction, with sigma_data = 1.
+"""EDM preconditioning (Karras et al. 2022) for v-prediction, with sigma_data = 1: from a raw network to a denoiser.
 
     D(x; sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x; c_noise(sigma))          (EDM, equation 7)
 
@@ -49,8 +49,8 @@ def ode_derivative(
     agree in nearly every digit, and dividing their difference by sigma would leave noise.
 
     Args:
-        scaled: c_in x, what the network was given.
-        output: F, what it gave.
+        scaled: c_in x, the network's input.
+        output: F, its output.
     """
     c_in = append_dims((sigma.square() + 1).rsqrt(), scaled)
     return (append_dims(sigma, scaled) * scaled).add_(output).mul_(c_in)

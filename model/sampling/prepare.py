@@ -1,10 +1,8 @@
 """A request becomes a row: draw its noise, encode its pictures or prompt, lay out its noise levels and its guidance.
 
-All the randomness of a request: one CPU float32 generator, seeded with the request's seed, read in a fixed order.
-
-First the augmentation noise of the conditioning pictures, then the initial latents: the order in which diffusers'
-StableVideoDiffusionPipeline draws them from a single generator, so the same seed gives the same video there and here,
-on any device.
+All the randomness of a request is one CPU float32 generator, seeded with the request's seed and read in a fixed order:
+first the augmentation noise of the conditioning pictures, then the initial latents. That is the order in which
+diffusers' StableVideoDiffusionPipeline draws them, so the same seed gives the same video there and here, on any device.
 
 Legend: P conditioning pictures, T frames, C channels, H, W pixels; h, w latent.
 """

@@ -93,7 +93,7 @@ class Row:
     @property
     def sigma(self) -> float:
         """The noise level of the next evaluation; 0 once done."""
-        half_done = self.state.slope is not None
+        half_done = self.state.derivative is not None
         return self.sigmas[min(self.step + half_done, self.num_steps)]
 
     @property
@@ -142,31 +142,33 @@ class Row:
         """The evaluation needed next."""
         return solver(self.solver).request(self.state, self.sigmas)
 
-    def advanced(self, slope: Latents) -> Row:
-        """The row after the requested evaluation gave the ODE's slope there."""
-        return replace(self, state=solver(self.solver).advance(self.state, self.sigmas, slope, self._step_noise))
+    def advanced(self, derivative: Latents) -> Row:
+        """The row after the requested evaluation; `derivative` is dx/dsigma there."""
+        return replace(self, state=solver(self.solver).advance(self.state, self.sigmas, derivative, self._step_noise))
 
     def _step_noise(self, step: int) -> Latents:
-        """Unit noise of a step, drawn on the CPU from (seed, step): the same in any company and after a resume."""
+        """Unit noise of a step, drawn on the CPU from (seed, step): the same in any batch and after a resume."""
         seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{step}".encode()).digest()[:8], "big") >> 1
         generator = torch.Generator("cpu").manual_seed(seed)
         return torch.randn(self.key.latent.as_tuple(), generator=generator).to(self.latents.device)
 
 
-MADE_BY = "model"
+CHECKPOINT_KEY = "model"
 """In a state's metadata: NAME@VERSION of the checkpoint that made it, to be read without torch."""
-_STEP, _FINGERPRINT, _HISTORY = "step", "fingerprint", ("slope", "denoised")
+_STEP, _FINGERPRINT = "step", "fingerprint"
+_HISTORY = {"slope": "derivative", "denoised": "denoised"}
+"""Stored tensor -> field of the SolverState."""
 
 
 def save_state(row: Row) -> bytes:
     """The row's checkpoint, as bytes for `load_state`."""
     state = row.state
     tensors = {"x": state.x}
-    tensors |= {name: tensor for name in _HISTORY if (tensor := getattr(state, name)) is not None}
+    tensors |= {name: tensor for name, field in _HISTORY.items() if (tensor := getattr(state, field)) is not None}
     ready = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
     ready[_STEP] = torch.tensor(state.step)
     ready[_FINGERPRINT] = torch.frombuffer(bytearray(fingerprint(row)), dtype=torch.uint8)
-    return save(ready, metadata={MADE_BY: row.key.model})
+    return save(ready, metadata={CHECKPOINT_KEY: row.key.model})
 
 
 def load_state(fresh: Row, stored: bytes) -> Row:
@@ -188,7 +190,7 @@ def load_state(fresh: Row, stored: bytes) -> Row:
             "the stored state is of another request, checkpoint or set of settings; begin anew", param="resume_from"
         )
     device = fresh.latents.device
-    history = {name: tensors[name].to(device) for name in _HISTORY if name in tensors}
+    history = {field: tensors[name].to(device) for name, field in _HISTORY.items() if name in tensors}
     return replace(fresh, state=SolverState(x.to(device), step, **history))
 
 

@@ -43,10 +43,10 @@ def align_your_steps(steps: int, sigma_min: float = 0.002, sigma_max: float = 70
         InvalidRequest: fewer than one step.
     """
     _check(steps)
-    place = np.linspace(0.0, 1.0, len(_AYS_SVD))
+    position = np.linspace(0.0, 1.0, len(_AYS_SVD))
     levels = np.log(_AYS_SVD)
-    first, last = np.interp(-np.log([sigma_max, sigma_min]), -levels, place)
-    return _finish(np.exp(np.interp(np.linspace(first, last, steps + 1)[:-1], place, levels)))
+    first, last = np.interp(-np.log([sigma_max, sigma_min]), -levels, position)
+    return _finish(np.exp(np.interp(np.linspace(first, last, steps + 1)[:-1], position, levels)))
 
 
 LCM_LEVELS = 40

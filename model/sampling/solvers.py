@@ -38,19 +38,19 @@ class SolverState:
     Args:
         x: the sample at noise level sigmas[step].
         step: completed steps.
-        slope: the slope at x, kept by Heun between its two evaluations of a step; else None.
-        denoised: the denoised sample of the step before, kept by DPM++ 2M; else None.
+        derivative: the ODE derivative at x, of Heun between its two evaluations of a step; else None.
+        denoised: the denoised sample of the step before, of DPM++ 2M; else None.
     """
 
     x: Latents
     step: int = 0
-    slope: Latents | None = None
+    derivative: Latents | None = None
     denoised: Latents | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Where a solver wants the slope: at x and noise level sigma."""
+    """The point where a solver needs the ODE derivative: x at noise level sigma."""
 
     x: Latents
     sigma: float
@@ -65,12 +65,12 @@ class Solver(Protocol):
         ...
 
     def advance(
-        self, state: SolverState, sigmas: Sigmas, slope: Latents, noise: StepNoise | None = None
+        self, state: SolverState, sigmas: Sigmas, derivative: Latents, noise: StepNoise | None = None
     ) -> SolverState:
-        """The state after the requested evaluation gave `slope`, dx/dsigma there.
+        """The state after the requested evaluation; `derivative` is dx/dsigma there.
 
         Args:
-            noise: what a stochastic solver draws from; an ODE solver needs none.
+            noise: unit noise of a step, for a stochastic solver; an ODE solver needs none.
         """
         ...
 
@@ -83,15 +83,15 @@ class Euler:
     """First order, one evaluation a step (Algorithm 1, lines 4 and 5)."""
 
     def request(self, state: SolverState, sigmas: Sigmas) -> Evaluation:
-        """The slope at the current sample and level."""
+        """The current sample and level."""
         return Evaluation(state.x, sigmas[state.step])
 
     def advance(
-        self, state: SolverState, sigmas: Sigmas, slope: Latents, noise: StepNoise | None = None
+        self, state: SolverState, sigmas: Sigmas, derivative: Latents, noise: StepNoise | None = None
     ) -> SolverState:
-        """One step along the slope."""
-        here, there = sigmas[state.step], sigmas[state.step + 1]
-        return SolverState(state.x + (there - here) * slope, state.step + 1)
+        """One step along the derivative."""
+        sigma, sigma_next = sigmas[state.step], sigmas[state.step + 1]
+        return SolverState(state.x + (sigma_next - sigma) * derivative, state.step + 1)
 
     def evaluations_left(self, state: SolverState, sigmas: Sigmas) -> int:
         """One for each step left."""
@@ -102,47 +102,47 @@ class Heun:
     """Second order, two evaluations a step; the last step, onto sigma = 0, is Euler's (Algorithm 1, line 6)."""
 
     def request(self, state: SolverState, sigmas: Sigmas) -> Evaluation:
-        """The slope at the current sample; then, for the correction, at Euler's guess of the next."""
-        here, there = sigmas[state.step], sigmas[state.step + 1]
-        if state.slope is None:
-            return Evaluation(state.x, here)
-        return Evaluation(state.x + (there - here) * state.slope, there)
+        """The current sample; then, for the correction, Euler's guess of the next."""
+        sigma, sigma_next = sigmas[state.step], sigmas[state.step + 1]
+        if state.derivative is None:
+            return Evaluation(state.x, sigma)
+        return Evaluation(state.x + (sigma_next - sigma) * state.derivative, sigma_next)
 
     def advance(
-        self, state: SolverState, sigmas: Sigmas, slope: Latents, noise: StepNoise | None = None
+        self, state: SolverState, sigmas: Sigmas, derivative: Latents, noise: StepNoise | None = None
     ) -> SolverState:
-        """Keep the first slope; with the second, step along their mean (lines 7 and 8)."""
-        here, there = sigmas[state.step], sigmas[state.step + 1]
-        if state.slope is None and there > 0:
-            return replace(state, slope=slope)
-        mean = slope if state.slope is None else (state.slope + slope) / 2
-        return SolverState(state.x + (there - here) * mean, state.step + 1)
+        """Store the first derivative; with the second, step along their mean (lines 7 and 8)."""
+        sigma, sigma_next = sigmas[state.step], sigmas[state.step + 1]
+        if state.derivative is None and sigma_next > 0:
+            return replace(state, derivative=derivative)
+        mean = derivative if state.derivative is None else (state.derivative + derivative) / 2
+        return SolverState(state.x + (sigma_next - sigma) * mean, state.step + 1)
 
     def evaluations_left(self, state: SolverState, sigmas: Sigmas) -> int:
         """Two for each step left, less one for the last, less one if the current step is half done."""
         steps_left = len(sigmas) - 1 - state.step
-        return max(0, 2 * steps_left - 1 - (state.slope is not None))
+        return max(0, 2 * steps_left - 1 - (state.derivative is not None))
 
 
 class DPMpp2M:
     """Second order from the step before, one evaluation a step; the last step, onto sigma = 0, gives D itself."""
 
     def request(self, state: SolverState, sigmas: Sigmas) -> Evaluation:
-        """The slope at the current sample and level."""
+        """The current sample and level."""
         return Evaluation(state.x, sigmas[state.step])
 
     def advance(
-        self, state: SolverState, sigmas: Sigmas, slope: Latents, noise: StepNoise | None = None
+        self, state: SolverState, sigmas: Sigmas, derivative: Latents, noise: StepNoise | None = None
     ) -> SolverState:
         """x_next = (sigma_next / sigma) x + (1 - sigma_next / sigma) D, D extrapolated from the last two samples."""
-        here, there = sigmas[state.step], sigmas[state.step + 1]
-        denoised = ahead = state.x - here * slope
-        if state.denoised is not None and there > 0:
+        sigma, sigma_next = sigmas[state.step], sigmas[state.step + 1]
+        denoised = extrapolated = state.x - sigma * derivative
+        if state.denoised is not None and sigma_next > 0:
             # r is the step before over this one, in lambda; Algorithm 2's D_i.
-            r = math.log(sigmas[state.step - 1] / here) / math.log(here / there)
-            ahead = denoised + (denoised - state.denoised) / (2 * r)
-        ratio = there / here
-        return SolverState(ratio * state.x + (1 - ratio) * ahead, state.step + 1, denoised=denoised)
+            r = math.log(sigmas[state.step - 1] / sigma) / math.log(sigma / sigma_next)
+            extrapolated = denoised + (denoised - state.denoised) / (2 * r)
+        ratio = sigma_next / sigma
+        return SolverState(ratio * state.x + (1 - ratio) * extrapolated, state.step + 1, denoised=denoised)
 
     def evaluations_left(self, state: SolverState, sigmas: Sigmas) -> int:
         """One for each step left."""
@@ -157,18 +157,18 @@ class LCM:
     """
 
     def request(self, state: SolverState, sigmas: Sigmas) -> Evaluation:
-        """The ODE derivative at the current sample and level."""
+        """The current sample and level."""
         return Evaluation(state.x, sigmas[state.step])
 
     def advance(
-        self, state: SolverState, sigmas: Sigmas, slope: Latents, noise: StepNoise | None = None
+        self, state: SolverState, sigmas: Sigmas, derivative: Latents, noise: StepNoise | None = None
     ) -> SolverState:
         """x_next = D + sigma_next z; after the last level, D."""
-        here, there = sigmas[state.step], sigmas[state.step + 1]
-        denoised = state.x - here * slope
-        if there > 0:
+        sigma, sigma_next = sigmas[state.step], sigmas[state.step + 1]
+        denoised = state.x - sigma * derivative
+        if sigma_next > 0:
             assert noise is not None, "LCM draws noise at every level but the last"
-            denoised = denoised + there * noise(state.step)
+            denoised = denoised + sigma_next * noise(state.step)
         return SolverState(denoised, state.step + 1)
 
     def evaluations_left(self, state: SolverState, sigmas: Sigmas) -> int:

@@ -135,10 +135,10 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     loras = _loras(checkpoint, settings.backend)
     vram = plan_for(checkpoint, settings, loras)
     denoiser = make_denoiser(settings.backend, checkpoint, cores, options)
-    if vram is not None and vram.places < 2:
-        denoiser = limit_batch(denoiser, vram.places)
+    if vram is not None and vram.max_batch_size < 2:
+        denoiser = limit_batch(denoiser, vram.max_batch_size)
     elif vram is not None:
-        settings = replace(settings, max_batch=min(settings.max_batch or vram.places, vram.places))
+        settings = replace(settings, max_batch=min(settings.max_batch or vram.max_batch_size, vram.max_batch_size))
     if settings.deterministic and checkpoint.unet.device.type != "cpu":
         from model.backends.batch_size import FixedBatchDenoiser
 
@@ -208,7 +208,7 @@ def plan_for(
     needs = needs_of(checkpoint, latent)
     if loras:
         needs = replace(needs, unet=needs.unet + switching_bytes(checkpoint.unet, loras))
-    return plan(needs, budget, latent.num_frames, asked_chunk=requested, overlap=True)
+    return plan(needs, budget, latent.num_frames, requested_chunk=requested, overlap=True)
 
 
 def limit_batch(denoiser: Denoiser, batch_slots: int) -> Denoiser:

@@ -18,7 +18,7 @@ import uvicorn
 from PIL import Image
 from stillmotion.types import Job, JobEvent
 
-from export.hosted import install_checkpoint
+from export.pipeline import install_checkpoint
 from export.triton_config import Instances
 from model.catalog import ModelEntry
 from model.interpolation import PAIR_FRAMES

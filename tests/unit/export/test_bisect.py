@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from export.bisect import first_difference
 from export.onnx import Component
-from export.parity import ParityError, Tolerance, answers, check_components
+from export.parity import ParityError, Tolerance, check_components, torch_outputs
 from model.backends.onnx_export import Graph, Port, write_graph
 
 TOLERANCE = Tolerance(1e-5, 50.0)
@@ -52,7 +52,7 @@ def tampered(file: Path, layer: int, folder: Path) -> Path:
 def test_an_equal_graph_passes(chain: tuple[Component, Path]) -> None:
     component, file = chain
     inputs = {"chain": [component.graph.example({"batch": size}) for size in (1, 3)]}
-    measured = check_components([component], {"chain": file}, inputs, answers([component], inputs), TOLERANCE)
+    measured = check_components([component], {"chain": file}, inputs, torch_outputs([component], inputs), TOLERANCE)
     assert [one.size for one in measured] == ["x 1x8", "x 3x8"]
     assert all(one.passed for one in measured)
 
@@ -63,7 +63,7 @@ def test_a_changed_layer_is_refused_and_named(chain: tuple[Component, Path], lay
     bad = tampered(file, layer, tmp_path)
     inputs = {"chain": [component.graph.example({"batch": 3})]}
     with pytest.raises(ParityError, match=rf"the difference starts at layers\.{layer}\b"):
-        check_components([component], {"chain": bad}, inputs, answers([component], inputs), TOLERANCE)
+        check_components([component], {"chain": bad}, inputs, torch_outputs([component], inputs), TOLERANCE)
     assert [path.name for path in tmp_path.iterdir()] == ["chain.onnx"]  # bisection's copies are gone
 
 
@@ -71,7 +71,7 @@ def test_answers_that_are_not_numbers_do_not_pass(chain: tuple[Component, Path],
     component, file = chain
     inputs = {"chain": [{"x": torch.full((1, 8), float("nan"))}]}
     with pytest.raises(ParityError):
-        check_components([component], {"chain": file}, inputs, answers([component], inputs), TOLERANCE)
+        check_components([component], {"chain": file}, inputs, torch_outputs([component], inputs), TOLERANCE)
 
 
 def test_without_a_difference_no_layer_is_named(chain: tuple[Component, Path]) -> None:

@@ -24,16 +24,16 @@ NEEDS = MemoryNeeds(
 
 
 def test_more_memory_is_more_convenience() -> None:
-    plans = [plan(NEEDS, gib * GIB, 14, asked_chunk=8, overlap=True) for gib in (80, 12, 10, 8, 7)]
-    assert [one.places for one in plans] == sorted((one.places for one in plans), reverse=True)
-    assert plans[0].places == 8 and not plans[0].offload and plans[0].decode_chunk == 7
+    plans = [plan(NEEDS, gib * GIB, 14, requested_chunk=8, overlap=True) for gib in (80, 12, 10, 8, 7)]
+    assert [one.max_batch_size for one in plans] == sorted((one.max_batch_size for one in plans), reverse=True)
+    assert plans[0].max_batch_size == 8 and not plans[0].offload and plans[0].decode_chunk == 7
     assert plans[-1].offload and plans[-1].decode_chunk < 7
     assert all(one.peak_bytes <= gib * GIB for one, gib in zip(plans, (80, 12, 10, 8, 7), strict=True))
 
 
 def test_too_little_is_told_with_what_it_takes() -> None:
     with pytest.raises(InvalidRequest, match=r"4\.0 GiB are too little.*--dtype float16") as caught:
-        plan(NEEDS, 4 * GIB, 14, asked_chunk=8, overlap=False)
+        plan(NEEDS, 4 * GIB, 14, requested_chunk=8, overlap=False)
     assert caught.value.param == "vram_budget"
 
 

@@ -76,4 +76,4 @@ def test_what_is_no_state_tells_nothing(state: bytes) -> None:
 def test_both_sides_name_the_maker_alike() -> None:
     from model.sampling import row as stored
 
-    assert stored.MADE_BY == MODEL_KEY
+    assert stored.CHECKPOINT_KEY == MODEL_KEY

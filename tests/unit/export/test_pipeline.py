@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from export.hosted import install_checkpoint
+from export.pipeline import install_checkpoint
 from export.triton_config import Instances, check_config, instances_of
 from model.catalog import PROFILE, describe
 from model.errors import CheckpointError
