@@ -64,7 +64,7 @@ class ExportSize:
     Args:
         height, width: of the video, in pixels.
         free: leave height and width free in the graphs; engines take exactly these all the same.
-        max_batch: places of one denoiser call that an engine takes, at most.
+        max_batch: largest batch size of one denoiser call that an engine takes.
     """
 
     height: int

@@ -1,11 +1,11 @@
-"""A Triton model repository: versions beside each other, installed whole or not at all, served by what one file says.
+"""A Triton model repository: versions beside each other, installed atomically; config.pbtxt names the served one.
 
     REPO/NAME/config.pbtxt          which version is served, and its labels (export.triton_config)
     REPO/NAME/warmup/               what Triton sends before it calls the model ready
     REPO/NAME/1/ 2/ 3/              versions: export.json, onnx/, engines/, model.py, the checkpoint's small files
 
 A version is written under a name Triton does not read (it begins with a dot) and renamed; then config.pbtxt is
-replaced, in one rename too. A server that polls, or is told to load the model again, takes the new one up.
+replaced, in one rename too. A server that polls, or is sent a load request, takes the new one up.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@
     |-- GenerationFailed (RuntimeError)  a job failed while it ran
     |   |-- OutOfMemory
     |   `-- StorageFull
-    `-- Cancelled                        the caller asked for the job to stop
+    `-- Cancelled                        the caller had the job stopped
 
 Each carries a stable machine-readable `code` (the wire's `error.code`) and a message with the remedy. Errors of one
 area stand beside what raises them: serving/jobs/errors.py, serving/gateway/errors.py, export/parity.py and others.

@@ -2,7 +2,7 @@
 
 A frame-interpolation checkpoint makes three frames between each two neighbours (paper, section 4 and appendix D). The
 clip's own frames stay as they are: of what the checkpoint makes of a pair, the three in the middle are taken. A pair's
-seed follows from the clip's seed and the pair's place alone, so a pair is the same video whoever makes it, and when.
+seed follows from the clip's seed and the pair's index alone, so a pair is the same video on any server at any time.
 Imports no torch.
 
 Legend: T frames of the first stage, H, W pixels; pairs count from 0.
@@ -29,7 +29,7 @@ PAIR_FRAMES: Final = FRAME_INTERPOLATION.frames[0]
 FACTOR: Final = PAIR_FRAMES - 1
 """How many times the frame rate grows."""
 _MOST_FPS: Final = 60
-"""What a checkpoint can be told of (model.params); a clip may be played faster."""
+"""The largest fps to condition on (model.params); a clip may be played faster."""
 
 Frames = NDArray[np.uint8]
 """[T, H, W, 3], RGB."""
@@ -71,7 +71,7 @@ class InterpolationStage:
 def plan_interpolation(entry: ModelEntry, first: Params) -> InterpolationStage:
     """The second stage for a first one, with the checkpoint's own defaults.
 
-    A pair's clip is conditioned on four times the first stage's fps, up to the 60 that a checkpoint can be told of.
+    A pair's clip is conditioned on four times the first stage's fps, up to the 60 that may be conditioned on.
 
     Raises:
         InvalidRequest: the first stage is of a task whose frames are no moments of one clip, or makes a single frame;

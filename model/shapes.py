@@ -106,13 +106,13 @@ def nearest(shapes: Sequence[VideoShape], frames: int, height: int, width: int) 
     the clip is shorter than all.
     """
     longest = max((shape.num_frames for shape in shapes if shape.num_frames <= frames), default=None)
-    there = [shape for shape in shapes if shape.num_frames == longest]
+    longest_shapes = [shape for shape in shapes if shape.num_frames == longest]
     aspect = math.log(width / height)
 
     def order(shape: VideoShape) -> tuple[float, int, int]:
         return (round(abs(math.log(shape.width / shape.height) - aspect), 9), -shape.pixels, -shape.height)
 
-    return min(there, key=order, default=None)
+    return min(longest_shapes, key=order, default=None)
 
 
 def even_chunks(total: int, largest: int) -> tuple[int, ...]:

@@ -119,5 +119,5 @@ def build_unet(
 
 
 def count_parameters(module: torch.nn.Module, *, trainable: bool = False) -> int:
-    """How many numbers a network holds; only those that training changes, if asked."""
+    """How many numbers a network holds; only the trainable ones with `trainable`."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)

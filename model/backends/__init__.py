@@ -1,1 +1,1 @@
-"""Denoiser backends: the protocol, the implementations, and makers by name (each loaded when asked for)."""
+"""Denoiser backends, and their registry by name; each is imported on first use."""

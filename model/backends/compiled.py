@@ -54,7 +54,7 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
         backend: of torch.compile; `eager` traces and compiles nothing.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
-    # Two sizes that happen to be equal at the first call (4 places, 4 heads) are not the same size.
+    # Two sizes that happen to be equal at the first call (4 slots, 4 heads) are not the same size.
     torch.fx.experimental._config.use_duck_shape = False
     count = 0
     for block in network.modules():

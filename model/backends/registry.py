@@ -122,7 +122,7 @@ def backend_for(entry: ModelEntry, requested: str) -> str:
 
 
 def with_usable_loras(entry: ModelEntry, backend: str) -> ModelEntry:
-    """The checkpoint as it can be served on the backend asked for: without LoRAs that this could not apply.
+    """The checkpoint as it can be served on a backend: without LoRAs that this could not apply.
 
     Raises:
         InvalidRequest: the backend does not fit (`backend_for`).

@@ -241,13 +241,13 @@ def account(keys: Iterable[str], networks: Networks) -> dict[str, str]:
     Raises:
         CheckpointError: a name is missing, or one is known to no rule.
     """
-    there = set(keys)
+    names = set(keys)
     expected = {source.key for _, sources in networks.parts() for source in sources.values()}
     aside = {
-        key: next((why for prefix, why in SET_ASIDE.items() if key.startswith(prefix)), "") for key in there - expected
+        key: next((why for prefix, why in SET_ASIDE.items() if key.startswith(prefix)), "") for key in names - expected
     }
     unknown = sorted(key for key, why in aside.items() if not why)
-    if missing := sorted(expected - there):
+    if missing := sorted(expected - names):
         raise CheckpointError(f"the file lacks {some(missing)}: it is another model's, or of another size")
     if unknown:
         raise CheckpointError(f"the file has weights that no rule knows: {some(unknown)}; nothing was written")

@@ -6,7 +6,7 @@ frame what Stable Diffusion did, of clips as of pictures. Every weight of the fo
 
 What carries over. With sigma_data = 1, EDM's c_in x is the variance-preserving x_t that Stable Diffusion was trained
 on, and EDM's F is its v (Karras et al. 2022, table 1): so a v-predicting network already is F, at every noise level,
-but for one thing. It was told a step from 0 to 999; ours is told c_noise = ln(sigma) / 4. So the paper trains the time
+but for one thing. Its timestep is a step from 0 to 999; ours is c_noise = ln(sigma) / 4. So the paper trains the time
 embedding alone for 1,000 iterations before all else. A network that predicts the noise (`epsilon`) is no such start
 and is refused.
 

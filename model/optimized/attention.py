@@ -174,7 +174,7 @@ def fastest(shape: tuple[int, int, int, int], device: torch.device, dtype: torch
 def choose(
     requested: str, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype, *, pinned: bool
 ) -> str:
-    """The name of the kernel to use where `requested` is asked for.
+    """The name of the kernel to use for a requested one.
 
     Args:
         requested: a name, or `auto`: torch's own choice on a CPU and where pinned, else the fastest as measured here.

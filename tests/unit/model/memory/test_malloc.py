@@ -12,7 +12,7 @@ import pytest
 PROGRAM = """
 import resource, sys, threading
 import torch
-from model.memory.malloc import keep_freed_memory
+from model.memory.malloc import retain_freed_memory
 
 def work():
     for _ in range(40):
@@ -25,7 +25,7 @@ def counted():
     thread.join()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-kept = keep_freed_memory()
+kept = retain_freed_memory()
 work()
 print(kept, counted())
 """

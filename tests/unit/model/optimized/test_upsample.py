@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from model.optimized.fused_blocks import fuse
 from model.optimized.rewrites import relative_difference
-from model.optimized.upsample import PhaseUpsample2D, can_be_lean, phases, upsample_nearest_conv
+from model.optimized.upsample import PhaseUpsample2D, can_use_phases, phases, upsample_nearest_conv
 from model.presets import preset
 from model.tasks import task
 from model.unet import build_unet
@@ -58,7 +58,7 @@ def test_the_answer_is_channels_last_like_what_follows_it() -> None:
     ],
 )
 def test_another_kind_of_layer_stays_as_it_is(other: torch.nn.Module) -> None:
-    assert not can_be_lean(other)
+    assert not can_use_phases(other)
 
 
 def test_networks_get_it_and_another_size_asked_for_goes_the_old_way() -> None:
