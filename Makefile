@@ -18,7 +18,7 @@ MINI_ROAD := mini-vae mini-image-encoder mini-image-to-video mini-image-to-video
 	mini-video-zoom-in mini-video-zoom-in-on mini-video-words mini-text-to-video mini-frame-interpolation \
 	mini-frame-interpolation-long mini-multi-view-low mini-multi-view-first mini-multi-view-slow \
 	mini-multi-view-shapes mini-multi-view-shapes-on mini-decoder-orbits mini-multi-view
-SPREAD := -n auto --maxprocesses 4 --dist loadfile
+SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup browser demo check format test test-full train-mini clean
 

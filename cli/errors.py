@@ -34,7 +34,7 @@ _EXTRAS = {
 
 COMMAND_EXTRAS = {
     "generate": "engine",
-    "replay": "engine",
+    "replay": "engine,serve",
     "serve": "engine,serve",
     "keys": "serve",
     "batch": "batch",

@@ -1,4 +1,4 @@
-"""What every test shares: shapes and types of `model` checked as it runs, and GPU tests skipped without a GPU."""
+"""What every test shares: `model` with its shapes and types checked, long files first, no GPU tests without one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,22 @@ def root() -> Path:
     return ROOT
 
 
+LONG_FIRST = (
+    "tests/e2e/",
+    "tests/integration/",
+    "tests/unit/benchmarks/",
+    "tests/unit/training/",
+    "tests/unit/export/",
+)
+"""Folders whose files take long; workers take files in this order, so that none is left with one at the end."""
+
+
+def _turn(item: pytest.Item) -> int:
+    return next((turn for turn, folder in enumerate(LONG_FIRST) if item.nodeid.startswith(folder)), len(LONG_FIRST))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_turn)
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if not needing:
         return
