@@ -99,7 +99,7 @@ class ChainedJob:
                     yield event
                 if isinstance(event, TERMINAL):
                     return
-                if self._cancelled.is_set():  # it may have been asked before the engine knew of the request
+                if self._cancelled.is_set():  # it may have been requested before the engine knew of the request
                     self._engine.cancel(request.job_id)
 
     async def _second_stage(self, first: Rendered) -> AsyncGenerator[EngineEvent, None]:

@@ -38,7 +38,7 @@ def generate_chained(
         entries: the checkpoints of both stages; each is loaded for its stage alone.
         images: as `serving.engine.local.generate` takes them.
         chain: the second stage, resolved for `params`.
-        progress: told of phases, steps and decoded frames; in the phase `interpolate`, of the steps of all pairs.
+        progress: called with phases, steps and decoded frames; in the phase `interpolate`, with the steps of all pairs.
         settings: of each stage.
 
     Returns:

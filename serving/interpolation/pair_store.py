@@ -58,7 +58,7 @@ class Rendered:
 
     @classmethod
     def of(cls, result: Completed) -> Rendered:
-        """The result of a request that asked for raw frames."""
+        """The result of a request for raw frames."""
         shape = (result.num_frames, result.height, result.width, 3)
         frames = np.frombuffer(result.video, np.uint8).reshape(shape)
         return cls(frames, result.degraded, result.manifest, result.timings)

@@ -80,7 +80,7 @@ class Pairs:
 
     @property
     def ending(self) -> Failed | CancelledAt | None:
-        """How the stage ended if not well; `CancelledAt` tells of this stage alone."""
+        """How the stage ended if not well; `CancelledAt` counts this stage alone."""
         if self._cancelled:
             return CancelledAt(self.step, self.compute_s)
         if self._failure is None and len(self.rendered) < self._count:
@@ -161,7 +161,7 @@ class Pairs:
                             return event
                         case _:  # the phases of one pair are not the job's
                             pass
-                    if self._is_over():  # it may have been asked before the engine knew of the request
+                    if self._is_over():  # it may have been requested before the engine knew of the request
                         self._stop(request.job_id)
             return Failed("generation_failed", "the engine ended the events of a pair without a result")
         finally:
@@ -187,7 +187,7 @@ class Pairs:
         self._report(index, self._chain.params.num_inference_steps)
 
     def _report(self, index: int, step: int, *, resumed: bool = False) -> None:
-        """One pair is this far: a step of the stage, unless it was told before."""
+        """One pair is this far: a step of the stage, unless it was reported before."""
         if resumed and not self._steps[index]:
             self._found += step - 1
         if step > self._steps[index]:

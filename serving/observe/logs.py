@@ -54,7 +54,7 @@ class TextFormatter(logging.Formatter):
 def configure(json_lines: bool, stream: TextIO | None = None) -> logging.Handler:
     """Send every log line to `stream` (stderr), as JSON or as text. The handler, for whoever takes it off again.
 
-    As JSON, there is a line for each request too; as text only warnings and errors are told.
+    As JSON, there is a line for each request too; as text only warnings and errors are written.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if json_lines else TextFormatter())

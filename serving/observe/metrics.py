@@ -169,7 +169,7 @@ class InstrumentedEngine(EngineWrapper):
 
     Args:
         engine: what does the work.
-        metrics, traces: where it is told.
+        metrics, traces: where events are recorded.
         clock: seconds, monotonic.
     """
 
@@ -234,7 +234,7 @@ class _Watch:
             self.end(_outcome(event))
 
     def end(self, outcome: str) -> None:
-        """The job left the engine; told once."""
+        """The job left the engine; recorded once."""
         if self.ended:
             return
         self.ended = True

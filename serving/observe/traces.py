@@ -1,4 +1,4 @@
-"""Traces from an HTTP request through the phases of the job it made. Off unless asked for; needs the [otel] extra.
+"""Traces from an HTTP request through the phases of the job it made. Off by default; needs the [otel] extra.
 
 A job runs long after the request that made it was answered, perhaps in another process. Its span is a child of the
 request's where this process still remembers that one, and a trace of its own otherwise; both carry the job's id.
@@ -32,7 +32,7 @@ class JobTrace(Protocol):
 
 
 class Traces(Protocol):
-    """Where spans are told."""
+    """Where spans are recorded."""
 
     @contextmanager
     def request(self, method: str, route: str, headers: Mapping[str, str]) -> Iterator[dict[str, Any]]:

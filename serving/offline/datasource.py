@@ -1,7 +1,7 @@
 """A manifest as a Ray Data source: one task reads it in order, never far ahead of what has been rendered.
 
 Ray bounds what lies between reading and rendering by bytes, and rows are small: unbounded, a million of them would be
-queued as objects within minutes. So the reader asks a gate, which the driver tells how many rows have ended.
+queued as objects within minutes. So the reader waits at a gate, to which the driver reports how many rows have ended.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class ManifestSource(Datasource):  # type: ignore[misc]
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """One, whatever parallelism is asked for: the rows' order tells which of two equal ones came first."""
+        """One, whatever the parallelism requested: the rows' order decides which of two equal ones came first."""
         del parallelism, per_task_row_limit, data_context
         metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         return [ReadTask(self._feed, metadata)]

@@ -81,7 +81,7 @@ class RawRow:
     Args:
         values: by column.
         fault: why it cannot be read; `values` is then empty.
-        text: what it is told by, if it cannot be read.
+        text: as it stands, if it cannot be read.
     """
 
     number: int

@@ -192,7 +192,7 @@ class ResultLog:
         return self.counts.total()
 
     def add(self, result: Result) -> None:
-        """Note a row's result; one that is told again counts once."""
+        """Note a row's result; one that is added again counts once."""
         added = self._database.execute("INSERT OR IGNORE INTO results VALUES (?, ?)", (result.row, result.as_json()))
         if added.rowcount:
             self.counts[result.status] += 1

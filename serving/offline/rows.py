@@ -60,15 +60,15 @@ def plan_workers(
     One CPU of each machine is left out of account for reading; a worker's engine still uses its share of all cores.
 
     Args:
-        nodes: what each machine has, as Ray tells: `CPU`, `GPU`.
+        nodes: what each machine has, by Ray: `CPU`, `GPU`.
         cores: usable cores of this machine; engines on CPUs share out the smaller of this and the machine's `CPU`.
         device: of the engines; `auto` takes GPUs where there are any.
-        workers: asked for; None for one a GPU, or one a machine.
-        threads: asked for, of each engine.
+        workers: requested; None for one a GPU, or one a machine.
+        threads: requested, of each engine.
         deterministic: engines take the threads that one alone would, since their number changes the last bits.
 
     Raises:
-        InvalidRequest: GPUs are asked for and there are none, or more workers than GPUs.
+        InvalidRequest: GPUs are requested and there are none, or more workers than GPUs.
     """
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if device != "cpu" and (gpus or device != "auto"):
@@ -167,7 +167,7 @@ def read_row(values: Mapping[str, Any], reading: RowContext, *, strict: bool) ->
         )
     entry = entry_for(order.model, spec.name, reading.entries)
     settings = {name: value for name, value in order.settings.items() if value is not None}
-    # Before its id is asked for: a bad setting is the more useful thing to hear of.
+    # Before its id is computed: a bad setting is the more useful error.
     settings |= _pinned(entry.resolve(settings, seed=0))
     content = _hash(entry, settings, order.pictures, order.output_format, order.metadata)
     row_id = _id(values.get("id"), content, order.pictures)

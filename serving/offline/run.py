@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 ProgressCallback = Callable[[str, int, int], None]
-"""Told of progress: what, how many rows are done, of how many."""
+"""Called with progress: what, how many rows are done, of how many."""
 
 IN_FLIGHT: Final = 8
 _AHEAD: Final = 256
@@ -147,7 +147,7 @@ def run(batch: Batch, report: ProgressCallback) -> Summary:
     """Render a manifest to its end.
 
     Args:
-        report: told of every row that has ended.
+        report: called for every row that has ended.
 
     Raises:
         MissingExtra: ray, or what a URL needs, is not installed.
@@ -160,7 +160,7 @@ def run(batch: Batch, report: ProgressCallback) -> Summary:
     manifest = open_render_list(batch.manifest)
     output = Output(batch.out)
     output.sweep()
-    next(manifest.rows(Portion(limit=1)), None)  # what is wrong with the file as a whole is told before Ray is started
+    next(manifest.rows(Portion(limit=1)), None)  # a file that cannot be read is reported before Ray starts
     total = batch.portion.count(manifest.count())
     with ResultLog() as log:
         try:

@@ -49,7 +49,7 @@ LOSSES: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """All that a worker is told.
+    """The configuration of a worker.
 
     Args:
         out: the output folder.
@@ -196,7 +196,7 @@ class RowRenderer:
         record = f"{RECORDS}/{request.id}.json"
         finished = finish(completed, request.params, pictures, request.output_format)
         began = time.perf_counter()
-        # A worker of a killed run may have lived to complete the row: its files are those that its record tells of.
+        # A worker of a killed run may have lived to complete the row: its files are those that its record names.
         if (before := self._output.get(record)) is not None:
             return replace(parse(before), row=row)
         self._output.put(thumbnail_name(request), completed.thumbnail)
@@ -223,7 +223,7 @@ class RowRenderer:
 
 
 def _expected(error: Exception) -> StillmotionError:
-    """One of ours; others are told by their type."""
+    """The error as one of ours; others by the name of their type."""
     if isinstance(error, StillmotionError):
         return error
     _log.error("an unexpected error", exc_info=error)

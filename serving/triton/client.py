@@ -247,7 +247,7 @@ class LiveModels(Sequence[ModelEntry]):
 
 
 class NoServer(StillmotionError):
-    """No Triton server answered in time, or none serves a model that was asked for."""
+    """No Triton server answered in time, or none serves a requested model."""
 
     code = "no_triton_server"
 

@@ -53,7 +53,7 @@ class Running:
                 self.left_s, self.noted_at = event.eta_s, time.monotonic()
 
     def left(self) -> float:
-        """Seconds of work left, by what was last told."""
+        """Seconds of work left, by the last report."""
         return max(0.0, (self.left_s or 0.0) - (time.monotonic() - self.noted_at))
 
 

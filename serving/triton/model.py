@@ -26,7 +26,7 @@ from serving.triton.wire import DATA, EVENT, PICTURES, REQUEST, STATE, Frame, Re
 
 _log = logging.getLogger(__name__)
 _LAST_WORDS_S: Final = 10.0
-"""Seconds that requests have to be told of their end when the model is unloaded."""
+"""Seconds in which the last events of requests are sent when the model is unloaded."""
 
 
 class TritonPythonModel:
@@ -70,7 +70,7 @@ class TritonPythonModel:
             sender.send(flags=backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def finalize(self) -> None:
-        """Stop between two steps: what runs is checkpointed, and its caller told, before the device is let go of."""
+        """Stop between two steps: what runs is checkpointed, and its last event sent, before the device is released."""
         asyncio.run(self._engine.stop())
         until = time.monotonic() + _LAST_WORDS_S
         while self._host.in_flight and time.monotonic() < until:

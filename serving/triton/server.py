@@ -126,7 +126,7 @@ def fetch_server(report: Callable[[str], None] = lambda _: None) -> Path:
     """The server's folder; fetched first where it is not there yet.
 
     Args:
-        told: progress, a line at a time.
+        report: called with progress, a line at a time.
 
     Raises:
         NoTritonServer: another platform, the download failed, or it is not the file that is expected.

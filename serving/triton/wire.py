@@ -49,7 +49,7 @@ def entry_fields(entry: ModelEntry) -> dict[str, Any]:
 
 
 def entry_from_fields(message: Mapping[str, Any], source: str) -> ModelEntry:
-    """The checkpoint a server told of; its path names the server, and no file.
+    """The checkpoint that a server described; its path names the server, and no file.
 
     Raises:
         CheckpointError: it is of a task that is not known here, or not complete.
@@ -105,7 +105,7 @@ class ReceivedRequest:
             work: tell everybody who asks); `stop` (checkpoint what runs, and end it as stopped).
         id: of the job.
         params: settings by name; those left out are the checkpoint's defaults, and a seed left out is 0.
-        client: who asks; a status tells how much work of others there is.
+        client: the caller; a status reports how much work of others there is.
         raw: whether the frames are wanted as they are (serving.engine.protocol.EngineRequest).
     """
 
