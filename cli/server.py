@@ -17,6 +17,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from model.errors import StillmotionError
+from serving.gateway.connections import limited_protocol
+from serving.gateway.settings import ConnectionLimits
 
 LOOK_S = 0.05
 """Seconds between two looks at whether all is ready."""
@@ -46,6 +48,7 @@ def run(
     on_ready: Callable[[str], None],
     drain: Callable[[], Awaitable[None]] | None = None,
     broken: Callable[[], bool] = lambda: False,
+    limits: ConnectionLimits | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then come back in good order.
 
@@ -54,11 +57,19 @@ def run(
         on_ready: called once, with the service's URL.
         drain: awaited at the first signal, while requests are still answered; a second signal cuts it short.
         broken: whether only a new process can serve again; asked once a second.
+        limits: on connections.
 
     Raises:
         StillmotionError: the service did not start, or is broken.
     """
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=STOPPING_S)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=STOPPING_S,
+        http=limited_protocol(limits or ConnectionLimits()),
+        ws="none",
+    )
     server = _Server(config, drain)
     cause: SystemExit | None = None
     ended_broken = False

@@ -25,6 +25,8 @@ Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
 
 _log = logging.getLogger(__name__)
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+_NEVER_PUBLIC: Final = (ipaddress.IPv6Network("::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+"""IPv4-compatible addresses (RFC 4291) and the NAT64 prefix for local use (RFC 8215); some Pythons call them global."""
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -50,7 +52,9 @@ class AddressPolicy:
         """Whether a connection may go to this address."""
         if any(address.version == network.version and address in network for network in self.allowed):
             return True
-        return all(inner.is_global and not inner.is_multicast for inner in _meanings(address))
+        return not any(address in network for network in _NEVER_PUBLIC if network.version == address.version) and all(
+            inner.is_global and not inner.is_multicast for inner in _meanings(address)
+        )
 
     def check_url(self, url: httpx.URL) -> None:
         """Raise AddressRefused for what needs no resolving: the scheme, credentials, a missing host."""

@@ -13,7 +13,7 @@ from model.catalog import ModelEntry
 from serving.engine.protocol import Engine
 from serving.gateway import errors, openapi
 from serving.gateway.auth import authenticated
-from serving.gateway.middleware import AccessLog, BodyLimit, RequestId
+from serving.gateway.middleware import AccessLog, BodyLimit, HeadAsGet, RequestId
 from serving.gateway.routes import batches, content, events, generate, jobs, openai, system
 from serving.gateway.services import Integrations, close_services, open_services
 from serving.gateway.settings import Settings
@@ -67,9 +67,10 @@ def create_app(
         redirect_slashes=False,
     )
     errors.install(app)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    app.add_middleware(AccessLog, metrics=metrics, traces=beyond.traces)
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, larger={"/batches": settings.max_batch_bytes})
     app.add_middleware(RequestId)
+    app.add_middleware(AccessLog, metrics=metrics, traces=beyond.traces)  # outermost, so that it counts every 500
     app.state.metrics = metrics
     for part in (generate, batches, jobs, events, content, system, openai):
         app.include_router(part.router, dependencies=[Depends(authenticated)], responses=openapi.error_responses(401))

@@ -6,7 +6,8 @@ _TYPES; `code` is stable and finer; `param` names the field at fault.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -18,7 +19,7 @@ from stillmotion.types import ErrorBody, ErrorResponse
 
 from model.errors import ImageTooLarge, InvalidRequest, StillmotionError, StorageFull
 from serving.gateway.deadlines import DeadlineInfeasible
-from serving.jobs.errors import BatchNotFound, Conflict, JobNotFound, QueueFull
+from serving.jobs.errors import BatchNotFound, Conflict, DatabaseBusy, JobNotFound, QueueFull
 
 _TYPES: Final[dict[int, str]] = {
     401: "authentication",
@@ -40,6 +41,7 @@ _STATUSES: Final[tuple[tuple[type[StillmotionError], int], ...]] = (
     (QueueFull, 429),
     (DeadlineInfeasible, 409),
     (StorageFull, 507),
+    (DatabaseBusy, 503),
 )
 _PYDANTIC_CODES: Final[dict[str, str]] = {
     "missing": "missing_field",
@@ -84,20 +86,36 @@ def answer(
     return JSONResponse(ErrorResponse(error=body).model_dump(mode="json"), status, dict(headers or {}))
 
 
-def first_problem(error: ValidationError | RequestValidationError, where: str) -> InvalidRequest:
-    """The first thing wrong with a validated value, as our own error; `where` says what has no such field."""
+def first_problem(
+    error: ValidationError | RequestValidationError, where: str, fields: Collection[str] = ()
+) -> InvalidRequest:
+    """The first thing wrong with a validated value, as our own error.
+
+    Args:
+        where: what has no such field.
+        fields: the names there are; one like the unknown name is suggested.
+    """
     first: dict[str, Any] = dict(error.errors()[0])
     # FastAPI begins the location with the part of the request: query, path or header.
     location = first["loc"][1:] if isinstance(error, RequestValidationError) else first["loc"]
     param = ".".join(map(str, location)) or None
     kind = first["type"]
     if kind == "extra_forbidden":
-        message = f"{where} has no field {param!r}; leave it out"
+        message = f"{where} has no field {param!r}; {_hint(str(first['loc'][-1]), fields)}"
     elif kind == "missing":
         message = f"{param} is required"
     else:
         message = f"{param}: {first['msg']}"
     return InvalidRequest(message, code=_PYDANTIC_CODES.get(kind, "invalid_value"), param=param)
+
+
+def _hint(unknown: str, fields: Collection[str]) -> str:
+    """What to do about an unknown field: the name that was probably meant."""
+    name = unknown.lower().replace("-", "_")
+    parts = [field for field in fields if name in field.split("_")]
+    close = difflib.get_close_matches(name, fields, n=1)
+    meant = parts[0] if len(parts) == 1 else next(iter(close), None)
+    return "leave it out" if meant is None else f"did you mean {meant}?"
 
 
 def request_id(request: Request) -> str | None:
@@ -113,7 +131,7 @@ async def _on_stillmotion_error(request: Request, error: Exception) -> JSONRespo
         status, headers = error.status, error.headers
     else:
         status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
-        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, QueueFull) else {}
+        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, (QueueFull, DatabaseBusy)) else {}
     request.scope["refusal"] = error.code
     return answer(request_id(request), status, error.code, error.message, param=error.param, headers=headers)
 

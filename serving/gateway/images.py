@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from model.errors import ImageTooLarge, InvalidRequest
-from model.media.image import as_rgb, fit_picture
+from model.media.image import as_rgb, converted_from, fit_picture
 from model.params import Params
 from serving.net import AddressPolicy, AddressRefused, PublicOnly, Resolve, resolve_host
 
@@ -144,13 +144,16 @@ def fitted_png(picture: Image.Image, params: Params) -> bytes:
         picture: upright RGB, of any size.
         params: of a task that takes pictures.
     """
-    return plain_png(fit_picture(picture, *params.picture_fit))
+    return plain_png(fit_picture(picture, *params.picture_fit), converted_from(picture))
 
 
-def plain_png(picture: Image.Image) -> bytes:
+def plain_png(picture: Image.Image, colour_space: str | None = None) -> bytes:
     """An RGB picture as a PNG of stored scan lines without a filter (PNG specification, third edition, 10.1).
 
     Its pieces are put together once, at the end: copies were most of what it cost.
+
+    Args:
+        colour_space: what the picture was converted from, for the manifest (as `model.media.image.to_png` writes it).
     """
     pixels = np.asarray(as_rgb(picture))
     height, width, _ = pixels.shape
@@ -158,7 +161,8 @@ def plain_png(picture: Image.Image) -> bytes:
     lines[:, 0] = 0  # each line begins with its filter's number: none
     lines[:, 1:] = pixels.reshape(height, 3 * width)
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = (_chunk(b"IHDR", [head]), _chunk(b"IDAT", _stored(lines)), _chunk(b"IEND", []))
+    text = [] if colour_space is None else _chunk(b"tEXt", [b"converted_from\0" + colour_space.encode("ascii")])
+    chunks = (_chunk(b"IHDR", [head]), text, _chunk(b"IDAT", _stored(lines)), _chunk(b"IEND", []))
     return b"".join([_SIGNATURE, *(piece for chunk in chunks for piece in chunk)])
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.gateway.errors import Problem, answer
@@ -21,6 +23,10 @@ from serving.observe.traces import Traces
 
 _log = logging.getLogger(__name__)
 _ACCEPTABLE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
+HEAD: Final = "stillmotion.head"
+"""The scope's key of a HEAD that is served as GET."""
+CLIENT_CLOSED: Final = 499
+"""The status in metrics and log of a request whose caller went away before the answer (nginx's number)."""
 
 
 class RequestId:
@@ -51,6 +57,8 @@ class RequestId:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            _log.debug("request %s: the caller went away during the upload", request_id)
         except Exception:
             _log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if started:
@@ -65,22 +73,28 @@ class RequestId:
 class BodyLimit:
     """Refuses a body beyond the limit: by its declared length at once, otherwise as soon as too much has come.
 
+    Starlette's own limit (`max_body_size`) answers in plain text where a route has not read the body; here every
+    error has the one shape.
+
     Args:
         limit: bytes.
+        larger: limits of single paths, in place of `limit`.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, larger: Mapping[str, int]) -> None:
         self._app = app
         self._limit = limit
+        self._larger = dict(larger)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit = self._larger.get(scope["path"], self._limit)
         declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self._limit:
-            problem = self._too_large()
+        if declared.isdecimal() and int(declared) > limit:
+            problem = _too_large(limit)
             response = answer(scope.get("request_id"), problem.status, problem.code, problem.message)
             await response(scope, receive, send)
             return
@@ -91,14 +105,46 @@ class BodyLimit:
             message = await receive()
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
-                if received > self._limit:
-                    raise self._too_large()
+                if received > limit:
+                    raise _too_large(limit)
             return message
 
         await self._app(scope, receive_limited, send)
 
-    def _too_large(self) -> Problem:
-        return Problem(413, "body_too_large", f"the request is larger than {self._limit} bytes; send a smaller picture")
+
+def _too_large(limit: int) -> Problem:
+    return Problem(413, "body_too_large", f"the request is larger than {limit} bytes; send a smaller picture")
+
+
+class HeadAsGet:
+    """Answers HEAD as GET without its body (RFC 9110, section 9.3.2), for every route; a stream ends at its headers.
+
+    Routes know by `is_head` that nobody will read the body.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        inner = {**scope, "method": "GET", HEAD: True}
+
+        async def send_head(message: Message) -> None:
+            if message["type"] != "http.response.start":
+                return
+            scope.update({name: inner[name] for name in ("route", "refusal", "key_id") if name in inner})
+            await send(message)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        await self._app(inner, receive, send_head)
+
+
+def is_head(request: Request) -> bool:
+    """Whether this GET was sent as HEAD."""
+    return bool(request.scope.get(HEAD, False))
 
 
 _access_log = logging.getLogger(ACCESS)
@@ -108,7 +154,9 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 
 
 class AccessLog:
-    """Records each request once its answer begins: a metric, a span, a log line.
+    """Records each request once its answer begins: a metric, a span, a log line. Also those that failed.
+
+    One whose caller went away before the answer counts as 499.
 
     Args:
         metrics, traces: where it is recorded.
@@ -126,13 +174,19 @@ class AccessLog:
             return
         began = time.perf_counter()
 
+        started = False
+
         async def send_recorded(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 self._record(scope, message["status"], time.perf_counter() - began, attributes)
             await send(message)
 
         with self._traces.request(scope["method"], scope["path"], Headers(scope=scope)) as attributes:
             await self._app(scope, receive, send_recorded)
+            if not started:
+                self._record(scope, CLIENT_CLOSED, time.perf_counter() - began, attributes)
 
     def _record(self, scope: Scope, status: int, seconds: float, attributes: dict[str, Any]) -> None:
         route = route_of(scope)

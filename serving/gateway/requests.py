@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn
 
 from fastapi import Request
 from pydantic import ValidationError
+from pydantic_core import from_json
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from stillmotion.types import REQUESTS, BatchLine, GenerationRequest, ImageData
@@ -69,7 +70,7 @@ async def _read_form(request: Request, task: TaskSpec) -> Submission:
     try:
         return Submission(settings.model_validate(values), images)
     except ValidationError as error:
-        raise first_problem(error, task.name) from error
+        raise first_problem(error, task.name, settings.model_fields) from error
 
 
 def _split_form(form: FormData, task: TaskSpec) -> tuple[dict[str, Any], dict[str, UploadFile]]:
@@ -96,7 +97,7 @@ def _split_form(form: FormData, task: TaskSpec) -> tuple[dict[str, Any], dict[st
 
 def _parse_json(name: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        return from_json(text)  # bounded in depth, unlike json.loads
     except ValueError as error:
         raise InvalidRequest(f"{name} must be a JSON object: {error}", param=name) from error
 
@@ -110,7 +111,7 @@ def read_json(body: bytes, task: TaskSpec) -> Submission:
         if error.errors()[0]["type"] == "json_invalid":
             message = f"the body is not valid JSON: {error.errors()[0]['msg']}"
             raise Problem(400, "malformed_body", message) from error
-        raise first_problem(error, task.name) from error
+        raise first_problem(error, task.name, with_pictures.model_fields) from error
     images = tuple(_picture(name, getattr(fields, name)) for name in task.pictures)
     return Submission(settings(**fields.model_dump(exclude=set(task.pictures))), images)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +19,27 @@ from serving.provenance.c2pa import Algorithm
 MAX_WAIT_S = 60
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Limits on the connections of one server (serving.gateway.connections).
+
+    Args:
+        head_bytes: of a request's line and headers.
+        head_s: from a connection's beginning, or a request's first byte, until its headers are complete.
+        body_bytes_per_s: of a request's body, averaged over ten seconds; 0 for no limit.
+        stall_s: during which a client reads nothing of a response that waits for it.
+        connections: at once; fewer where the process may open fewer files.
+        per_address: connections of one address at once.
+    """
+
+    head_bytes: int = 64 * 1024
+    head_s: float = 10.0
+    body_bytes_per_s: int = 1000
+    stall_s: float = 60.0
+    connections: int = 8192
+    per_address: int = 4096
+
+
 class Settings(BaseSettings):
     """Settings of the gateway. Sizes in bytes and pixels, times in seconds."""
 
@@ -29,6 +51,13 @@ class Settings(BaseSettings):
     artifacts: str = Field("stillmotion-data/artifacts", description="folder or fsspec URL for pictures and videos")
     queue_limit: int = Field(100, ge=1, description="jobs that may wait; one more is answered with 429")
     max_body_bytes: int = Field(30_000_000, ge=1024, description="of a whole request")
+    max_batch_bytes: int = Field(100_000_000, ge=1024, description="of a whole batch")
+    max_header_bytes: int = Field(64 * 1024, ge=4096, description="of a request's line and headers")
+    header_timeout_s: float = Field(10.0, gt=0, description="from a connection's begin, or a request's, to its headers")
+    min_body_bytes_per_s: int = Field(1000, ge=0, description="slower uploads are closed; averaged over ten seconds")
+    stall_timeout_s: float = Field(60.0, gt=0, description="a caller who reads nothing of an answer is closed")
+    max_connections: int = Field(8192, ge=1, description="at once; fewer where fewer files may be open")
+    max_connections_per_address: int = Field(4096, ge=1, description="at once; a proxy counts as one address")
     max_image_bytes: int = Field(20_000_000, ge=1024, description="of the picture's file")
     max_image_pixels: int = Field(50_000_000, ge=64, description="of the picture, width times height")
     min_image_side: int = Field(8, ge=1, description="pixels of the picture's shorter side")
@@ -74,6 +103,18 @@ class Settings(BaseSettings):
     def terms(self) -> Lifetimes:
         """How long jobs and leases last."""
         return Lifetimes(self.lease_s, self.waiting_s, self.kept_s, self.attempts)
+
+    @property
+    def connection_limits(self) -> ConnectionLimits:
+        """The limits on connections."""
+        return ConnectionLimits(
+            head_bytes=self.max_header_bytes,
+            head_s=self.header_timeout_s,
+            body_bytes_per_s=self.min_body_bytes_per_s,
+            stall_s=self.stall_timeout_s,
+            connections=self.max_connections,
+            per_address=self.max_connections_per_address,
+        )
 
     @property
     def image_limits(self) -> ImageLimits:

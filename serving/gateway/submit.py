@@ -21,6 +21,7 @@ from model.catalog import ModelEntry
 from model.errors import InvalidRequest
 from model.interpolation import InterpolationStage, plan_interpolation
 from model.media.image import open_picture
+from model.memory.malloc import trim_freed_memory
 from model.params import Params
 from model.tasks import TASKS
 from serving.background import run_in_thread, shielded
@@ -117,6 +118,8 @@ def check_previews(entry: ModelEntry, requested: bool, able: frozenset[str]) -> 
         )
 
 
+_LARGE_PIXELS: Final = 4_000_000
+"""What decoding a larger picture took (8 bytes a pixel) is returned to the system at once."""
 _RANDOM_SEEDS: Final = 2**32
 """Seeds drawn here stay exact in JavaScript too."""
 
@@ -285,7 +288,12 @@ def _clean(services: Services, data: bytes, params: Params) -> tuple[bytes, Verd
     verdict = None if services.integrations.safety is None else services.integrations.safety.check(picture)
     if verdict is not None and not verdict.allowed:
         raise PictureRefused(verdict)
-    return fitted_png(picture, params), verdict
+    png = fitted_png(picture, params)
+    large = picture.width * picture.height > _LARGE_PIXELS
+    del picture
+    if large:
+        trim_freed_memory()
+    return png, verdict
 
 
 async def _store(

@@ -21,7 +21,7 @@ from stillmotion.types import Job
 
 from serving.jobs import transitions
 from serving.jobs.errors import Conflict, QueueFull, QuotaFull
-from serving.jobs.records import PRIORITIES, Lifetimes, NewJob, to_wire
+from serving.jobs.records import OFFLINE, PRIORITIES, Lifetimes, NewJob, to_wire
 from serving.jobs.tables import EventRow, IdempotencyRow, JobRow
 
 _FIRST_EVENT = 1
@@ -160,7 +160,7 @@ class AdmissionControl:
 
     Args:
         session: a transaction; nothing may be added to the queue beside it.
-        queue_limit: jobs that may wait, of all owners together, offline ones aside.
+        queue_limit: jobs that may wait, of all owners together, offline ones aside; see `queue_share`.
     """
 
     def __init__(self, session: Session, queue_limit: int) -> None:
@@ -185,17 +185,47 @@ class AdmissionControl:
         previous_id = find_previous(self._session, repeat)
         if previous_id is not None:
             return previous_id
-        self.check(new.owner, request.quota)
+        self.check(new.owner, new.weight, request.quota)
         remember(self._session, repeat, new.id)
         self._now[PRIORITIES[new.priority]] += 1
         self._admitted[new.owner] += 1
         return None
 
-    def check(self, owner: str, quota: int | None) -> None:
-        """Raise QueueFull or QuotaFull where one more would exceed a limit."""
+    def check(self, owner: str, weight: float, quota: int | None) -> None:
+        """Raise QueueFull or QuotaFull where one more would exceed a limit.
+
+        A full queue still admits who has less waiting than their share of it (`queue_share`).
+        """
         if transitions.without_offline(self._now) >= self._limit:
-            raise QueueFull(self._limit, retry_after(self._session))
+            check_share(self._session, owner, weight, self._admitted[owner] + 1, self._limit, offline=False)
         check_quota(self._session, owner, quota, self._admitted[owner] + 1)
+
+
+def queue_share(limit: int, owner: str, weight: float, waiting: Mapping[str, float]) -> int:
+    """The jobs that an owner may have waiting although the queue is full: its part by weight of those who wait.
+
+    So one key's flood refuses nobody else. With n keys at most about `limit` * (1 + ln n) jobs wait.
+
+    Args:
+        waiting: the weight of each owner that has jobs waiting.
+    """
+    total = sum(value for other, value in waiting.items() if other != owner) + weight
+    return max(1, math.floor(limit * weight / total))
+
+
+def check_share(session: Session, owner: str, weight: float, more: int, limit: int, *, offline: bool) -> None:
+    """Raise QueueFull if so many more jobs would be more than the owner's share of a full queue.
+
+    Args:
+        offline: of the offline queue, which has a limit of its own.
+    """
+    of_class = JobRow.priority == OFFLINE if offline else JobRow.priority > OFFLINE
+    query = select(JobRow.owner, func.count(), func.max(JobRow.weight)).where(JobRow.status == "queued", of_class)
+    rows = session.execute(query.group_by(JobRow.owner)).all()
+    own = sum(count for other, count, _ in rows if other == owner)
+    weights = {other: float(value) for other, _, value in rows}
+    if own + more > queue_share(limit, owner, weight, weights):
+        raise QueueFull(limit, retry_after(session))
 
 
 def check_quota(session: Session, owner: str, quota: int | None, more: int) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from stillmotion.types import TERMINAL_STATUSES, Batch, BatchCounts, BatchResult, BatchUrls
 
 from serving.jobs import transitions
-from serving.jobs.admission import IdempotentRequest, check_quota, find_previous, insert_jobs, remember
+from serving.jobs.admission import IdempotentRequest, check_quota, check_share, find_previous, insert_jobs, remember
 from serving.jobs.database import Database
 from serving.jobs.errors import BatchNotFound, QueueFull
 from serving.jobs.records import OFFLINE, Lifetimes, NewJob
@@ -58,7 +58,13 @@ class BatchStore:
         self._terms = terms
 
     def admit(
-        self, rows: int, limit: int, owner: str, repeat: IdempotentRequest | None, quota: int | None = None
+        self,
+        rows: int,
+        limit: int,
+        owner: str,
+        repeat: IdempotentRequest | None,
+        quota: int | None = None,
+        weight: float = 1.0,
     ) -> Batch | None:
         """Whether so many rows may come in: the batch that the key already made, or None if they may.
 
@@ -68,7 +74,7 @@ class BatchStore:
             QuotaFull: the owner would have more than `quota` jobs waiting and running.
         """
         with self._database.read() as session:
-            return self._admit(session, rows, limit, owner, repeat, quota)
+            return self._admit(session, rows, limit, owner, repeat, quota, weight)
 
     def create(self, new: NewBatch, limit: int) -> tuple[Batch, bool]:
         """Store a batch with its jobs; False beside it if the key had already made one, which is then returned.
@@ -79,7 +85,9 @@ class BatchStore:
         now = self._clock()
         with self._database.write() as session:
             self._database.serialise_admission(session)
-            previous = self._admit(session, len(new.jobs), limit, new.owner, new.repeat, new.quota)
+            previous = self._admit(
+                session, len(new.jobs), limit, new.owner, new.repeat, new.quota, new.jobs[0].weight if new.jobs else 1.0
+            )
             if previous is not None:
                 return previous, False
             row = BatchRow(id=new.id, owner=new.owner, created_at=now, total=len(new.jobs))
@@ -144,13 +152,23 @@ class BatchStore:
             return _wire(session, batch), [row.id for row in rows]
 
     def _admit(
-        self, session: Session, rows: int, limit: int, owner: str, repeat: IdempotentRequest | None, quota: int | None
+        self,
+        session: Session,
+        rows: int,
+        limit: int,
+        owner: str,
+        repeat: IdempotentRequest | None,
+        quota: int | None,
+        weight: float,
     ) -> Batch | None:
         previous = find_previous(session, repeat)
         if previous is not None:
             return _wire(session, _find(session, previous, owner))
         if transitions.count_waiting(session).get(OFFLINE, 0) + rows > limit:
-            raise QueueFull(limit, _RETRY_AFTER_S)
+            try:
+                check_share(session, owner, weight, rows, limit, offline=True)
+            except QueueFull as error:
+                raise QueueFull(limit, _RETRY_AFTER_S) from error
         check_quota(session, owner, quota, rows)
         return None
 

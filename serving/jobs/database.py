@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,9 +23,9 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from model.errors import InvalidRequest, MissingExtra, StillmotionError, StorageFull
+from serving.jobs.errors import DatabaseBusy
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-_BUSY_TIMEOUT_S = 30
 _MIGRATING: Final = 7_461_001
 _ADMITTING: Final = 7_461_002
 """Postgres' advisory locks are numbers; these two are ours."""
@@ -43,6 +43,7 @@ class Database:
     Args:
         url: SQLAlchemy's form, such as `sqlite:///folder/jobs.db` (SQLite needs a file) or
             `postgresql://user:password@host/name`.
+        busy_timeout_s: seconds that a write waits for the lock of SQLite, and before that for its turn.
 
     Raises:
         InvalidRequest: the URL cannot be parsed, names another kind of database, or an in-memory SQLite, which would
@@ -51,8 +52,9 @@ class Database:
         StoreUnreachable: there is no folder for the file, it is no database, or the server does not answer.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, busy_timeout_s: float = 30.0) -> None:
         parsed = _parse(url)
+        self._busy_timeout_s = busy_timeout_s
         self._sqlite = parsed.get_backend_name() == "sqlite"
         try:
             if self._sqlite:
@@ -65,13 +67,12 @@ class Database:
                 "with --database-url",
                 param="database_url",
             ) from error
-        options: dict[str, Any] = {"connect_args": {"timeout": _BUSY_TIMEOUT_S}} if self._sqlite else {}
+        options: dict[str, Any] = {"connect_args": {"timeout": self._busy_timeout_s}} if self._sqlite else {}
         self._engine = create_engine(parsed, pool_pre_ping=not self._sqlite, **options)
         if self._sqlite:
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
-        # Writers of one process queue up here: SQLite's own way to wait is to sleep and look again, ever longer.
-        self._turn: AbstractContextManager[Any] = threading.Lock() if self._sqlite else nullcontext()
+        self._writing = threading.Lock()
         self._reader = self._engine.execution_options(reading=True)
 
     def _migrate(self, url: URL) -> None:
@@ -82,7 +83,7 @@ class Database:
         """
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        options: dict[str, Any] = {"connect_args": {"timeout": _BUSY_TIMEOUT_S}} if self._sqlite else {}
+        options: dict[str, Any] = {"connect_args": {"timeout": self._busy_timeout_s}} if self._sqlite else {}
         engine = create_engine(url, poolclass=NullPool, **options)
         if self._sqlite:
             event.listen(engine, "connect", _prepare_sqlite_migration)
@@ -99,14 +100,30 @@ class Database:
 
         Raises:
             StorageFull: the disk that holds the database is full.
+            DatabaseBusy: another process holds SQLite's lock.
         """
         try:
-            with self._turn, Session(self._engine, expire_on_commit=False) as session, session.begin():
+            with self._turn(), Session(self._engine, expire_on_commit=False) as session, session.begin():
                 yield session
         except OperationalError as error:
             if "disk is full" in str(error.orig):
                 raise StorageFull("the disk that holds the job database is full; free some space") from error
+            if "database is locked" in str(error.orig):
+                raise DatabaseBusy(self._busy_timeout_s) from error
             raise
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Writers of one process queue up here: SQLite's own way to wait is to sleep and look again, ever longer."""
+        if not self._sqlite:
+            yield
+            return
+        if not self._writing.acquire(timeout=self._busy_timeout_s):
+            raise DatabaseBusy(self._busy_timeout_s)
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     @contextmanager
     def read(self) -> Iterator[Session]:

@@ -64,6 +64,18 @@ class QuotaFull(QueueFull):
         self.retry_after_s = retry_after_s
 
 
+class DatabaseBusy(StillmotionError):
+    """Another process holds the job database's lock for longer than we wait."""
+
+    code = "database_busy"
+    retry_after_s = 5
+
+    def __init__(self, waited_s: float) -> None:
+        super().__init__(
+            f"the job database was locked for {waited_s:g} s; nothing was changed, try again in {self.retry_after_s} s"
+        )
+
+
 class LeaseLost(Conflict):
     """The job is not run by this server, or not in this attempt (any more): what it says of the job does not count."""
 

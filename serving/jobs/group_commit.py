@@ -50,7 +50,8 @@ class GroupCommit:
         """Whether this job may come in, as far as is known yet. Returns and raises as `JobStore.admit`."""
         if new.idempotency_key is None and time.monotonic() < self._roomy_until:
             return None
-        return await run_in_thread(self._store.admit, new.idempotency_key, new.body_hash, self._limit, new.owner, quota)
+        request = (new.idempotency_key, new.body_hash, self._limit, new.owner, quota, new.weight)
+        return await run_in_thread(self._store.admit, *request)
 
     async def create(self, new: NewJob, quota: int | None) -> _Made:
         """Store a queued job, as `JobStore.create` does; ends also if the caller is cancelled meanwhile."""

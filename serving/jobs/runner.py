@@ -38,7 +38,7 @@ from serving.engine.protocol import (
 from serving.interpolation.pair_store import stored_names
 from serving.interpolation.pairs import first_share
 from serving.jobs.artifacts import Artifacts
-from serving.jobs.errors import LeaseLost
+from serving.jobs.errors import DatabaseBusy, LeaseLost
 from serving.jobs.leases import Leases
 from serving.jobs.notifier import Notifier
 from serving.jobs.records import (
@@ -262,7 +262,7 @@ class JobRunner:
             run.written_at = now
             try:
                 await run_in_thread(self._leases.advance, run.job, name, change)
-            except (OperationalError, StorageFull):
+            except (DatabaseBusy, OperationalError, StorageFull):
                 _log.exception("the progress of job %s cannot be stored now", run.job.id)
             self._notifier.notify(run.job.id)
 
@@ -283,7 +283,7 @@ class JobRunner:
         try:
             file = await run_in_thread(self._artifacts.write, job.id, name, jpeg, "image/jpeg")
             before = await run_in_thread(self._leases.preview, job, step, file)
-        except (OSError, OperationalError, StorageFull):
+        except (DatabaseBusy, OSError, OperationalError, StorageFull):
             _log.exception("a preview of job %s cannot be stored", job.id)
             return
         except LeaseLost:
@@ -302,7 +302,7 @@ class JobRunner:
         while True:
             try:
                 ended = await run_in_thread(self._end, job, outcome)
-            except (OperationalError, StorageFull):
+            except (DatabaseBusy, OperationalError, StorageFull):
                 _log.exception("the end of job %s cannot be stored yet", job.id)
                 await asyncio.sleep(_TRY_AGAIN_S)
                 continue

@@ -55,12 +55,14 @@ class JobStore:
         queue_limit: int,
         owner: str = "",
         quota: int | None = None,
+        weight: float = 1.0,
     ) -> Job | None:
         """Whether a request may come in: the job it already made, or None if it may make one.
 
         Args:
             queue_limit: jobs that may wait, of all owners together.
             quota: jobs of this owner that may wait or run; None for any number.
+            weight: of the owner's share of a full queue.
 
         Raises:
             Conflict: the key was used with another request.
@@ -71,7 +73,7 @@ class JobStore:
             previous_id = find_previous(session, repeat)
             if previous_id is not None:
                 return transitions.wire(session, transitions.find(session, previous_id, owner))
-            AdmissionControl(session, queue_limit).check(owner, quota)
+            AdmissionControl(session, queue_limit).check(owner, weight, quota)
             return None
 
     def create(self, new: NewJob, queue_limit: int, quota: int | None = None) -> tuple[Job, bool]:

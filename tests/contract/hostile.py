@@ -141,6 +141,14 @@ def bodies() -> Iterator[tuple[str, str, bytes]]:
     yield "form with a great header", form, b"--x\r\nX: " + b"a" * 200_000 + b"\r\n\r\n--x--\r\n"
     yield "form with a great field", form, part.replace(b"v", b"v" * 200_000) % b"metadata" + b"--x--\r\n"
     name = b'--x\r\nContent-Disposition: form-data; name="image"; filename="../../../etc/passwd\0.png"\r\n\r\n'
+    for field in ("metadata", "webhook"):
+        nested = b"[" * 20_000 + b"]" * 20_000
+        yield f"form with nested {field}", form, part.replace(b"v", nested) % field.encode() + b"--x--\r\n"
+        opened = b'{"a":' * 10_000
+        yield f"form with unfinished nested {field}", form, part.replace(b"v", opened) % field.encode() + b"--x--\r\n"
+    many = json.dumps({"k" * 60_000: "v"}).encode()
+    yield "form with a great key in metadata", form, part.replace(b"v", many) % b"metadata" + b"--x--\r\n"
+    yield "JSON with great keys in metadata", "application/json", json.dumps({"metadata": {"k" * 10**6: "v"}}).encode()
     yield "form with a path as filename", form, name + encoded("PNG") + b"\r\n--x--\r\n"
     yield "form with a wrong charset", "multipart/form-data; boundary=x; charset=utf-99", part % b"seed" + b"--x--\r\n"
     yield "another type", "application/x-www-form-urlencoded", b"image=x"

@@ -19,6 +19,7 @@ from stillmotion.types import ErrorBody, ErrorResponse, Job
 from model.catalog import ModelEntry
 from serving.engine.protocol import EngineRequest
 from serving.gateway import Settings, create_app
+from serving.gateway.connections import limited_protocol
 from serving.gateway.services import Integrations, Services
 from serving.provenance.finish import Finished, finish
 from tests.support.fakes import DEFAULTS, ScriptedEngine, model_entry
@@ -109,8 +110,12 @@ async def running(
 async def listening(folder: Path, engine: ScriptedEngine | None = None, **changes: Any) -> AsyncIterator[Running]:
     """The app behind a real server on a loopback port."""
     engine = engine or ScriptedEngine()
-    app = create_app(engine, [entry()], settings(folder, **changes))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="on"))
+    chosen = settings(folder, **changes)
+    app = create_app(engine, [entry()], chosen)
+    protocol = limited_protocol(chosen.connection_limits)
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="on", ws="none", http=protocol)
+    )
     serving = asyncio.create_task(server.serve())
     while not server.started:
         assert not serving.done()

@@ -23,6 +23,7 @@ Variant = Literal["video", "thumbnail", "frames", "manifest", "preview"]
 TERMINAL_STATUSES: frozenset[str] = frozenset({"completed", "failed", "cancelled", "expired"})
 
 Strength = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+LabelName = Annotated[str, Field(min_length=1, max_length=64)]
 Label = Annotated[str, Field(max_length=512)]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400, allow_inf_nan=False)]
 Scale = Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)]
@@ -108,7 +109,7 @@ class GenerationRequest(_Request):
     output_format: OutputFormat = "mp4"
     priority: Priority = "normal"
     deadline_s: Seconds | None = Field(None, description="seconds from now by which the result is wanted")
-    metadata: dict[str, Label] = Field(
+    metadata: dict[LabelName, Label] = Field(
         default_factory=dict[str, str], max_length=16, description="your own labels, kept with the job"
     )
     webhook: Webhook | None = Field(None, description="told when the job has ended")

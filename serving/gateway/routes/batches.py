@@ -46,7 +46,13 @@ async def create_batch(request: Request, services: ServicesDep, caller: Submitte
     sent = [{"custom_id": line.custom_id, "url": line.url, "body": line.body} for line, _ in rows]
     repeat = repeat_of(caller, key, {"batch": hash_body({"rows": sent})})
     previous = await run_in_thread(
-        services.batches.admit, len(rows), services.settings.offline_limit, caller.owner, repeat, caller.max_jobs
+        services.batches.admit,
+        len(rows),
+        services.settings.offline_limit,
+        caller.owner,
+        repeat,
+        caller.max_jobs,
+        caller.weight,
     )
     if previous is not None:
         return previous

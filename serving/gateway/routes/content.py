@@ -15,6 +15,7 @@ from model.errors import StillmotionError
 from serving.background import run_in_thread
 from serving.gateway.auth import CallerDep
 from serving.gateway.errors import Problem
+from serving.gateway.middleware import is_head
 from serving.gateway.openapi import error_responses
 from serving.gateway.services import Services, ServicesDep
 from serving.jobs.records import StoredFile
@@ -99,7 +100,6 @@ class ContentQuery(BaseModel):
 
 
 @router.get("/{job_id}/content", response_class=Response, responses=CONTENT_RESPONSES)
-@router.head("/{job_id}/content", include_in_schema=False)
 async def get_content(
     job_id: str,
     request: Request,
@@ -150,7 +150,7 @@ async def file_answer(
     conditions = conditions or Conditions.of(request)
     file = await run_in_thread(services.store.file, job_id, variant, caller.owner)
     if variant == "preview":
-        return await _preview(services, caller, request, job_id, file)
+        return await _preview(services, caller, job_id, file)
     if not await run_in_thread(services.artifacts.exists, job_id, file.name):
         raise StillmotionError(f"the file {file.name} of job {job_id} is lost", code="artifact_lost")
     headers = _headers(job_id, file)
@@ -162,13 +162,13 @@ async def file_answer(
     if span is not None:
         headers["Content-Range"] = span.content_range(file.bytes)
     status = 200 if span is None else 206
-    if request.method == "HEAD":
+    if is_head(request):
         return Response(status_code=status, headers=headers, media_type=file.media_type)
     pieces = services.artifacts.pieces(job_id, file.name, start, stop)
     return StreamingResponse(pieces, status, headers, file.media_type)
 
 
-async def _preview(services: Services, caller: Caller, request: Request, job_id: str, file: StoredFile) -> Response:
+async def _preview(services: Services, caller: Caller, job_id: str, file: StoredFile) -> Response:
     """The newest preview, whole: it may be replaced while it is read, and then the newer one is given."""
     while True:
         try:
@@ -180,7 +180,7 @@ async def _preview(services: Services, caller: Caller, request: Request, job_id:
             file = newer
             continue
         headers = {"ETag": f'"{file.sha256}"', "Cache-Control": "no-store"}
-        return Response(data if request.method == "GET" else b"", 200, headers, file.media_type)
+        return Response(data, 200, headers, file.media_type)
 
 
 def _headers(job_id: str, file: StoredFile) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header
+from pydantic import BeforeValidator
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from stillmotion.types import JobEvent
 
@@ -37,7 +38,9 @@ async def stream_events(
     services: ServicesDep,
     caller: CallerDep,
     last_event_id: Annotated[
-        int, Header(alias="Last-Event-ID", ge=0, description="replay the events after this one")
+        int,
+        BeforeValidator(lambda value: value or 0),  # an empty one means: none yet
+        Header(alias="Last-Event-ID", ge=0, le=2**63 - 1, description="replay the events after this one"),
     ] = 0,
 ) -> EventSourceResponse:
     """Every event of the job: those that happened at once, the others as they happen."""

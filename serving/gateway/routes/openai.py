@@ -43,6 +43,8 @@ from serving.jobs.dispatcher import QUEUE_TOPIC
 
 _PICTURE: Final = "input_reference"
 _URL: Final = "input_reference[image_url]"
+_MAX_PROMPT: Final = 2000
+"""Characters recorded of a prompt that the task does not use: it is written with every event of the job."""
 _MAX_FIELD_BYTES: Final = 30_000_000
 """A picture may come as a data: URL in a field; the limit on the whole body holds besides."""
 
@@ -119,10 +121,10 @@ def _referenced(reference: Any) -> bytes | str:
         raise InvalidRequest(
             "input_reference must be a file, or an object with image_url", code="invalid_value", param=_PICTURE
         ) from error
-    if not url.startswith("data:"):
+    if url[:5].lower() != "data:":  # a scheme has no case (RFC 3986, section 3.1)
         return url
     head, comma, data = url.partition(",")
-    if not comma or not head.endswith(";base64"):
+    if not comma or not head.lower().endswith(";base64"):
         raise UnreadableImage("a data: URL must be base64: data:image/png;base64,...", param=_PICTURE)
     try:
         return base64.b64decode(data, validate=True)
@@ -206,7 +208,7 @@ def _order(services: Services, order: VideoOrder) -> JobRequest:
         settings=settings,
         pictures=() if order.picture is None else (order.picture,),
         body=form.model_dump(mode="json"),
-        metadata={} if takes_prompt else {PROMPT_KEY: form.prompt},
+        metadata={} if takes_prompt else {PROMPT_KEY: form.prompt[:_MAX_PROMPT]},
     )
 
 
