@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
+import httpx2
 import psutil
 
 from model.catalog import ModelEntry
@@ -126,7 +126,7 @@ class Server:
         self._process.start()
         until = time.monotonic() + _START_S
         try:
-            async with httpx.AsyncClient() as client:
+            async with httpx2.AsyncClient() as client:
                 while not await self._ready(client):
                     if time.monotonic() > until or not self._process.is_alive():
                         raise RuntimeError("the server did not start; its own words are above")
@@ -144,10 +144,10 @@ class Server:
             await asyncio.to_thread(self._process.join)
         self._folder.cleanup()
 
-    async def _ready(self, client: httpx.AsyncClient) -> bool:
+    async def _ready(self, client: httpx2.AsyncClient) -> bool:
         try:
             return (await client.get(f"http://127.0.0.1:{self.port}/health/ready")).status_code == 200
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return False
 
     def memory_mib(self) -> float:

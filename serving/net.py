@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import httpx
+import httpx2
 
 from model.errors import InvalidRequest
 
@@ -56,7 +56,7 @@ class AddressPolicy:
             inner.is_global and not inner.is_multicast for inner in _meanings(address)
         )
 
-    def check_url(self, url: httpx.URL) -> None:
+    def check_url(self, url: httpx2.URL) -> None:
         """Raise AddressRefused for what needs no resolving: the scheme, credentials, a missing host."""
         if url.scheme not in self.schemes:
             raise AddressRefused(f"the URL must begin with {' or '.join(sorted(self.schemes))}://, not {url.scheme}://")
@@ -96,8 +96,8 @@ async def resolve_host(host: str, port: int) -> list[Address]:
     return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in addresses]
 
 
-class PublicOnly(httpx.AsyncBaseTransport):
-    """An httpx transport that keeps to a policy; use it as `httpx.AsyncClient(transport=PublicOnly(policy))`.
+class PublicOnly(httpx2.AsyncBaseTransport):
+    """An httpx2 transport that keeps to a policy; use it as `httpx2.AsyncClient(transport=PublicOnly(policy))`.
 
     Connections are not reused: the pool distinguishes them by address, and two names may share one.
 
@@ -112,20 +112,20 @@ class PublicOnly(httpx.AsyncBaseTransport):
         policy: AddressPolicy,
         *,
         resolve: Resolve = resolve_host,
-        inner: httpx.AsyncBaseTransport | None = None,
+        inner: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self._policy = policy
         self._resolve = resolve
-        self._inner = inner or httpx.AsyncHTTPTransport(
-            trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)
+        self._inner = inner or httpx2.AsyncHTTPTransport(
+            trust_env=False, limits=httpx2.Limits(max_keepalive_connections=0)
         )
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Check one request (redirects come here again), and send it to the address that was checked.
 
         Raises:
             AddressRefused: the policy does not permit it; the log names the URL and the address.
-            httpx.ConnectError: the host has no address.
+            httpx2.ConnectError: the host has no address.
         """
         try:
             self._policy.check_url(request.url)
@@ -136,7 +136,7 @@ class PublicOnly(httpx.AsyncBaseTransport):
         extensions = dict(request.extensions)
         if request.url.scheme == "https":
             extensions["sni_hostname"] = request.url.raw_host.decode("ascii")
-        checked = httpx.Request(
+        checked = httpx2.Request(
             method=request.method,
             url=request.url.copy_with(host=str(address)),
             headers=request.headers,  # Host among them, as the caller wrote the URL
@@ -149,21 +149,21 @@ class PublicOnly(httpx.AsyncBaseTransport):
         """Close what connects."""
         await self._inner.aclose()
 
-    async def _checked_address(self, request: httpx.Request) -> Address:
+    async def _checked_address(self, request: httpx2.Request) -> Address:
         host = request.url.host
         port = request.url.port or _PORTS[request.url.scheme]
         try:
             addresses = await self._resolve(host, port)
         except OSError as error:
-            raise httpx.ConnectError(f"{host} cannot be resolved: {error}", request=request) from error
+            raise httpx2.ConnectError(f"{host} cannot be resolved: {error}", request=request) from error
         if not addresses:
-            raise httpx.ConnectError(f"{host} has no address", request=request)
+            raise httpx2.ConnectError(f"{host} has no address", request=request)
         for address in addresses:
             if not self._policy.permits(address):
                 raise AddressRefused(f"{host} leads to {address}, which is not a public address")
         return addresses[0]
 
 
-def _plain(url: httpx.URL) -> str:
+def _plain(url: httpx2.URL) -> str:
     """The URL without what may be secret in it."""
     return f"{url.scheme}://{url.host}{'' if url.port is None else f':{url.port}'}{url.path}"

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import httpx
+import httpx2
 import numpy as np
 from PIL import Image
 
@@ -90,16 +90,16 @@ class Fetcher:
             raise InvalidRequest(f"{url[:200]} is not fetched: {reason}", code=error.code, param=_PARAM) from error
         except TimeoutError as error:
             raise self._unreachable(f"it took longer than {self._limits.seconds:g} s") from error
-        except httpx.TooManyRedirects as error:
+        except httpx2.TooManyRedirects as error:
             raise self._unreachable(f"more than {_MAX_REDIRECTS} redirects") from error
-        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
             _log.warning("a picture could not be fetched: %s", type(error).__name__)
             raise self._unreachable("there is no whole answer from it") from error
 
     async def _download(self, url: str) -> bytes:
         self._check(url)
         transport = PublicOnly(self._policy, resolve=self._resolve)
-        client = httpx.AsyncClient(
+        client = httpx2.AsyncClient(
             transport=transport, follow_redirects=True, max_redirects=_MAX_REDIRECTS, timeout=self._limits.seconds
         )
         headers = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "stillmotion"}
@@ -116,10 +116,10 @@ class Fetcher:
             return bytes(body)
 
     def _check(self, url: str) -> None:
-        """Refuse what needs no resolving to refuse; httpx raises errors of its own for some of it."""
+        """Refuse what needs no resolving to refuse; httpx2 raises errors of its own for some of it."""
         try:
-            self._policy.check_url(httpx.URL(url))
-        except httpx.InvalidURL as error:
+            self._policy.check_url(httpx2.URL(url))
+        except httpx2.InvalidURL as error:
             _log.warning("refused to fetch what is no URL")
             raise AddressRefused("no URL") from error
         except AddressRefused as error:

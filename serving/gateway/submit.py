@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import uuid4
 
-import httpx
+import httpx2
 from stillmotion.types import Job, OutputFormat
 from stillmotion.webhooks import secret_bytes
 
@@ -90,8 +90,8 @@ def check_webhook(settings: Settings, webhook: WebhookTarget | None) -> None:
     if webhook is None:
         return
     try:
-        settings.webhook_policy.check_url(httpx.URL(webhook.url))
-    except httpx.InvalidURL as error:
+        settings.webhook_policy.check_url(httpx2.URL(webhook.url))
+    except httpx2.InvalidURL as error:
         raise InvalidRequest(f"webhook.url cannot be read: {error}", param="webhook.url") from error
     except AddressRefused as error:
         raise AddressRefused(error.message, param="webhook.url") from error

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import httpx
+import httpx2
 from sqlalchemy import ColumnElement, delete, func, not_, or_, select, update
 from stillmotion.webhooks import sign
 
@@ -227,7 +227,7 @@ class Deliverer(Periodic):
     def __init__(
         self,
         outbox: Outbox,
-        transport: httpx.AsyncBaseTransport,
+        transport: httpx2.AsyncBaseTransport,
         secret: str | None = None,
         every_s: float = 1.0,
         clock: Callable[[], float] = time.time,
@@ -236,7 +236,7 @@ class Deliverer(Periodic):
         super().__init__(self._start_due, every_s, "webhooks")
         self._outbox = outbox
         self._limits = limits
-        self._client = httpx.AsyncClient(
+        self._client = httpx2.AsyncClient(
             transport=transport, timeout=limits.deadline_s, headers={"User-Agent": "stillmotion-webhooks"}
         )
         self._secret = secret
@@ -320,6 +320,6 @@ class Deliverer(Periodic):
             return error.message, True
         except TimeoutError:
             return f"no answer within {self._limits.deadline_s:g} s", False
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             return f"{type(error).__name__}: {error}", False
         return (None if 200 <= status < 300 else f"answered {status}"), status == _GONE

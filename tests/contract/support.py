@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import uvicorn
 from PIL import Image
@@ -47,7 +47,7 @@ def finished(request: EngineRequest) -> Finished:
 class Running:
     """A running app, its parts, and a client for it."""
 
-    client: httpx.AsyncClient
+    client: httpx2.AsyncClient
     engine: ScriptedEngine
     services: Services
     folder: Path
@@ -59,7 +59,7 @@ class Running:
         assert answer.status_code == 202, answer.text
         return Job.model_validate(answer.json())
 
-    async def post(self, *, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+    async def post(self, *, headers: dict[str, str] | None = None, **fields: Any) -> httpx2.Response:
         return await self.client.post(
             "/generate/image-to-video",
             files={"image": ("still.png", picture(), "image/png")},
@@ -100,9 +100,9 @@ async def running(
     """The app, called in process."""
     engine = engine or ScriptedEngine()
     app = create_app(engine, [entry(), entry("second")], settings(folder, **changes), integrations=integrations)
-    transport = httpx.ASGITransport(app)
+    transport = httpx2.ASGITransport(app)
     address = "http://test"
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url=address) as client:
+    async with app.router.lifespan_context(app), httpx2.AsyncClient(transport=transport, base_url=address) as client:
         yield Running(client, engine, app.state.services, folder, address)
 
 
@@ -122,14 +122,14 @@ async def listening(folder: Path, engine: ScriptedEngine | None = None, **change
         await asyncio.sleep(0.01)
     address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     try:
-        async with httpx.AsyncClient(base_url=address, timeout=10) as client:
+        async with httpx2.AsyncClient(base_url=address, timeout=10) as client:
             yield Running(client, engine, app.state.services, folder, address)
     finally:
         server.should_exit = True
         await serving
 
 
-def error_of(answer: httpx.Response) -> ErrorBody:
+def error_of(answer: httpx2.Response) -> ErrorBody:
     """The error of an answer, whose shape is checked on the way."""
     assert set(answer.json()) == {"error"}
     assert set(answer.json()["error"]) == {"type", "code", "message", "param", "request_id"}

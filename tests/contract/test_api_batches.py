@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from stillmotion.types import Batch, BatchResult
 
@@ -21,7 +21,7 @@ def line(custom_id: str, url: str = "/generate/image-to-video", **body: Any) -> 
     return {"custom_id": custom_id, "url": url, "body": {"image": image, **body}}
 
 
-async def post(app: Running, lines: list[Any], **headers: str) -> httpx.Response:
+async def post(app: Running, lines: list[Any], **headers: str) -> httpx2.Response:
     content = "\n".join(one if isinstance(one, str) else json.dumps(one) for one in lines)
     return await app.client.post("/batches", content=content, headers={"Content-Type": "application/jsonl", **headers})
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from stillmotion import AsyncClient
 from stillmotion.types import Job
@@ -31,25 +31,25 @@ TEXT = replace(entry("text"), task=TASKS["text-to-video"])
 @asynccontextmanager
 async def serving(
     folder: Path, models: Sequence[ModelEntry] = (STILL, TEXT, BETWEEN, *OTHERS), **script: Any
-) -> AsyncIterator[tuple[httpx.AsyncClient, Script]]:
+) -> AsyncIterator[tuple[httpx2.AsyncClient, Script]]:
     engine = Script(**script)
     app = create_app(engine, models, settings(folder))
-    transport = httpx.ASGITransport(app)
+    transport = httpx2.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://test") as client,
     ):
         yield client, engine
 
 
-async def post(client: httpx.AsyncClient, task: str = "image-to-video", **fields: Any) -> httpx.Response:
+async def post(client: httpx2.AsyncClient, task: str = "image-to-video", **fields: Any) -> httpx2.Response:
     names = TASKS[task].pictures
     files = {name: (f"{name}.png", picture(seed=seed), "image/png") for seed, name in enumerate(names)}
     plain = {name: (None, str(value)) for name, value in fields.items()}
     return await client.post(f"/generate/{task}", files={**files, **plain}, headers={"Prefer": "wait=20"})
 
 
-async def post_json(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
+async def post_json(client: httpx2.AsyncClient, **fields: Any) -> httpx2.Response:
     body = {"image": {"data": base64.b64encode(picture()).decode()}, **fields}
     return await client.post("/generate/image-to-video", json=body, headers={"Prefer": "wait=20"})
 
@@ -158,7 +158,7 @@ async def test_a_cancelled_job_says_at_which_step_of_both_stages(tmp_path: Path)
             if job_id.endswith("pair-1") and step == 2:
                 asking.append(asyncio.create_task(client.post(f"/jobs/{job_id.partition('.')[0]}/cancel")))
 
-        asking: list[asyncio.Task[httpx.Response]] = []
+        asking: list[asyncio.Task[httpx2.Response]] = []
         engine.at_step = cancel
         job = Job.model_validate((await post(client, interpolate="true")).json())
         await asyncio.gather(*asking)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from stillmotion import AsyncClient
 from stillmotion.types import Job, LoraInfo, ModelList
@@ -24,7 +24,7 @@ TILT = replace(PAN, name="tilt", version="ba9876543210", base="")
 
 
 @asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, ScriptedEngine, httpx.ASGITransport]]:
+async def serving(folder: Path) -> AsyncIterator[tuple[httpx2.AsyncClient, ScriptedEngine, httpx2.ASGITransport]]:
     """Two LoRAs for image-to-video, one for text-to-video, none for the rest."""
     models = [replace(entry(), loras=(PAN, TILT)), entry("bare")]
     for name in ("text-to-video", "multi-view"):
@@ -35,15 +35,15 @@ async def serving(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Script
         )
     engine = ScriptedEngine()
     app = create_app(engine, models, settings(folder))
-    transport = httpx.ASGITransport(app)
+    transport = httpx2.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://test") as client,
     ):
         yield client, engine, transport
 
 
-async def post(client: httpx.AsyncClient, task: str = "image-to-video", **fields: Any) -> httpx.Response:
+async def post(client: httpx2.AsyncClient, task: str = "image-to-video", **fields: Any) -> httpx2.Response:
     own: dict[str, Any] = {"prompt": (None, "a ball")} if task == "text-to-video" else {"image": ("a.png", picture())}
     plain = {name: (None, str(value)) for name, value in fields.items()}
     return await client.post(f"/generate/{task}", files={**own, **plain}, headers={"Prefer": "wait=20"})

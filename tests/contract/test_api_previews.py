@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import uvicorn
 from stillmotion import AsyncClient
 from stillmotion.types import Job, JobEvent
@@ -34,7 +34,7 @@ async def drawing(folder: Path, engine: ScriptedEngine | None = None) -> AsyncIt
         await asyncio.sleep(0.01)
     address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     try:
-        async with httpx.AsyncClient(base_url=address, timeout=10) as client:
+        async with httpx2.AsyncClient(base_url=address, timeout=10) as client:
             yield Running(client, engine, app.state.services, folder, address)
     finally:
         server.should_exit = True

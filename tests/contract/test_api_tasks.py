@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from stillmotion import AsyncClient
 from stillmotion.types import REQUESTS, Job
@@ -24,13 +24,13 @@ ENTRIES = [replace(entry(name, {**DEFAULTS, "elevation": 0.0}), task=spec) for n
 
 
 @asynccontextmanager
-async def serving_all(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, ScriptedEngine, Any]]:
+async def serving_all(folder: Path) -> AsyncIterator[tuple[httpx2.AsyncClient, ScriptedEngine, Any]]:
     engine = ScriptedEngine()
     app = create_app(engine, ENTRIES, settings(folder))
-    transport = httpx.ASGITransport(app)
+    transport = httpx2.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://test") as client,
     ):
         yield client, engine, transport
 
@@ -39,12 +39,12 @@ def images(task: str) -> dict[str, bytes]:
     return {name: picture(seed=seed) for seed, name in enumerate(TASKS[task].pictures)}
 
 
-async def post_json(client: httpx.AsyncClient, task: str, fields: dict[str, Any]) -> httpx.Response:
+async def post_json(client: httpx2.AsyncClient, task: str, fields: dict[str, Any]) -> httpx2.Response:
     encoded = {name: {"data": base64.b64encode(data).decode()} for name, data in images(task).items()}
     return await client.post(f"/generate/{task}", json={**encoded, **fields}, headers={"Prefer": "wait=20"})
 
 
-async def post_form(client: httpx.AsyncClient, task: str, fields: dict[str, Any]) -> httpx.Response:
+async def post_form(client: httpx2.AsyncClient, task: str, fields: dict[str, Any]) -> httpx2.Response:
     files = {name: (f"{name}.png", data, "image/png") for name, data in images(task).items()}
     # A part without a filename is a plain field: so a form without pictures is multipart too.
     plain = {name: (None, str(value)) for name, value in fields.items()}

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from serving.gateway.images import Fetcher, FetchLimits, UrlChoice
@@ -71,7 +71,7 @@ def fetcher(choice: UrlChoice = "http", *, allowed: bool = False) -> Fetcher:
     return Fetcher(choice, FetchLimits(max_bytes=100_000, seconds=2), policy=policy)
 
 
-async def ask(app: Running, url: str) -> httpx.Response:
+async def ask(app: Running, url: str) -> httpx2.Response:
     return await app.client.post("/generate/image-to-video", json={"image": {"url": url}})
 
 
@@ -203,7 +203,7 @@ class Hop(AddressPolicy):
         object.__setattr__(self, "_port", port)
         object.__setattr__(self, "_here", False)
 
-    def check_url(self, url: httpx.URL) -> None:
+    def check_url(self, url: httpx2.URL) -> None:
         super().check_url(url)
         object.__setattr__(self, "_here", url.host == "public.example" and url.port == self._port)  # type: ignore[attr-defined]
 

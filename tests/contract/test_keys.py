@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from serving.keys import KeyStore, Token
@@ -101,7 +101,7 @@ async def batch(app: Running, mine: dict[str, str], line: dict[str, Any]) -> str
     return str(answer.json()["id"])
 
 
-def plain(answer: httpx.Response, ids: dict[str, str]) -> tuple[int, str]:
+def plain(answer: httpx2.Response, ids: dict[str, str]) -> tuple[int, str]:
     """Status and body without the ids in it."""
     text = answer.text.replace(answer.headers["x-request-id"], "")
     for value in ids.values():
@@ -157,7 +157,7 @@ async def test_the_rows_of_a_batch_count_against_rate_and_quota(tmp_path: Path) 
         assert 25 <= int(refused.headers["retry-after"]) <= 30, "two are owed and one is wanted, ten seconds each"
 
 
-async def rows(app: Running, mine: dict[str, str], count: int) -> httpx.Response:
+async def rows(app: Running, mine: dict[str, str], count: int) -> httpx2.Response:
     import base64
     import json
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
@@ -67,7 +67,7 @@ _BOUNDED = settings(
 @pytest.mark.timeout(900)
 def test_every_operation_answers_as_documented(served: tuple[str, dict[str, str]]) -> None:
     address, headers = served
-    document = httpx.get(f"{address}/openapi.json", timeout=_PATIENCE_S).json()
+    document = httpx2.get(f"{address}/openapi.json", timeout=_PATIENCE_S).json()
     operations = [found.ok() for found in schemathesis.openapi.from_dict(document).get_all_operations()]
     assert len(operations) > 20
     seen: set[int] = set()
@@ -99,7 +99,7 @@ def drive(operation: Any, address: str, headers: dict[str, str]) -> set[int]:
 def submitted(address: str, headers: dict[str, str]) -> str:
     """A job that is there."""
     files = {"image": ("x.png", picture(), "image/png")}
-    answer = httpx.post(f"{address}/generate/image-to-video", files=files, headers=headers, timeout=_PATIENCE_S)
+    answer = httpx2.post(f"{address}/generate/image-to-video", files=files, headers=headers, timeout=_PATIENCE_S)
     return str(answer.json()["id"])
 
 

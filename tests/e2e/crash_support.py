@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import httpx
+import httpx2
 from PIL import Image
 from stillmotion import Client
 from stillmotion.types import Job
@@ -114,7 +114,7 @@ class Server:
 
     def jobs(self) -> list[Job]:
         """Every job as this server tells."""
-        answer = httpx.get(f"{self.url}/jobs?limit=100", timeout=60)
+        answer = httpx2.get(f"{self.url}/jobs?limit=100", timeout=60)
         return [Job.model_validate(job) for job in answer.json()["data"]]
 
     def submit(self, photo: Path, asked: Mapping[int, int]) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from stillmotion import Client
 
@@ -108,8 +108,8 @@ def test_a_stop_refuses_new_work_and_ends_what_runs(model: Path, photo: Path, tm
         statuses = set()
         while True:
             try:
-                answer = httpx.post(f"{server.url}/generate/image-to-video", json={}, timeout=60)
-            except httpx.TransportError:  # it has ended
+                answer = httpx2.post(f"{server.url}/generate/image-to-video", json={}, timeout=60)
+            except httpx2.TransportError:  # it has ended
                 break
             statuses.add(answer.status_code)
             if answer.status_code == 503:

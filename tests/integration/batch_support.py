@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 from PIL import Image
 from stillmotion.types import Job
@@ -168,7 +168,7 @@ def complete(out: Path) -> int:
     return sum(1 for _ in folder.iterdir()) if folder.exists() else 0
 
 
-async def _ask(client: httpx.AsyncClient, row: Mapping[str, Any], stills: Path, seed: int) -> str:
+async def _ask(client: httpx2.AsyncClient, row: Mapping[str, Any], stills: Path, seed: int) -> str:
     """What the API makes of a row's fields: the SHA-256 of the frames."""
     fields = {key: value for key, value in row.items() if key not in ("id", "task")}
     name = str(row.get("task", "image-to-video"))
@@ -190,9 +190,9 @@ async def over_the_api(
     """The frames of each (row, seed), by the gateway over a deterministic engine here; `folder` has the stills."""
     engine = InProcessEngine(entries, EngineSettings(device="cpu", deterministic=True, checkpoint_every_s=None))
     app = create_app(engine, entries, settings(folder, queue_limit=1000))
-    transport = httpx.ASGITransport(app)
+    transport = httpx2.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=600) as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://test", timeout=600) as client,
     ):
         return list(await asyncio.gather(*(_ask(client, row, folder, seed) for row, seed in rows)))

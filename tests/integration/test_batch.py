@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -176,7 +176,7 @@ def test_input_and_output_on_s3(entries: list[ModelEntry], s3: str, tmp_path: Pa
     ]
     manifest = write_jsonl(tmp_path / "manifest.jsonl", rows)
     for name, path in [("manifest.jsonl", manifest), *((f"stills/{n}.jpg", tmp_path / f"{n}.jpg") for n in (0, 1))]:
-        httpx.put(f"{s3}/films/in/{name}", content=path.read_bytes()).raise_for_status()
+        httpx2.put(f"{s3}/films/in/{name}", content=path.read_bytes()).raise_for_status()
     batch = command(entries[:1], "s3://films/in/manifest.jsonl", "s3://films/out", tmp_path)
     batch.environment = environment(s3)
     batch.run(expected=1)
@@ -200,7 +200,7 @@ def test_input_and_output_on_s3(entries: list[ModelEntry], s3: str, tmp_path: Pa
         assert read(one["thumbnail"]).startswith(b"\xff\xd8")
     assert "2 videos, 1 failed" in read("index.html").decode()
     before = stamps()
-    httpx.put(f"{s3}/films/in/stills/none.jpg", content=(tmp_path / "2.jpg").read_bytes()).raise_for_status()
+    httpx2.put(f"{s3}/films/in/stills/none.jpg", content=(tmp_path / "2.jpg").read_bytes()).raise_for_status()
     batch.run(expected=0)  # the picture is there now: only the row that failed is rendered
     assert stamps() == before
     assert bucket.exists("films/out/records/c.json")

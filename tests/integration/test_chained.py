@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from PIL import Image
@@ -109,7 +109,7 @@ def still_params(models: Models, **asked: Any) -> Any:
 
 @dataclass
 class Service:
-    client: httpx.AsyncClient
+    client: httpx2.AsyncClient
     engine: InProcessEngine
     artifacts: Path
 
@@ -133,10 +133,10 @@ async def service(models: Models, folder: Path) -> AsyncIterator[Service]:
     places = {"database_url": f"sqlite:///{folder}/jobs.db", "artifacts": str(folder / "artifacts")}
     settings = Settings(**places, progress_interval_s=0)  # type: ignore[arg-type]
     app = create_app(engine, (models.still, models.between), settings)
-    transport = httpx.ASGITransport(app)
+    transport = httpx2.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client,
     ):
         yield Service(client, engine, folder / "artifacts")
 

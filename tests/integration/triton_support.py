@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import uvicorn
 from PIL import Image
@@ -96,7 +96,7 @@ def triton_server(repository: Path, log: Path, models: Sequence[str] = ()) -> It
 class Gateway:
     """A gateway in this process, before Triton servers."""
 
-    client: httpx.AsyncClient
+    client: httpx2.AsyncClient
     database_url: str
     artifacts: Path
     engine: TritonEngine
@@ -158,7 +158,7 @@ async def gateway(folder: Path, *urls: str) -> AsyncIterator[Gateway]:
         await asyncio.sleep(0.02)
     address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     try:
-        async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+        async with httpx2.AsyncClient(base_url=address, timeout=60) as client:
             yield Gateway(client, database, folder / "artifacts", engine)
     finally:
         server.should_exit = True

@@ -9,7 +9,7 @@ from pathlib import Path
 CODE = """
 import asyncio, sys
 from pathlib import Path
-import httpx
+import httpx2
 from tests.contract.support import running
 from tests.support.fakes import ScriptedEngine
 

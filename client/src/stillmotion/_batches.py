@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import httpx
+import httpx2
 from pydantic import ValidationError
 
 from stillmotion import errors
@@ -114,7 +114,7 @@ def results(context: Context, identity: str) -> Flow[None]:
                         failures = 0
                         yield Emit(result)
             return
-        except httpx.RequestError as error:
+        except httpx2.RequestError as error:
             cause = errors.from_transport(error, context.address)
             cause.__cause__ = error
         yield Close()

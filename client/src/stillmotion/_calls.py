@@ -28,7 +28,7 @@ class Call:
 
     @property
     def files(self) -> dict[str, tuple[str, bytes, str]] | None:
-        """The multipart parts, as httpx takes them."""
+        """The multipart parts, as httpx2 takes them."""
         return {name: (it.name, it.data, it.content_type) for name, it in self.pictures.items()} or None
 
 

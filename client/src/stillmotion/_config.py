@@ -7,14 +7,14 @@ import platform
 import time
 from dataclasses import dataclass
 
-import httpx
+import httpx2
 
 from stillmotion._flows import Context
 from stillmotion._retry import RetryPolicy
 from stillmotion._version import __version__
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
-DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=10.0)
+DEFAULT_TIMEOUT = httpx2.Timeout(60.0, connect=10.0)
 """Seconds for each read, write and wait for a connection. Event streams send something every 15 s or so."""
 
 JOB_TIMEOUT = 1800.0
@@ -27,12 +27,12 @@ class Config:
 
     base_url: str
     headers: dict[str, str]
-    timeout: httpx.Timeout
+    timeout: httpx2.Timeout
     context: Context
 
 
 def resolve(
-    base_url: str | None, api_key: str | None, timeout: float | httpx.Timeout | None, retry: RetryPolicy | None
+    base_url: str | None, api_key: str | None, timeout: float | httpx2.Timeout | None, retry: RetryPolicy | None
 ) -> Config:
     """Fill in what is None from STILLMOTION_BASE_URL and STILLMOTION_API_KEY, then from the defaults.
 
@@ -46,5 +46,5 @@ def resolve(
     headers = {"User-Agent": f"stillmotion-python/{__version__} python/{platform.python_version()}"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
-    seconds = DEFAULT_TIMEOUT if timeout is None else httpx.Timeout(timeout)
+    seconds = DEFAULT_TIMEOUT if timeout is None else httpx2.Timeout(timeout)
     return Config(address, headers, seconds, Context(address, retry or RetryPolicy(), time.monotonic))

@@ -1,4 +1,4 @@
-"""Run flows against httpx: once with blocking calls, once with asyncio. All the I/O of this SDK is here."""
+"""Run flows against httpx2: once with blocking calls, once with asyncio. All the I/O of this SDK is here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import aclosing, closing
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-import httpx
+import httpx2
 
 from stillmotion._calls import Call
 from stillmotion._flows import Close, Command, Emit, Flow, Read, Send, Sleep
@@ -24,7 +24,7 @@ class Done:
     value: Any
 
 
-def advance(flow: Flow[Any], reply: Any, error: httpx.RequestError | None) -> Command | Done:
+def advance(flow: Flow[Any], reply: Any, error: httpx2.RequestError | None) -> Command | Done:
     """The flow's next command, after giving it what the last one brought."""
     try:
         return flow.send(reply) if error is None else flow.throw(error)
@@ -33,7 +33,7 @@ def advance(flow: Flow[Any], reply: Any, error: httpx.RequestError | None) -> Co
 
 
 def _arguments(call: Call) -> dict[str, Any]:
-    # The path is relative: httpx joins it to the base URL, path prefix included.
+    # The path is relative: httpx2 joins it to the base URL, path prefix included.
     return {
         "method": call.method,
         "url": call.path,
@@ -49,7 +49,7 @@ def _arguments(call: Call) -> dict[str, Any]:
 class Driver:
     """Runs flows with blocking calls."""
 
-    def __init__(self, http: httpx.Client) -> None:
+    def __init__(self, http: httpx2.Client) -> None:
         self._http = http
 
     def run(self, flow: Flow[T]) -> T:
@@ -67,7 +67,7 @@ class Driver:
     def _steps(self, flow: Flow[Any]) -> Generator[Emit | Done, None, None]:
         opened = _Opened()
         reply: Any = None
-        error: httpx.RequestError | None = None
+        error: httpx2.RequestError | None = None
         try:
             while True:
                 command = advance(flow, reply, error)
@@ -79,7 +79,7 @@ class Driver:
                     continue
                 try:
                     reply = self._perform(command, opened)
-                except httpx.RequestError as caught:
+                except httpx2.RequestError as caught:
                     error = caught
         finally:
             flow.close()
@@ -109,10 +109,10 @@ class _Opened:
     """The response a flow is streaming, if any."""
 
     def __init__(self) -> None:
-        self._response: httpx.Response | None = None
+        self._response: httpx2.Response | None = None
         self.chunks: Iterator[bytes] = iter(())
 
-    def open(self, response: httpx.Response) -> None:
+    def open(self, response: httpx2.Response) -> None:
         self._response, self.chunks = response, response.iter_bytes()
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class _Opened:
 class AsyncDriver:
     """Runs flows with asyncio."""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
+    def __init__(self, http: httpx2.AsyncClient) -> None:
         self._http = http
 
     async def run(self, flow: Flow[T]) -> T:
@@ -142,7 +142,7 @@ class AsyncDriver:
     async def _steps(self, flow: Flow[Any]) -> AsyncGenerator[Emit | Done, None]:
         opened = _AsyncOpened()
         reply: Any = None
-        error: httpx.RequestError | None = None
+        error: httpx2.RequestError | None = None
         try:
             while True:
                 command = advance(flow, reply, error)
@@ -154,7 +154,7 @@ class AsyncDriver:
                     continue
                 try:
                     reply = await self._perform(command, opened)
-                except httpx.RequestError as caught:
+                except httpx2.RequestError as caught:
                     error = caught
         finally:
             flow.close()
@@ -186,10 +186,10 @@ class _AsyncOpened:
     """The response a flow is streaming, if any."""
 
     def __init__(self) -> None:
-        self._response: httpx.Response | None = None
+        self._response: httpx2.Response | None = None
         self.chunks: AsyncIterator[bytes] | None = None
 
-    def open(self, response: httpx.Response) -> None:
+    def open(self, response: httpx2.Response) -> None:
         self._response, self.chunks = response, response.aiter_bytes()
 
     async def close(self) -> None:

@@ -1,6 +1,6 @@
 """What the client does, without doing it: each operation is a generator of commands, run by either driver.
 
-A flow yields a `Command`, gets its result back (or the httpx error it met, raised at that place), and returns the
+A flow yields a `Command`, gets its result back (or the httpx2 error it met, raised at that place), and returns the
 operation's result. So retries, polling, reconnecting and resuming are written once, for `Client` and `AsyncClient`
 alike, and are tested without a network or a clock.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeVar
 
-import httpx
+import httpx2
 from pydantic import BaseModel, ValidationError
 
 from stillmotion import _calls, errors
@@ -26,7 +26,7 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Make the call. Result: the `httpx.Response`, its body read unless `stream` is set and its status below 400."""
+    """Make the call. Result: the `httpx2.Response`, its body read unless `stream` is set and its status below 400."""
 
     call: Call
     stream: bool = False
@@ -60,10 +60,10 @@ Command = Send | Read | Close | Sleep | Emit
 Flow = Generator[Command, Any, T]
 
 _NOT_RETRIED = (
-    httpx.UnsupportedProtocol,
-    httpx.LocalProtocolError,
-    httpx.DecodingError,
-    httpx.TooManyRedirects,
+    httpx2.UnsupportedProtocol,
+    httpx2.LocalProtocolError,
+    httpx2.DecodingError,
+    httpx2.TooManyRedirects,
 )
 
 
@@ -82,7 +82,7 @@ class Context:
     clock: Callable[[], float]
 
 
-def send(context: Context, call: Call, *, stream: bool = False) -> Flow[httpx.Response]:
+def send(context: Context, call: Call, *, stream: bool = False) -> Flow[httpx2.Response]:
     """Make a call, again and again as the policy allows.
 
     Raises:
@@ -91,8 +91,8 @@ def send(context: Context, call: Call, *, stream: bool = False) -> Flow[httpx.Re
     """
     for attempt in count():
         try:
-            response: httpx.Response = yield Send(call, stream)
-        except httpx.RequestError as error:
+            response: httpx2.Response = yield Send(call, stream)
+        except httpx2.RequestError as error:
             failure: errors.StillmotionError = errors.from_transport(error, context.address)
             failure.__cause__ = error
             wait = None if isinstance(error, _NOT_RETRIED) else context.retry.delay(attempt)
@@ -121,7 +121,7 @@ def ask(context: Context, call: Call, kind: type[M]) -> Flow[M]:
         raise _unexpected(context, f"an answer that is no {kind.__name__}", response) from error
 
 
-def _unexpected(context: Context, what: str, response: httpx.Response) -> errors.UnexpectedAnswer:
+def _unexpected(context: Context, what: str, response: httpx2.Response) -> errors.UnexpectedAnswer:
     return errors.UnexpectedAnswer(
         f"{context.address} gave {what}; is it a Stillmotion service?",
         status=response.status_code,

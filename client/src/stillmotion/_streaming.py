@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import httpx
+import httpx2
 from pydantic import ValidationError
 
 from stillmotion import _calls, errors
@@ -36,7 +36,7 @@ def events(context: Context, job_id: str, last_id: int = 0) -> Flow[None]:
                     yield Emit(event)
                     if event.job.is_terminal:
                         return
-        except httpx.RequestError as error:
+        except httpx2.RequestError as error:
             cause = str(error) or type(error).__name__
         yield Close()
         wait = context.retry.delay(failures)
@@ -127,7 +127,7 @@ def _fetch(context: Context, job_id: str, variant: Variant, part: PartFile) -> F
                 part.write(chunk)
                 failures = 0
             return
-        except httpx.RequestError as error:
+        except httpx2.RequestError as error:
             cause = errors.from_transport(error, context.address)
             cause.__cause__ = error
         yield Close()

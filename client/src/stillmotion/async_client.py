@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Unpack
 
-import httpx
+import httpx2
 
 from stillmotion import _batches, _calls, _config, _flows, _streaming, errors
 from stillmotion._calls import id_of
@@ -47,13 +47,13 @@ class AsyncClient:
         base_url: str | None = None,
         api_key: str | None = None,
         *,
-        timeout: float | httpx.Timeout | None = None,
+        timeout: float | httpx2.Timeout | None = None,
         retry: RetryPolicy | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         config = _config.resolve(base_url, api_key, timeout, retry)
         self._context = config.context
-        self._http = httpx.AsyncClient(
+        self._http = httpx2.AsyncClient(
             base_url=config.base_url, headers=config.headers, timeout=config.timeout, transport=transport
         )
         self._driver = AsyncDriver(self._http)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Unpack
 
-import httpx
+import httpx2
 
 from stillmotion import _batches, _calls, _config, _flows, _streaming, errors
 from stillmotion._calls import id_of
@@ -43,7 +43,7 @@ class Client:
         api_key: sent as a bearer token; else STILLMOTION_API_KEY, else none.
         timeout: seconds for each read, write and connection of a request; 60, and 10 to connect, if left out.
         retry: when a failed request is tried again. A retried POST carries the idempotency key of the first try.
-        transport: another httpx transport, for tests and special networks.
+        transport: another httpx2 transport, for tests and special networks.
 
     Use it as a context manager, or `close()` it. Safe to share between threads. Every method raises the errors of
     `stillmotion.errors`: APIError and its kinds where the service refuses, APIConnectionError where it is not reached.
@@ -54,13 +54,13 @@ class Client:
         base_url: str | None = None,
         api_key: str | None = None,
         *,
-        timeout: float | httpx.Timeout | None = None,
+        timeout: float | httpx2.Timeout | None = None,
         retry: RetryPolicy | None = None,
-        transport: httpx.BaseTransport | None = None,
+        transport: httpx2.BaseTransport | None = None,
     ) -> None:
         config = _config.resolve(base_url, api_key, timeout, retry)
         self._context = config.context
-        self._http = httpx.Client(
+        self._http = httpx2.Client(
             base_url=config.base_url, headers=config.headers, timeout=config.timeout, transport=transport
         )
         self._driver = Driver(self._http)

@@ -33,7 +33,7 @@ import email.utils
 import time
 from typing import ClassVar
 
-import httpx
+import httpx2
 from pydantic import ValidationError
 
 from stillmotion.types import Batch, ErrorBody, ErrorResponse, Job
@@ -203,7 +203,7 @@ _BY_JOB_STATUS: dict[str, type[JobNotCompleted]] = {
 }
 
 
-def from_response(response: httpx.Response) -> APIError:
+def from_response(response: httpx2.Response) -> APIError:
     """The error that an answer from 400 up means; its body must have been read."""
     kind = _BY_STATUS.get(response.status_code, ServerError if response.status_code >= 500 else APIError)
     try:
@@ -236,9 +236,9 @@ def retry_after(value: str | None) -> float | None:
     return max(0.0, moment.timestamp() - time.time())
 
 
-def from_transport(error: httpx.RequestError, address: str) -> APIConnectionError:
+def from_transport(error: httpx2.RequestError, address: str) -> APIConnectionError:
     """The error that a failure to get an answer means."""
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, httpx2.TimeoutException):
         return APITimeoutError(f"{address} did not answer in time ({type(error).__name__})", code="timeout")
     return APIConnectionError(f"cannot reach {address}: {error or type(error).__name__}", code="connection_failed")
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from model.media.video import decode_video
@@ -157,13 +157,13 @@ def test_a_video_comes_through_the_gateways_packages(gateway: Rehearsal, tmp_pat
     with (
         process(triton, tmp_path, os.environ | {"OMP_NUM_THREADS": "1"}),
         process([*serve, "--port", str(port)], tmp_path, gateway.environment),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
     ):
 
         def answers() -> bool:
             try:
                 return client.get("/health/ready").status_code == 200
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 return False
 
         until(answers, 300)

@@ -81,7 +81,7 @@ def test_every_command_has_help(command: list[str]) -> None:
 
 HEAVY = {
     *("torch", "diffusers", "transformers", "numpy", "scipy", "av", "PIL", "cv2", "rich"),
-    *("fastapi", "starlette", "uvicorn", "pydantic", "sqlalchemy", "alembic", "fsspec", "httpx", "stillmotion"),
+    *("fastapi", "starlette", "uvicorn", "pydantic", "sqlalchemy", "alembic", "fsspec", "httpx2", "stillmotion"),
 }
 
 

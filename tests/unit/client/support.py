@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 from stillmotion import RetryPolicy
 from stillmotion._flows import Close, Context, Emit, Flow, Read, Send, Sleep
 
@@ -54,7 +54,7 @@ def error_json(code: str = "out_of_range", param: str | None = "fps") -> dict[st
     return {"error": {"type": "x", "code": code, "message": "fps is wrong", "param": param, "request_id": "req_9"}}
 
 
-class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
+class Broken(httpx2.SyncByteStream, httpx2.AsyncByteStream):
     """A body that breaks off after these pieces."""
 
     def __init__(self, *pieces: bytes) -> None:
@@ -62,7 +62,7 @@ class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         yield from self.pieces
-        raise httpx.ReadError("connection reset")
+        raise httpx2.ReadError("connection reset")
 
     async def __aiter__(self) -> Any:
         for piece in self:
@@ -72,11 +72,11 @@ class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
 class Script:
     """Answers requests one after another, and keeps them. An exception among the answers is raised."""
 
-    def __init__(self, *answers: httpx.Response | Exception) -> None:
+    def __init__(self, *answers: httpx2.Response | Exception) -> None:
         self.answers = list(answers)
-        self.requests: list[httpx.Request] = []
+        self.requests: list[httpx2.Request] = []
 
-    def __call__(self, request: httpx.Request) -> httpx.Response:
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
         self.requests.append(request)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
@@ -113,7 +113,7 @@ def drive(flow: Flow[Any], script: Script, clock: Clock) -> tuple[Any, list[Any]
         try:
             match command:
                 case Send(call):
-                    request = httpx.Request(
+                    request = httpx2.Request(
                         call.method, f"http://service/{call.path}", params=call.params, headers=call.headers
                     )
                     reply = script(request)
@@ -127,7 +127,7 @@ def drive(flow: Flow[Any], script: Script, clock: Clock) -> tuple[Any, list[Any]
                     clock.now += seconds
                 case Emit(value):
                     emitted.append(value)
-        except httpx.RequestError as error:
+        except httpx2.RequestError as error:
             step = lambda error=error: flow.throw(error)  # noqa: E731
             continue
         step = lambda reply=reply: flow.send(reply)  # noqa: E731

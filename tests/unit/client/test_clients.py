@@ -1,4 +1,4 @@
-"""Both clients through httpx itself: what goes over the wire, and that they are the same."""
+"""Both clients through httpx2 itself: what goes over the wire, and that they are the same."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import httpx
+import httpx2
 import pytest
 from stillmotion import (
     AsyncClient,
@@ -29,16 +29,16 @@ FAST = RetryPolicy(first_s=0.001, longest_s=0.002)
 DATA = b"0123456789" * 100
 
 
-def job(status: str = "completed", **changes: Any) -> httpx.Response:
-    return httpx.Response(200, json=job_json(status, **changes))
+def job(status: str = "completed", **changes: Any) -> httpx2.Response:
+    return httpx2.Response(200, json=job_json(status, **changes))
 
 
 def sync_client(script: Script, **settings: Any) -> Client:
-    return Client("http://service/prefix/", transport=httpx.MockTransport(script), retry=FAST, **settings)
+    return Client("http://service/prefix/", transport=httpx2.MockTransport(script), retry=FAST, **settings)
 
 
 def async_client(script: Script, **settings: Any) -> AsyncClient:
-    return AsyncClient("http://service/prefix/", transport=httpx.MockTransport(script), retry=FAST, **settings)
+    return AsyncClient("http://service/prefix/", transport=httpx2.MockTransport(script), retry=FAST, **settings)
 
 
 def methods(kind: type) -> dict[str, list[str]]:
@@ -66,7 +66,7 @@ def test_settings_are_the_wire_types_fields() -> None:
 
 
 def test_a_submission_on_the_wire() -> None:
-    script = Script(httpx.Response(503, headers={"Retry-After": "0"}), job("queued"))
+    script = Script(httpx2.Response(503, headers={"Retry-After": "0"}), job("queued"))
     with sync_client(script, api_key="secret") as client:
         got = client.submit(PNG, seed=7, noise_aug_strength=0.1, model=None, metadata={"shot": "4"})
     assert (got.id, got.status) == ("job_1", "queued")
@@ -120,14 +120,14 @@ async def test_the_asynchronous_client_sends_the_same() -> None:
 def test_the_environment_names_the_service_and_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STILLMOTION_BASE_URL", "https://there/api")
     monkeypatch.setenv("STILLMOTION_API_KEY", "from-environment")
-    script = Script(httpx.Response(200, json={"data": []}))
-    with Client(transport=httpx.MockTransport(script)) as client:
+    script = Script(httpx2.Response(200, json={"data": []}))
+    with Client(transport=httpx2.MockTransport(script)) as client:
         assert client.models() == ()
     assert str(script.requests[0].url) == "https://there/api/models"
     assert script.requests[0].headers["Authorization"] == "Bearer from-environment"
     monkeypatch.delenv("STILLMOTION_API_KEY")
-    script = Script(httpx.Response(200, json={"data": []}))
-    with Client("http://here", transport=httpx.MockTransport(script)) as client:
+    script = Script(httpx2.Response(200, json={"data": []}))
+    with Client("http://here", transport=httpx2.MockTransport(script)) as client:
         client.models()
     assert str(script.requests[0].url) == "http://here/models"
     assert "Authorization" not in script.requests[0].headers
@@ -136,7 +136,7 @@ def test_the_environment_names_the_service_and_the_key(monkeypatch: pytest.Monke
 
 
 def test_every_request_has_a_timeout() -> None:
-    script = Script(httpx.Response(200, json={"data": []}), httpx.Response(200, json={"data": []}))
+    script = Script(httpx2.Response(200, json={"data": []}), httpx2.Response(200, json={"data": []}))
     with sync_client(script) as client:
         client.models()
     with sync_client(script, timeout=3.0) as client:
@@ -151,15 +151,15 @@ def script_of_a_day() -> Script:
     finished = job_json(output=output_json(hashlib.sha256(DATA).hexdigest(), len(DATA)))
     return Script(
         job("queued"),
-        httpx.Response(200, stream=Broken(event_bytes(1, "queued", "queued"), event_bytes(2))),
-        httpx.Response(200, content=event_bytes(3, "completed", "completed")),
-        httpx.Response(200, json=finished),
-        httpx.Response(200, stream=Broken(DATA[:100])),
-        httpx.Response(206, content=DATA[100:], headers={"content-range": "bytes 100-999/1000"}),
+        httpx2.Response(200, stream=Broken(event_bytes(1, "queued", "queued"), event_bytes(2))),
+        httpx2.Response(200, content=event_bytes(3, "completed", "completed")),
+        httpx2.Response(200, json=finished),
+        httpx2.Response(200, stream=Broken(DATA[:100])),
+        httpx2.Response(206, content=DATA[100:], headers={"content-range": "bytes 100-999/1000"}),
         job("cancelled"),
-        httpx.Response(204),
-        httpx.Response(200, json={"data": [job_json(job_id="a")], "has_more": True, "last_id": "a"}),
-        httpx.Response(200, json={"data": [job_json(job_id="b")], "has_more": False}),
+        httpx2.Response(204),
+        httpx2.Response(200, json={"data": [job_json(job_id="a")], "has_more": True, "last_id": "a"}),
+        httpx2.Response(200, json={"data": [job_json(job_id="b")], "has_more": False}),
     )
 
 
@@ -226,22 +226,22 @@ async def test_waiting_with_the_asyncio_client() -> None:
     async with async_client(script) as client:
         with pytest.raises(errors.JobCancelled):
             await client.generate(PNG, interval=0.001)
-    async with async_client(Script(job("in_progress"), job(), httpx.Response(200, content=DATA))) as client:
+    async with async_client(Script(job("in_progress"), job(), httpx2.Response(200, content=DATA))) as client:
         finished = await client.poll("job_1", interval=0.001)
         assert await client.content(finished, "thumbnail") == DATA
-    async with async_client(Script(httpx.Response(200, json={"data": []}), job())) as client:
+    async with async_client(Script(httpx2.Response(200, json={"data": []}), job())) as client:
         assert await client.models() == ()
         assert (await client.get("job_1")).id == "job_1"
 
 
 def test_errors_of_a_streamed_answer_are_read() -> None:
-    gone = httpx.Response(404, json={"error": {"type": "t", "code": "no_such_job", "message": "gone"}})
+    gone = httpx2.Response(404, json={"error": {"type": "t", "code": "no_such_job", "message": "gone"}})
     with sync_client(Script(gone)) as client, pytest.raises(errors.NotFound, match="gone"):
         next(client.stream_events("nothing"))
 
 
 async def test_errors_of_an_async_streamed_answer_are_read() -> None:
-    gone = httpx.Response(404, json={"error": {"type": "t", "code": "no_such_job", "message": "gone"}})
+    gone = httpx2.Response(404, json={"error": {"type": "t", "code": "no_such_job", "message": "gone"}})
     async with async_client(Script(gone)) as client:
         with pytest.raises(errors.NotFound, match="gone"):
             await anext(client.stream_events("nothing"))
@@ -250,7 +250,7 @@ async def test_errors_of_an_async_streamed_answer_are_read() -> None:
 def test_leaving_a_stream_early_closes_it() -> None:
     closed: list[bool] = []
 
-    class Body(httpx.SyncByteStream):
+    class Body(httpx2.SyncByteStream):
         def __iter__(self) -> Any:
             yield event_bytes(1)
             yield event_bytes(2)
@@ -258,7 +258,7 @@ def test_leaving_a_stream_early_closes_it() -> None:
         def close(self) -> None:
             closed.append(True)
 
-    with sync_client(Script(httpx.Response(200, stream=Body()))) as client:
+    with sync_client(Script(httpx2.Response(200, stream=Body()))) as client:
         stream = client.stream_events("job_1", after=1)
         assert next(stream).id == 2
         assert closed == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import email.utils
 import time
 
-import httpx
+import httpx2
 import pytest
 import stillmotion
 from stillmotion import errors
@@ -32,7 +32,7 @@ KINDS = {
 
 @pytest.mark.parametrize(("status", "kind"), KINDS.items())
 def test_each_status_has_its_class_and_carries_everything(status: int, kind: type[errors.APIError]) -> None:
-    error = errors.from_response(httpx.Response(status, json=error_json(), headers={"Retry-After": "12"}))
+    error = errors.from_response(httpx2.Response(status, json=error_json(), headers={"Retry-After": "12"}))
     assert type(error) is kind
     assert (error.status, error.code, error.message) == (status, "out_of_range", "fps is wrong")
     assert (error.param, error.request_id, error.retry_after) == ("fps", "req_9", 12.0)
@@ -41,10 +41,10 @@ def test_each_status_has_its_class_and_carries_everything(status: int, kind: typ
 
 
 def test_a_proxys_page_is_told_as_it_is() -> None:
-    page = httpx.Response(502, text="<html>Bad\n gateway</html>", headers={"X-Request-ID": "abc"})
+    page = httpx2.Response(502, text="<html>Bad\n gateway</html>", headers={"X-Request-ID": "abc"})
     error = errors.from_response(page)
     assert (error.code, error.message, error.request_id) == ("http_502", "<html>Bad gateway</html>", "abc")
-    assert errors.from_response(httpx.Response(504)).message == "Gateway Timeout"
+    assert errors.from_response(httpx2.Response(504)).message == "Gateway Timeout"
 
 
 def test_retry_after_is_seconds_or_a_date_or_nothing() -> None:
@@ -59,13 +59,13 @@ def test_retry_after_is_seconds_or_a_date_or_nothing() -> None:
 @pytest.mark.parametrize(
     ("raised", "kind"),
     [
-        (httpx.ReadTimeout("slow"), errors.APITimeoutError),
-        (httpx.ConnectTimeout("slow"), errors.APITimeoutError),
-        (httpx.ConnectError("refused"), errors.APIConnectionError),
-        (httpx.RemoteProtocolError("cut"), errors.APIConnectionError),
+        (httpx2.ReadTimeout("slow"), errors.APITimeoutError),
+        (httpx2.ConnectTimeout("slow"), errors.APITimeoutError),
+        (httpx2.ConnectError("refused"), errors.APIConnectionError),
+        (httpx2.RemoteProtocolError("cut"), errors.APIConnectionError),
     ],
 )
-def test_no_answer_names_the_address(raised: httpx.RequestError, kind: type[Exception]) -> None:
+def test_no_answer_names_the_address(raised: httpx2.RequestError, kind: type[Exception]) -> None:
     error = errors.from_transport(raised, "http://service")
     assert type(error) is kind
     assert "http://service" in str(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-import httpx
+import httpx2
 import pytest
 from stillmotion import _calls, errors
 from stillmotion._flows import ask, delete, generate, list_jobs, poll, send
@@ -13,20 +13,20 @@ from stillmotion.types import Job
 from tests.unit.client.support import PNG, Clock, Script, context, drive, error_json, job_json
 
 
-def ok(status: str = "completed", **changes: object) -> httpx.Response:
-    return httpx.Response(200, json=job_json(status, **changes))
+def ok(status: str = "completed", **changes: object) -> httpx2.Response:
+    return httpx2.Response(200, json=job_json(status, **changes))
 
 
-def refused(status: int, **headers: str) -> httpx.Response:
-    return httpx.Response(status, json=error_json(), headers=headers)
+def refused(status: int, **headers: str) -> httpx2.Response:
+    return httpx2.Response(status, json=error_json(), headers=headers)
 
 
 @pytest.mark.parametrize(
     "failure",
-    [refused(429), refused(502), refused(503), refused(504), httpx.ConnectError("no"), httpx.ReadTimeout("slow")],
+    [refused(429), refused(502), refused(503), refused(504), httpx2.ConnectError("no"), httpx2.ReadTimeout("slow")],
     ids=repr,
 )
-def test_passing_failures_are_tried_again_with_one_idempotency_key(failure: httpx.Response | Exception) -> None:
+def test_passing_failures_are_tried_again_with_one_idempotency_key(failure: httpx2.Response | Exception) -> None:
     clock, script = Clock(), Script(failure, failure, ok())
     call = _calls.image_to_video(PNG, {"seed": 7}, None)
     job, _ = drive(ask(context(clock), call, Job), script, clock)
@@ -65,31 +65,31 @@ def test_retry_after_is_honoured_and_too_long_a_one_is_the_callers_to_decide() -
 
 
 def test_it_gives_up_after_the_last_retry_with_the_last_error() -> None:
-    clock, script = Clock(), Script(refused(503), httpx.ConnectError("no"), refused(429), ok())
+    clock, script = Clock(), Script(refused(503), httpx2.ConnectError("no"), refused(429), ok())
     with pytest.raises(errors.RateLimited):
         drive(send(context(clock, max_retries=2), _calls.get_job("a")), script, clock)
     assert (len(script.requests), len(clock.sleeps)) == (3, 2)
     with pytest.raises(errors.APIConnectionError) as caught:
-        drive(send(context(clock, max_retries=0), _calls.get_job("a")), Script(httpx.ConnectError("no")), clock)
-    assert isinstance(caught.value.__cause__, httpx.ConnectError)
+        drive(send(context(clock, max_retries=0), _calls.get_job("a")), Script(httpx2.ConnectError("no")), clock)
+    assert isinstance(caught.value.__cause__, httpx2.ConnectError)
 
 
 def test_a_wrong_scheme_is_not_tried_again() -> None:
     clock = Clock()
     with pytest.raises(errors.APIConnectionError):
-        drive(send(context(clock), _calls.get_job("a")), Script(httpx.UnsupportedProtocol("ftp")), clock)
+        drive(send(context(clock), _calls.get_job("a")), Script(httpx2.UnsupportedProtocol("ftp")), clock)
     assert clock.sleeps == []
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        httpx.Response(200, text="<html>welcome</html>"),
-        httpx.Response(200, json={"id": 4}),
-        httpx.Response(302, headers={"location": "http://elsewhere"}),
+        httpx2.Response(200, text="<html>welcome</html>"),
+        httpx2.Response(200, json={"id": 4}),
+        httpx2.Response(302, headers={"location": "http://elsewhere"}),
     ],
 )
-def test_an_answer_of_another_service_is_told_apart(answer: httpx.Response) -> None:
+def test_an_answer_of_another_service_is_told_apart(answer: httpx2.Response) -> None:
     clock = Clock()
     with pytest.raises(errors.UnexpectedAnswer, match="Stillmotion service"):
         drive(ask(context(clock), _calls.get_job("a"), Job), Script(answer), clock)
@@ -97,7 +97,7 @@ def test_an_answer_of_another_service_is_told_apart(answer: httpx.Response) -> N
 
 def test_a_delete_whose_answer_was_lost_has_succeeded() -> None:
     clock = Clock()
-    drive(delete(context(clock), "a"), Script(httpx.ReadError("cut"), refused(404)), clock)
+    drive(delete(context(clock), "a"), Script(httpx2.ReadError("cut"), refused(404)), clock)
     with pytest.raises(errors.NotFound):
         drive(delete(context(clock), "a"), Script(refused(404)), clock)
 
@@ -138,9 +138,9 @@ def test_generate_submits_once_and_waits() -> None:
 def test_pages_follow_each_other_to_the_end() -> None:
     jobs = [job_json(job_id=f"job_{n}") for n in range(5)]
     pages = [
-        httpx.Response(200, json={"data": jobs[:2], "has_more": True, "last_id": "job_1"}),
-        httpx.Response(200, json={"data": jobs[2:4], "has_more": True}),
-        httpx.Response(200, json={"data": jobs[4:], "has_more": False, "last_id": "job_4"}),
+        httpx2.Response(200, json={"data": jobs[:2], "has_more": True, "last_id": "job_1"}),
+        httpx2.Response(200, json={"data": jobs[2:4], "has_more": True}),
+        httpx2.Response(200, json={"data": jobs[4:], "has_more": False, "last_id": "job_4"}),
     ]
     clock, script = Clock(), Script(*pages)
     _, got = drive(list_jobs(context(clock), "completed", "asc", 2), script, clock)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from stillmotion import errors
 from stillmotion._streaming import content, download, events
@@ -31,14 +31,14 @@ def done(sha256: str = SHA) -> Job:
     return Job.model_validate(job_json(output=output_json(sha256, len(DATA))))
 
 
-def stream(*pieces: bytes, broken: bool = False) -> httpx.Response:
-    return httpx.Response(200, stream=Broken(*pieces)) if broken else httpx.Response(200, content=b"".join(pieces))
+def stream(*pieces: bytes, broken: bool = False) -> httpx2.Response:
+    return httpx2.Response(200, stream=Broken(*pieces)) if broken else httpx2.Response(200, content=b"".join(pieces))
 
 
-def part(start: int, *pieces: bytes, broken: bool = False) -> httpx.Response:
+def part(start: int, *pieces: bytes, broken: bool = False) -> httpx2.Response:
     headers = {"content-range": f"bytes {start}-{len(DATA) - 1}/{len(DATA)}"}
     body = {"stream": Broken(*pieces)} if broken else {"content": b"".join(pieces)}
-    return httpx.Response(206, headers=headers, **body)  # type: ignore[arg-type]
+    return httpx2.Response(206, headers=headers, **body)  # type: ignore[arg-type]
 
 
 def test_a_broken_stream_goes_on_where_it_broke() -> None:
@@ -82,7 +82,7 @@ def test_a_stream_of_something_else_is_told() -> None:
     with pytest.raises(errors.UnexpectedAnswer):
         drive(events(context(clock), "job_1"), Script(stream(b"data: hello\n\n")), clock)
     with pytest.raises(errors.NotFound):
-        drive(events(context(clock), "job_1"), Script(httpx.Response(404, json=error_json())), clock)
+        drive(events(context(clock), "job_1"), Script(httpx2.Response(404, json=error_json())), clock)
 
 
 def test_a_download_is_whole_checked_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_broken_download_resumes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [stream(DATA), part(0, DATA)], ids=["whole", "another range"])
-def test_a_server_that_does_not_resume_is_read_anew(tmp_path: Path, answer: httpx.Response) -> None:
+def test_a_server_that_does_not_resume_is_read_anew(tmp_path: Path, answer: httpx2.Response) -> None:
     clock, script = Clock(), Script(stream(DATA[:500], broken=True), answer)
     path, _ = drive(download(context(clock), done(), tmp_path / "x.mp4", "video"), script, clock)
     assert path.read_bytes() == DATA
@@ -111,7 +111,7 @@ def test_a_server_that_does_not_resume_is_read_anew(tmp_path: Path, answer: http
 
 def test_a_range_that_is_gone_starts_over(tmp_path: Path) -> None:
     clock = Clock()
-    script = Script(stream(DATA[:500], broken=True), httpx.Response(416, json=error_json()), stream(DATA))
+    script = Script(stream(DATA[:500], broken=True), httpx2.Response(416, json=error_json()), stream(DATA))
     path, _ = drive(download(context(clock), done(), tmp_path / "x.mp4", "video"), script, clock)
     assert path.read_bytes() == DATA
     assert script.requests[-1].headers.get("Range") is None
@@ -146,11 +146,11 @@ def test_other_variants_are_downloaded_without_the_videos_checksum(tmp_path: Pat
 
 def test_a_job_known_by_id_or_not_yet_done_is_asked_for_first(tmp_path: Path) -> None:
     clock = Clock()
-    fresh = httpx.Response(200, text=done().model_dump_json())
+    fresh = httpx2.Response(200, text=done().model_dump_json())
     drive(download(context(clock), "job_1", tmp_path / "x.mp4", "video"), Script(fresh, stream(DATA)), clock)
     running = Job.model_validate(job_json("in_progress"))
-    still = httpx.Response(200, json=job_json("in_progress"))
-    not_ready = httpx.Response(409, json=error_json("content_not_ready"))
+    still = httpx2.Response(200, json=job_json("in_progress"))
+    not_ready = httpx2.Response(409, json=error_json("content_not_ready"))
     with pytest.raises(errors.Conflict):
         drive(download(context(clock), running, tmp_path / "y.mp4", "video"), Script(still, not_ready), clock)
     failed = Job.model_validate(job_json("failed"))

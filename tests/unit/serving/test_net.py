@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-import httpx
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,9 +47,9 @@ async def web() -> AsyncIterator[Web]:
         yield web
 
 
-async def get(url: str, policy: AddressPolicy, resolve: object = resolve_host) -> httpx.Response:
+async def get(url: str, policy: AddressPolicy, resolve: object = resolve_host) -> httpx2.Response:
     transport = PublicOnly(policy, resolve=resolve)  # type: ignore[arg-type]
-    async with httpx.AsyncClient(transport=transport, follow_redirects=True) as client:
+    async with httpx2.AsyncClient(transport=transport, follow_redirects=True) as client:
         return await client.get(url)
 
 
@@ -70,7 +70,7 @@ async def get(url: str, policy: AddressPolicy, resolve: object = resolve_host) -
     ],
 )
 async def test_no_spelling_of_loopback_is_reached(web: Web, host: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), pytest.raises((AddressRefused, httpx.ConnectError, httpx.InvalidURL)):
+    with caplog.at_level(logging.WARNING), pytest.raises((AddressRefused, httpx2.ConnectError, httpx2.InvalidURL)):
         await get(f"http://{host}:{web.port}/", AddressPolicy(BOTH))
     assert web.seen == []
     # A machine without IPv6 cannot even resolve some, and httpx takes no octal.
@@ -126,7 +126,7 @@ def test_wrapping_an_address_in_ipv6_never_helps(address: ipaddress.IPv4Address)
     "url", ["file:///etc/passwd", "gopher://example.org/", "ftp://example.org/", "http://example.org/"]
 )
 async def test_other_schemes_are_refused(url: str) -> None:
-    with pytest.raises((AddressRefused, httpx.UnsupportedProtocol)):
+    with pytest.raises((AddressRefused, httpx2.UnsupportedProtocol)):
         await get(url, AddressPolicy())
 
 
@@ -138,7 +138,7 @@ async def test_credentials_in_a_url_are_refused() -> None:
 async def test_a_redirect_meets_the_same_checks(web: Web) -> None:
     narrow = AddressPolicy(BOTH, networks(["127.0.0.1/32"]))
     for target in ("http://127.0.0.2/", "http://169.254.169.254/latest", "http://[::1]/", "http://10.0.0.1/"):
-        with pytest.raises((AddressRefused, httpx.ConnectError)):
+        with pytest.raises((AddressRefused, httpx2.ConnectError)):
             await get(f"http://127.0.0.1:{web.port}/to?{target}", narrow)
     assert len(web.seen) == 4
 
@@ -165,17 +165,17 @@ async def test_one_private_address_among_public_ones_is_enough_to_refuse() -> No
 
 
 async def test_tls_is_for_the_name_not_the_address() -> None:
-    sent: list[httpx.Request] = []
+    sent: list[httpx2.Request] = []
 
-    async def record(request: httpx.Request) -> httpx.Response:
+    async def record(request: httpx2.Request) -> httpx2.Response:
         sent.append(request)
-        return httpx.Response(200)
+        return httpx2.Response(200)
 
     async def public(host: str, port: int) -> Sequence[Address]:
         return [ipaddress.ip_address("1.1.1.1")]
 
-    transport = PublicOnly(AddressPolicy(), resolve=public, inner=httpx.MockTransport(record))
-    async with httpx.AsyncClient(transport=transport) as client:
+    transport = PublicOnly(AddressPolicy(), resolve=public, inner=httpx2.MockTransport(record))
+    async with httpx2.AsyncClient(transport=transport) as client:
         await client.post("https://example.org:8443/hook?a=1", content=b"body")
     assert str(sent[0].url) == "https://1.1.1.1:8443/hook?a=1"
     assert (sent[0].headers["host"], sent[0].extensions["sni_hostname"]) == ("example.org:8443", "example.org")

@@ -45,17 +45,17 @@ class Endpoint:
     """
 
     def __init__(self, url: str, model: str, key: str | None) -> None:
-        import httpx
+        import httpx2
 
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        transport = httpx.HTTPTransport(retries=TRIES - 1)
-        self._client = httpx.Client(timeout=TIMEOUT_S, headers=headers, transport=transport)
+        transport = httpx2.HTTPTransport(retries=TRIES - 1)
+        self._client = httpx2.Client(timeout=TIMEOUT_S, headers=headers, transport=transport)
         self._url, self._model = url.rstrip("/") + "/chat/completions", model
         self.tool, self.weights_sha256 = f"{model} at {url}", ""
 
     def __call__(self, text: str) -> str:
         """The model's answer."""
-        import httpx
+        import httpx2
 
         messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
         body = {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": LONGEST}
@@ -63,7 +63,7 @@ class Endpoint:
             answer = self._client.post(self._url, json=body)
             answer.raise_for_status()
             return str(answer.json()["choices"][0]["message"]["content"])
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise DataError(f"merging captions: {self._url} failed: {error}") from error
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise DataError(f"merging captions: {self._url} gave no chat completion") from error

@@ -206,16 +206,12 @@ async def test_a_dripping_receiver_delays_nobody_else(database: Database, clock:
         open_at_once += 1
         most = max(most, open_at_once)
         try:
-            while await asyncio.wait_for(reader.read(1), 0.01) is not None:
-                pass
-        except TimeoutError:
-            pass
-        try:
-            while not writer.is_closing():
+            await reader.readuntil(b"\r\n\r\n")
+            while not writer.is_closing() and not reader.at_eof():
                 writer.write(b"H")
                 await writer.drain()
                 await asyncio.sleep(0.02)
-        except ConnectionError:
+        except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             open_at_once -= 1
@@ -223,24 +219,24 @@ async def test_a_dripping_receiver_delays_nobody_else(database: Database, clock:
 
     async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
         dripping = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-        for number in range(12):
+        for number in range(6):
             complete(database, clock, dripping, job_id=f"job_slow{number}")
         complete(database, clock, receiver.url, job_id="job_good")
-        delivering = deliverer(database, clock, limits=DeliveryLimits(per_receiver=2, deadline_s=0.5))
+        delivering = deliverer(database, clock, limits=DeliveryLimits(per_receiver=2, deadline_s=1.5))
         await delivering.start()
         began = asyncio.get_running_loop().time()
         while not receiver.seen:
             await asyncio.sleep(0.01)
-            assert asyncio.get_running_loop().time() - began < 0.4, "the good one waits for the dripping one"
+            assert asyncio.get_running_loop().time() - began < 1.4, "the good one waits for the dripping one"
         await delivering.deliver_due()  # the others have their deadlines, two at once
         assert most == 2
         await delivering.stop()
     rest = Outbox(database, clock)
     assert rest.due() == []
     clock.now += 60
-    assert len(rest.due()) == 12, "each is tried again"
+    assert len(rest.due()) == 6, "each is tried again"
     assert rest.due(busy_receivers=[receiver_of(dripping)]) == []
-    assert len(rest.due(busy_receivers=[dripping[:-2]])) == 12, "another port's prefix is another receiver"
+    assert len(rest.due(busy_receivers=[dripping[:-2]])) == 6, "another port's prefix is another receiver"
 
 
 @given(attempts=st.integers(1, 100), jitter=st.floats(0, 1))

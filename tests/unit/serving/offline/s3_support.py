@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 BUCKET = "films"
@@ -33,9 +33,9 @@ def s3_server(folder: Path) -> Iterator[str]:
         while True:
             assert server.poll() is None, told.read_text()
             try:
-                httpx.put(f"{url}/{BUCKET}", timeout=60).raise_for_status()
+                httpx2.put(f"{url}/{BUCKET}", timeout=60).raise_for_status()
                 break
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 time.sleep(0.1)
         yield url
     finally:
