@@ -89,11 +89,12 @@ def _entry(name: str, task: str, defaults: dict[str, object]) -> ModelEntry:
     return ModelEntry(name, Path("nowhere"), TASKS[task], "0" * 12, (14,), 256, 448, 32, defaults)
 
 
-def serve(port: int, folder: str, seconds: float, capacity: int, queue_limit: int) -> None:
+def serve(port: int, folder: str, seconds: float, capacity: int, queue_limit: int, limited: bool) -> None:
     """The server's process."""
     import uvicorn
 
     from serving.gateway import Settings, create_app
+    from serving.gateway.connections import limited_protocol
 
     fields: dict[str, Any] = {
         "database_url": f"sqlite:///{folder}/jobs.db",
@@ -102,7 +103,17 @@ def serve(port: int, folder: str, seconds: float, capacity: int, queue_limit: in
     }
     settings = Settings(**fields)
     app = create_app(SleepingEngine(seconds, capacity), entries(), settings)
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False, timeout_graceful_shutdown=5)
+    protocol: Any = limited_protocol(settings.connection_limits) if limited else "httptools"
+    uvicorn.run(
+        app,
+        host="127.0.0.1",
+        port=port,
+        log_level="error",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        http=protocol,
+        ws="none",
+    )
 
 
 class Server:
@@ -112,14 +123,15 @@ class Server:
         seconds: a job takes.
         capacity: jobs at once.
         queue_limit: jobs that may wait.
+        limited: with the limits on connections, as `stillmotion serve` has them.
     """
 
-    def __init__(self, *, seconds: float, capacity: int, queue_limit: int) -> None:
+    def __init__(self, *, seconds: float, capacity: int, queue_limit: int, limited: bool = True) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
         self._folder = tempfile.TemporaryDirectory(prefix="gateway-load-")
-        arguments = (self.port, self._folder.name, seconds, capacity, queue_limit)
+        arguments = (self.port, self._folder.name, seconds, capacity, queue_limit, limited)
         self._process = multiprocessing.get_context("spawn").Process(target=serve, args=arguments, daemon=True)
 
     async def __aenter__(self) -> Server:
@@ -149,6 +161,15 @@ class Server:
             return (await client.get(f"http://127.0.0.1:{self.port}/health/ready")).status_code == 200
         except httpx2.TransportError:
             return False
+
+    @property
+    def database_url(self) -> str:
+        """Of the server's job store."""
+        return f"sqlite:///{self._folder.name}/jobs.db"
+
+    def database_mib(self) -> float:
+        """Size of the job store, its journal among it."""
+        return sum(path.stat().st_size for path in Path(self._folder.name).glob("jobs.db*")) / 2**20
 
     def memory_mib(self) -> float:
         """Resident memory of the server."""
