@@ -132,8 +132,8 @@ def serve(
     async def drain() -> None:
         await app.state.services.dispatcher.drain(settings.grace_s)
 
-    broken, limits = lambda: is_broken(served), settings.connection_limits
-    server.run(app, listener, lambda: served.ready, on_ready, drain, broken, limits)
+    limits = settings.connection_limits
+    server.run(app, listener, lambda: served.ready, on_ready, drain, lambda: is_broken(served), limits)
 
 
 def _in_process(
