@@ -19,13 +19,14 @@ import torch
 
 from benchmarks.entry import run_main
 from model.backends.registry import make_denoiser
-from model.catalog import ModelEntry, find
+from model.catalog import ModelEntry
 from model.checkpoint import load
 from model.denoiser import CpuThreads, DenoiserInputs
 from model.memory.malloc import retain_freed_memory
 from model.optimized.rewrites import relative_difference
 from model.presets import preset
 from model.shapes import VideoShape
+from model.sources.source import find
 from model.tasks import TASKS
 from model.testing import build_random
 

@@ -22,10 +22,11 @@ from tempfile import TemporaryDirectory
 from benchmarks.aside import PipelineAside
 from benchmarks.batch_plan import Costs, plan_table
 from benchmarks.entry import run_main
-from model.catalog import ModelEntry, find
+from model.catalog import ModelEntry
 from model.media.image import fit_picture, open_picture
 from model.params import Params
 from model.presets import preset
+from model.sources.source import find
 from model.tasks import task
 from model.testing import build_random
 from serving.engine.loaded_model import load_model

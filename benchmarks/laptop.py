@@ -20,9 +20,10 @@ from safetensors.torch import load
 from torch import Tensor
 
 from benchmarks.entry import run_main
-from model.catalog import ModelEntry, find
+from model.catalog import ModelEntry
 from model.media.image import open_picture, to_png
 from model.media.video import decode_video
+from model.sources.source import find
 from serving.engine.inprocess import InProcessEngine
 from serving.engine.protocol import Checkpointed, Completed, EngineRequest
 from serving.engine.settings import EngineSettings

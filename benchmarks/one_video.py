@@ -26,9 +26,10 @@ from PIL import Image
 
 from benchmarks.aside import PipelineAside
 from benchmarks.entry import run_main
-from model.catalog import ModelEntry, find
+from model.catalog import ModelEntry
 from model.errors import DataError
 from model.media.image import fit_picture, open_picture, to_png
+from model.sources.source import find
 from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.local import Generated, generate
 from serving.engine.settings import EngineSettings

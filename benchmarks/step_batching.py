@@ -40,12 +40,13 @@ from PIL import Image
 from benchmarks.aside import PipelineAside
 from benchmarks.entry import run_main
 from benchmarks.pipeline import Pipeline
-from model.catalog import ModelEntry, find
+from model.catalog import ModelEntry
 from model.media.image import fit_picture, open_picture, to_png
 from model.media.video import encode_video
 from model.params import Params
 from model.sampling.prepare import prepare_row
 from model.sampling.sampler import advance
+from model.sources.source import find
 from model.vae import decode
 from serving.engine.inprocess import InProcessEngine
 from serving.engine.loaded_model import LoadedModel, load_model

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.catalog import find
 from model.checkpoint import load
 from model.optimized.rewrites import rewrite_exactly
+from model.sources.source import find
 from training.fast_blocks import speed_up
 
 SIZES = {"64 x 112 windows": (8, 14), "whole frames": (16, 28)}

@@ -25,8 +25,9 @@ from pathlib import Path
 
 from benchmarks.entry import run_main
 from export.pipeline import install_checkpoint
-from model.catalog import ModelEntry, find
+from model.catalog import ModelEntry
 from model.media.image import open_picture, to_png
+from model.sources.source import find
 from serving.engine.inprocess import InProcessEngine
 from serving.engine.protocol import Completed, Engine, EngineRequest, Stepped
 from serving.engine.settings import EngineSettings, usable_cores

@@ -26,7 +26,7 @@ def batch(
     out: Annotated[str, typer.Option(help="Folder or URL for videos and results; what is complete there stays.")],
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A shipped checkpoint or a diffusers folder; may be repeated. [all shipped]"),
+        typer.Option(help="A shipped checkpoint, a folder, a hub id or a file; may be repeated. [all shipped]"),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -46,15 +46,18 @@ def batch(
     as_json: Json = False,
 ) -> None:
     """Render a manifest of requests; run again, it does what is missing. Exit code 1: rows failed."""
-    from model.catalog import find, zoo
+    from model.catalog import zoo
+    from model.precision import resolve_dtype
+    from model.sources.source import find
     from serving.engine.settings import EngineSettings
     from serving.offline import Batch
     from serving.offline.manifest import Portion
 
+    precision = resolve_dtype(engine_options["dtype"], engine_options["device"])
     job = Batch(
         manifest=_absolute(manifest),
         out=_absolute(out),
-        entries=tuple(find(name) for name in model) if model else tuple(zoo()),
+        entries=tuple(find(name, precision) for name in model) if model else tuple(zoo()),
         portion=Portion.of(shard, limit),
         defaults=dict(_setting(text) for text in set_ or ()),
         settings=EngineSettings(**engine_options),

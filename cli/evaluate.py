@@ -12,7 +12,7 @@ from cli.options import Json
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A shipped checkpoint, or a diffusers folder.")],
+    model: Annotated[str, typer.Argument(help="A shipped checkpoint, a folder, a hub id or a file.")],
     data: Annotated[
         Path | None, typer.Option(help="A prepared dataset; its held-out part is used.", exists=True, file_okay=False)
     ] = None,
@@ -35,8 +35,8 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on held-out shots and photographs."""
     from cli.progress import reporting
-    from model.catalog import find
     from model.errors import InvalidRequest
+    from model.sources.source import find
     from training.evaluate import EvalSettings
     from training.evaluate import evaluate as measure
 

@@ -28,16 +28,21 @@ class BackendChoice(StrEnum):
 class DtypeChoice(StrEnum):
     """Dtypes of the exported weights (export.parity.TOLERANCES)."""
 
+    auto = "auto"
     float32 = "float32"
     float16 = "float16"
     bfloat16 = "bfloat16"
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="A shipped checkpoint or a folder; REPOSITORY/NAME with --rollback.")],
+    model: Annotated[
+        str, typer.Argument(help="A shipped checkpoint, a folder, a hub id or a file; REPOSITORY/NAME with --rollback.")
+    ],
     out: Annotated[Path | None, typer.Option(help="The model repository; the version goes to OUT/NAME.")] = None,
     backend: Annotated[BackendChoice, typer.Option(help="What to export for.")] = BackendChoice.onnx,
-    dtype: Annotated[DtypeChoice, typer.Option(help="Of the weights.")] = DtypeChoice.float32,
+    dtype: Annotated[
+        DtypeChoice, typer.Option(help="Of the weights. auto: float32 in graphs, the server's own choice for torch.")
+    ] = DtypeChoice.auto,
     width: Annotated[int | None, typer.Option(help="Of the video, in pixels. [the checkpoint's]")] = None,
     height: Annotated[int | None, typer.Option(help="Of the video, in pixels. [the checkpoint's]")] = None,
     free_size: Annotated[
@@ -91,12 +96,14 @@ def export(
     from export.onnx import ExportSize
     from export.pipeline import ExportOptions, export_model
     from export.tensorrt import BuildOptions
-    from model.catalog import find
+    from model.precision import resolve_dtype
+    from model.sources.source import find
 
-    entry = find(model)
+    precision = resolve_dtype(dtype.value, "cpu")
+    entry = find(model, precision)
     options = ExportOptions(
         backend=cast("Backend", backend.value),
-        dtype=dtype.value,
+        dtype=precision,
         size=ExportSize(height or entry.height, width or entry.width, free_size, max_batch),
         pictures=tuple(picture or ()),
         keep=keep,
@@ -110,9 +117,12 @@ def export(
 
 def _as_it_is(model: str, out: Path, dtype: DtypeChoice, keep: int) -> Installed:
     from export.pipeline import install_checkpoint
-    from model.catalog import find
+    from model.precision import resolve_dtype
+    from model.sources.source import find
 
-    return install_checkpoint(find(model), out, parameters={"dtype": dtype.value}, keep=keep)
+    return install_checkpoint(
+        find(model, resolve_dtype(dtype.value, "auto")), out, parameters={"dtype": dtype.value}, keep=keep
+    )
 
 
 def _tell(installed: Installed, as_json: bool) -> None:

@@ -42,7 +42,9 @@ def generate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The video; a contact sheet is written beside it. [IMAGE.mp4]")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="A shipped checkpoint, or a diffusers folder. [by task]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A shipped checkpoint, a folder, a hub id or a file. [by task]")
+    ] = None,
     last_image: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Frame interpolation: the last frame.")
     ] = None,
@@ -80,9 +82,10 @@ def generate(
 ) -> None:
     """Turn a still, two stills or a prompt into a short video."""
     from cli.progress import reporting
-    from model.catalog import find
     from model.interpolation import plan_interpolation
     from model.media.image import open_picture
+    from model.precision import resolve_dtype
+    from model.sources.source import find
     from serving.engine.settings import EngineSettings
     from serving.provenance.finish import finish
 
@@ -91,7 +94,8 @@ def generate(
     check_new((video, sheet), overwrite)
     for path in stills.values():
         open_picture(path.read_bytes())  # a bad one is refused before a model is looked for
-    entry, adapter = adapted(find(model or default_model(stills, prompt, elevation)), lora)
+    precision = resolve_dtype(engine_options["dtype"], engine_options["device"])
+    entry, adapter = adapted(find(model or default_model(stills, prompt, elevation), precision), lora)
     pictures = _pictures(entry.task, stills)
     fields = {
         "num_inference_steps": steps,
@@ -112,7 +116,8 @@ def generate(
         "lora_scale": lora_scale,
     }
     params = entry.resolve(fields, secrets.randbelow(2**31) if seed is None else seed)
-    between = find(interpolation_model or SHIPPED_INTERPOLATOR) if interpolate or interpolation_model else None
+    interpolator = (interpolation_model or SHIPPED_INTERPOLATOR) if interpolate or interpolation_model else None
+    between = None if interpolator is None else find(interpolator, precision)
     chain = None if between is None else (between, plan_interpolation(between, params))
     settings = EngineSettings(**engine_options)
     check_writable(video.parent)

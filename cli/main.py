@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cli.batch import batch
+from cli.check import check
 from cli.curate import curate
 from cli.data import data
 from cli.errors import Commands
@@ -55,7 +56,8 @@ def _stillmotion(
 
 app.command()(generate)
 app.command()(serve)
-app.command()(models)
+app.add_typer(models, name="models")
+app.command()(check)
 app.command()(replay)
 app.add_typer(keys, name="keys")
 app.add_typer(data, name="data")

@@ -35,9 +35,11 @@ def replay(
 ) -> None:
     """Make a video again from its manifest, and say whether it is identical. Exit code 1: it is not."""
     from cli.progress import of_events, reporting
-    from model.catalog import find, with_lora
+    from model.catalog import with_lora
     from model.errors import InvalidRequest
     from model.lora.catalog import describe_lora
+    from model.precision import resolve_dtype
+    from model.sources.source import find
     from serving.provenance.finish import finish
     from serving.provenance.replay import read_recipe
     from serving.provenance.replay import replay as again
@@ -46,7 +48,8 @@ def replay(
         check_new((out,), overwrite)
     manifest, video = _read(source)
     recipe = read_recipe(manifest)
-    entry = find(model or recipe.model)
+    precision = resolve_dtype(recipe.settings.dtype, recipe.settings.device)
+    entry = find(model or recipe.model, precision)
     if lora is not None:
         if recipe.params.adapter is None:
             raise InvalidRequest("the video was made without a LoRA; leave --lora out", param="lora")
@@ -54,7 +57,7 @@ def replay(
     chain = recipe.interpolate
     if chain is None and interpolation_model is not None:
         raise typer.BadParameter("the video was not interpolated; leave it out", param_hint="--interpolation-model")
-    between = None if chain is None else find(interpolation_model or chain.model)
+    between = None if chain is None else find(interpolation_model or chain.model, precision)
     if out is not None:
         check_writable(out.parent)
     with reporting() as report:

@@ -38,7 +38,11 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one. [8000]")] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A shipped checkpoint or a folder, or a model of the Triton servers; may be repeated. [all]"),
+        typer.Option(
+            metavar="[NAME=]SOURCE",
+            help="A shipped checkpoint, a folder, a hub id or a file; a model of the Triton servers; may be repeated. "
+            "[all]",
+        ),
     ] = None,
     engine: Annotated[EngineChoice, typer.Option(help="Where sampling happens.")] = EngineChoice.inprocess,
     triton_url: Annotated[
@@ -132,20 +136,25 @@ def serve(
     async def drain() -> None:
         await app.state.services.dispatcher.drain(settings.grace_s)
 
+    def failure() -> str | None:
+        services = getattr(app.state, "services", None)  # there once the app has started
+        return None if services is None else services.warmup.failure
+
     limits = settings.connection_limits
-    server.run(app, listener, lambda: served.ready, on_ready, drain, lambda: is_broken(served), limits)
+    server.run(app, listener, lambda: served.ready, on_ready, drain, lambda: is_broken(served), limits, failure)
 
 
 def _in_process(
     names: Sequence[str], loras: Sequence[str], settings: EngineSettings
 ) -> tuple[Engine, Sequence[ModelEntry]]:
     from model.backends.registry import LORA_BACKENDS, with_usable_loras
-    from model.catalog import attach_loras, find, zoo
-    from model.checkpoint import resolve_device
+    from model.catalog import attach_loras, zoo
+    from model.precision import resolve_dtype
+    from model.sources.source import find
     from serving.engine.inprocess import InProcessEngine
 
-    resolve_device(settings.device)
-    entries = [find(name) for name in names] if names else zoo()
+    precision = resolve_dtype(settings.dtype, settings.device)
+    entries = [find(name, precision) for name in names] if names else zoo()
     if not entries:
         raise InvalidRequest("no checkpoint is shipped here; name a diffusers folder with --model DIR", param="model")
     if loras and settings.backend not in ("auto", *LORA_BACKENDS):

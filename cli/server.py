@@ -49,6 +49,7 @@ def run(
     drain: Callable[[], Awaitable[None]] | None = None,
     broken: Callable[[], bool] = lambda: False,
     limits: ConnectionLimits | None = None,
+    failure: Callable[[], str | None] = lambda: None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then come back in good order.
 
@@ -58,9 +59,10 @@ def run(
         drain: awaited at the first signal, while requests are still answered; a second signal cuts it short.
         broken: whether only a new process can serve again; asked once a second.
         limits: on connections.
+        failure: why it can never be ready; the service then ends.
 
     Raises:
-        StillmotionError: the service did not start, or is broken.
+        StillmotionError: the service did not start, is broken, or failed before it was ready, with the reason.
     """
     config = uvicorn.Config(
         app,
@@ -75,7 +77,7 @@ def run(
     ended_broken = False
     try:
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            ended_broken = runner.run(_serve(server, listener, ready, on_ready, broken))
+            ended_broken = runner.run(_serve(server, listener, ready, on_ready, broken, failure))
     except SystemExit as error:  # uvicorn's way to say that the app did not start
         cause = error
     if not server.started:
@@ -94,12 +96,16 @@ async def _serve(
     ready: Callable[[], bool],
     on_ready: Callable[[str], None],
     broken: Callable[[], bool],
+    failure: Callable[[], str | None],
 ) -> bool:
     """Serve to the end; whether that came because the service is broken."""
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not serving.done() and not (server.started and ready()):
+    while not serving.done() and not (server.started and ready()) and failure() is None:
         await asyncio.sleep(LOOK_S)
-    if not serving.done():
+    reason = failure()
+    if reason is not None:
+        server.should_exit = True
+    elif not serving.done():
         on_ready(_url(listener))
     ended_broken = False
     while not serving.done() and not ended_broken:
@@ -107,6 +113,8 @@ async def _serve(
         ended_broken = not serving.done() and broken()
     server.should_exit = server.should_exit or ended_broken
     await serving
+    if reason is not None:
+        raise StillmotionError(reason)
     return ended_broken
 
 

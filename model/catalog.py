@@ -1,7 +1,9 @@
 """The model catalog: what a checkpoint's folder says of itself, and which LoRAs it offers. No torch.
 
 A folder is a diffusers pipeline folder (model_index.json). Ours carry `stillmotion.json` beside it: task, sizes and
-defaults. A folder without one (published Stable Video Diffusion weights) is taken by what its configs say.
+defaults. A folder without one (published Stable Video Diffusion weights) is taken by what its configs say. Other
+sources (a model hub, single files) are made into folders by model.sources.
+
 `attach_loras` adds the LoRA files that a command names to the checkpoints that they were trained on.
 """
 
@@ -19,7 +21,11 @@ from model.export_manifest import MANIFEST, file_hash, read_manifest, served_ver
 from model.lora.catalog import FOLDER, LoraEntry, choose_lora, describe_lora, offered_in
 from model.params import Params
 from model.shapes import VAE_STRIDE
+from model.sources.architecture import check_pipeline
+from model.sources.hub import blob_sha256, repository_name
+from model.sources.layout import Precision, component_files
 from model.tasks import IMAGE_TO_VIDEO, TASKS, TaskSpec
+from model.user_cache import read_into, remembered
 
 ZOO = Path(__file__).parent / "zoo"
 SIDECAR = "stillmotion.json"
@@ -27,6 +33,12 @@ FIGURES = "metrics.json"
 PROFILE = "profile.json"
 OPTIONS = "options.json"
 _MEASURED = frozenset({FIGURES, PROFILE, OPTIONS})
+
+SOURCE_SHA256 = "source_sha256"
+"""Key of a sidecar: the hash of the single file that the folder was made from, which then is its version."""
+NETWORKS = ("unet", "vae", "image_encoder", "text_encoder")
+"""Folders of a checkpoint that hold weights; the last two as the task reads pictures or text."""
+_PUBLISHED_CONFIGS = ("scheduler/scheduler_config.json", "feature_extractor/preprocessor_config.json")
 
 _OPTIONAL = frozenset({"lora", "lora_scale"})
 """Settings that a request may have none of."""
@@ -59,7 +71,7 @@ class ModelEntry:
         name: how requests name it.
         path: its folder.
         task: what it does.
-        version: first 12 hex digits of the hash over its weight files' names, sizes and contents.
+        version: first 12 hex digits of a hash over the names and contents of the files it is read from.
         num_frames: frame counts it can make.
         height, width: the size it was trained at, the default.
         unit: what height and width must be multiples of.
@@ -70,6 +82,7 @@ class ModelEntry:
         frame_noise: root mean square of the error of its frames between given ends, in levels of 0 to 255
             (model.media.end_frames); 0 where its folder does not tell.
         loras: what can be asked for by `lora`: those in its folder's `loras`, and those the operator adds.
+        precision: the dtype that its weight files were chosen for, where a folder holds several variants.
     """
 
     name: str
@@ -86,6 +99,7 @@ class ModelEntry:
     previews: bool = False
     frame_noise: float = 0.0
     loras: tuple[LoraEntry, ...] = ()
+    precision: Precision = "float32"
 
     def resolve(self, requested: dict[str, Any], seed: int) -> Params:
         """Complete settings from those a request names (None or absent: the default) and a seed.
@@ -144,33 +158,74 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def folder_version(path: Path) -> str:
-    """First 12 hex digits of a SHA-256 over every config and weight file, by name.
+    """First 12 hex digits of a SHA-256 over every config and weight file, by name; read once, then remembered.
 
     Measured figures do not count, nor do LoRAs, which have versions of their own.
     """
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        if file.relative_to(path).parts[0] == FOLDER:
-            continue
-        if file.suffix in {".json", ".safetensors"} and file.name not in _MEASURED and file.is_file():
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.relative_to(path).parts[0] != FOLDER
+        and file.suffix in {".json", ".safetensors"}
+        and file.name not in _MEASURED
+        and file.is_file()
+    ]
+
+    def compute() -> str:
+        digest = hashlib.sha256()
+        for file in files:
             digest.update(str(file.relative_to(path)).encode())
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
+            read_into(digest, file)
+        return digest.hexdigest()
+
+    return remembered(f"folder {path.resolve()}", files, compute)[:12]
+
+
+def content_sha256(file: Path) -> str:
+    """SHA-256 of a file: a hub cache names its blobs by it; any other file is read once, then remembered."""
+
+    def compute() -> str:
+        digest = hashlib.sha256()
+        read_into(digest, file)
+        return digest.hexdigest()
+
+    return blob_sha256(file) or remembered(str(file.resolve()), [file], compute)
+
+
+def published_version(path: Path, precision: Precision) -> str:
+    """First 12 hex digits of a SHA-256 over the names and hashes of the files that published weights are read from.
+
+    Raises:
+        CheckpointError: a component's weights are missing or not complete.
+    """
+    networks = [path / name for name in NETWORKS if name != "text_encoder"]
+    files = [path / name for name in _PUBLISHED_CONFIGS]
+    for folder in networks:
+        files += [folder / "config.json", *component_files(folder, precision).files]
+    digest = hashlib.sha256()
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{path} is not complete: it has no {file.relative_to(path)}", param="model")
+        digest.update(f"{file.relative_to(path).as_posix()} {content_sha256(file)}\n".encode())
     return digest.hexdigest()[:12]
 
 
-def describe(path: Path, name: str | None = None) -> ModelEntry:
+def describe(path: Path, name: str | None = None, precision: Precision = "float32") -> ModelEntry:
     """What the folder holds.
 
+    Args:
+        name: how requests name it; by default the folder's name, or the repository's for a hub cache's snapshot.
+        precision: the dtype it is to be loaded in, which chooses between variants of its weights.
+
     Raises:
-        CheckpointError: no diffusers pipeline folder, or of a task this version does not know.
+        CheckpointError: no diffusers pipeline folder, of another architecture, not complete, or of a task this version
+            does not know.
     """
-    name = name or path.resolve().name
+    name = name or repository_name(path.absolute()) or path.resolve().name
     if version := served_version(path):
         path = version
     exported = (path / MANIFEST).exists()
-    _read_json(path / "model_index.json")
+    check_pipeline(str(path), _read_json(path / "model_index.json"))
     sidecar = _read_json(path / SIDECAR) if (path / SIDECAR).exists() else PUBLISHED
     unet = _read_json(path / "unet" / "config.json")
     if sidecar["task"] not in TASKS:
@@ -179,8 +234,8 @@ def describe(path: Path, name: str | None = None) -> ModelEntry:
         name=name,
         path=path,
         task=TASKS[sidecar["task"]],
-        version=file_hash(path / MANIFEST)[:12] if exported else folder_version(path),
-        num_frames=(int(unet["num_frames"]),),
+        version=_version(path, sidecar, exported, precision),
+        num_frames=(int(unet.get("num_frames", 25)),),
         height=int(sidecar["height"]),
         width=int(sidecar["width"]),
         unit=VAE_STRIDE * 2 ** (len(unet["block_out_channels"]) - 1),
@@ -190,23 +245,16 @@ def describe(path: Path, name: str | None = None) -> ModelEntry:
         previews=bool(sidecar.get("latent_colours")),
         frame_noise=float(sidecar.get("frame_noise", 0.0)),
         loras=() if exported else offered_in(path / FOLDER),
+        precision=precision,
     )
 
 
-def find(name_or_path: str) -> ModelEntry:
-    """A checkpoint by zoo name or folder.
-
-    Raises:
-        CheckpointError: neither; the message lists the zoo.
-    """
-    shipped = ZOO / name_or_path
-    if shipped.parent == ZOO and (shipped / "model_index.json").exists():  # not where a folder's path replaced ZOO
-        return describe(shipped, name_or_path)
-    path = Path(name_or_path)
-    if path.is_dir():
-        return describe(path)
-    known = ", ".join(entry.name for entry in zoo()) or "none"
-    raise CheckpointError(f"no model is called {name_or_path!r}, and no folder either; shipped: {known}", param="model")
+def _version(path: Path, sidecar: dict[str, Any], exported: bool, precision: Precision) -> str:
+    if exported:
+        return file_hash(path / MANIFEST)[:12]
+    if sidecar is PUBLISHED:
+        return published_version(path, precision)
+    return str(sidecar[SOURCE_SHA256])[:12] if SOURCE_SHA256 in sidecar else folder_version(path)
 
 
 def zoo() -> list[ModelEntry]:

@@ -4,7 +4,8 @@
     image_encoder/ feature_extractor/, or text_encoder/ tokenizer/  as the task reads pictures or text (conditioners.py)
     stillmotion.json  ours: task, size, defaults, the motion map, how it was trained
 
-Any folder that diffusers' StableVideoDiffusionPipeline.save_pretrained wrote loads unchanged.
+Any folder that diffusers' StableVideoDiffusionPipeline.save_pretrained wrote loads unchanged, in whichever layout
+(model.sources.layout).
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ import torch
 from diffusers import (
     AutoencoderKLTemporalDecoder,
     EulerDiscreteScheduler,
-    ModelMixin,
     UNetSpatioTemporalConditionModel,
 )
+from torch import nn
 from transformers import CLIPImageProcessor
 
 from model.catalog import SIDECAR, ModelEntry, describe
 from model.denoiser import CpuThreads
 from model.encoders import Conditioners, ImageEncoder, NetworkLoader, load_conditioners
-from model.errors import CheckpointError, InvalidRequest
+from model.errors import CheckpointError
 from model.library_logging import disable_progress_bars
 from model.presets import NoiseRange
+from model.sources.layout import Precision, component_files
 from model.tasks import TASKS
 from model.unet import check_inputs
+from model.weights import empty_network, load_network
 
 disable_progress_bars()
 
@@ -73,7 +76,7 @@ def _config(path: Path) -> dict[str, Any]:
 def load(
     source: Path | str | ModelEntry, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Checkpoint:
-    """Load a checkpoint folder.
+    """Load a checkpoint folder; on the `meta` device shapes and dtypes only, without reading a weight.
 
     Raises:
         CheckpointError: the folder is incomplete, or a network's weights do not fit its config.
@@ -85,7 +88,7 @@ def load(
         raise CheckpointError(
             f"{path} predicts {scheduler.get('prediction_type')!r}; only v_prediction is served", param="model"
         )
-    network = _exported(path, device) if entry.exported else pretrained(device, dtype)
+    network = _exported(path, device) if entry.exported else pretrained(device, dtype, entry.precision)
     unet = network(UNetSpatioTemporalConditionModel, path / "unet")
     check_inputs(unet.config, entry.task, entry.path / "unet")
     return Checkpoint(
@@ -97,42 +100,19 @@ def load(
     )
 
 
-def resolve_device(name: str) -> str:
-    """The torch device for `auto`, `cpu`, `cuda` or `cuda:1`; auto is CUDA where torch sees a device.
+def pretrained(device: torch.device | str, dtype: torch.dtype, precision: Precision = "float32") -> NetworkLoader:
+    """Loads a network's weights from its folder.
 
-    Raises:
-        InvalidRequest: another name, or a CUDA device that torch does not see.
+    Args:
+        precision: which variant of the weights is read where a folder holds several.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return "cuda" if count else "cpu"
-    if name == "cpu":
-        return name
-    kind, colon, number = name.partition(":")
-    if kind != "cuda" or bool(colon) != number.isdecimal():
-        raise InvalidRequest(f"a device is auto, cpu, cuda or cuda:1, not {name!r}", param="device")
-    if int(number or 0) >= count:
-        there = "no CUDA device" if not count else "one CUDA device" if count == 1 else f"{count} CUDA devices"
-        raise InvalidRequest(
-            f"device {name}: torch {torch.__version__} sees {there} here; take cpu, or install the GPU's driver and a "
-            "build of torch for CUDA",
-            param="device",
-        )
-    return name
 
+    def load_of_kind(kind: type[Any], path: Path) -> Any:
+        if str(device) == "meta":
+            return nn.Module.to(empty_network(kind, path), "meta", dtype)
+        return load_network(kind, component_files(path, precision), device, dtype)
 
-def pretrained(device: torch.device | str, dtype: torch.dtype) -> NetworkLoader:
-    """Loads a network's weights from its folder, by diffusers or transformers."""
-
-    def load_network(kind: type[Any], path: Path) -> Any:
-        keyword = "torch_dtype" if issubclass(kind, ModelMixin) else "dtype"
-        try:
-            network = kind.from_pretrained(path, local_files_only=True, **{keyword: dtype})
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path} does not load: {error}", param="model") from error
-        return network.eval().requires_grad_(False).to(device)
-
-    return load_network
+    return load_of_kind
 
 
 def _exported(path: Path, device: torch.device | str) -> NetworkLoader:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from model.catalog import ModelEntry, describe
-from model.checkpoint import save
+from model.checkpoint import Checkpoint, save
 from model.encoders import build_conditioners
 from model.presets import Preset
+from model.shapes import VAE_STRIDE
 from model.tasks import TaskSpec
 from model.unet import build_unet
-from model.vae import build_vae
+from model.vae import build_vae, upcast_encoder
 
 
 def build_random(
@@ -52,3 +54,25 @@ def build_random(
         dtype=torch.float32,
     )
     return describe(folder)
+
+
+def on_meta(preset: Preset, task: TaskSpec, dtype: torch.dtype) -> Checkpoint:
+    """A checkpoint of a preset on the meta device: shapes and dtypes without weights, as `load` would give it."""
+    with torch.device("meta"):
+        unet, vae, conditioners = build_unet(preset, task), build_vae(preset), build_conditioners(preset, task)
+    for network in (unet, vae, conditioners.network):
+        nn.Module.to(network, "meta", dtype)  # AlphaBlender's number is made on the CPU whatever the default
+    if dtype == torch.float16 and preset.vae.force_upcast:
+        upcast_encoder(vae)
+    entry = ModelEntry(
+        name=preset.name,
+        path=Path(),
+        task=task,
+        version="",
+        num_frames=(preset.num_frames,),
+        height=preset.height,
+        width=preset.width,
+        unit=VAE_STRIDE * 2 ** (len(preset.unet.channels) - 1),
+        defaults={},
+    )
+    return Checkpoint(entry, unet, vae, conditioners, preset.noise)

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from model.catalog import SIDECAR, ModelEntry
-from model.checkpoint import resolve_device
 from model.errors import InvalidRequest
 from model.media.video import Frames
+from model.precision import resolve_device
 from model.tasks import TASKS
 from training.config import ProgressCallback
 from training.data.motion_bucket import MotionMap

@@ -14,12 +14,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from model.catalog import ModelEntry, describe, find
+from model.catalog import ModelEntry, describe
 from model.checkpoint import Checkpoint, load
 from model.errors import DataError
 from model.lora.weights import Pair, temporal_projections, write_lora
 from model.optimized.rewrites import rewrite_exactly
 from model.presets import preset
+from model.sources.source import find
 from training.config import LoraConfig
 from training.data.seeding import generator
 from training.distributed import rank_and_size

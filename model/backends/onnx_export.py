@@ -15,10 +15,8 @@ scalars; h, w latent.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +35,7 @@ from model.export_manifest import ONNX_FOLDER
 from model.optimized.rewrites import fold_blends, rewrite_exactly
 from model.shapes import VAE_STRIDE
 from model.tasks import TaskSpec
+from model.user_cache import cache_folder
 
 Precision = Literal["float32", "float16", "bfloat16"]
 
@@ -206,17 +205,6 @@ def _forget_traces(program: Any) -> None:
 
 
 logger = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """The user's cache folder for stillmotion; it may not exist yet."""
-    if configured := os.environ.get("STILLMOTION_CACHE"):
-        return Path(configured)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "stillmotion"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "stillmotion" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stillmotion"
 
 
 def cache_key(checkpoint: Checkpoint) -> str:

@@ -204,6 +204,8 @@ def _applied(key: str, rules: Iterable[Rule]) -> str:
 
 
 Part = Literal["unet", "vae", "encoder"]
+Names = Literal["sgm", "diffusers"]
+"""Stability's names, or diffusers' behind `unet.`, `vae.` and `image_encoder.`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,11 +225,14 @@ class Networks:
             build_unet(preset, TASKS["image-to-video"], device="meta"), build_vae(preset, device="meta"), encoder
         )
 
-    def parts(self) -> list[tuple[nn.Module, dict[str, Source]]]:
+    def parts(self, names: Names = "sgm") -> list[tuple[nn.Module, dict[str, Source]]]:
         """Each network, and where its weights lie in the file."""
         layers = int(self.unet.config["layers_per_block"])
         levels = len(self.vae.config["block_out_channels"])
         unet, vae, encoder = (cast(nn.Module, network) for network in (self.unet, self.vae, self.encoder))
+        if names == "diffusers":
+            networks = {"unet": unet, "vae": vae, "image_encoder": encoder}
+            return [(net, {key: Source(f"{name}.{key}") for key in net.state_dict()}) for name, net in networks.items()]
         return [
             (unet, unet_sources(unet.state_dict(), layers)),
             (vae, vae_sources(vae.state_dict(), levels)),
@@ -235,14 +240,14 @@ class Networks:
         ]
 
 
-def account(keys: Iterable[str], networks: Networks) -> dict[str, str]:
+def account(keys: Iterable[str], networks: Networks, naming: Names = "sgm") -> dict[str, str]:
     """Check that the file's names are the expected ones; those that are not used, each with the reason.
 
     Raises:
         CheckpointError: a name is missing, or one is known to no rule.
     """
     names = set(keys)
-    expected = {source.key for _, sources in networks.parts() for source in sources.values()}
+    expected = {source.key for _, sources in networks.parts(naming) for source in sources.values()}
     aside = {
         key: next((why for prefix, why in SET_ASIDE.items() if key.startswith(prefix)), "") for key in names - expected
     }
@@ -254,7 +259,7 @@ def account(keys: Iterable[str], networks: Networks) -> dict[str, str]:
     return aside
 
 
-def read(file: Path, preset: Preset, only: Part | None = None) -> tuple[Networks, dict[str, str]]:
+def read(file: Path, preset: Preset, only: Part | None = None, names: Names = "sgm") -> tuple[Networks, dict[str, str]]:
     """The networks of a single file, in its dtype, and what was set aside with the reasons.
 
     Args:
@@ -267,8 +272,8 @@ def read(file: Path, preset: Preset, only: Part | None = None) -> tuple[Networks
     networks = Networks.build(preset)
     try:
         with safe_open(file, framework="pt") as opened:
-            aside = account(opened.keys(), networks)
-            for network, sources in networks.parts():
+            aside = account(opened.keys(), networks, names)
+            for network, sources in networks.parts(names):
                 if only is None or network is getattr(networks, only):
                     _give(network, {name: _read(opened, source, name) for name, source in sources.items()})
     except (OSError, SafetensorError) as error:
@@ -283,18 +288,25 @@ def image_encoder_of(networks: Networks) -> ImageEncoder:
 
 
 def adapt(
-    file: Path, out: Path, preset: Preset, dtype: torch.dtype = torch.float16
+    file: Path,
+    out: Path,
+    preset: Preset,
+    dtype: torch.dtype = torch.float16,
+    *,
+    names: Names = "sgm",
+    notes: Mapping[str, str] | None = None,
 ) -> tuple[ModelEntry, dict[str, str]]:
     """Write the checkpoint folder `out` from a single file; the checkpoint, and what was set aside with the reasons.
 
     Args:
         preset: as in `read`.
+        notes: what the folder's stillmotion.json says besides.
 
     Raises:
         CheckpointError: as `read` does.
     """
-    networks, aside = read(file, preset)
-    sidecar = {**PUBLISHED, "width": preset.width, "height": preset.height, "adapted_from": file.name}
+    networks, aside = read(file, preset, names=names)
+    sidecar = {**PUBLISHED, "width": preset.width, "height": preset.height, "adapted_from": file.name, **(notes or {})}
     save(
         out,
         unet=networks.unet,

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from model.errors import CheckpointError
+from model.sources.layout import component_files
 
 Network = TypeVar("Network")
 _SHOWN = 5
@@ -40,9 +41,10 @@ def load_strict(kind: type[Network], folder: Path) -> Network:
     Raises:
         CheckpointError: it does not load, or a weight is missing, of another shape, or known to no part of it.
     """
+    variant = component_files(folder, "float32").variant or None
     try:
         network, problems = cast(Any, kind).from_pretrained(
-            folder, local_files_only=True, torch_dtype=torch.float32, output_loading_info=True
+            folder, local_files_only=True, torch_dtype=torch.float32, output_loading_info=True, variant=variant
         )
     except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"{folder} does not load: {error}", param="model") from error

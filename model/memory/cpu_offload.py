@@ -1,12 +1,14 @@
-"""CPU offload (diffusers: model_cpu_offload): networks live on the CPU and are on the device only while in use."""
+"""CPU offload (diffusers: model_cpu_offload, group_offload): networks or their blocks are on the device only in use."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from diffusers import UNetSpatioTemporalConditionModel
 from torch import nn
 
 
@@ -46,3 +48,20 @@ class CpuOffload:
         """Wait for what this thread has queued on the device."""
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
+
+
+def offload_blocks(unet: UNetSpatioTemporalConditionModel, device: torch.device, disk: Path | None = None) -> None:
+    """Group offload of a denoiser (diffusers' `enable_group_offload`): one block after another is on the device.
+
+    For a fused denoiser that no LoRA is merged into: weights that are views of one tensor become copies.
+
+    Args:
+        disk: a folder that the blocks wait in; in the host's memory when left out.
+    """
+    unet.enable_group_offload(
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type="block_level",
+        num_blocks_per_group=1,
+        offload_to_disk_path=None if disk is None else str(disk),
+    )

@@ -15,7 +15,8 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,11 +24,12 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from model.checkpoint import Checkpoint
 from model.errors import InvalidRequest
+from model.memory.tiled_decode import decode_in_strips
 from model.optimized.fused_blocks import fuse
 from model.shapes import LatentShape, even_chunks
 
@@ -112,8 +114,10 @@ def parameter_bytes(*networks: nn.Module) -> int:
     return sum(weight.numel() * weight.element_size() for weight in weights.values())
 
 
-def denoiser_bytes(unet: UNetSpatioTemporalConditionModel, latent: LatentShape, batch_size: int) -> int:
-    """What a denoiser call of `batch_size` clips allocates at most, beside the weights."""
+def denoise_on_meta(
+    unet: UNetSpatioTemporalConditionModel, latent: LatentShape, batch_size: int
+) -> Callable[[], object]:
+    """A denoiser call of `batch_size` clips on the meta device, to be counted."""
     shadow = _shadow(unet)
     fuse(shadow)
     config, dtype = unet.config, unet.dtype
@@ -122,20 +126,61 @@ def denoiser_bytes(unet: UNetSpatioTemporalConditionModel, latent: LatentShape, 
         sample = torch.empty(
             batch_size, latent.num_frames, int(config["in_channels"]), latent.height, latent.width, dtype=dtype
         )
-        timestep = torch.empty(batch_size)
         context = torch.empty(batch_size, 1, int(config["cross_attention_dim"]), dtype=dtype)
-        scalars = torch.empty(batch_size, vector)
-    return peak_bytes(lambda: shadow(sample, timestep, context, added_time_ids=scalars, return_dict=False)[0].float())
+        timesteps, scalars = torch.empty(batch_size), torch.empty(batch_size, vector)
+    return lambda: shadow(sample, timesteps, context, added_time_ids=scalars, return_dict=False)[0].float()
 
 
-def decoder_bytes(vae: AutoencoderKLTemporalDecoder, latent: LatentShape, chunk: int) -> int:
-    """What decoding a chunk of frames allocates at most, beside the weights."""
+def decode_on_meta(vae: AutoencoderKLTemporalDecoder, latent: LatentShape, chunk: int) -> Callable[[], object]:
+    """The decoding of a chunk of frames on the meta device, to be counted."""
     shadow = _shadow(vae)
     fuse(shadow)
     dtype = next(vae.decoder.parameters()).dtype
     with torch.device("meta"):
         plain = torch.empty(chunk, latent.channels, latent.height, latent.width, dtype=dtype)
-    return peak_bytes(lambda: shadow.decode(plain, num_frames=chunk).sample.float())
+    return lambda: shadow.decode(plain, num_frames=chunk).sample.float()
+
+
+def denoiser_bytes(unet: UNetSpatioTemporalConditionModel, latent: LatentShape, batch_size: int) -> int:
+    """What a denoiser call of `batch_size` clips allocates at most, beside the weights."""
+    return peak_bytes(denoise_on_meta(unet, latent, batch_size))
+
+
+def decoder_bytes(vae: AutoencoderKLTemporalDecoder, latent: LatentShape, chunk: int) -> int:
+    """What decoding a chunk of frames allocates at most, beside the weights."""
+    return peak_bytes(decode_on_meta(vae, latent, chunk))
+
+
+def tiled_decoder_bytes(vae: AutoencoderKLTemporalDecoder, latent: LatentShape, chunk: int) -> int:
+    """What decoding a chunk in strips allocates on the device at most, beside the weights."""
+    shadow = _shadow(vae)
+    dtype = next(vae.decoder.parameters()).dtype
+
+    def in_the_host(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        with _disable_current_modes():  # not the device's: not counted
+            return torch.empty(shape, dtype=dtype, device="meta")
+
+    with torch.device("meta"):
+        plain = torch.empty(chunk, latent.channels, latent.height, latent.width, dtype=dtype)
+        video = torch.zeros(1, chunk)
+    return peak_bytes(lambda: decode_in_strips(shadow.decoder, plain, video, chunk, allocate=in_the_host).float())
+
+
+def group_bytes(unet: UNetSpatioTemporalConditionModel) -> int:
+    """Weights on the device at once where one block after another comes: the largest, and what is in no list."""
+    shadow = _shadow(unet)
+    fuse(shadow)  # whose stacked projections are copied beside what they are views of
+    blocks, rest = [0], 0
+    for child in shadow.children():
+        if isinstance(child, nn.ModuleList):
+            blocks += [_resident_bytes(block) for block in child]
+        else:
+            rest += _resident_bytes(child)
+    return max(blocks) + rest
+
+
+def _resident_bytes(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
 
 
 def encoder_bytes(vae: AutoencoderKLTemporalDecoder, latent: LatentShape) -> int:
@@ -173,6 +218,10 @@ class MemoryNeeds:
         denoise: activations of a denoiser call, by batch size.
         decode: activations of a decoded chunk, by frames.
         encode: activations of encoding a picture.
+        decode_tiled: activations of a chunk decoded in strips (model.memory.tiled_decode), by frames; None where the
+            decoder cannot.
+        unet_group: weights of the denoiser that are on the device at once with group offload; None where its backend
+            cannot.
     """
 
     unet: int
@@ -181,6 +230,8 @@ class MemoryNeeds:
     denoise: Callable[[int], int]
     decode: Callable[[int], int]
     encode: int
+    decode_tiled: Callable[[int], int] | None = None
+    unet_group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +243,16 @@ class VramPlan:
         decode_chunk: frames decoded at once, at most.
         offload: whether encoders and autoencoder are on the device only while they are used.
         peak_bytes: what this needs, as computed.
+        tiled_decode: whether frames are decoded in strips.
+        group_offload: whether the denoiser's blocks are on the device only while they are used.
     """
 
     max_batch_size: int
     decode_chunk: int
     offload: bool
     peak_bytes: int
+    tiled_decode: bool = False
+    group_offload: bool = False
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready, for a video manifest; its keys are as they were first written."""
@@ -205,17 +260,23 @@ class VramPlan:
         return {"places": fields.pop("max_batch_size"), **fields}
 
 
-def needs_of(checkpoint: Checkpoint, latent: LatentShape) -> MemoryNeeds:
-    """The needs of a loaded checkpoint whose weights have numbers (not of an export)."""
-    conditioners = checkpoint.conditioners
+def needs_of(checkpoint: Checkpoint, latent: LatentShape, *, can_group: bool = False) -> MemoryNeeds:
+    """The needs of a checkpoint with weights or on the meta device (not of an export).
+
+    Args:
+        can_group: whether its backend can run a denoiser whose blocks come and go (model.memory.cpu_offload).
+    """
+    unet, vae, conditioners = checkpoint.unet, checkpoint.vae, checkpoint.conditioners
     encoder = conditioners.network
     return MemoryNeeds(
-        unet=parameter_bytes(checkpoint.unet),
-        vae=parameter_bytes(checkpoint.vae),
+        unet=parameter_bytes(unet),
+        vae=parameter_bytes(vae),
         conditioners=parameter_bytes(encoder),
-        denoise=_in_proportion(lambda batch_size: denoiser_bytes(checkpoint.unet, latent, batch_size)),
-        decode=lambda chunk: decoder_bytes(checkpoint.vae, latent, chunk),
-        encode=encoder_bytes(checkpoint.vae, latent) if checkpoint.entry.task.pictures else 0,
+        denoise=_in_proportion(lambda batch_size: denoiser_bytes(unet, latent, batch_size)),
+        decode=cache(lambda chunk: decoder_bytes(vae, latent, chunk)),
+        encode=encoder_bytes(vae, latent) if checkpoint.entry.task.pictures else 0,
+        decode_tiled=cache(lambda chunk: tiled_decoder_bytes(vae, latent, chunk)),
+        unet_group=group_bytes(unet) if can_group else None,
     )
 
 
@@ -242,43 +303,56 @@ def plan(needs: MemoryNeeds, budget_bytes: int, frames: int, *, requested_chunk:
     Raises:
         InvalidRequest: not even the most careful one fits.
     """
-    best: VramPlan | None = None
-    for batch_size, chunk, offload in _candidate_plans(frames, requested_chunk):
-        peak = _peak(needs, batch_size, chunk, offload=offload, overlap=overlap)
-        best = VramPlan(batch_size, chunk, offload, peak)
-        if peak <= budget_bytes:
-            return best
-    assert best is not None
+    smallest: VramPlan | None = None
+    for candidate in _candidate_plans(needs, frames, requested_chunk):
+        fitted = replace(candidate, peak_bytes=_peak(needs, candidate, overlap=overlap))
+        if fitted.peak_bytes <= budget_bytes:
+            return fitted
+        smallest = fitted if smallest is None or fitted.peak_bytes < smallest.peak_bytes else smallest
+    assert smallest is not None
     raise InvalidRequest(
         f"{budget_bytes / GIB:.1f} GiB are too little: with everything moved off the GPU that can be, it takes "
-        f"{best.peak_bytes / GIB:.1f} GiB; give that much, a smaller clip, or --dtype float16",
+        f"{smallest.peak_bytes / GIB:.1f} GiB; give that much, a smaller clip, or --dtype float16",
         param="vram_budget",
         code="vram_budget",
     )
 
 
-def _candidate_plans(frames: int, requested_chunk: int) -> Iterator[tuple[int, int, bool]]:
-    """(batch size, chunk, offload), the most convenient first: batches go first, then residence, then the chunk."""
+def _candidate_plans(needs: MemoryNeeds, frames: int, requested_chunk: int) -> Iterator[VramPlan]:
+    """The most convenient first.
+
+    Batches go first, then residence, then time (strips, a guided request's halves in turn, group offload), which all
+    give the same video; smaller chunks, which do not, come last.
+    """
     largest = max(even_chunks(frames, requested_chunk))
     batch_size = LARGEST_BATCH
     while batch_size > 2:
-        yield batch_size, largest, False
+        yield VramPlan(batch_size, largest, False, 0)
         batch_size //= 2
     for offload in (False, True):
-        yield 2, largest, offload
-    chunk = largest
-    while chunk > 2:
-        chunk = (chunk + 1) // 2
-        yield 2, chunk, True
-    for chunk in (largest, (largest + 1) // 2, 2, 1):
-        yield 1, min(chunk, largest), True
+        yield VramPlan(2, largest, offload, 0)
+    chunks = [largest]
+    while chunks[-1] > 1:
+        chunks.append((chunks[-1] + 1) // 2)
+    if needs.decode_tiled is None:
+        yield from (VramPlan(2, chunk, True, 0) for chunk in chunks[1:] if chunk > 1)
+        yield from (VramPlan(1, chunk, True, 0) for chunk in chunks)
+        return
+    yield VramPlan(2, largest, True, 0, tiled_decode=True)
+    for chunk in chunks:
+        yield VramPlan(1, chunk, True, 0, tiled_decode=True)
+        if needs.unet_group is not None:
+            yield VramPlan(1, chunk, True, 0, tiled_decode=True, group_offload=True)
 
 
-def _peak(needs: MemoryNeeds, batch_size: int, chunk: int, *, offload: bool, overlap: bool) -> int:
-    denoise = SLACK_SHARE * needs.denoise(batch_size)
-    decode = SLACK_SHARE * needs.decode(chunk)
+def _peak(needs: MemoryNeeds, way: VramPlan, *, overlap: bool) -> int:
+    decode_bytes = needs.decode_tiled if way.tiled_decode and needs.decode_tiled is not None else needs.decode
+    denoise = SLACK_SHARE * needs.denoise(way.max_batch_size)
+    decode = SLACK_SHARE * decode_bytes(way.decode_chunk)
     encode = SLACK_SHARE * needs.encode
-    resident = (needs.conditioners + needs.vae, 0, needs.vae) if offload else (needs.conditioners + needs.vae,) * 3
-    phases = [resident[0] + encode, resident[1] + denoise, resident[2] + decode]
-    together = resident[2] + denoise + decode if overlap else 0
-    return int(SLACK_BYTES + needs.unet + max(*phases, together))
+    resident = needs.conditioners + needs.vae
+    visitors = (resident, 0, needs.vae) if way.offload else (resident,) * 3
+    weights, group = (0, needs.unet_group) if way.group_offload and needs.unet_group is not None else (needs.unet, 0)
+    phases = [visitors[0] + encode, visitors[1] + group + denoise, visitors[2] + decode]
+    together = visitors[2] + group + denoise + decode if overlap else 0
+    return int(SLACK_BYTES + weights + max(*phases, together))

@@ -14,23 +14,25 @@ from diffusers import AutoencoderKLTemporalDecoder
 from model.backends.compiled import compile_blocks
 from model.backends.registry import LORA_BACKENDS, backend_for, check_lora, make_denoiser, resolve_options
 from model.catalog import ModelEntry
-from model.checkpoint import Checkpoint, load, resolve_device
+from model.checkpoint import Checkpoint, load
 from model.denoiser import CpuThreads, Denoiser, TorchOptions, caching
 from model.errors import CheckpointError, InvalidRequest
 from model.latent_preview import LatentColours, latent_colours
 from model.lora.merge import switching_bytes, with_loras
 from model.lora.weights import Lora, read_lora
-from model.memory.cpu_offload import CpuOffload
+from model.memory.cpu_offload import CpuOffload, offload_blocks
 from model.memory.malloc import retain_freed_memory
 from model.memory.plan import VramPlan
+from model.memory.tiled_decode import enable_tiled_decoding
 from model.optimized.fused_blocks import fuse
 from model.params import Params
+from model.precision import DtypeName, resolve_device, resolve_dtype
 from model.sampling.guidance import guidance_scale, needs_unconditional
 from model.sampling.row import BatchKey
 from model.sampling.solvers import evaluations
 from model.vae import upcast_encoder
 from serving.engine.profile import Machine, Profile
-from serving.engine.settings import DtypeName, EngineSettings
+from serving.engine.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +120,7 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     """
     settings = replace(settings, backend=backend_for(entry, settings.backend))
     device = resolve_device(settings.device)
+    settings = replace(settings, dtype=resolve_dtype(settings.dtype, device))
     if device == "cpu":
         retain_freed_memory()
     checkpoint = load(entry, device=device, dtype=getattr(torch, settings.dtype))
@@ -134,7 +137,11 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     settings = replace(settings, attention=options.attention)
     loras = _loras(checkpoint, settings.backend)
     vram = plan_for(checkpoint, settings, loras)
+    if vram is not None and vram.tiled_decode:
+        enable_tiled_decoding(checkpoint.vae)
     denoiser = make_denoiser(settings.backend, checkpoint, cores, options)
+    if vram is not None and vram.group_offload:
+        offload_blocks(checkpoint.unet, torch.device(device))
     if vram is not None and vram.max_batch_size < 2:
         denoiser = limit_batch(denoiser, vram.max_batch_size)
     elif vram is not None:
@@ -144,7 +151,7 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
 
         denoiser = FixedBatchDenoiser(denoiser, settings.max_batch or FIXED_BATCH)
     denoiser = with_loras(denoiser, checkpoint.unet, loras)
-    offload = CpuOffload(checkpoint.unet.device) if vram is not None and vram.offload else None
+    offload = CpuOffload(torch.device(device)) if vram is not None and vram.offload else None
     if offload is not None:
         with LoadedModel(checkpoint, denoiser, settings, offload=offload).encoding():
             pass  # from now on they live where they are offloaded to
@@ -205,7 +212,8 @@ def plan_for(
     latent = VideoShape(entry.num_frames[0], entry.height, entry.width).latent(checkpoint.latent_channels)
     requested = int(entry.defaults.get("decode_chunk_size", 8))
     budget = int(settings.vram_budget_gib * GIB)
-    needs = needs_of(checkpoint, latent)
+    # A LoRA is merged into weights in place, which blocks that come and go would not keep.
+    needs = needs_of(checkpoint, latent, can_group=settings.backend == "torch" and not loras)
     if loras:
         needs = replace(needs, unet=needs.unet + switching_bytes(checkpoint.unet, loras))
     return plan(needs, budget, latent.num_frames, requested_chunk=requested, overlap=True)

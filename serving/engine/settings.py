@@ -10,11 +10,11 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from model.errors import InvalidRequest
+from model.precision import DtypeName
 
-DtypeName = Literal["float32", "float16", "bfloat16"]
 _OFF: Final = "off"
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 _KEY: Final = "option"
@@ -64,6 +64,7 @@ def _option(name: str, read: Callable[[str], Any] = str, **details: Any) -> dict
 
 _EVERYWHERE: Final = ("generate", "serve", "batch")
 _ONE_MACHINE: Final = ("generate", "serve")
+_LOADING: Final = (*_EVERYWHERE, "pull", "check")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,7 @@ class EngineSettings:
         deterministic: the same bits whatever a request shares its calls with, and wherever it was interrupted.
         backend: which denoiser (model.backends.registry); `auto` takes what the folder holds, weights or graphs.
         device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`.
-        dtype: of the networks' weights.
+        dtype: of the networks' weights; `auto` is float16 on CUDA and float32 on a CPU.
         threads: CPU threads at work on one thing; None for as many as there are cores to run on.
         attention: kernel of a denoiser in torch (model.optimized.attention); `auto` measures on a GPU, and is
             torch's own choice on a CPU and in deterministic mode.
@@ -117,19 +118,19 @@ class EngineSettings:
         default="auto",
         metadata=_option(
             "device",
-            commands=_EVERYWHERE,
+            commands=_LOADING,
             help="auto, cpu, cuda or cuda:1. auto: CUDA where there is one.",
             recorded=True,
             required=True,
         ),
     )
     dtype: DtypeName = field(
-        default="float32",
+        default="auto",
         metadata=_option(
             "dtype",
-            commands=_EVERYWHERE,
-            help="Of the weights; the smaller two are for GPUs.",
-            choices=("float32", "float16", "bfloat16"),
+            commands=_LOADING,
+            help="Of the weights. auto: float16 on CUDA, float32 on a CPU.",
+            choices=("auto", "float32", "float16", "bfloat16"),
             recorded=True,
             required=True,
         ),
@@ -182,7 +183,7 @@ class EngineSettings:
         metadata=_option(
             "vram_budget",
             float,
-            commands=_ONE_MACHINE,
+            commands=(*_ONE_MACHINE, "check"),
             help="GiB of GPU memory to stay within, by a computed plan. [all there is]",
             minimum=0.1,
             recorded=True,

@@ -1,4 +1,8 @@
-"""Warm-up and calibration of a loaded model: every network runs once, and its measured costs go into the profile."""
+"""Measure a loaded model once: every network runs, and what it costs goes into its profile. Doubles as the warm-up.
+
+Where that would take long, as full size does on a CPU, nothing runs before the service is ready: the profile begins
+with estimates from counted arithmetic (model.memory.compute), and is corrected by the first requests.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from functools import partial
 import torch
 from PIL import Image
 
+from model.checkpoint import Checkpoint
+from model.memory.compute import decoder_flops, denoiser_flops, device_flops
 from model.params import Params
 from model.sampling.prepare import prepare_row
 from model.sampling.row import Row
@@ -18,7 +24,7 @@ from model.shapes import even_chunks
 from model.vae import decode_chunk
 from serving.engine.loaded_model import LoadedModel
 from serving.engine.oom import free_cached_memory, is_out_of_memory, max_batch_size, release_traceback
-from serving.engine.profile import read_profile, write_profile
+from serving.engine.profile import Profile, read_profile, write_profile
 from serving.engine.stages import synchronize
 
 logger = logging.getLogger(__name__)
@@ -27,14 +33,30 @@ MAX_MEASURED_BATCH = 8
 _SLOW_S = 5.0
 """A call slower than this is not doubled again: a batch that long would hold up everybody's cancel and progress."""
 _GAIN = 1.02
+LONGEST_S = 30.0
+"""Seconds that measuring may take before a service is ready, as estimated."""
+_OVER_PEAK = 1.5
+"""A network's time over what its arithmetic takes at the rate of large matrix products; rather too much."""
 
 
 def warm_up(model: LoadedModel) -> None:
-    """Run every network once at the checkpoint's own size; measure what no stored profile knows, and store it."""
+    """Run every network once at the checkpoint's own size; measure what no stored profile knows, and store it.
+
+    On a CPU only where that takes no longer than LONGEST_S; else the profile has estimates, and nothing has run.
+    """
     started = time.perf_counter()
     params = model.entry.resolve(dict(model.entry.task.sample_request), seed=0)
-    row = _dummy_row(model, params)
     stored = read_profile(model.entry.path, model.machine)
+    known = stored or estimated_profile(model, params)
+    if known is not None and (seconds := _warm_up_s(model, params, known, measured=stored is not None)) > LONGEST_S:
+        model.profile.take(known)
+        logger.info(
+            "%s would take some %.0f s to measure here: it is served with estimates until requests have run",
+            model.entry.name,
+            seconds,
+        )
+        return
+    row = _dummy_row(model, params)
     if stored is None:
         calibrate(model, params, row)
         if not write_profile(model.entry.path, model.machine, model.profile):
@@ -46,6 +68,41 @@ def warm_up(model: LoadedModel) -> None:
         evaluate(model.denoiser, [row])
         _decode(model, row, _chunk(model, params))
     logger.info("warmed %s in %.1f s", model.entry.name, time.perf_counter() - started)
+
+
+def estimated_profile(model: LoadedModel, params: Params) -> Profile | None:
+    """What the model's arithmetic says of its cost; None where measuring is quick (a GPU) or it runs as graphs."""
+    device = model.checkpoint.unet.device
+    if device.type != "cpu" or model.entry.exported:
+        return None
+    return estimate(model.checkpoint, params, _chunk(model, params), device)
+
+
+def estimate(checkpoint: Checkpoint, params: Params, chunk: int, device: torch.device) -> Profile:
+    """What a checkpoint, which may be on the meta device, costs on a device by its arithmetic; rather too much.
+
+    Args:
+        chunk: frames decoded at once.
+    """
+    latent = params.shape.latent(checkpoint.latent_channels)
+    rate = device_flops(device, checkpoint.unet.dtype) / _OVER_PEAK
+    profile, call = Profile(), denoiser_flops(checkpoint.unet, latent) / rate
+    for batch_size in (1, 2, 4):  # no gain from batching is promised
+        profile.observe_call(latent.numel, batch_size, batch_size * call)
+    decode = decoder_flops(checkpoint.vae, latent, chunk) / rate
+    profile.observe_decode(chunk * params.height * params.width, decode)
+    profile.observe_encode(decode / chunk)
+    return profile
+
+
+def _warm_up_s(model: LoadedModel, params: Params, profile: Profile, *, measured: bool) -> float:
+    """Seconds that the warm-up takes by what is known: two runs of 1, 2 and 4 slots, or one of each network."""
+    if model.checkpoint.unet.device.type != "cpu":
+        return 0.0
+    latent = params.shape.latent(model.checkpoint.latent_channels)
+    call = profile.call_s(latent.numel, 1) or 0.0
+    decode = profile.decode_s(_chunk(model, params) * params.height * params.width) or 0.0
+    return call + decode if measured else 14 * call + 2 * decode
 
 
 def probe(model: LoadedModel) -> None:

@@ -19,7 +19,7 @@ from uuid import uuid4
 from fastapi import Depends, Request
 
 from model.catalog import ModelEntry
-from model.errors import InvalidRequest
+from model.errors import InvalidRequest, StillmotionError
 from serving.background import run_in_thread
 from serving.engine.protocol import Engine
 from serving.gateway.deadlines import BacklogReader
@@ -100,8 +100,8 @@ class Warmup:
         """Start the engine."""
         try:
             await engine.start()
-        except Exception as error:  # noqa: BLE001 - the boundary: the server stays up and says why it is not ready
-            _log.exception("the engine did not start")
+        except Exception as error:  # noqa: BLE001 - the boundary: whoever runs the app ends with the reason
+            _log.error("the engine did not start: %s", error, exc_info=not isinstance(error, StillmotionError))
             self.failure = f"the engine did not start: {error}"
 
 

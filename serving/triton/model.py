@@ -20,6 +20,7 @@ from torch.utils.dlpack import from_dlpack
 
 from model.backends.registry import with_usable_loras
 from model.catalog import describe
+from model.precision import resolve_dtype
 from serving.engine.inprocess import InProcessEngine
 from serving.triton.hosting import Host, settings_from
 from serving.triton.wire import DATA, EVENT, PICTURES, REQUEST, STATE, Frame, RequestFrame
@@ -43,8 +44,9 @@ class TritonPythonModel:
         )
         parameters = json.loads(args["model_config"]).get("parameters", {})
         values = {name: value["string_value"] for name, value in parameters.items()}
-        entry = describe(Path(args["model_repository"]) / args["model_version"], args["model_name"])
         settings = settings_from(values, args["model_instance_kind"], int(args["model_instance_device_id"]))
+        precision = resolve_dtype(settings.dtype, settings.device)
+        entry = describe(Path(args["model_repository"]) / args["model_version"], args["model_name"], precision)
         entry = with_usable_loras(entry, settings.backend)
         self._engine = InProcessEngine((entry,), settings)
         asyncio.run(self._engine.start())

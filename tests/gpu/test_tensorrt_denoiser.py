@@ -11,11 +11,11 @@ import torch
 from export.onnx import ExportSize
 from export.pipeline import Backend, ExportOptions, export_model
 from model.backends.registry import make_denoiser
-from model.catalog import find
 from model.checkpoint import load
 from model.denoiser import CpuThreads, DenoiserInputs
 from model.optimized.rewrites import relative_difference
 from model.presets import preset
+from model.sources.source import find
 from model.tasks import task
 from model.testing import build_random
 

@@ -225,7 +225,7 @@ def private(url: str) -> Any:
 PROGRAM = """
 import json, sys
 import ray
-from model.catalog import find
+from model.sources.source import find
 from serving.offline import render
 from serving.engine.settings import EngineSettings
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from model.catalog import find
 from model.media.image import open_picture, to_png
+from model.sources.source import find
 from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.local import generate
 from serving.engine.protocol import EngineRequest

@@ -22,11 +22,12 @@ from export.parity import ParityError, Tolerance, psnr
 from export.pipeline import Backend, ExportOptions, export_model
 from export.repository import installed
 from model.backends.registry import backend_for
-from model.catalog import ModelEntry, find
+from model.catalog import ModelEntry
 from model.checkpoint import load
 from model.errors import CheckpointError, InvalidRequest
 from model.export_manifest import read_manifest
 from model.presets import NoiseRange, Preset, UNetSize, VAESize, preset
+from model.sources.source import find
 from model.tasks import TASKS
 from model.testing import build_random
 from serving.engine.inprocess import InProcessEngine

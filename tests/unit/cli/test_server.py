@@ -95,6 +95,20 @@ server.run(FastAPI(lifespan=lifespan), server.listen("127.0.0.1", 0), lambda: Tr
 """
 
 
+NEVER_READY = """
+from fastapi import FastAPI
+from cli import server
+from model.errors import StillmotionError
+
+try:
+    server.run(
+        FastAPI(), server.listen("127.0.0.1", 0), lambda: False, print, failure=lambda: "unet/ was cut short: copy it"
+    )
+except StillmotionError as error:
+    print("ended:", error)
+"""
+
+
 @contextmanager
 def program(root: Path, code: str) -> Iterator[subprocess.Popen[str]]:
     running = subprocess.Popen(
@@ -161,6 +175,12 @@ def test_a_service_that_broke_ends_with_an_error_so_that_a_supervisor_starts_it_
         stdout, stderr = running.communicate(timeout=60)
     assert (running.returncode, stdout) == (1, "ready\nleft in good order\n")
     assert "StillmotionError: the engine broke" in stderr
+
+
+def test_an_engine_that_cannot_start_ends_the_service_with_the_reason(root: Path) -> None:
+    with program(root, NEVER_READY) as running:
+        stdout, _ = running.communicate(timeout=60)
+    assert (running.returncode, stdout) == (0, "ended: unet/ was cut short: copy it\n")
 
 
 def test_a_taken_address_is_named_with_the_remedy() -> None:

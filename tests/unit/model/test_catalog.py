@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from model.catalog import find
 from model.errors import CheckpointError
 from model.presets import preset
+from model.sources.source import find
 from model.tasks import task
 from model.testing import build_random
 

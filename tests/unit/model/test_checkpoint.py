@@ -11,11 +11,12 @@ import torch
 from diffusers import StableVideoDiffusionPipeline
 from safetensors.torch import load_file
 
-from model.catalog import SIDECAR, describe, find, folder_version
+from model.catalog import SIDECAR, describe, folder_version
 from model.checkpoint import load, save
 from model.encoders import ImageEncoder
 from model.errors import CheckpointError
 from model.presets import preset
+from model.sources.source import find
 from model.tasks import TASKS, task
 from model.testing import build_random
 

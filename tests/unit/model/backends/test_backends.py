@@ -11,7 +11,7 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor
 
-from model.backends.onnx_export import cache_folder, cache_key, denoiser_file
+from model.backends.onnx_export import cache_key, denoiser_file
 from model.backends.onnxruntime import OnnxDenoiser, OnnxGraph
 from model.backends.registry import make_denoiser
 from model.checkpoint import Checkpoint, load

@@ -1,0 +1,1 @@
+"""Where checkpoints come from: shipped ones, folders in any layout of diffusers, a model hub, single files."""
