@@ -16,6 +16,7 @@ from model.testing import build_random
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("default")  # as for its users, to whom a deprecation in a library is no error
 def test_parity_memory_speed_and_a_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = replace(preset("tiny"), noise=NoiseRange(0.02, 20.0))
     entry = build_random(tmp_path / "weights", tiny, TASKS["image-to-video"], seed=3)
