@@ -1,7 +1,7 @@
 """FSDP2: parameters, gradients and optimizer states in parts on the processes, by torch's `fully_shard` itself.
 
-(accelerate ignores its FSDP plugin on a CPU without a word, so it is not asked.) A saved state is always whole:
-gathered when written, laid out anew when read, so that a run goes on with another number of processes.
+(accelerate ignores its FSDP plugin on a CPU without a word, so it is not used.) Each process saves its part of the
+state (training.sharded_checkpoint), which is laid out anew when read: a run goes on with another number of processes.
 
 The processes of a run, as `torchrun` or `accelerate launch` start them; one process needs neither.
 
@@ -65,6 +65,17 @@ def rank_and_size() -> tuple[int, int]:
     return 0, 1
 
 
+def barrier() -> None:
+    """Wait for the other processes."""
+    if distributed():
+        dist.barrier()
+
+
+def is_sharded(parameters: Iterable[Tensor]) -> bool:
+    """Whether any of them lies in parts on the processes."""
+    return any(isinstance(p, DTensor) for p in parameters)
+
+
 def shard(unet: UNetSpatioTemporalConditionModel) -> None:
     """Shard a denoiser in place, block by block; parameters become DTensors."""
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
@@ -108,8 +119,8 @@ def gather_full(tree: Any) -> Any:
 
 
 def distribute_like(whole: Tensor, placed: Tensor) -> Tensor:
-    """A whole tensor laid out as `placed` is."""
-    if isinstance(placed, DTensor) and whole.shape == placed.shape:
+    """A whole tensor laid out as `placed` is; one that lies in parts already stays as it is."""
+    if isinstance(placed, DTensor) and not isinstance(whole, DTensor) and whole.shape == placed.shape:
         return distribute_tensor(whole.to(placed.device), placed.device_mesh, placed.placements)
     return whole
 

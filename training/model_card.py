@@ -1,9 +1,13 @@
-"""The model card: data, licences, recipes, curves and measured figures, written from what the runs recorded."""
+"""The model card: data, licences, recipes, curves and measured figures, written from what the runs recorded.
+
+What only a person can say of a checkpoint (a title, its limits, how its runs went) stands in its folder's card.toml.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -17,42 +21,8 @@ from training.data.shards import CURATED
 from training.recipes import RECIPES
 
 CURVE = "training-curve.png"
+PROSE = "card.toml"
 
-_TITLE = {
-    "mini-image-to-video": "A still becomes 14 frames at 128 x 224. Small on purpose: it runs on a laptop, offline.",
-    "mini-text-to-video": "A sentence becomes a clip of 64 x 128. Small on purpose: it knows light, colours and moves.",
-    "mini-frame-interpolation": "Two stills become a clip that leads from one to the other. Small on purpose.",
-    "mini-multi-view": "A still of an object becomes an orbit around it. Small on purpose: it knows rendered objects.",
-}
-_HISTORY = {
-    "mini-image-to-video": """Seed, learning rates and all else are in the recipes. As run, on two CPU cores shared with
-other work, the configs below. The first three of the runs were interrupted and resumed, and until its iteration 200 the
-first denoiser run's schedule was laid out for 2,200 iterations instead of 1,700; so running the recipes again gives a
-checkpoint like this one, not the same bits. The long run began from the first one's averaged weights and was not
-interrupted.""",
-    "mini-text-to-video": """Seed, learning rates and all else are in the recipes. As run, on two CPU cores shared with
-other work, the configs below. `mini-video-small` was laid out for 6,000 iterations and left after 400, before its
-learning rate fell, which its recipe now says: to run it again, leave out its two settings of `optim`. From there on
-each run began from the float16 checkpoint of the one before. Runs between them that came to nothing are not listed:
-docs/adr/0011 tells of them.""",
-    "mini-multi-view": """Seed, learning rates and all else are in the recipes. As run, on two CPU cores shared with
-other work, the configs below; each run began from the float16 checkpoint of the one before. `mini-multi-view` read the
-latents of the autoencoder that `mini-decoder-orbits` began from, whose encoder is the same, bit for bit; until its
-iteration 400 its schedule was laid out for 2,500 iterations.""",
-}
-_SEEN = """It has seen one animated film and some ten photographs, in some hours of two shared CPU cores."""
-_LIMITS = {
-    "image-to-video": f"{_SEEN}\nExpect soft pictures, small and simple motion, and drift away from the picture where "
-    "much motion is asked for.",
-    "text-to-video": f"{_SEEN}\nExpect small, dreamlike pictures: words decide the light, the colours and how the "
-    "camera moves, hardly what is in the picture.",
-    "frame-interpolation": f"{_SEEN}\nExpect soft frames between, and guesses where much moves.",
-    "multi-view": "It has seen rendered objects of three plain parts, on white, some hundreds of them.\n"
-    "Expect shapes that drift as they turn; what is hidden in the given view is guessed, and no real object is like "
-    "these.",
-}
-_PURPOSE = """It exists so that the whole system runs for real anywhere; for pictures worth showing, serve published
-weights with the same code."""
 _HELD_OUT = {
     "film": "Held out from everything: every eighth shot within 0-487 s of the film, and every third photograph, by "
     "name.",
@@ -95,11 +65,12 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
     """
     (entry.path / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
     sidecar = cast(dict[str, Any], json.loads((entry.path / "stillmotion.json").read_text()))
+    prose = _prose(entry.path / PROSE)
     used = (sources.FILM, sources.PHOTOS_16, sources.PHOTOS_20)
     orbits = entry.task.dataset == ORBITS
     parts = [
         f"# {entry.name}",
-        _TITLE.get(entry.name, entry.task.name),
+        prose.get("title", entry.task.name),
         "Weights: Apache-2.0 code, trained on the openly licensed works below; keep their attribution.",
         "## Figures",
         f"From `stillmotion eval {entry.name} --data data/{_held_out(entry)}{_limit(figures)} --card`, on held-out "
@@ -109,14 +80,14 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
         _figure_table(figures["figures"]),
         *_costs(entry.path / OPTIONS),
         "## Limits",
-        f"{_LIMITS[entry.task.name]}\n{_PURPOSE}",
+        prose.get("limits", f"Not written down yet: {PROSE} in the checkpoint's folder is the place."),
         "## Data",
         "\n".join([f"- {p.attribution}. {p.licence}. From the package `{p.name}`." for p in used] + _rendered(orbits)),
         "\n".join([_HELD_OUT["film"], _HELD_OUT["orbits"]] if orbits else [_HELD_OUT["film"]]),
         "## Training",
         f"![training curves]({CURVE})",
         "```\n" + commands(sidecar.get("runs", {})) + "\n```",
-        _HISTORY.get(entry.name, "Seed, learning rates and all else are in the recipes; as run:"),
+        prose.get("history", "Seed, learning rates and all else are in the recipes; as run:"),
         "```json\n" + json.dumps(sidecar.get("runs", {}), indent=1) + "\n```",
         "The image encoder is a small CLIP-style tower of our own, trained contrastively on measured attribute "
         "captions and on frames of the same shot. It is not OpenAI's CLIP.",
@@ -126,6 +97,11 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
     path = entry.path / "README.md"
     path.write_text("\n\n".join(parts) + "\n")
     return path
+
+
+def _prose(path: Path) -> dict[str, str]:
+    """`title`, `limits` and `history`, as far as they are written."""
+    return {name: str(text) for name, text in tomllib.loads(path.read_text()).items()} if path.exists() else {}
 
 
 def _costs(path: Path) -> list[str]:

@@ -75,6 +75,8 @@ class EMA:
                 p.copy_(self.average[name])
 
 
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")
+"""Names of the optimizers' states that are shaped and laid out as their parameter is."""
 MOMENTUM = 0.95
 RMS = 0.2
 """Of AdamW's steps, about."""

@@ -104,7 +104,7 @@ def start_from(module: nn.Module, folder: Path, decay: float | None = None) -> N
     Raises:
         DataError: the run has no state, no average of that decay, or its weights are of another network.
     """
-    path = folder / "state.pt"
+    path = folder / STATE
     if not path.exists():
         raise DataError(f"{folder} holds no run: train it first")
     state = torch.load(path, map_location="cpu", weights_only=True)

@@ -37,7 +37,7 @@ from training.memory_plan import describe, plan
 from training.objectives.protocol import Objective
 from training.recipes import PUBLISHED, RECIPES
 from training.runs import resolve_source
-from training.trainer import Trainer
+from training.trainer import Trainer, has_state
 
 
 def train(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool, report: ProgressCallback) -> Path:
@@ -55,7 +55,7 @@ def train(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool
         raise InvalidRequest(f"no recipe is called {recipe!r}; there are: {', '.join(known)}", param="recipe")
     config = with_overrides(known[recipe](), overrides)
     folder = out / recipe
-    if not resume and (folder / "state.pt").exists():
+    if not resume and has_state(folder):
         raise DataError(f"{folder} already holds a run: add --resume to go on with it, or name another folder")
     retain_freed_memory()
     left_out = LeftOut(report, config.most_unreadable)

@@ -1,9 +1,11 @@
 """The training loop: an optimizer, EMA, a log, and checkpoints from which a resumed run goes on exactly.
 
 A run folder holds config.json, log.jsonl (one line every few iterations), tensorboard/, and state.pt, replaced
-atomically, so that a kill or a full disk during a save never costs the previous one. Batches and noise are functions of
-(seed, step), so the losses after a resume equal those of an uninterrupted run to float rounding. Of several processes
-the first one writes.
+atomically, so that a kill or a full disk during a save never costs the previous one. While a sharded run goes on, its
+state lies in sharded/ in parts (training.sharded_checkpoint); state.pt is made of them at the end.
+
+Batches and noise are functions of (seed, step), so the losses after a resume equal those of an uninterrupted run to
+float rounding. What is whole in every process is written by the first.
 """
 
 from __future__ import annotations
@@ -17,25 +19,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.errors import DataError
+from training import sharded_checkpoint
 from training.config import Config, Optim, ProgressCallback, completed
 from training.distributed import (
     average_plain_gradients,
     clip_gradients,
     distribute_like,
-    gather_full,
+    is_sharded,
     local_shard,
     rank_and_size,
 )
 from training.memory_plan import PeakMemory, describe, log_values
 from training.objectives.protocol import Objective
-from training.optimizers import EMA, build_optimizer
+from training.optimizers import EMA, MOMENTS, build_optimizer
 from training.run_log import RunLog
+from training.runs import STATE
 
 _MAY_CHANGE = ("runtime", "most_unreadable")
 """Between two runs: how the work is laid out, and when to stop; not what is computed."""
+
+
+def has_state(folder: Path) -> bool:
+    """Whether a run's folder holds a state to go on from."""
+    return (folder / STATE).exists() or sharded_checkpoint.latest(folder) is not None
+
+
+def _step_of(path: Path) -> int:
+    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"])
 
 
 def learning_rate(optim: Optim, step: int) -> float:
@@ -75,50 +88,73 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(self) -> None:
-        """Replace state.pt by the present state; a collective call where the state is sharded.
+        """Replace the saved state by the present one; a collective call where the network is sharded.
 
         Raises:
             DataError: it cannot be written (a full disk, say); the state saved before is still there.
         """
-        state = {
+        try:
+            if self._sharded:
+                sharded_checkpoint.save(self.folder, self.step, self._state())
+            elif rank_and_size()[0] == 0:
+                self._write(self._state())
+        except sharded_checkpoint.WRITING_ERRORS as error:  # torch's writer wraps the system's error in one of its own
+            previous = "the one saved before is still there" if has_state(self.folder) else "none is there yet"
+            raise DataError(
+                f"the state at iteration {self.step} could not be written to {self.folder} ({error}); {previous}. "
+                "Make room and go on with --resume"
+            ) from error
+
+    @property
+    def _sharded(self) -> bool:
+        return is_sharded(self.objective.module.parameters())
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "step": self.step,
-            "module": gather_full(dict(self.objective.module.state_dict())),
-            "optimizer": gather_full(self.optimizer.state_dict()),
-            "ema": gather_full(self.ema.average),
+            "module": dict(self.objective.module.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.average,
             "ema_updates": self.ema.updates,
-            "other_emas": [gather_full(other.average) for other in self.others],
+            "other_emas": [other.average for other in self.others],
             "config": dataclasses.asdict(self.config),
         }
-        if rank_and_size()[0]:
-            return
+
+    def _write(self, state: dict[str, Any]) -> None:
+        """Replace state.pt in one step; sharded states before it go."""
         partial = self.folder / "state.partial"
         try:
             with partial.open("wb") as stream:
                 torch.save(state, stream)
                 stream.flush()
                 os.fsync(stream.fileno())
-        except (OSError, RuntimeError) as error:  # torch's writer wraps the system's error in one of its own
+        except (OSError, RuntimeError):
             partial.unlink(missing_ok=True)
-            previous = (
-                "the one saved before is still there" if (self.folder / "state.pt").exists() else "none is there yet"
-            )
-            raise DataError(
-                f"the state at iteration {self.step} could not be written to {self.folder} ({error}); {previous}. "
-                "Make room and go on with --resume"
-            ) from error
-        partial.replace(self.folder / "state.pt")
+            raise
+        partial.replace(self.folder / STATE)
+        sharded_checkpoint.remove(self.folder)
+
+    def merge(self) -> None:
+        """Make one state.pt of a sharded state, in the first process alone: what other runs and releases read."""
+        folder = sharded_checkpoint.latest(self.folder)
+        if folder is not None and rank_and_size()[0] == 0:
+            self._write(sharded_checkpoint.merge(folder))
 
     def resume(self) -> None:
-        """Go on from state.pt.
+        """Go on from the newest saved state; a collective call where the network is sharded.
 
         Raises:
             DataError: there is none, or it is of another config.
         """
-        path = self.folder / "state.pt"
-        if not path.exists():
+        path, folder = self.folder / STATE, sharded_checkpoint.latest(self.folder)
+        if folder is not None and not (path.exists() and _step_of(path) > sharded_checkpoint.plain_of(folder)["step"]):
+            self._check(folder, sharded_checkpoint.plain_of(folder)["config"])
+            state = sharded_checkpoint.load(folder, self._layout())
+        elif path.exists():
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=self._sharded)
+            self._check(path, state["config"])
+        else:
             raise DataError(f"{path} does not exist: there is nothing to resume; start without --resume")
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        self._check(path, state["config"])
         self.step = state["step"]
         self.objective.enter(self.step)
         module = self.objective.module
@@ -131,8 +167,21 @@ class Trainer:
 
     def _restore(self, ema: EMA, average: dict[str, Any], updates: int) -> None:
         own = dict(self.objective.module.named_parameters())
-        ema.average = {name: distribute_like(value, own[name]).to(own[name].device) for name, value in average.items()}
+        ema.average = {
+            name: distribute_like(value, own[name]).to(own[name].device).clone() for name, value in average.items()
+        }
         ema.updates = updates
+
+    def _layout(self) -> dict[str, Tensor]:
+        """By flat name (training.sharded_checkpoint), a tensor laid out as that part of the state is to be."""
+        module = self.objective.module
+        own = {f"module/{name}": value for name, value in module.state_dict().items()}
+        for part in ("ema", *(f"other_emas/{k}" for k in range(len(self.others)))):
+            own |= {f"{part}/{name}": p.detach() for name, p in module.named_parameters()}
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for index, p in enumerate(parameters):
+            own |= {f"optimizer/{index}/{name}": p.detach() for name in MOMENTS}
+        return own
 
     def _check(self, path: Path, saved: dict[str, Any]) -> None:
         """Refuse a state of another run, by what differs."""
@@ -185,6 +234,7 @@ class Trainer:
                     self.save()
                     with self.ema.swap_weights(self.objective.module):
                         run_log.samples(self.step, self.objective)
+        self.merge()
         report(describe(self.predicted, memory.bytes), 0, 0)
 
     def _memory(self) -> PeakMemory:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.unit.training import toy_run
+from training.sharded_checkpoint import latest
 
 pytestmark = pytest.mark.timeout(1200)  # seconds on a quiet machine: 30
 SERVER = multiprocessing.get_context("forkserver")
@@ -74,6 +75,29 @@ def in_two_processes(folder: Path, *overrides: str) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     finish(*[start(folder, *overrides, rank=rank, size=2, port=port) for rank in range(2)])
+
+
+@pytest.mark.full
+def test_a_killed_sharded_run_goes_on_in_one_process(uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [start(folder, "runtime.sharding=fsdp2", rank=rank, size=2, port=port) for rank in range(2)]
+    while all(one.is_alive() for one in processes):
+        if len(curve(folder) if (folder / "log.jsonl").exists() else {}) >= 8:
+            break
+        time.sleep(0.05)
+    for process in processes:
+        process.kill()
+        process.join()
+    assert latest(folder) is not None
+    assert not (folder / "state.pt").exists()
+    finish(start(folder))
+    whole, parts = curve(uninterrupted), curve(folder)
+    assert parts.keys() == whole.keys() == set(range(1, 21))
+    assert max(abs(parts[step] - whole[step]) for step in whole) < 1e-5
+    assert latest(folder) is None
 
 
 @pytest.mark.full

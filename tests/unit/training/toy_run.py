@@ -27,7 +27,7 @@ from training.joint_image_video import enable_image_rows
 from training.objectives.batch import Batch
 from training.objectives.denoise import DenoiseObjective
 from training.recipes.text_to_video import mini_text_to_video
-from training.trainer import Trainer
+from training.trainer import Trainer, has_state
 
 FRAMES = 3
 
@@ -94,7 +94,7 @@ def main(folder: Path, overrides: list[str]) -> None:
         held = sum(p.to_local().numel() for p in parameters if isinstance(p, DTensor))
         assert held < 0.7 * sum(p.numel() for p in parameters), "every process holds about half"
     trainer = Trainer(objective, settings, folder)
-    if (folder / "state.pt").exists():
+    if has_state(folder):
         trainer.resume()
     trainer.run()
     if dist.is_initialized():
