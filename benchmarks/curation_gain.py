@@ -34,8 +34,8 @@ from training.curation.filter import Scores, load_scores
 from training.curation.records import ClipRecord
 from training.curation.tables import read_table
 from training.curation.write import read_tables
-from training.data.held_out import clip_split
 from training.data.sources import sha256_of
+from training.data.split import clip_split
 from training.data.starter import Item
 from training.train import train as run_recipe
 

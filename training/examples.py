@@ -32,9 +32,8 @@ from training.frozen_networks import frozen_text, frozen_vae, frozen_vision, has
 from training.initial_weights import Denoiser
 from training.objectives.batch import Examples
 from training.objectives.buckets import WeightedExamples, make_buckets, sort_clips
-from training.objectives.examples.camera import CameraExamples
 from training.objectives.examples.ends import EndsExamples
-from training.objectives.examples.film import FilmExamples
+from training.objectives.examples.film import CameraExamples, FilmExamples
 from training.objectives.examples.orbits import OrbitExamples
 from training.objectives.examples.prompted import PromptedExamples
 from training.runs import resolve_source

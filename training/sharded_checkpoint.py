@@ -3,8 +3,8 @@
     RUN/sharded/STEP/    the tensors, and plain.json: what else a state holds
 
 `.metadata` is written last, so a folder without it was interrupted and does not count. Tensors have flat names
-(`module/NAME`, `ema/NAME`, `other_emas/K/NAME`, `optimizer/INDEX/NAME`); they are read into whatever layout a run has now, so it goes on
-with another number of processes. `merge` makes one file of them, as a run that is not sharded has.
+(`module/NAME`, `ema/NAME`, `other_emas/K/NAME`, `optimizer/INDEX/NAME`); they are read into whatever layout a run has
+now, so it goes on with another number of processes. `merge` makes one file of them, as a run that is not sharded has.
 """
 
 from __future__ import annotations

@@ -1,12 +1,17 @@
-"""What a scorer and a captioner are: the interfaces that training.curation.plugins lists implementations of."""
+"""What a scorer and a captioner are: the interfaces that training.curation.plugins lists implementations of.
+
+Beside them, what all of them need: the settings they know, and the versions of what they stand on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
+from model.errors import InvalidRequest
 from training.curation.frames import ClipFrames
-from training.curation.records import CaptionRecord, Resources, ScoreRecord
+from training.curation.records import CaptionRecord, Resources, ScoreRecord, ToolOptions
 
 
 class Scorer(Protocol):
@@ -73,3 +78,30 @@ class Captioner(Protocol):
             earlier: for each clip, what the captioners listed before this one said (for one that merges them).
         """
         ...
+
+
+MEASURED = "measured"
+"""The captioner that needs no weights; its captions never pass for another's."""
+
+
+def tool_version(name: str, distributions: Iterable[str]) -> str:
+    """`NAME VERSION`, the version being that of the first of the distributions that is installed."""
+    for distribution in distributions:
+        try:
+            return f"{name} {version(distribution)}"
+        except PackageNotFoundError:
+            continue
+    return name
+
+
+def known_options(tool: str, options: ToolOptions, known: Iterable[str]) -> None:
+    """Refuse a setting that the tool does not have.
+
+    Raises:
+        InvalidRequest: naming it and those there are.
+    """
+    names = tuple(known)
+    for name in options:
+        if name not in names:
+            listed = ", ".join(names) or "none"
+            raise InvalidRequest(f"{tool} has no setting {name!r}; there are: {listed}", param="tool")

@@ -7,7 +7,7 @@ is [start, end): its end is the moment at which the frame after its last would b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -160,3 +160,28 @@ def clip_id(source_sha256: str, start_s: float, end_s: float) -> str:
     """A name that depends only on the source's bytes and the clip's times, to the microsecond: 20 hex digits."""
     key = f"{source_sha256}:{round(start_s * 1e6)}:{round(end_s * 1e6)}"
     return hashlib.sha256(key.encode()).hexdigest()[:20]
+
+
+def score_records(clip_id: str, values: Mapping[str, float], tool: str, weights_sha256: str = "") -> list[ScoreRecord]:
+    """A record for each named value."""
+    return [ScoreRecord(clip_id, name, float(value), None, tool, weights_sha256) for name, value in values.items()]
+
+
+def unscored_records(
+    clip_id: str, names: Iterable[str], reason: str, tool: str, weights_sha256: str = ""
+) -> list[ScoreRecord]:
+    """A record for each name that says why there is no value."""
+    return [ScoreRecord(clip_id, name, None, f"not scored: {reason}", tool, weights_sha256) for name in names]
+
+
+def caption_record(clip_id: str, captioner: str, text: str, tool: str, weights_sha256: str = "") -> CaptionRecord:
+    """A caption on one line; an empty one is no caption."""
+    line = " ".join(text.split())
+    if not line:
+        return missing_caption(clip_id, captioner, "the captioner said nothing", tool, weights_sha256)
+    return CaptionRecord(clip_id, captioner, line, None, tool, weights_sha256)
+
+
+def missing_caption(clip_id: str, captioner: str, reason: str, tool: str, weights_sha256: str = "") -> CaptionRecord:
+    """A record that says why there is no caption."""
+    return CaptionRecord(clip_id, captioner, None, f"not captioned: {reason}", tool, weights_sha256)

@@ -22,8 +22,8 @@ from model.errors import DataError
 from training.curation.records import CaptionRecord, ClipRecord, Cut, ScoreRecord, SourceRecord
 from training.curation.speed import SCORE as SPEED
 from training.curation.tables import read_table, replace_file, to_row, write_text
-from training.data.held_out import clip_split
 from training.data.motion_bucket import MotionMap
+from training.data.split import clip_split
 
 NAME, FORMAT = "stillmotion-curated", 1
 SHARD_BYTES = 256 << 20

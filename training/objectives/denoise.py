@@ -8,7 +8,9 @@ is told beside x comes from its examples (training.objectives.examples).
 A row's draws follow from (seed, iteration, row), its noise from those and the clip's name, so neither depends on how
 many processes share the work.
 
-Legend: B clips, T frames, C latent channels, h, w latent.
+Clips that a run samples of itself go through the sampler that serves, with a training row's own condition.
+
+Legend: B clips, T frames, C latent channels, H, W pixels; h, w latent.
 """
 
 from __future__ import annotations
@@ -19,13 +21,20 @@ from functools import partial
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.backends.torch import TorchDenoiser
+from model.denoiser import Conditioning, CpuThreads
 from model.errors import InvalidRequest
 from model.media.video import Frames
-from model.presets import preset
+from model.presets import NoiseRange, preset
 from model.sampling.precondition import append_dims, precondition
+from model.sampling.row import BatchKey, Row
+from model.sampling.sampler import sample
+from model.sampling.schedule import make_schedule
+from model.shapes import LatentShape
 from training.config import DenoiserConfig, Denoising, PromptedData
 from training.data.seeding import generator
 from training.distributed import all_reduce_sum, rank_and_size, shard
@@ -35,7 +44,6 @@ from training.joint_image_video import fill_temporal_gradients, image_rows
 from training.objectives.batch import Batch, Examples, crop_batch, group_by_kind, split_into_calls
 from training.objectives.buckets import BucketedExamples
 from training.objectives.protocol import backward_in_parallel
-from training.objectives.sampling import sample_clip
 
 _WINDOW, _NOISE, _BUCKET = 1, 2, 3
 _SAMPLE_STEPS = 8
@@ -211,3 +219,25 @@ def denoising_error(
     with image_rows(indicator, temporal=not skip_temporal):
         out: Tensor = unet(model_input, c.c_noise, **kwargs)[0]
     return F.mse_loss(out.float(), target, reduction="none").mean(dim=(1, 2, 3, 4))
+
+
+def sample_clip(
+    unet: UNetSpatioTemporalConditionModel, row: Batch, noise: NoiseRange, steps: int, seed: int
+) -> Float[Tensor, "T C h w"]:
+    """The scaled latents that the network makes of a row's condition, unguided, by Euler's method."""
+    frames, channels, height, width = row.clean.shape[1:]
+    inputs = row.to(unet.device)
+    start = Row.begin(
+        BatchKey("training", LatentShape(frames, channels, height, width), "float32"),
+        solver="euler",
+        sigmas=make_schedule("karras", steps, sigma_min=noise.sigma_min, sigma_max=noise.sigma_max, rho=noise.rho),
+        noise=torch.randn(row.clean.shape[1:], generator=generator(seed)).to(unet.device),
+        conditioning=Conditioning(inputs.context[0].detach(), inputs.concat[0].detach(), inputs.vector[0]),
+        scale=torch.ones(frames),
+        seed=seed,
+    )
+    training = unet.training
+    try:
+        return sample(TorchDenoiser(unet, CpuThreads(torch.get_num_threads())), start).latents
+    finally:
+        unet.train(training)

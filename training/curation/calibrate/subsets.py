@@ -1,6 +1,6 @@
 """Subsets of a curated dataset: an axis's worst share left out, as dataset folders that `stillmotion train` reads.
 
-What is held out of the dataset (training.data.held_out) is held out of every subset, and the stills that proxies start
+What is held out of the dataset (training.data.split) is held out of every subset, and the stills that proxies start
 from come from there alone. Credits are no footage to train on elsewhere; here they are what an axis has to find.
 """
 
@@ -18,7 +18,7 @@ from model.errors import DataError, InvalidRequest
 from training.curation.filter import Mask, Rule, Scores
 from training.curation.records import ClipRecord
 from training.curation.tables import write_text
-from training.data.held_out import clip_split
+from training.data.split import clip_split
 from training.data.starter import Item, item_to_json
 
 SHARES = (0.0, 12.5, 25.0, 50.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from training.curation.tools import MEASURED
+from training.curation.protocols import MEASURED
 
 SHARES = {"coca": 0.5, "video": 0.25, "merge": 0.25}
 

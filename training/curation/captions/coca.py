@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.errors import DataError, MissingExtra
-from training.curation.captions.common import caption_record, missing_caption
 from training.curation.frames import ClipFrames
-from training.curation.records import CaptionRecord, Resources, ToolOptions
-from training.curation.tools import known_options, tool_version
+from training.curation.protocols import known_options, tool_version
+from training.curation.records import CaptionRecord, Resources, ToolOptions, caption_record, missing_caption
 
 if TYPE_CHECKING:
     import torch

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from model.media.video import Frames
-from training.curation.captions.common import caption_record
 from training.curation.frames import SAMPLED_FPS, ClipFrames
-from training.curation.records import CaptionRecord, Resources, ToolOptions
+from training.curation.protocols import MEASURED, known_options
+from training.curation.records import CaptionRecord, Resources, ToolOptions, caption_record
 from training.curation.scores.motion import STILL, Field, affine_part, stored_maps
-from training.curation.tools import MEASURED, known_options
 from training.data.attribute_captions import attribute_caption
 
 CAMERA_SHARE = 0.5

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import DataError, InvalidRequest
-from training.curation.captions.common import caption_record, missing_caption
 from training.curation.frames import ClipFrames
-from training.curation.records import CaptionRecord, Resources, ToolOptions
-from training.curation.tools import MEASURED, known_options
+from training.curation.protocols import MEASURED, known_options
+from training.curation.records import CaptionRecord, Resources, ToolOptions, caption_record, missing_caption
 
 INSTRUCTION = (
     "Two machines described the same short video: one saw its middle frame, the other the whole clip. Write one plain "

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.errors import DataError
-from training.curation.captions.common import caption_record, missing_caption
 from training.curation.frames import SAMPLED_FPS, ClipFrames
-from training.curation.records import CaptionRecord, Resources, ToolOptions
-from training.curation.tools import known_options, tool_version
+from training.curation.protocols import known_options, tool_version
+from training.curation.records import CaptionRecord, Resources, ToolOptions, caption_record, missing_caption
 
 if TYPE_CHECKING:
     import torch

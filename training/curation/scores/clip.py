@@ -18,9 +18,8 @@ import numpy as np
 from model.errors import DataError
 from model.media.video import Frames
 from training.curation.frames import ClipFrames
-from training.curation.records import Resources, ScoreRecord, ToolOptions
-from training.curation.scores.common import score_records, unscored_records
-from training.curation.tools import known_options
+from training.curation.protocols import known_options
+from training.curation.records import Resources, ScoreRecord, ToolOptions, score_records, unscored_records
 
 EMBEDDING, AESTHETIC = "clip_embedding", "aesthetic"
 NO_CLIP = "no CLIP weights were given (--tool clip.weights=DIR_OR_HUB_ID)"

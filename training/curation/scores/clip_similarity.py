@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.curation.records import CaptionRecord, ScoreRecord, ToolOptions
+from training.curation.protocols import MEASURED, known_options
+from training.curation.records import CaptionRecord, ScoreRecord, ToolOptions, score_records, unscored_records
 from training.curation.scores.clip import EMBEDDING, NO_CLIP, ClipTowers
-from training.curation.scores.common import score_records, unscored_records
-from training.curation.tools import MEASURED, known_options
 
 BATCH = 64
 

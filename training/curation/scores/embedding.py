@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from training.curation.frames import SAMPLED_FPS, ClipFrames
-from training.curation.records import Resources, ScoreRecord, ToolOptions
-from training.curation.scores.common import score_records, unscored_records
-from training.curation.tools import known_options
+from training.curation.protocols import known_options
+from training.curation.records import Resources, ScoreRecord, ToolOptions, score_records, unscored_records
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 

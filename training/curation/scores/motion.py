@@ -22,9 +22,8 @@ import numpy as np
 from model.errors import MissingExtra
 from model.media.video import Frames
 from training.curation.frames import SAMPLED_FPS, ClipFrames
-from training.curation.records import Resources, ScoreRecord, ToolOptions
-from training.curation.scores.common import score_records, unscored_records
-from training.curation.tools import known_options, tool_version
+from training.curation.protocols import known_options, tool_version
+from training.curation.records import Resources, ScoreRecord, ToolOptions, score_records, unscored_records
 from training.data.motion_bucket import FARNEBACK, MEASURED_SHORT_SIDE, flow_fields
 
 Field = np.ndarray[Any, np.dtype[np.float32]]

@@ -13,9 +13,8 @@ from PIL import Image
 
 from model.media.video import Frames
 from training.curation.frames import ClipFrames
-from training.curation.records import Resources, ScoreRecord, ToolOptions
-from training.curation.scores.common import score_records
-from training.curation.tools import known_options, tool_version
+from training.curation.protocols import known_options, tool_version
+from training.curation.records import Resources, ScoreRecord, ToolOptions, score_records
 from training.metrics.image import sharpness
 
 SHARPNESS_SHORT_SIDE = 360

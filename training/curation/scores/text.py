@@ -20,9 +20,8 @@ import numpy as np
 from model.errors import MissingExtra
 from model.media.video import Frames
 from training.curation.frames import ClipFrames
-from training.curation.records import Resources, ScoreRecord, ToolOptions
-from training.curation.scores.common import score_records
-from training.curation.tools import known_options, tool_version
+from training.curation.protocols import known_options, tool_version
+from training.curation.records import Resources, ScoreRecord, ToolOptions, score_records
 
 LONG_SIDE = 640
 """Pixels that frames are shrunk to before detection; credits of 20 lines on a 720-line film are still found."""

@@ -1,8 +1,10 @@
-"""Image-to-video's examples: film clips, and camera moves over photographs (paper, section 4.2).
+"""Image-to-video's examples (paper, section 4.2): film clips, camera moves over photographs, a camera LoRA's clips.
 
 The condition is built as at inference: the first frame with augmentation noise put on its PIXELS, encoded to the mode,
 unscaled; its embedding; and [fps - 1, motion bucket, augmentation sigma]. Dropout zeroes both picture paths and keeps
-the vector. Fps follows from the clip's stride, the bucket from its measured flow: neither is ever a constant.
+the vector. Fps follows from the clip's stride, the bucket from its measured flow: neither is ever a constant. A camera
+LoRA draws a share of its buckets from the whole scale: one for a still camera would otherwise only ever hear the lowest
+bucket, at which the base stands still by itself.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
 
-from training.config import CameraData, DenoiserConfig, FilmData
+from training.config import CameraData, DenoiserConfig, FilmData, LoraConfig
 from training.data.latents import LatentClip
-from training.data.motion_bucket import MotionMap
+from training.data.motion_bucket import HIGHEST_BUCKET, LOWEST_BUCKET, MotionMap
 from training.objectives.batch import Batch
 from training.objectives.examples.drawing import (
     ClipWindow,
@@ -79,3 +81,22 @@ class FilmExamples:
         if self.moves and uniform(draw) < self.data.still_share:
             return choice(self.moves, draw)
         return self.clips[int(torch.multinomial(self.weights, 1, generator=draw))]
+
+
+class CameraExamples:
+    """Draws a clip; each is as long as the network's, so it begins at its beginning."""
+
+    def __init__(
+        self, config: LoraConfig, clips: list[LatentClip], vae: AutoencoderKLTemporalDecoder, motion: MotionMap
+    ) -> None:
+        self.config, self.clips, self.vae, self.motion = config, clips, vae, motion
+
+    def example(self, draw: torch.Generator) -> Batch:
+        """One clip."""
+        window = draw_window(choice(self.clips, draw), self.config.num_frames, draw)
+        fps, bucket = window.vector(self.motion)
+        if uniform(draw) < self.config.data.bucket_drawn:
+            bucket = float(torch.randint(LOWEST_BUCKET, HIGHEST_BUCKET + 1, (), generator=draw))
+        return condition_on_first_frame(
+            window, self.config.data, self.vae, (fps, bucket), self.config.condition_dropout, draw
+        )

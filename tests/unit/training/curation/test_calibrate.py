@@ -29,8 +29,8 @@ from training.curation.calibrate.votes import Vote, VoteBook, read_votes, truste
 from training.curation.filter import Scores, parse_rules
 from training.curation.records import ClipRecord, ScoreRecord
 from training.curation.tables import write_table
-from training.data.held_out import FILM_HELD_OUT, clip_split
 from training.data.sources import FILM_SHA256
+from training.data.split import FILM_HELD_OUT, clip_split
 from training.data.starter import load_items
 
 pytest.importorskip("pyarrow")

@@ -13,11 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import DataError
-from training.data.held_out import BLOCK_S, clip_split, film_spans
 from training.data.left_out import LeftOut
 from training.data.shards import CURATED, dataset_identity, is_curated, open_member
 from training.data.sources import FILM_SHA256
-from training.data.split import CREDITS_START_S, SHOT_STRIDE, Span
+from training.data.split import BLOCK_S, CREDITS_START_S, SHOT_STRIDE, Span, clip_split, film_spans
 from training.data.starter import load_items
 from training.examples import training_items
 
