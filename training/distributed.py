@@ -1,11 +1,9 @@
-"""FSDP2: parameters, gradients and optimizer states in parts on the processes, by torch's `fully_shard` itself.
+"""Several processes a run: joining them, sharding by FSDP2 (torch's `fully_shard`), and reductions over them.
 
-(accelerate ignores its FSDP plugin on a CPU without a word, so it is not used.) Each process saves its part of the
-state (training.sharded_checkpoint), which is laid out anew when read: a run goes on with another number of processes.
-
-The processes of a run, as `torchrun` or `accelerate launch` start them; one process needs neither.
-
-accelerate's PartialState joins them (gloo on CPUs, NCCL on GPUs) and says which device is this one's.
+`torchrun` or `accelerate launch` start the processes; one process needs neither. accelerate's PartialState joins them
+(gloo on CPUs, NCCL on GPUs) and says which device is this one's. Its FSDP plugin is not used: on a CPU accelerate
+ignores it without a word. Each process saves its part of a sharded state (training.sharded_checkpoint), which is laid
+out anew when read, so a run goes on with another number of processes.
 """
 
 from __future__ import annotations

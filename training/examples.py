@@ -1,4 +1,4 @@
-"""The footage of a run: dataset folder to training examples, everything slow cached beside the runs.
+"""Training examples of a run, built from its dataset folder; everything slow is cached beside the runs.
 
 Held-out footage never gets past here. What cannot be read, and what is too short, is counted and named (LeftOut).
 """

@@ -1,15 +1,15 @@
-"""What network a run trains, and what weights it starts from: nothing, another run's averaged ones, or published ones.
+"""Initial weights: none, another run's averaged ones, or published ones.
 
 A run of another task is given the inputs it lacks, with weights of zero (model.unet.grow_inputs), or loses those its
-new task has not, so that it computes what it did with them dropped (`narrow`). Another size is refused by name.
+new task has not, so that it computes what it did with them dropped (`drop_inputs`). Another size is refused by name.
+Published weights are
 
-Denoisers out of published weights, as what a run starts from.
-
-- Stable Diffusion in diffusers' format: the spatial layers of a text-to-video one (model.importers.stable_diffusion).
-- A checkpoint folder, Stable Video Diffusion's or one of ours: a denoiser of the task that its folder tells.
+- Stable Diffusion in diffusers' format: the spatial layers of a text-to-video one (model.importers.stable_diffusion);
+- a checkpoint folder, Stable Video Diffusion's or one of ours: a denoiser of the task that its folder names;
 - Stability's single file, svd or svd-xt: an image-to-video denoiser (model.importers.sgm).
 
-How a network starts: residual branches at zero, and offsets that keep normalisation from losing a picture's mean.
+A network that starts from nothing starts with residual branches at zero, and with offsets that keep normalisation from
+losing a picture's mean:
 
 - Every residual branch ends in a layer that starts at zero, so the network starts as a short stack of convolutions and
   its skip connections (as EDM's networks do; Karras et al. 2022, appendix F.2 follows Dhariwal and Nichol 2021).

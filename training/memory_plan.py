@@ -1,7 +1,7 @@
-"""What a run needs, before it starts: the network's inputs and sizes, and the memory of one process.
+"""What a run needs before it starts, and what it then takes: inputs, sizes, and the memory of one process.
 
-The network is built on the meta device, where it takes no memory, and run there once: what autograd would keep of that
-run is counted, tensor by tensor. So the figures are of the real network at its real size, on any machine.
+The plan builds the network on the meta device, where it takes no memory, and runs it there once: what autograd would
+keep of that run is counted, tensor by tensor. So the figures are of the real network at its real size, on any machine.
 
     weights, and of what trains gradients, the optimizer's moments and the average, in float32; over the processes
     if sharded
@@ -10,12 +10,10 @@ run is counted, tensor by tensor. So the figures are of the real network at its 
 
 Not counted: the frozen networks (latents are cached), the allocator's slack, and the kernels' own scratch space.
 
+`PeakMemory` measures what training really takes. On a GPU: the most that was allocated. On a CPU: how far the resident
+memory grew at its peak, and what the network, its average and the optimizer held when counting began.
+
 Legend: B rows a call, T frames, C latent channels, K concatenated channels, N context tokens; h, w latent.
-
-Memory that training really takes, to be held against what its plan (training.memory_plan) predicts.
-
-On a GPU: the most that was allocated. On a CPU: how far the resident memory grew at its peak, and what the network,
-its average and the optimizer held already when counting began. Frozen networks and cached latents are in neither.
 """
 
 from __future__ import annotations

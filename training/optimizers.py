@@ -1,15 +1,14 @@
-"""Muon: a matrix moves by the nearest orthogonal matrix to its momentum, so that all directions learn equally fast.
+"""The optimizers of a run, Muon and AdamW, and the exponential moving average (EMA) of the weights.
+
+Muon moves a matrix by the nearest orthogonal matrix to its momentum, so that all directions learn equally fast:
 
     M <- mu M + (1 - mu) G,    U = mu M + (1 - mu) G (Nesterov),    W <- W - lr (0.2 sqrt(max(n, m)) orth(U) + decay W)
 
 (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the factor, with which AdamW's learning
 rates fit, is of Liu et al. 2025, "Muon is scalable for LLM training".) orth(U) = (U U^T)^(-1/2) U is approached by five
 steps of a Newton-Schulz iteration. A convolution's kernel is the matrix [out, in x taps]. What is no matrix inside the
-network (biases, norms, embeddings, the first and the last convolution, adapters) moves by AdamW.
-
-torch.optim.Muon takes two-dimensional parameters alone, and those of one process.
-
-Exponential moving average of weights, with a warm-up so that early steps are forgotten.
+network (biases, norms, embeddings, the first and the last convolution, adapters) moves by AdamW. torch.optim.Muon takes
+two-dimensional parameters alone, and those of one process.
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
-"""From finished runs to networks, and from networks to a released checkpoint folder.
+"""A finished run as a checkpoint folder that the service and diffusers load.
 
-The linear map from latents to colours that previews are drawn with: least squares on training footage.
+Beside the networks it holds the linear map from latents to colours that previews are drawn with (least squares on
+training footage), and the autoencoder's weights in two shards with an index, as diffusers and transformers know them:
+the late layers that a fitted decoder has of its own, and the rest. Checkpoints of one encoder hold the rest in
+identical files, which a store that knows contents keeps once.
 
 Legend: N latent cells, C latent channels.
-
-An autoencoder's weights in two files: the late layers that a fitted decoder has of its own, and the rest.
-
-Checkpoints of one encoder then hold the rest in identical files, which a store that knows contents keeps once. The two
-are shards as diffusers and transformers know them, with an index, so `from_pretrained` reads the folder as ever.
 """
 
 from __future__ import annotations

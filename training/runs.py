@@ -1,12 +1,10 @@
-"""Finished runs as starts: their config and their averaged weights.
-
-What a recipe's `init`, `vae` and `image_encoder` name: a run in the same folder of runs, or published weights.
+"""Finished runs and published weights as what another run builds on: a recipe's `init`, `vae` and `image_encoder`.
 
     OUT/NAME             a run of ours, or published weights that were put (or linked) there
     a path               the same, anywhere
 
-Published weights are a folder in diffusers' format (Stable Diffusion, Stable Video Diffusion, a checkpoint of ours) or
-Stability's single file of Stable Video Diffusion.
+Of a run its config and its averaged weights are read. Published weights are a folder in diffusers' format (Stable
+Diffusion, Stable Video Diffusion, a checkpoint of ours) or Stability's single file of Stable Video Diffusion.
 """
 
 from __future__ import annotations

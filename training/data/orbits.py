@@ -9,8 +9,6 @@ one elevation, evenly round. Rendering is in software (pybullet's TinyRenderer),
 
 Held out: every eighth object. It is built of other meshes than those for training. A finished orbit is not made again.
 
-Objects put together from meshes, and pictures of them: pybullet's software renderer.
-
 Legend: T views, H, W pixels.
 """
 

@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of features, and how sure it is.
+"""Frechet distance between two sets of features, how sure it is, and Frechet video distance (FVD).
 
     d^2 = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2))       (Dowson and Landau 1982; Heusel et al. 2017, eq. 6)
 
@@ -10,18 +10,13 @@ features are first projected on the leading principal directions of the REAL cli
 generated set does outside of them is kept as one more coordinate: the length of its residual. The number is small
 against the number of clips, and is stated with each figure.
 
-Legend: N clips, D features, K kept directions.
+FVD (Unterthiner et al. 2018, arXiv 1812.01717) is over the logits of an I3D network the user has: a TorchScript file
+with the interface in common use, which takes [N, 3, T, 224, 224] in [-1, 1] and the keywords `rescale`, `resize` and
+`return_features`, and gives 400 numbers a clip. It is nobody's to ship; name the file with `--i3d`, and its hash goes
+into the protocol, so that distances by two networks are never compared. FVD is over all features, as published: it
+needs thousands of clips to settle, and its value depends on how many. For a few dozen, `frechet` is the one to read.
 
-Frechet video distance, over the logits of an I3D network the user has (Unterthiner et al. 2018, arXiv 1812.01717).
-
-The weights are a TorchScript file with the interface in common use: it takes [N, 3, T, 224, 224] in [-1, 1] and the
-keywords `rescale`, `resize` and `return_features`, and gives 400 numbers a clip. They are nobody's to ship; name the
-file with `--i3d`, and its hash goes into the protocol, so that distances by two networks are never compared.
-
-The distance is that of all features, as published: it needs thousands of clips to settle, and its value depends on how
-many. `frechet`, over projected features, is the one to read for a few dozen.
-
-Legend: N clips, T frames, H, W pixels, D features.
+Legend: N clips, T frames, H, W pixels, D features, K projected directions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Measures of single frames: PSNR, SSIM, sharpness, and what a frame keeps when shrunk by the autoencoder's stride.
+"""Measures of single frames (PSNR, SSIM, sharpness, what survives the autoencoder's stride), and rank correlation.
+
+Rank correlation (Spearman) says whether more of what was requested is more of what is measured, whatever the scale.
 
 Legend: T frames, H, W pixels.
-
-Rank correlation: whether more asked for is more received, whatever the scale.
 """
 
 from __future__ import annotations

@@ -2,11 +2,9 @@
 
 A shot gives clips at several frame rates, as training does: every second, third or fourth frame of the film. Within a
 shot and a frame rate, clips start at even distances. The order goes round the shots, so that the first N clips cover
-all of them as evenly as can be, whatever N.
+all of them as evenly as can be, whatever N. An `EvalSample` is what an evaluation's page shows of one input.
 
 Legend: T frames, H, W pixels.
-
-What an evaluation shows: one clip of each side, to be looked at side by side.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """Validation loss at fixed noise levels: the training objective on held-out clips, noise level by noise level.
 
 E || F(c_in x; c_noise, condition) - (y - c_skip x) / c_out ||^2 with x = y + sigma n (EDM, equation 8): a number that
-does not depend on how sigma is drawn in training, so checkpoints compare at each level. What the network is told is
-what a request would make of it (model.conditioning), so it is the loss of what is served.
+does not depend on how sigma is drawn in training, so checkpoints compare at each level. The condition is what a request
+would make of it (model.conditioning), so it is the loss of what is served. As a figure of a task it is the mean over
+held-out clips at each of a few noise levels.
 
 Legend: B clips, T frames, C latent channels; h, w latent; H, W pixels.
-
-Validation loss as a figure of every task: the mean over held-out clips at each of a few noise levels.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How steady a clip is: what changes from frame to frame that motion does not explain.
+"""Temporal consistency and camera motion of a clip, from its optical flow.
+
+A clip is steady as far as motion explains what changes from frame to frame. Which camera motion it shows (a pan, a
+zoom, or none) is fitted: the flow of each pair of frames by t + z (p - c), a shift of all points and a spread about the
+middle. Summed over the clip, the larger of the two says what it is, and a clip that moves less than `STILL` in all
+stands still.
 
 Legend: T frames, H, W pixels; h, w of the shrunk frames that flow is measured on.
-
-Which camera motion a clip shows, from its optical flow: a pan, a zoom, or none.
-
-The flow of each pair of frames is fitted by t + z (p - c): a shift of all points and a spread about the middle. Summed
-over the clip, the larger of the two says what it is, and a clip that moves less than `STILL` in all stands still.
 """
 
 from __future__ import annotations
