@@ -32,8 +32,7 @@ from serving.engine.inprocess import InProcessEngine
 from serving.engine.protocol import Completed, Engine, EngineRequest, Stepped
 from serving.engine.settings import EngineSettings, usable_cores
 from serving.triton.client import TritonEngine
-from serving.triton.server import Ports, TritonServer
-from serving.triton.server import find as find_server
+from serving.triton.server import Ports, TritonServer, find_server
 
 STILL = Path(__file__).parents[1] / "docs" / "assets" / "still.jpg"
 

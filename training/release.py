@@ -25,6 +25,7 @@ from transformers import CLIPTextModelWithProjection
 from model.catalog import SIDECAR
 from model.checkpoint import save
 from model.encoders import Conditioners, ImagePairEncoder
+from model.errors import DataError
 from model.presets import Preset, preset
 from model.shapes import VAE_STRIDE
 from model.tasks import TaskSpec, task
@@ -100,7 +101,10 @@ def runs_summary(folders: dict[str, Path]) -> dict[str, Any]:
     """What a checkpoint records of each run it stands on: its length, its last loss, its config, its dataset."""
     out: dict[str, Any] = {}
     for name, folder in folders.items():
-        last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+        logged = (folder / "log.jsonl").read_text().splitlines()
+        if not logged:
+            raise DataError(f"{folder} has logged no iteration: train longer, or set optim.log_every lower")
+        last = json.loads(logged[-1])
         out[name] = {"iterations": last["step"], "last_loss": round(last["loss"], 4), "config": run_config(folder)}
         if (folder / "data.json").exists():  # runs from before it was kept have none
             data = json.loads((folder / "data.json").read_text())
