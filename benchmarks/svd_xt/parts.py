@@ -41,10 +41,10 @@ def ceiling(bench: Bench, _: Found) -> Found:
 def flops(bench: Bench, _: Found) -> Found:
     """TFLOP of one evaluation of the UNMODIFIED network (one place), counted on tensors without numbers."""
     unet = build_unet(bench.preset, TASK, device="meta").to("meta")
-    meta_inputs = tuple(part.to("meta") for part in bench.inputs(1))
-    latents, timestep, context, concat, vector = meta_inputs
+    inputs = bench.inputs(1).to(torch.device("meta"))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        unet(torch.cat([latents, concat], 2), timestep, context, added_time_ids=vector)
+        sample = torch.cat([inputs.latents, inputs.concat], 2)
+        unet(sample, inputs.timestep, inputs.context, added_time_ids=inputs.vector)
     return {"tflop": counter.get_total_flops() / 1e12}
 
 
@@ -60,7 +60,7 @@ def diffusers_compiled(bench: Bench, _: Found) -> Found:
 
 
 def _diffusers(bench: Bench, checkpoint: Checkpoint) -> Found:
-    latents, timestep, context, concat, vector = bench.inputs(GUIDED)
+    latents, timestep, context, concat, vector = bench.inputs(GUIDED).as_tuple()
     sample_ = torch.cat([latents, concat], 2).to(bench.dtype)
     cast_context, unet = context.to(bench.dtype), checkpoint.unet
 

@@ -21,8 +21,10 @@ _SCAN: Final = 0xDA
 _FRAMES: Final = frozenset({0xC0, 0xC1, _PROGRESSIVE})
 _BARE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 """Markers without a length."""
-_FILL: Final = bytes((number * 167 + 13) % 251 for number in range(1 << 16))
-"""Entropy-coded data that says something: no byte of it is 0xFF."""
+_NOISE: Final = bytes((number * 167 + 13) % 251 for number in range(1 << 16))
+_FILL: Final = _NOISE + b"".join(bytes([0xFF, 0xD0 + number % 8]) + _NOISE[:512] for number in range(64))
+"""Entropy-coded data that says something (no byte of it is 0xFF), then the same between restart markers: a decoder that
+waits for one passes over everything else."""
 
 
 def is_progressive(data: bytes) -> bool:

@@ -180,9 +180,10 @@ def test_a_permalink_a_reload_and_reused_settings(page: sync_api.Page, tmp_path:
 def test_cancel(page: sync_api.Page, tmp_path: Path) -> None:
     choose(page, "image-to-video", tmp_path)
     page.fill("#f-num_inference_steps", "50")
-    page.locator("#f-num_frames").fill("")
+    page.locator("#f-num_inference_steps").evaluate("one => { one.max = 200; one.value = 200; }")
     page.click("#go")
-    page.click("#stop")
+    page.wait_for_selector("#running:not([hidden])")
+    page.evaluate("document.getElementById('stop').click()")
     expect(page.locator("#problem")).to_have_text("Cancelled.")
 
 

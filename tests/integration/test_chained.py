@@ -184,7 +184,7 @@ async def test_a_chained_job_is_the_two_steps_made_by_hand(
     local: list[EngineEvent] = []
     again = replay(recipe, models.still, manifest, between=models.between, progress=local.append)
     assert again.identical
-    assert np.array_equal(again.made.frames, by_hand)
+    assert np.array_equal(again.generated.frames, by_hand)
     second = local[local.index(PhaseStarted("interpolate")) :]
     assert [event.step for event in second if isinstance(event, Stepped)] == list(range(1, PAIRS * PAIR_STEPS + 1))
 

@@ -18,6 +18,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from model.backends.registry import make_denoiser
 from model.catalog import ModelEntry
 from model.checkpoint import load
+from model.denoiser import DenoiserInputs
 from model.media.image import fit_picture
 from model.presets import NoiseRange, preset
 from model.tasks import TASKS, task
@@ -174,7 +175,7 @@ def test_the_rewritten_denoiser_is_diffusers_network(name: str, entries: dict[st
     with torch.no_grad():
         sample = torch.cat([latents, concat], dim=2)
         theirs = plain(sample, levels, context, added_time_ids=vector, return_dict=False)[0]
-    got = ours(latents, levels, context, concat, vector)
+    got = ours(DenoiserInputs(latents, levels, context, concat, vector))
     assert torch.allclose(got, theirs, atol=1e-5)
 
 

@@ -136,4 +136,4 @@ def test_it_scales_on_a_metric_that_is_collected(root: Path, objects: Any) -> No
     (rule,) = yaml.safe_load(objects["ConfigMap", "stillmotion-adapter-rules"]["data"]["config.yaml"])["externalRules"]
     assert rule["name"]["as"] == name == rule["seriesQuery"]
     assert set(re.findall(r"stillmotion_\w+", rule["metricsQuery"])) == {name}
-    assert f'"{name}"' in (root / "serving" / "observe" / "collectors.py").read_text()
+    assert f'"{name}"' in (root / "serving" / "observe" / "metrics.py").read_text()

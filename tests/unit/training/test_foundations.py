@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,11 +81,11 @@ def test_interpolation_keeps_the_mask_that_its_start_has_learned(tmp_path: Path)
 
 
 def test_a_folder_that_lacks_a_weight_is_no_start(svd: Path, tmp_path: Path) -> None:
-    UNetSpatioTemporalConditionModel.from_pretrained(svd / "unet").save_pretrained(tmp_path / "unet")
-    (tmp_path / "model_index.json").write_text("{}")
-    path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    folder = tmp_path / "svd"
+    shutil.copytree(svd, folder)
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)
     del weights["down_blocks.0.resnets.0.time_mixer.mix_factor"]
     save_file(weights, path)
     with pytest.raises(CheckpointError, match=r"missing keys: down_blocks\.0\.resnets\.0\.time_mixer\.mix_factor"):
-        published_start(tmp_path, TINY)
+        published_start(folder, TINY)

@@ -21,6 +21,7 @@ from model.optimized.rewrites import relative_difference
 from model.presets import UNetSize, preset
 from model.tasks import task
 from model.testing import build_random
+from model.user_cache import cache_folder
 
 TOLERANCE = {"torch": 1e-5, "torch-compiled": 1e-5, "onnxruntime": 1e-5}
 """Largest difference over largest magnitude, float32 on a CPU."""

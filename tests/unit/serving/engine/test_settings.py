@@ -42,7 +42,7 @@ def test_a_manifest_gives_back_what_the_pixels_depend_on() -> None:
 def test_a_manifest_of_an_earlier_version_had_the_defaults() -> None:
     first = {"backend": "torch", "device": "cpu", "dtype": "float32", "threads": 2, "deterministic": False}
     assert EngineSettings.from_manifest(first | {"task": "image-to-video"}) == EngineSettings(
-        backend="torch", device="cpu", threads=2
+        backend="torch", device="cpu", dtype="float32", threads=2
     )
     for name in first:
         with pytest.raises(KeyError, match=name):
