@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -77,8 +78,10 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print("| model | backend | seconds a call | difference | seconds until ready |")
     print("| --- | --- | ---: | ---: | ---: |")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["STILLMOTION_CACHE"] = str(Path(folder) / "cache")  # so that every run exports anew
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.dict(os.environ, STILLMOTION_CACHE=str(Path(folder) / "cache")),  # so that every run exports anew
+    ):
         entries = [find(name) for name in options.models] or [
             build_random(Path(folder) / name, preset("mini"), spec, num_frames=min(14, spec.frames[0]))
             for name, spec in TASKS.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,19 @@ settings.load_profile("stillmotion")
 def root() -> Path:
     """The checkout's folder."""
     return ROOT
+
+
+@pytest.fixture(autouse=True)
+def unchanged_environment() -> Iterator[None]:
+    """A test that leaves a variable of ours behind would change what later tests of its worker see."""
+    before = _own_variables()
+    yield
+    after = _own_variables()
+    assert after == before, f"left in the environment: {sorted(set(after.items()) ^ set(before.items()))}"
+
+
+def _own_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(("STILLMOTION_", "XDG_", "HF_"))}
 
 
 LONG_FIRST = (

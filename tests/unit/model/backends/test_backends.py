@@ -127,6 +127,7 @@ def test_an_export_that_fails_leaves_nothing(checkpoint: Checkpoint, tmp_path: P
 
 
 def test_the_cache_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("STILLMOTION_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder() == tmp_path / "xdg" / "stillmotion"
     monkeypatch.setenv("STILLMOTION_CACHE", str(tmp_path / "named"))
