@@ -20,7 +20,7 @@ MINI_ROAD := mini-vae mini-image-encoder mini-image-to-video mini-image-to-video
 	mini-multi-view-shapes mini-multi-view-shapes-on mini-decoder-orbits mini-multi-view
 SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup browser demo check format test test-full train-mini clean
+.PHONY: help setup browser demo check format test test-slow test-full train-mini clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,8 +50,11 @@ format: $(VENV)/.ready-dev ## rewrite the code in the one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(VENV)/.ready-dev ## the tests that prove the contract
+test: $(VENV)/.ready-dev ## the tests to run while working: every promise of the contract once
 	$(TEST_ENV) $(BIN)/python -m pytest -q $(SPREAD)
+
+test-slow: $(VENV)/.ready-dev ## what else guards a merge: CI runs it after `make test`
+	$(TEST_ENV) $(BIN)/python -m pytest -q $(SPREAD) -m "slow and not full"
 
 test-full: $(VENV)/.ready-dev ## every test, also the long ones
 	$(TEST_ENV) $(BIN)/python -m pytest -q $(SPREAD) -m "full or not full"

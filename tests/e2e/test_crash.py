@@ -72,6 +72,7 @@ def survive(model: Path, photo: Path, folder: Path, *, jobs: int, kills: int, st
     assert left == []
 
 
+@pytest.mark.slow
 def test_three_kills_lose_nothing(model: Path, photo: Path, tmp_path: Path) -> None:
     survive(model, photo, tmp_path, jobs=4, kills=3, steps=12)
 
@@ -97,6 +98,7 @@ def test_two_gateways_share_a_queue_and_one_is_killed(model: Path, photo: Path, 
     assert check_histories(postgres, asked) > 0
 
 
+@pytest.mark.slow
 def test_a_stop_refuses_new_work_and_ends_what_runs(model: Path, photo: Path, tmp_path: Path) -> None:
     asked = settings_of(2, 30)
     server = Server(model, tmp_path, f"sqlite:///{tmp_path}/jobs.db", arguments=("--grace", "120"))

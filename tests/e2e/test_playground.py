@@ -148,7 +148,10 @@ def choose(page: sync_api.Page, name: str, folder: Path) -> None:
     page.fill("#f-num_inference_steps", "2")
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    "name",
+    ["image-to-video", *(pytest.param(name, marks=pytest.mark.slow) for name in TASKS if name != "image-to-video")],
+)
 def test_each_task_to_a_finished_video(page: sync_api.Page, name: str, tmp_path: Path) -> None:
     choose(page, name, tmp_path)
     page.fill("#f-seed", "7")
@@ -161,6 +164,7 @@ def test_each_task_to_a_finished_video(page: sync_api.Page, name: str, tmp_path:
     expect(page.locator("#manifest")).to_contain_text(f'"task": "{name}"')
 
 
+@pytest.mark.slow
 def test_a_permalink_a_reload_and_reused_settings(page: sync_api.Page, tmp_path: Path) -> None:
     choose(page, "image-to-video", tmp_path)
     page.fill("#f-seed", "11")
@@ -203,6 +207,7 @@ def test_faults_stand_beside_their_field(page: sync_api.Page, tmp_path: Path) ->
     expect(page.locator("#p-width")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_dropped_mp4_gives_its_settings(page: sync_api.Page, tmp_path: Path) -> None:
     choose(page, "image-to-video", tmp_path)
     page.fill("#f-seed", "23")
@@ -224,6 +229,7 @@ def test_a_dropped_mp4_gives_its_settings(page: sync_api.Page, tmp_path: Path) -
     expect(page.locator("#manifest")).to_contain_text('"format": "stillmotion-manifest/1"')
 
 
+@pytest.mark.slow
 def test_two_jobs_side_by_side(page: sync_api.Page, tmp_path: Path) -> None:
     for seed in ("31", "32"):
         choose(page, "image-to-video", tmp_path)
@@ -238,6 +244,7 @@ def test_two_jobs_side_by_side(page: sync_api.Page, tmp_path: Path) -> None:
     assert "seed 31" in page.inner_text("#compare")
 
 
+@pytest.mark.slow
 def test_a_server_killed_and_back(page: sync_api.Page, served: Served, tmp_path: Path) -> None:
     choose(page, "image-to-video", tmp_path)
     page.fill("#f-num_inference_steps", "50")
@@ -259,8 +266,8 @@ def test_tabs_by_keyboard(page: sync_api.Page) -> None:
     assert page.evaluate("document.activeElement.getAttribute('role')") == "tab"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [(1280, 900), (390, 844)])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [pytest.param((1280, 900), marks=pytest.mark.slow), (390, 844)])
 def test_axe_and_the_width_of_a_phone(
     browser: sync_api.Browser, served: Served, scheme: str, size: tuple[int, int]
 ) -> None:

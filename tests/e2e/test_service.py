@@ -159,6 +159,7 @@ def test_the_download_is_an_mp4_that_plays(client: Client, photo: Path, tmp_path
     assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
 
 
+@pytest.mark.slow
 def test_progress_is_told_while_it_happens(client: Client, photo: Path) -> None:
     seen: list[tuple[float, JobEvent]] = []
     states: list[Job] = []
@@ -200,6 +201,7 @@ def test_cancel_stops_between_steps_and_frees_the_engine(client: Client, photo: 
     assert alone.timings["queued"] < alone.timings["encode"] + alone.timings["denoise"] + 1
 
 
+@pytest.mark.slow
 async def test_four_at_once_equal_their_solo_runs(service: Service, client: Client, photo: Path) -> None:
     asked = {steps: {"seed": 100 + steps, "num_inference_steps": steps} for steps in (6, 7, 8, 10)}
     async with AsyncClient(service.url) as several:

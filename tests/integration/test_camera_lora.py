@@ -53,6 +53,7 @@ def quiet(*_: object) -> None:
     """No progress bar."""
 
 
+@pytest.mark.slow
 def test_a_recipe_s_lora_is_served_with_its_base(base: ModelEntry, data: Path, tmp_path: Path) -> None:
     told = [*SMALL, f"base={base.path}"]
     folder = train(RECIPE, data, tmp_path, told, False, quiet)

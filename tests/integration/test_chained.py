@@ -189,6 +189,7 @@ async def test_a_chained_job_is_the_two_steps_made_by_hand(
     assert [event.step for event in second if isinstance(event, Stepped)] == list(range(1, PAIRS * PAIR_STEPS + 1))
 
 
+@pytest.mark.slow
 async def test_a_lora_is_of_the_first_stage(
     models: Models, picture: bytes, by_hand: np.ndarray, tmp_path: Path
 ) -> None:
@@ -223,6 +224,7 @@ async def engines(models: Models, folder: Path) -> AsyncIterator[tuple[ChainedEn
         await inner.stop()
 
 
+@pytest.mark.slow
 async def test_cancel_in_the_second_stage_stops_every_pair(models: Models, picture: bytes, tmp_path: Path) -> None:
     async with engines(models, tmp_path) as (engine, inner):
         phase = ""
@@ -239,6 +241,7 @@ async def test_cancel_in_the_second_stage_stops_every_pair(models: Models, pictu
         assert stats.cancelled == PAIRS, "each pair was stopped, none finished"
 
 
+@pytest.mark.slow
 async def test_what_is_interrupted_goes_on_from_what_was_kept(
     models: Models, picture: bytes, by_hand: np.ndarray, tmp_path: Path
 ) -> None:

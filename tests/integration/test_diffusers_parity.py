@@ -75,14 +75,15 @@ def png(still: Image.Image) -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("steps", [3, 7])
-@pytest.mark.parametrize("guidance", [(1.0, 3.0), (1.0, 1.0)])
+@pytest.mark.parametrize("steps", [3, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("guidance", [(1.0, 3.0), pytest.param((1.0, 1.0), marks=pytest.mark.slow)])
 def test_latents_and_frames_are_those_of_diffusers(
     random_pair: Pair, steps: int, guidance: tuple[float, float]
 ) -> None:
     compare(random_pair, steps, guidance)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_shipped_checkpoint_gives_what_it_gives_in_diffusers(shipped_pair: Pair) -> None:
     compare(shipped_pair, 7, (1.0, 3.0))

@@ -155,6 +155,7 @@ def test_four_different_requests_share_calls_and_equal_their_solo_runs(
         assert done.manifest == solo.completed.manifest
 
 
+@pytest.mark.slow
 def test_one_by_one_makes_as_many_calls_as_evaluations(desk: Desk) -> None:
     desk.settings = replace(ON_CPU, max_batch=1)
     stats = desk.run(*(desk.request(job_id, **asked) for job_id, asked in MIXED.items()))
@@ -235,8 +236,8 @@ class Touchy:
     ("error", "code"),
     [
         (RuntimeError("bad kernel"), "generation_failed"),
-        (MemoryError(), "out_of_memory"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        pytest.param(MemoryError(), "out_of_memory", marks=pytest.mark.slow),
+        pytest.param(torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", marks=pytest.mark.slow),
         (InvalidRequest("not that", code="odd"), "odd"),
         (KeyError("a bug"), "internal_error"),
     ],

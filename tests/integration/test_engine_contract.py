@@ -111,7 +111,7 @@ def staggered(requests: list[EngineRequest], schedule: int) -> tuple[EngineReque
     return requests[0], later
 
 
-@pytest.mark.parametrize("schedule", [1, 2, 3])
+@pytest.mark.parametrize("schedule", [1, *(pytest.param(schedule, marks=pytest.mark.slow) for schedule in (2, 3))])
 def test_eight_staggered_requests_equal_their_solo_runs(model: LoadedModel, picture: bytes, schedule: int) -> None:
     requests = mixed(model, picture, schedule)
     first, later = staggered(requests, schedule)
@@ -179,6 +179,7 @@ def test_a_stopped_engine_hands_out_the_state_of_what_it_was_working_on(model: L
     assert stopped.code == "engine_stopped"
 
 
+@pytest.mark.slow
 def test_a_crash_repeats_at_most_the_interval_and_a_step(model: LoadedModel, picture: bytes) -> None:
     every = 0.2
     stepped: list[float] = []
@@ -219,6 +220,7 @@ def test_no_call_includes_a_row_after_the_step_at_which_it_was_cancelled(model: 
     assert sum(77 in call for call in watched.calls) <= calls_then[0] + 1
 
 
+@pytest.mark.slow
 def test_a_short_job_behind_a_long_one_finishes_first(model: LoadedModel, picture: bytes) -> None:
     script = Script(model, replace(KEEP_ALL, max_batch=1, max_rows=1))
     script.run(
@@ -229,6 +231,7 @@ def test_a_short_job_behind_a_long_one_finishes_first(model: LoadedModel, pictur
     assert finished == ["short", "long"]
 
 
+@pytest.mark.slow
 def test_a_flood_from_one_tenant_costs_another_at_most_a_fair_share(model: LoadedModel, picture: bytes) -> None:
     flood = [ask(model, f"flood-{n}", picture, Share("flooder"), num_inference_steps=4) for n in range(12)]
     other = ask(model, "other", picture, Share("other"), num_inference_steps=6)
@@ -241,6 +244,7 @@ def test_a_flood_from_one_tenant_costs_another_at_most_a_fair_share(model: Loade
     assert taken <= 6 + 2, "two tenants of equal weight: as many of the flood's steps as its own, and the one under way"
 
 
+@pytest.mark.slow
 def test_offline_work_yields_within_one_step(model: LoadedModel, picture: bytes) -> None:
     offline = [
         ask(model, f"offline-{n}", picture, Share("night", priority="offline"), num_inference_steps=5)
@@ -255,6 +259,7 @@ def test_offline_work_yields_within_one_step(model: LoadedModel, picture: bytes)
     assert all(isinstance(script.last(request.job_id), CancelledAt) for request in offline)
 
 
+@pytest.mark.slow
 def test_steps_go_on_while_a_chunk_is_decoded(model: LoadedModel, picture: bytes) -> None:
     stepped = Event()
     seen_during_decode: list[bool] = []
@@ -283,7 +288,10 @@ def test_steps_go_on_while_a_chunk_is_decoded(model: LoadedModel, picture: bytes
     assert seen_during_decode[0], "no step was made while the first job was being decoded"
 
 
-OUT_OF_MEMORY = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")]
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    pytest.param(MemoryError(), marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
@@ -356,6 +364,7 @@ def test_out_of_memory_while_decoding_shrinks_the_chunks_and_says_so(model: Load
     assert generate(model, asked.params, asked.images).completed.frames_sha256 == done.frames_sha256
 
 
+@pytest.mark.slow
 def test_out_of_memory_with_nothing_else_to_do_comes_back_by_itself(model: LoadedModel, picture: bytes) -> None:
     healthy: list[bool] = []
 

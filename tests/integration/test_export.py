@@ -35,7 +35,10 @@ from serving.engine.local import generate
 from serving.engine.protocol import Completed, EngineRequest
 from serving.engine.settings import EngineSettings
 
-pytestmark = pytest.mark.timeout(900)  # seconds on a busy machine; a quiet one takes two minutes for the module
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+]  # seconds on a busy machine; a quiet one takes two minutes for the module
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 BACKEND: Backend = "tensorrt-rtx" if HAS_RTX else "onnx"

@@ -79,6 +79,7 @@ def distance(one: Tensor, other: Tensor) -> float:
     return float((one - other).square().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # seconds on a quiet machine: 60
 def test_two_clips_are_learned_by_heart() -> None:
     clips = TwoClips()

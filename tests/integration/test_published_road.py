@@ -61,6 +61,7 @@ def checked(data: Path, out: Path, settings: list[str]) -> dict[str, Any]:
     return sidecar
 
 
+@pytest.mark.slow
 def test_a_stage_with_temporal_layers_starts_on_stable_diffusion(place: tuple[Path, Path], tmp_path: Path) -> None:
     data, out = place
     everything = [f"{name}={out / 'stable-diffusion-2-1'}" for name in ("init", "vae", "image_encoder")]

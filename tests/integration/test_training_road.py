@@ -102,6 +102,7 @@ def checked(folder: Path, task: str, params: dict[str, object], pictures: list[s
     return decode(checkpoint.vae, row.latents, 7)
 
 
+@pytest.mark.slow
 def test_pictures_then_clips_then_prompts(road: tuple[Path, Path]) -> None:
     train("mini-image", *road, PROMPTED, False, quiet)
     train("mini-video", *road, [*PROMPTED, "init=mini-image", "data.image_share=0.5"], False, quiet)
@@ -116,6 +117,7 @@ def test_pictures_then_clips_then_prompts(road: tuple[Path, Path]) -> None:
     assert checked(chained, "image-to-video", {}, ["red"]).shape == (6, 64, 128, 3)
 
 
+@pytest.mark.slow
 def test_interpolation_learns_its_mask(road: tuple[Path, Path]) -> None:
     train("mini-frame-interpolation", *road, ENDS, False, quiet)
     folder = road[1] / "mini-frame-interpolation" / "checkpoint"
@@ -135,6 +137,7 @@ def test_interpolation_learns_its_mask(road: tuple[Path, Path]) -> None:
         assert after.height > before.height
 
 
+@pytest.mark.slow
 def test_multi_view_learns_from_rendered_orbits(road: tuple[Path, Path], tmp_path: Path) -> None:
     pytest.importorskip("pybullet")
     prepare(tmp_path / "orbits", objects=1)

@@ -1,5 +1,7 @@
 """`pytest -p tests.support.cpu_times --cpu-times FILE`: processor seconds of each test file, children included.
 
+With --cpu-times-by-test, of each test; what a module's fixtures cost is in its first test.
+
 Wall time says little on a busy machine; processor time says what a file costs. With xdist each worker writes its own
 FILE.gwN; a file's tests run in one worker (`--dist loadfile`), so the sums of all of them are the whole.
 """
@@ -21,6 +23,7 @@ _SECONDS: Final[Counter[str]] = Counter()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cpu-times", type=Path, help="write processor seconds of each test file to this JSON file")
+    parser.addoption("--cpu-times-by-test", action="store_true", help="of each test, not of each file")
 
 
 def cpu_s() -> float:
@@ -33,7 +36,8 @@ def cpu_s() -> float:
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     before = cpu_s()
     result = yield
-    _SECONDS[item.nodeid.partition("::")[0]] += cpu_s() - before
+    name = item.nodeid if item.config.getoption("--cpu-times-by-test") else item.nodeid.partition("::")[0]
+    _SECONDS[name] += cpu_s() - before
     return result
 
 

@@ -15,6 +15,7 @@ from model.tasks import TASKS
 from model.testing import build_random
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("default")  # as for its users, to whom a deprecation in a library is no error
 def test_parity_memory_speed_and_a_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

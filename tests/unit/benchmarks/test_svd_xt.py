@@ -12,6 +12,7 @@ from benchmarks.svd_xt import report
 from benchmarks.svd_xt_gpu import main
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("default")  # as for its users, to whom a deprecation in a library is no error
 def test_the_program_measures_compares_and_prints(

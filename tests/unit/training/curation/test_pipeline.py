@@ -157,6 +157,7 @@ def run_killed(films: Path, out: Path, runner: str, kills: int, draw: random.Ran
     return killed
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_content(films: Path, dataset: Path, tmp_path: Path) -> None:
     assert run_killed(films, tmp_path / "D", "local", 1, random.Random(1), 0.1) == 1
     assert manifest(tmp_path / "D")["content_sha256"] == manifest(dataset)["content_sha256"]
