@@ -8,9 +8,11 @@ redirect is a request of its own and meets the same checks.
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -96,6 +98,12 @@ async def resolve_host(host: str, port: int) -> list[Address]:
     return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in addresses]
 
 
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    """The system's certificates, read once a process: it takes a tenth of a second."""
+    return httpx2.create_ssl_context(trust_env=False)
+
+
 class PublicOnly(httpx2.AsyncBaseTransport):
     """An httpx2 transport that keeps to a policy; use it as `httpx2.AsyncClient(transport=PublicOnly(policy))`.
 
@@ -117,7 +125,7 @@ class PublicOnly(httpx2.AsyncBaseTransport):
         self._policy = policy
         self._resolve = resolve
         self._inner = inner or httpx2.AsyncHTTPTransport(
-            trust_env=False, limits=httpx2.Limits(max_keepalive_connections=0)
+            verify=_tls_context(), trust_env=False, limits=httpx2.Limits(max_keepalive_connections=0)
         )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:

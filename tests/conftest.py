@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpcore2
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -13,6 +15,9 @@ from jaxtyping import install_import_hook
 ROOT = Path(__file__).resolve().parents[1]
 
 install_import_hook("model", "beartype.beartype")
+
+# Every HTTP client reads the system's certificates, a tenth of a second each; no test needs its own reading of them.
+httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
 
 # A busy machine is no failure; pytest-timeout bounds a test that hangs.
 settings.register_profile("stillmotion", deadline=None)

@@ -198,6 +198,7 @@ async def test_a_locked_database_is_503_with_retry_after(tmp_path: Path, monkeyp
         assert (await app.until((await app.submit()).id, "completed")).status == "completed"
 
 
+@pytest.mark.slow
 async def test_a_large_picture_gives_its_memory_back(tmp_path: Path) -> None:
     """24 megapixels of RGBA: at most 10 bytes a pixel while it is decoded, and next to nothing afterwards."""
     buffer = io.BytesIO()

@@ -55,12 +55,20 @@ ASKED: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Hosted:
-    """A running server, its repository, and the checkpoints in it."""
+    """A running server, its repository, and the checkpoints in it: image-to-video, and others once a test needs them."""
 
     server: TritonServer
     repository: Path
     entries: dict[str, ModelEntry]
     log: Path
+
+    async def entry(self, task: str) -> ModelEntry:
+        """The checkpoint of a task, loaded by the first test that names it: each takes a process of the server."""
+        if task not in self.entries:
+            self.entries[task] = checkpoint(self.repository.parent / "checkpoints", task)
+            host(self.entries[task], self.repository)
+            await control.load(self.url, task)
+        return self.entries[task]
 
     @property
     def url(self) -> str:
@@ -69,24 +77,23 @@ class Hosted:
 
 @pytest.fixture(scope="module")
 def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
-    """One server for the module, with a checkpoint for each task."""
+    """One server for the module."""
     try:
         fetch_server()
     except NoTritonServer as error:
         pytest.skip(f"no tritonserver: {error}")
     folder = tmp_path_factory.mktemp("triton")
-    entries = {task: checkpoint(folder / "checkpoints", task) for task in TASKS}
-    for entry in entries.values():
-        host(entry, folder / "repository")
-    with triton_server(folder / "repository", folder / "a.log") as server:
-        yield Hosted(server, folder / "repository", entries, folder / "a.log")
+    entry = checkpoint(folder / "checkpoints", STILL)
+    host(entry, folder / "repository")
+    with triton_server(folder / "repository", folder / "a.log", [STILL]) as server:
+        yield Hosted(server, folder / "repository", {STILL: entry}, folder / "a.log")
 
 
 @pytest.mark.parametrize(
     "task", [STILL, *(pytest.param(task, marks=pytest.mark.slow) for task in sorted(TASKS) if task != STILL)]
 )
 async def test_every_task_gives_the_frames_it_gives_in_process(hosted: Hosted, task: str, tmp_path: Path) -> None:
-    entry, asked = hosted.entries[task], ASKED[task] | {"num_inference_steps": 3}
+    entry, asked = await hosted.entry(task), ASKED[task] | {"num_inference_steps": 3}
     async with gateway(tmp_path, hosted.url) as service:
         (job,) = await service.ended(await service.submit(entry, 11, **asked))
         assert job.output is not None, job.error
@@ -98,7 +105,7 @@ async def test_every_task_gives_the_frames_it_gives_in_process(hosted: Hosted, t
 
 @pytest.mark.slow
 async def test_a_chain_gives_the_frames_it_gives_in_process(hosted: Hosted, tmp_path: Path) -> None:
-    still, between = hosted.entries[STILL], hosted.entries["frame-interpolation"]
+    still, between = await hosted.entry(STILL), await hosted.entry("frame-interpolation")
     async with gateway(tmp_path, hosted.url) as service:
         job = await service.submit(still, 12, num_inference_steps=2, interpolate="true")
         told = [now async for _, now in service.events(job)]

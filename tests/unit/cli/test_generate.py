@@ -180,6 +180,7 @@ def test_the_still_is_left_alone(tiny: Path, still: Path) -> None:
         assert sheet.format == "PNG"
 
 
+@pytest.mark.slow
 def test_interpolate_makes_three_frames_between_each_two(tiny: Path, still: Path, tmp_path: Path) -> None:
     between = tmp_path / "between"
     build_random(between, preset("tiny"), TASKS["frame-interpolation"], num_frames=5)

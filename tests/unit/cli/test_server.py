@@ -138,6 +138,7 @@ def test_it_says_once_where_it_is_and_a_signal_ends_it_well(root: Path, number: 
         urllib.request.urlopen(url, timeout=60)
 
 
+@pytest.mark.slow
 def test_requests_are_answered_while_it_drains(root: Path) -> None:
     with program(root, DRAINS) as running:
         assert running.stdout
@@ -151,6 +152,7 @@ def test_requests_are_answered_while_it_drains(root: Path) -> None:
     assert (running.returncode, stdout, stderr) == (0, "left in good order\n", "")
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_draining(root: Path) -> None:
     with program(root, DRAINS) as running:
         assert running.stdout
@@ -162,6 +164,7 @@ def test_a_second_signal_ends_the_draining(root: Path) -> None:
     assert (running.returncode, stdout) == (0, "left in good order\n")
 
 
+@pytest.mark.slow
 def test_an_app_that_does_not_start_is_an_error_and_never_ready(root: Path) -> None:
     with program(root, NEVER_STARTS) as running:
         stdout, stderr = running.communicate(timeout=60)
@@ -170,6 +173,7 @@ def test_an_app_that_does_not_start_is_an_error_and_never_ready(root: Path) -> N
     assert "StillmotionError: the service did not start" in stderr
 
 
+@pytest.mark.slow
 def test_a_service_that_broke_ends_with_an_error_so_that_a_supervisor_starts_it_again(root: Path) -> None:
     with program(root, BREAKS) as running:
         stdout, stderr = running.communicate(timeout=60)
@@ -177,6 +181,7 @@ def test_a_service_that_broke_ends_with_an_error_so_that_a_supervisor_starts_it_
     assert "StillmotionError: the engine broke" in stderr
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_start_ends_the_service_with_the_reason(root: Path) -> None:
     with program(root, NEVER_READY) as running:
         stdout, _ = running.communicate(timeout=60)

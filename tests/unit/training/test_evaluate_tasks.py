@@ -60,6 +60,7 @@ def check_page(folder: Path, found: dict[str, Any]) -> None:
         assert sum(1 for _ in container.decode(video=0)) >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_frame_interpolation(dataset: Path, tmp_path: Path) -> None:
     figure = measured(checkpoint(tmp_path / "c", "frame-interpolation", 5), dataset, tmp_path, 4)["between_psnr_db"]
@@ -69,6 +70,7 @@ def test_frame_interpolation(dataset: Path, tmp_path: Path) -> None:
     assert figure["model_minus_blending_fast_interval"][1] < 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_text_to_video(dataset: Path, tmp_path: Path) -> None:
     figures = measured(checkpoint(tmp_path / "c", "text-to-video", 6), dataset, tmp_path, 2)

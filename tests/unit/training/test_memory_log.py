@@ -28,6 +28,7 @@ def counted() -> tuple[int | None, int | None]:
     return before, memory.bytes
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's account of the process")
 def test_the_peak_is_counted_with_what_was_held() -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 
 from model.optimized.rewrites import rewrite_exactly
@@ -60,6 +61,7 @@ def test_recomputing_and_more_processes_take_less() -> None:
     assert plan(dataclasses.replace(config, runtime=Runtime(accumulate=2))).inputs["noisy"][0] == 1
 
 
+@pytest.mark.slow
 def test_a_published_stage_is_planned_at_its_real_size() -> None:
     lines = plan(PUBLISHED["image-to-video-14"](), processes=8).lines()
     assert lines[0] == "parameters 1,524,623,082, of which 1,524,623,082 train"

@@ -109,7 +109,9 @@ def test_muons_matrices_may_lie_in_parts(tmp_path: Path) -> None:
     assert max(abs(two[step] - one[step]) for step in one) < 1e-5
 
 
-@pytest.mark.parametrize("sharding", ["none", pytest.param("fsdp2", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "sharding", [pytest.param("none", marks=pytest.mark.slow), pytest.param("fsdp2", marks=pytest.mark.full)]
+)
 def test_two_processes_have_the_loss_curve_of_one(uninterrupted: Path, tmp_path: Path, sharding: str) -> None:
     in_two_processes(tmp_path, f"runtime.sharding={sharding}")
     whole, shared = curve(uninterrupted), curve(tmp_path)
@@ -122,6 +124,7 @@ def test_two_processes_have_the_loss_curve_of_one(uninterrupted: Path, tmp_path:
     assert far < 1e-3 * sum(one.numel() for one in ours.values())
 
 
+@pytest.mark.slow
 def test_accumulated_and_recomputed_gradients_are_the_same_run(uninterrupted: Path, tmp_path: Path) -> None:
     finish(start(tmp_path, "runtime.accumulate=2", "runtime.checkpointing=true", "optim.iterations=20"))
     whole, parts = curve(uninterrupted), curve(tmp_path)

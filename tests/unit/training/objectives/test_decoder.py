@@ -34,6 +34,7 @@ def objective() -> DecoderObjective:
     return DecoderObjective(CONFIG, vae, [moving_square(f"c{i}", seed=i) for i in range(3)])
 
 
+@pytest.mark.slow
 def test_it_learns_and_leaves_everything_before_the_late_layers_alone(objective: DecoderObjective) -> None:
     before = {name: p.clone() for name, p in objective.module.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in objective.module.parameters() if p.requires_grad], lr=3e-3)

@@ -149,6 +149,7 @@ def test_the_time_embedding_trains_alone_where_the_recipe_says_so(objective: Den
     assert isinstance(timed.module, nn.Module)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(objective: DenoiseObjective) -> None:
     optimizer = torch.optim.AdamW(objective.module.parameters(), lr=2e-3)
     losses = []

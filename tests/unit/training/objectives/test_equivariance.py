@@ -62,6 +62,7 @@ def objective() -> EquivarianceObjective:
     return EquivarianceObjective(CONFIG, vae, [moving_square(f"c{i}", seed=i) for i in range(3)])
 
 
+@pytest.mark.slow
 def test_training_lowers_the_error_and_leaves_the_temporal_layers_alone(objective: EquivarianceObjective) -> None:
     module = objective.module
     before = {name: p.clone() for name, p in module.named_parameters()}
