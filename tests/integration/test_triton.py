@@ -55,7 +55,7 @@ ASKED: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Hosted:
-    """A running server, its repository, and the checkpoints in it: image-to-video, and others once a test needs them."""
+    """A running server, its repository, and the checkpoints in it: image-to-video, others when a test names them."""
 
     server: TritonServer
     repository: Path
