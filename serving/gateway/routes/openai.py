@@ -151,7 +151,7 @@ class VideoQuery(BaseModel):
 
     after: str | None = Field(None, description="begin behind this video")
     limit: int = Field(20, ge=1, le=100)
-    job_request: Literal["asc", "desc"] = "desc"
+    order: Literal["asc", "desc"] = "desc"
 
 
 class VideoContentQuery(BaseModel):
@@ -215,7 +215,7 @@ def _order(services: Services, order: VideoOrder) -> JobRequest:
 @router.get("/videos", responses=error_responses(404))
 async def list_videos(services: ServicesDep, caller: CallerDep, query: Annotated[VideoQuery, Query()]) -> VideoList:
     """A page of videos."""
-    page = await run_in_thread(services.store.page, None, query.after, query.limit, query.job_request, caller.owner)
+    page = await run_in_thread(services.store.page, None, query.after, query.limit, query.order, caller.owner)
     data = [video(job) for job in page.data]
     return VideoList(data=data, has_more=page.has_more, first_id=data[0].id if data else None, last_id=page.last_id)
 

@@ -40,6 +40,32 @@ def hdr(picture: np.ndarray, transfer: int) -> np.ndarray:
     return np.where(scene <= 1 / 12, np.sqrt(3 * scene), above)
 
 
+def stored_codes(path: Path) -> np.ndarray:
+    """The Y'CbCr codes of the first frame of a ten-bit 4:2:0 video, [H, W, 3]."""
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+        height, width, array = frame.height, frame.width, frame.to_ndarray()
+    chroma = array[height:].reshape(2, height // 2, width // 2).repeat(2, 1).repeat(2, 2)
+    return np.stack([array[:height], *chroma], -1).astype(np.float64)
+
+
+def hdr_to_srgb(codes: np.ndarray, transfer: int) -> np.ndarray:
+    """The inverse of `hdr` and `planes` in floating point: ten-bit BT.2020 codes of limited range as sRGB, 0 to 255."""
+    kr, kb = LUMA[9]
+    y, cb, cr = (codes[..., 0] - 64) / 876, (codes[..., 1] - 512) / 896, (codes[..., 2] - 512) / 896
+    red, blue = y + 2 * (1 - kr) * cr, y + 2 * (1 - kb) * cb
+    code = np.stack([red, (y - kr * red - kb * blue) / (1 - kr - kb), blue], -1).clip(0, 1)
+    if transfer == 16:
+        power = code ** (32 / 2523)
+        light = 10_000 * (np.maximum(power - 3424 / 4096, 0) / (2413 / 128 - 2392 / 128 * power)) ** (16384 / 2610)
+    else:
+        above = (np.exp((code - 0.55991073) / 0.17883277) + 0.28466892) / 12
+        light = 1000 * np.where(code <= 0.5, code**2 / 3, above) ** 1.2
+    linear = light / 203 @ np.linalg.inv(BT709_TO_BT2020).T
+    linear = (linear / np.maximum(linear.max(-1, keepdims=True), 1)).clip(0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
 def planes(unit: np.ndarray, matrix: int, *, full: bool, bits: int) -> np.ndarray:
     """RGB of 0 to 1 as planar 4:2:0, [H * 3 / 2, W], H and W even."""
     kr, kb = LUMA[matrix]
