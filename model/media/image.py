@@ -119,10 +119,17 @@ class ImageLimits:
             progressive one, whose coefficients are all held at once, two times.
     """
 
-    max_bytes: int = 64_000_000
-    max_pixels: int = 50_000_000
+    max_bytes: int = 100_000_000
+    max_pixels: int = 65_000_000
     min_side: int = 8
     jpeg_scale: int = 5
+
+    def check_bytes(self, size: int) -> None:
+        """Refuse a file of too many bytes. Raises ImageTooLarge."""
+        if size > self.max_bytes:
+            raise ImageTooLarge(
+                f"the image has {size} bytes; the limit is {self.max_bytes}: save it smaller", param="image"
+            )
 
 
 DEFAULT_LIMITS: Final = ImageLimits()
@@ -138,10 +145,7 @@ def open_picture(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.
         ImageTooLarge: more bytes or pixels than `limits` allow; `param` is "image".
         UnreadableImage: not a picture of an accepted format, broken, animated, or too narrow; `param` is "image".
     """
-    if len(data) > limits.max_bytes:
-        raise ImageTooLarge(
-            f"the image has {len(data)} bytes; the limit is {limits.max_bytes}: save it smaller", param="image"
-        )
+    limits.check_bytes(len(data))
     with warnings.catch_warnings():
         # Pillow's parsers remark on damaged tags; what matters to us is whether the pixels decode.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")

@@ -68,7 +68,13 @@ def create_app(
     )
     errors.install(app)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, larger={"/batches": settings.max_batch_bytes})
+    app.add_middleware(
+        BodyLimit,
+        limit=settings.max_body_bytes,
+        form_limit=settings.max_form_bytes,
+        total=settings.max_uploads_bytes,
+        larger={"/batches": settings.max_batch_bytes},
+    )
     app.add_middleware(RequestId)
     app.add_middleware(AccessLog, metrics=metrics, traces=beyond.traces)  # outermost, so that it counts every 500
     app.state.metrics = metrics

@@ -9,18 +9,22 @@ public addresses are fetched, within limits of size and time.
 from __future__ import annotations
 
 import asyncio
+import errno
+import hashlib
 import logging
 import struct
+import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import BinaryIO, Final, Literal
 
 import httpx2
 import numpy as np
 from PIL import Image
 
-from model.errors import ImageTooLarge, InvalidRequest
+from model.errors import ImageTooLarge, InvalidRequest, StorageFull
 from model.media.image import as_rgb, converted_from, fit_picture
 from model.params import Params
 from serving.net import AddressPolicy, AddressRefused, PublicOnly, Resolve, resolve_host
@@ -33,6 +37,47 @@ _PARAM: Final = "image.url"
 _MAX_REDIRECTS: Final = 3
 
 
+SPOOLED_BYTES: Final = 1 << 20
+"""Bytes of a picture's file that stay in memory; a larger one lies in a temporary file until it is decoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFile:
+    """A picture that was uploaded or fetched: its bytes are in memory only while they are read.
+
+    Args:
+        file: seekable; whoever has the request closes it.
+        size: in bytes.
+    """
+
+    file: BinaryIO
+    size: int
+
+    def read(self) -> bytes:
+        """All of its bytes."""
+        self.file.seek(0)
+        return self.file.read()
+
+    def sha256(self) -> bytes:
+        """The digest of its bytes."""
+        self.file.seek(0)
+        digest = hashlib.sha256()
+        while piece := self.file.read(SPOOLED_BYTES):
+            digest.update(piece)
+        return digest.digest()
+
+
+@contextmanager
+def room_for_uploads() -> Iterator[None]:
+    """Temporary files are written inside; raises StorageFull where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageFull("the disk for temporary files (TMPDIR) is full; send the request again in a while") from error
+
+
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
     """What a download may take.
@@ -42,7 +87,7 @@ class FetchLimits:
         seconds: for everything, redirects included.
     """
 
-    max_bytes: int = 20_000_000
+    max_bytes: int = 100_000_000
     seconds: float = 20.0
 
 
@@ -70,12 +115,13 @@ class Fetcher:
         self._policy = policy or AddressPolicy(frozenset(schemes))
         self._resolve = resolve
 
-    async def fetch(self, url: str) -> bytes:
-        """The bytes at a URL, whatever they claim to be: the decoder judges them.
+    async def fetch(self, url: str) -> PictureFile:
+        """The bytes at a URL, whatever they claim to be: the decoder judges them. The caller closes the file.
 
         Raises:
             InvalidRequest: URLs are off, the address is refused, or nothing came in time; `param` says image.url.
             ImageTooLarge: more than the limit.
+            StorageFull: no room for it on the disk.
         """
         if self._choice == "off":
             raise InvalidRequest(
@@ -96,7 +142,7 @@ class Fetcher:
             _log.warning("a picture could not be fetched: %s", type(error).__name__)
             raise self._unreachable("there is no whole answer from it") from error
 
-    async def _download(self, url: str) -> bytes:
+    async def _download(self, url: str) -> PictureFile:
         self._check(url)
         transport = PublicOnly(self._policy, resolve=self._resolve)
         client = httpx2.AsyncClient(
@@ -106,14 +152,22 @@ class Fetcher:
         async with client, client.stream("GET", url, headers=headers) as answer:
             if answer.status_code != 200:
                 raise self._unreachable(f"it answers {answer.status_code}")
-            body = bytearray()
+            file: BinaryIO = tempfile.SpooledTemporaryFile(max_size=SPOOLED_BYTES)  # type: ignore[assignment]  # noqa: SIM115
+            try:
+                await self._receive(answer, file)
+            except BaseException:
+                file.close()
+                raise
+            return PictureFile(file, file.tell())
+
+    async def _receive(self, answer: httpx2.Response, file: BinaryIO) -> None:
+        with room_for_uploads():
             async for piece in answer.aiter_bytes():
-                body += piece
-                if len(body) > self._limits.max_bytes:
+                file.write(piece)
+                if file.tell() > self._limits.max_bytes:
                     raise ImageTooLarge(
                         f"the picture at the URL has more than {self._limits.max_bytes} bytes", param=_PARAM
                     )
-            return bytes(body)
 
     def _check(self, url: str) -> None:
         """Refuse what needs no resolving to refuse; httpx2 raises errors of its own for some of it."""

@@ -23,6 +23,7 @@ from serving.observe.traces import Traces
 
 _log = logging.getLogger(__name__)
 _ACCEPTABLE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
+_FORM: Final = "multipart/form-data"
 HEAD: Final = "stillmotion.head"
 """The scope's key of a HEAD that is served as GET."""
 CLIENT_CLOSED: Final = 499
@@ -76,23 +77,33 @@ class BodyLimit:
     Starlette's own limit (`max_body_size`) answers in plain text where a route has not read the body; here every
     error has the one shape.
 
+    What bodies take at once is bounded too, in memory (JSON) or in temporary files (forms), so that a crowd of large
+    uploads fills neither: beyond it a request is answered with 503 and Retry-After.
+
     Args:
         limit: bytes.
+        form_limit: of a multipart form, whose pictures are in memory only while they are decoded.
+        total: bytes of all bodies of requests in progress.
         larger: limits of single paths, in place of `limit`.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, larger: Mapping[str, int]) -> None:
+    def __init__(self, app: ASGIApp, limit: int, form_limit: int, total: int, larger: Mapping[str, int]) -> None:
         self._app = app
         self._limit = limit
+        self._form_limit = form_limit
+        self._total = total
         self._larger = dict(larger)
+        self._in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._larger.get(scope["path"], self._limit)
-        declared = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        is_form = headers.get("content-type", "")[: len(_FORM)].lower() == _FORM
+        limit = self._larger.get(scope["path"], self._form_limit if is_form else self._limit)
+        declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > limit:
             problem = _too_large(limit)
             response = answer(scope.get("request_id"), problem.status, problem.code, problem.message)
@@ -104,16 +115,32 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             if message["type"] == "http.request":
-                received += len(message.get("body", b""))
+                size = len(message.get("body", b""))
+                received += size
+                self._in_progress += size
                 if received > limit:
                     raise _too_large(limit)
+                if self._in_progress > self._total and received < self._in_progress:
+                    raise Problem(
+                        503,
+                        "too_many_uploads",
+                        "the server is busy with other uploads; send the request again in a while",
+                        headers={"Retry-After": "5"},
+                    )
             return message
 
-        await self._app(scope, receive_limited, send)
+        try:
+            await self._app(scope, receive_limited, send)
+        finally:
+            self._in_progress -= received
 
 
 def _too_large(limit: int) -> Problem:
-    return Problem(413, "body_too_large", f"the request is larger than {limit} bytes; send a smaller picture")
+    return Problem(
+        413,
+        "body_too_large",
+        f"the request is larger than {limit} bytes; send a smaller picture, or a large one as {_FORM}",
+    )
 
 
 class HeadAsGet:

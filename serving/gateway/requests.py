@@ -22,6 +22,7 @@ from stillmotion.types import REQUESTS, BatchLine, GenerationRequest, ImageData
 from model.errors import InvalidRequest, StillmotionError, UnreadableImage
 from model.tasks import TASKS, TaskSpec
 from serving.gateway.errors import Problem, first_problem
+from serving.gateway.images import PictureFile, room_for_uploads
 from serving.gateway.submit import JobRequest
 from serving.jobs.records import WebhookTarget
 
@@ -37,17 +38,19 @@ class Submission:
     """What a caller sent: checked one by one, not yet against a checkpoint.
 
     Args:
-        images: the pictures, or URLs of them, in the order of the task's spec.
+        images: the pictures, or URLs of them, in the order of the task's spec. Files of a form are closed with the
+            request (`Request.close`).
     """
 
     fields: GenerationRequest
-    images: tuple[bytes | str, ...]
+    images: tuple[PictureFile | bytes | str, ...]
 
 
 async def read_submission(request: Request, task: TaskSpec) -> Submission:
-    """Read the request's body.
+    """Read the request's body; who calls it closes the request, and with it a form's files.
 
     Raises:
+        StorageFull: no room for a form's pictures on the disk.
         Problem: 415 for another content type, 400 for a body that cannot be parsed, 413 beyond the limit.
         InvalidRequest: a field is unknown, missing or out of range; `param` names it.
     """
@@ -61,9 +64,10 @@ async def read_submission(request: Request, task: TaskSpec) -> Submission:
 
 async def _read_form(request: Request, task: TaskSpec) -> Submission:
     try:
-        async with request.form(max_files=4, max_fields=_MAX_PARTS, max_part_size=_MAX_FIELD_BYTES) as form:
-            values, files = _split_form(form, task)
-            images = tuple([await files[name].read() for name in task.pictures])
+        with room_for_uploads():
+            form = await request.form(max_files=4, max_fields=_MAX_PARTS, max_part_size=_MAX_FIELD_BYTES)
+        values, files = _split_form(form, task)
+        images = tuple([uploaded(files[name]) for name in task.pictures])
     except HTTPException as error:
         raise Problem(400, "malformed_body", f"the multipart body cannot be read: {error.detail}") from error
     settings, _ = REQUESTS[task.name]
@@ -71,6 +75,11 @@ async def _read_form(request: Request, task: TaskSpec) -> Submission:
         return Submission(settings.model_validate(values), images)
     except ValidationError as error:
         raise first_problem(error, task.name, settings.model_fields) from error
+
+
+def uploaded(part: UploadFile) -> PictureFile:
+    """A form's picture, where Starlette keeps it: in memory up to 1 MB, else in a temporary file."""
+    return PictureFile(part.file, part.size or 0)
 
 
 def _split_form(form: FormData, task: TaskSpec) -> tuple[dict[str, Any], dict[str, UploadFile]]:

@@ -50,7 +50,11 @@ class Settings(BaseSettings):
     database_url: str = Field("sqlite:///stillmotion-data/jobs.db", description="SQLAlchemy URL of the job store")
     artifacts: str = Field("stillmotion-data/artifacts", description="folder or fsspec URL for pictures and videos")
     queue_limit: int = Field(100, ge=1, description="jobs that may wait; one more is answered with 429")
-    max_body_bytes: int = Field(30_000_000, ge=1024, description="of a whole request")
+    max_body_bytes: int = Field(30_000_000, ge=1024, description="of a whole request in JSON, which lies in memory")
+    max_form_bytes: int = Field(
+        210_000_000, ge=1024, description="of a multipart form; its pictures lie in temporary files until decoded"
+    )
+    max_uploads_bytes: int = Field(1_000_000_000, ge=1024, description="of all requests' bodies at once; beyond: 503")
     max_batch_bytes: int = Field(100_000_000, ge=1024, description="of a whole batch")
     max_header_bytes: int = Field(64 * 1024, ge=4096, description="of a request's line and headers")
     header_timeout_s: float = Field(10.0, gt=0, description="from a connection's begin, or a request's, to its headers")
@@ -58,8 +62,8 @@ class Settings(BaseSettings):
     stall_timeout_s: float = Field(60.0, gt=0, description="a caller who reads nothing of an answer is closed")
     max_connections: int = Field(8192, ge=1, description="at once; fewer where fewer files may be open")
     max_connections_per_address: int = Field(4096, ge=1, description="at once; a proxy counts as one address")
-    max_image_bytes: int = Field(20_000_000, ge=1024, description="of the picture's file")
-    max_image_pixels: int = Field(50_000_000, ge=64, description="of the picture, width times height")
+    max_image_bytes: int = Field(100_000_000, ge=1024, description="of the picture's file")
+    max_image_pixels: int = Field(65_000_000, ge=64, description="of the picture, width times height")
     min_image_side: int = Field(8, ge=1, description="pixels of the picture's shorter side")
     decoders: int = Field(2, ge=1, description="pictures decoded at once, each at most max_image_pixels large")
     image_urls: UrlChoice = Field("off", description="pictures by URL: off, https, or http too; public addresses only")

@@ -5,10 +5,11 @@ Cheap checks come first, and nothing of a refused request is stored.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import uuid4
@@ -27,7 +28,7 @@ from model.tasks import TASKS
 from serving.background import run_in_thread, shielded
 from serving.engine.protocol import Priority
 from serving.gateway import deadlines
-from serving.gateway.images import fitted_png
+from serving.gateway.images import PictureFile, fitted_png
 from serving.gateway.safety import PictureRefused, Verdict
 from serving.gateway.services import NOTES_NAME, Services
 from serving.gateway.settings import Settings
@@ -119,7 +120,8 @@ def check_previews(entry: ModelEntry, requested: bool, able: frozenset[str]) -> 
 
 
 _LARGE_PIXELS: Final = 4_000_000
-"""What decoding a larger picture took (8 bytes a pixel) is returned to the system at once."""
+_LARGE_BYTES: Final = 8_000_000
+"""What decoding a larger picture took (8 bytes a pixel, and the file) is returned to the system at once."""
 _RANDOM_SEEDS: Final = 2**32
 """Seeds drawn here stay exact in JavaScript too."""
 
@@ -132,7 +134,7 @@ class JobRequest:
         task: which task.
         model: which checkpoint; None for the task's first.
         settings: the task's settings, by name; None or absent: the checkpoint's default.
-        pictures: the files, or URLs of them, in the order of the task's spec.
+        pictures: the files, in memory or not, or URLs of them, in the order of the task's spec.
         body: all that the caller sent besides pictures, to tell a repeat from another request.
         webhook: where the news of its end goes.
         interpolate: whether the clip is interpolated, or the name of the checkpoint that does it.
@@ -141,7 +143,7 @@ class JobRequest:
     task: str
     model: str | None
     settings: Mapping[str, Any]
-    pictures: tuple[bytes | str, ...]
+    pictures: tuple[PictureFile | bytes | str, ...]
     body: Mapping[str, Any]
     output_format: OutputFormat = "mp4"
     priority: Priority = "normal"
@@ -169,7 +171,8 @@ async def submit(
     """
     check_webhook(services.settings, request.webhook)
     entry, params, chain = _resolve(services, request)
-    new = _new_job(caller, entry, request, params, chain, idempotency_key)
+    digests = await run_in_thread(_digests, request.pictures)
+    new = _new_job(caller, entry, request, digests, params, chain, idempotency_key)
     try:
         previous = await services.admissions.admit(new, caller.max_jobs)
         if previous is not None:
@@ -202,11 +205,11 @@ def _new_job(
     caller: Caller,
     entry: ModelEntry,
     request: JobRequest,
+    digests: Sequence[bytes],
     params: Params,
     chain: InterpolationStage | None,
     idempotency_key: str | None,
 ) -> NewJob:
-    images = [picture.encode() if isinstance(picture, str) else picture for picture in request.pictures]
     return NewJob(
         id=f"job_{uuid4().hex}",
         task=request.task,
@@ -218,7 +221,7 @@ def _new_job(
         output_format=request.output_format,
         priority=request.priority,
         metadata=request.metadata,
-        body_hash=hash_body({"task": request.task, **request.body}, *images),
+        body_hash=hash_body({"task": request.task, **request.body}, *digests),
         idempotency_key=idempotency_key,
         owner=caller.owner,
         weight=caller.weight,
@@ -226,6 +229,16 @@ def _new_job(
         webhook=request.webhook,
         previews=request.previews,
     )
+
+
+def _digests(pictures: Sequence[PictureFile | bytes | str]) -> list[bytes]:
+    """The SHA-256 of each picture's bytes, or of its URL."""
+    return [
+        picture.sha256()
+        if isinstance(picture, PictureFile)
+        else hashlib.sha256(picture.encode() if isinstance(picture, str) else picture).digest()
+        for picture in pictures
+    ]
 
 
 async def prepare(services: Services, caller: Caller, request: JobRequest) -> NewJob:
@@ -237,24 +250,29 @@ async def prepare(services: Services, caller: Caller, request: JobRequest) -> Ne
     """
     check_webhook(services.settings, request.webhook)
     entry, params, chain = _resolve(services, request)
-    new = _new_job(caller, entry, request, params, chain, None)
+    new = _new_job(caller, entry, request, _digests(request.pictures), params, chain, None)
     await _store_files(services, request, new.id, params)
     return new
 
 
 async def _store_files(services: Services, request: JobRequest, job_id: str, params: Params) -> None:
     """Fetch and decode the request's pictures, and store them fitted. Raises as `prepare`."""
-    pictures = []
-    for name, source in zip(TASKS[request.task].pictures, request.pictures, strict=True):
-        with _named(name):
-            data = await services.integrations.fetcher.fetch(source) if isinstance(source, str) else source
-        pictures.append((name, data))
-    if pictures:
-        async with services.decoding:
-            await run_in_thread(_decode_and_store, services, job_id, pictures, params)
+    pictures: list[tuple[str, PictureFile | bytes]] = []
+    with ExitStack() as fetched:
+        for name, source in zip(TASKS[request.task].pictures, request.pictures, strict=True):
+            if isinstance(source, str):
+                with _named(name):
+                    source = await services.integrations.fetcher.fetch(source)
+                fetched.callback(source.file.close)
+            pictures.append((name, source))
+        if pictures:
+            async with services.decoding:
+                await run_in_thread(_decode_and_store, services, job_id, pictures, params)
 
 
-def _decode_and_store(services: Services, job_id: str, pictures: list[tuple[str, bytes]], params: Params) -> None:
+def _decode_and_store(
+    services: Services, job_id: str, pictures: list[tuple[str, PictureFile | bytes]], params: Params
+) -> None:
     cleaned, verdicts = [], []
     for name, data in pictures:
         with _named(name):
@@ -282,15 +300,19 @@ def _named(name: str) -> Iterator[None]:
         raise
 
 
-def _clean(services: Services, data: bytes, params: Params) -> tuple[bytes, Verdict | None]:
+def _clean(services: Services, source: PictureFile | bytes, params: Params) -> tuple[bytes, Verdict | None]:
     """One picture fitted, as PNG, and the safety filter's verdict on it."""
-    picture = open_picture(data, limits=services.settings.image_limits)
+    limits = services.settings.image_limits
+    if isinstance(source, PictureFile):
+        limits.check_bytes(source.size)
+        source = source.read()
+    picture = open_picture(source, limits=limits)
     verdict = None if services.integrations.safety is None else services.integrations.safety.check(picture)
     if verdict is not None and not verdict.allowed:
         raise PictureRefused(verdict)
     png = fitted_png(picture, params)
-    large = picture.width * picture.height > _LARGE_PIXELS
-    del picture
+    large = picture.width * picture.height > _LARGE_PIXELS or len(source) > _LARGE_BYTES
+    del picture, source
     if large:
         trim_freed_memory()
     return png, verdict

@@ -105,10 +105,14 @@ class IdempotentRequest:
 
 
 def hash_body(fields: Mapping[str, Any], *images: bytes) -> str:
-    """SHA-256 over what a caller sent, whatever the order of the fields."""
+    """SHA-256 over what a caller sent, whatever the order of the fields.
+
+    Args:
+        images: the SHA-256 of each picture.
+    """
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     for image in images:
-        digest.update(hashlib.sha256(image).digest())
+        digest.update(image)
     return digest.hexdigest()
 
 

@@ -54,7 +54,7 @@ async def test_the_stock_client_runs_unchanged(openai: Any, tmp_path: Path) -> N
             again = videos.retrieve(made.id)
             data = videos.download_content(made.id).read()
             sheet = videos.download_content(made.id, variant="spritesheet").read()
-            return made, again, data, sheet, [found.id for found in videos.list(limit=1)]
+            return made, again, data, sheet, [found.id for found in videos.list(limit=1, order="asc")]
 
         made, again, data, sheet, listed = await calling(whole_life)
         assert (made.status, made.progress, made.object, made.model) == ("completed", 100, "video", "scripted")

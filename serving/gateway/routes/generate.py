@@ -105,8 +105,11 @@ async def _answer(context: SubmissionContext, task: TaskSpec) -> JSONResponse:
     wait_s = _parse_wait(context.prefer)
     services, caller = context.services, context.caller
     services.check_accepting()
-    submission = await read_submission(context.request, task)
-    job, is_new = await submit(services, caller, to_job_request(submission, task.name), context.idempotency_key)
+    try:
+        submission = await read_submission(context.request, task)
+        job, is_new = await submit(services, caller, to_job_request(submission, task.name), context.idempotency_key)
+    finally:
+        await context.request.close()
     if wait_s:
         job = await _wait(services, caller, job, wait_s)
     headers = {"Location": job.urls.self}

@@ -21,6 +21,7 @@ from model.errors import InvalidRequest, UnreadableImage
 from serving.background import run_in_thread
 from serving.gateway.auth import CallerDep, Submitter
 from serving.gateway.errors import Problem, first_problem
+from serving.gateway.images import PictureFile, room_for_uploads
 from serving.gateway.openai_schema import (
     PROMPT_KEY,
     ImageReference,
@@ -35,7 +36,7 @@ from serving.gateway.openai_schema import (
     video,
 )
 from serving.gateway.openapi import error_responses, video_body
-from serving.gateway.requests import JSON, MULTIPART
+from serving.gateway.requests import JSON, MULTIPART, uploaded
 from serving.gateway.routes.content import CONTENT_RESPONSES, file_answer
 from serving.gateway.services import Services, ServicesDep
 from serving.gateway.submit import JobRequest, submit
@@ -54,7 +55,7 @@ class VideoOrder:
     """What a caller sent; the picture is its file, its URL, or absent."""
 
     form: VideoForm
-    picture: bytes | str | None
+    picture: PictureFile | bytes | str | None
 
 
 async def read_video_order(request: Request) -> VideoOrder:
@@ -65,7 +66,7 @@ async def read_video_order(request: Request) -> VideoOrder:
         InvalidRequest: a field is unknown, missing or out of range; `param` names it.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    picture: bytes | str | None = None
+    picture: PictureFile | bytes | str | None = None
     if kind == MULTIPART:
         values, picture = await _read_form(request)
     elif kind == JSON:
@@ -81,24 +82,25 @@ async def read_video_order(request: Request) -> VideoOrder:
         raise first_problem(error, "/v1/videos") from error
 
 
-async def _read_form(request: Request) -> tuple[dict[str, Any], bytes | None]:
+async def _read_form(request: Request) -> tuple[dict[str, Any], PictureFile | None]:
     values: dict[str, Any] = {}
-    picture: bytes | None = None
+    picture: PictureFile | None = None
     try:
-        async with request.form(max_files=2, max_fields=32, max_part_size=_MAX_FIELD_BYTES) as form:
-            for name, value in form.multi_items():
-                if name in values or (name == _PICTURE and picture is not None):
-                    raise InvalidRequest(f"{name} is given twice", code="duplicate_field", param=name)
-                if name == _URL:
-                    values[_PICTURE] = {"image_url": value}
-                elif not isinstance(value, UploadFile):
-                    values[name] = value
-                elif name == _PICTURE:
-                    picture = await value.read()
-                else:
-                    raise InvalidRequest(f"{name} is not a file", code="unknown_field", param=name)
+        with room_for_uploads():
+            form = await request.form(max_files=2, max_fields=32, max_part_size=_MAX_FIELD_BYTES)
     except HTTPException as error:
         raise Problem(400, "malformed_body", f"the multipart body cannot be read: {error.detail}") from error
+    for name, value in form.multi_items():
+        if name in values or (name == _PICTURE and picture is not None):
+            raise InvalidRequest(f"{name} is given twice", code="duplicate_field", param=name)
+        if name == _URL:
+            values[_PICTURE] = {"image_url": value}
+        elif not isinstance(value, UploadFile):
+            values[name] = value
+        elif name == _PICTURE:
+            picture = uploaded(value)
+        else:
+            raise InvalidRequest(f"{name} is not a file", code="unknown_field", param=name)
     return values, picture
 
 
@@ -180,8 +182,11 @@ async def create_video(
 ) -> JSONResponse:
     """Make a video: of `input_reference` where there is one, else of the prompt alone."""
     services.check_accepting()
-    job_request = _order(services, await read_video_order(request))
-    job, _ = await submit(services, caller, job_request, idempotency_key)
+    try:
+        job_request = _order(services, await read_video_order(request))
+        job, _ = await submit(services, caller, job_request, idempotency_key)
+    finally:
+        await request.close()
     return JSONResponse(video(job).model_dump(mode="json"), 200, _POLL)
 
 

@@ -116,7 +116,7 @@ def test_high_dynamic_range_becomes_bt709(transfer: int, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("transfer", [16, 18])
 def test_a_clip_of_high_dynamic_range_is_what_its_ten_bit_codes_say(transfer: int, tmp_path: Path) -> None:
-    """Ten bits of PQ lie up to 5 levels from the colours they were made of: a clip adds no more than 8-bit video does."""
+    """Ten bits of PQ lie up to 5 levels from the colours that they stand for; a clip adds what 8-bit video does."""
     colours = np.random.default_rng(1).integers(0, 256, (4, 6, 3)).astype(np.uint8)
     picture = colours.repeat(32, 0).repeat(32, 1)
     path = write_bars(tmp_path / "film.mp4", picture, matrix=9, primaries=9, transfer=transfer, count=20, qp="1")
