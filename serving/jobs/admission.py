@@ -201,26 +201,40 @@ class AdmissionControl:
         A full queue still admits who has less waiting than their share of it (`queue_share`).
         """
         if transitions.without_offline(self._now) >= self._limit:
-            check_share(self._session, owner, weight, self._admitted[owner] + 1, self._limit, offline=False)
+            more, unsaved = self._admitted[owner] + 1, self._admitted.total() - self._admitted[owner]
+            check_share(self._session, owner, weight, more, self._limit, offline=False, unsaved=unsaved)
         check_quota(self._session, owner, quota, self._admitted[owner] + 1)
 
 
-def queue_share(limit: int, owner: str, weight: float, waiting: Mapping[str, float]) -> int:
+_MOST_WAITING: Final = 3
+"""Times the queue's limit that all owners together may have waiting by their shares."""
+
+
+def queue_share(limit: int, owner: str, weight: float, waiting: Mapping[str, float], others: int = 0) -> int:
     """The jobs that an owner may have waiting although the queue is full: its part by weight of those who wait.
 
-    So one key's flood refuses nobody else. With n keys at most about `limit` * (1 + ln n) jobs wait.
+    So one key's flood refuses nobody else. Keys that come one after the other and all fill their shares would add up to
+    `limit` * (1 + ln n) jobs: so a share is also at most half of what is left until three times the limit, which is
+    never exceeded.
 
     Args:
         waiting: the weight of each owner that has jobs waiting.
+        others: how many jobs wait that are not the owner's.
     """
+    left = _MOST_WAITING * limit - others
+    if left <= 0:
+        return 0
     total = sum(value for other, value in waiting.items() if other != owner) + weight
-    return max(1, math.floor(limit * weight / total))
+    return max(1, min(math.floor(limit * weight / total), left // 2))
 
 
-def check_share(session: Session, owner: str, weight: float, more: int, limit: int, *, offline: bool) -> None:
+def check_share(
+    session: Session, owner: str, weight: float, more: int, limit: int, *, offline: bool, unsaved: int = 0
+) -> None:
     """Raise QueueFull if so many more jobs would be more than the owner's share of a full queue.
 
     Args:
+        unsaved: jobs of others that this transaction admitted and has not inserted yet.
         offline: of the offline queue, which has a limit of its own.
     """
     of_class = JobRow.priority == OFFLINE if offline else JobRow.priority > OFFLINE
@@ -228,7 +242,8 @@ def check_share(session: Session, owner: str, weight: float, more: int, limit: i
     rows = session.execute(query.group_by(JobRow.owner)).all()
     own = sum(count for other, count, _ in rows if other == owner)
     weights = {other: float(value) for other, _, value in rows}
-    if own + more > queue_share(limit, owner, weight, weights):
+    others = sum(count for other, count, _ in rows if other != owner) + unsaved
+    if own + more > queue_share(limit, owner, weight, weights, others):
         raise QueueFull(limit, retry_after(session))
 
 

@@ -114,11 +114,13 @@ class Dispatcher:
             busy = sum(run.job.share.priority != "offline" for run in self._runs.values())
             if busy >= self._engine.capacity:
                 return
-            job = await run_in_thread(self._leases.acquire, offline=len(self._runs) < self._engine.capacity)
+            # A job whose lease was lost waits again, while the engine may still be at it here: others may take it.
+            job = await run_in_thread(
+                self._leases.acquire, offline=len(self._runs) < self._engine.capacity, except_ids=tuple(self._runs)
+            )
             if job is None:
                 return
-            # Its lease may have been lost while the engine was at it, and the engine still is; or the service stops.
-            if job.id in self._runs or self._draining:
+            if self.draining:  # began while the thread was at it
                 await self._release(job)
                 return
             self._runs[job.id] = RunState(job)

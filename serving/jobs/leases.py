@@ -69,11 +69,12 @@ class Leases:
         """Seconds a lease lasts without a heartbeat."""
         return self._terms.lease_s
 
-    def acquire(self, *, offline: bool = True) -> LeasedJob | None:
+    def acquire(self, *, offline: bool = True, except_ids: Collection[str] = ()) -> LeasedJob | None:
         """Lease the next waiting job: higher class first, then who had least for their weight, then the oldest.
 
         Args:
             offline: whether a job of the offline class will do.
+            except_ids: jobs that are not leased.
         """
         now = self._clock()
         served = _recently_served(now)
@@ -84,6 +85,8 @@ class Leases:
             .order_by(JobRow.priority.desc(), _used(served), JobRow.seq.asc())
             .limit(1)
         )
+        if except_ids:
+            query = query.where(JobRow.id.not_in(except_ids))
         if not offline:
             query = query.where(JobRow.priority > OFFLINE)
         with self._database.read() as session:  # without the write lock, which an idle server need not take

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,6 +23,7 @@ from model.errors import GenerationFailed, InvalidRequest, StorageFull
 from model.tasks import TASKS
 from serving.background import run_in_thread
 from serving.engine.protocol import (
+    TERMINAL,
     CancelledAt,
     Checkpointed,
     Completed,
@@ -206,7 +208,20 @@ class JobRunner:
     async def _submit(self, run: RunState, request: EngineRequest) -> Outcome:
         if run.stop.is_set():
             return CancelledAt(step=0, compute_s=0.0)
-        async for event in self._engine.submit(request):
+        events = self._engine.submit(request)
+        try:
+            return await self._outcome_of(run, request, events)
+        except LeaseLost:
+            # Until the engine has let go of the job, this server could not run it again.
+            self._engine.cancel(run.job.id)
+            async for event in events:
+                if isinstance(event, TERMINAL):
+                    break
+            raise
+
+    async def _outcome_of(self, run: RunState, request: EngineRequest, events: AsyncIterator[EngineEvent]) -> Outcome:
+        """The terminal event, a result's files stored; every other one is recorded."""
+        async for event in events:
             if isinstance(event, Completed):
                 return await run_in_thread(store_result, self._artifacts, request, event, run.job.attempt)
             if isinstance(event, (Failed, CancelledAt)):

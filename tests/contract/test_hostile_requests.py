@@ -178,6 +178,20 @@ def test_shares_follow_weights() -> None:
         assert sum(queue_share(100, name, weight, weights) for name, weight in weights.items()) <= 100 + owners
 
 
+@pytest.mark.parametrize("limit", [1, 7, 100])
+def test_keys_that_come_one_after_the_other_never_fill_more_than_three_queues(limit: int) -> None:
+    waiting: dict[str, int] = {}
+    for number in range(500):
+        key, others = str(number), sum(waiting.values())
+        share = queue_share(limit, key, 1.0, dict.fromkeys(waiting, 1.0), others) if others >= limit else limit - others
+        if share:
+            waiting[key] = share
+        assert sum(waiting.values()) <= 3 * limit
+    assert sum(waiting.values()) == 3 * limit
+    if limit == 100:
+        assert waiting["1"] == 50 and waiting["2"] == 33  # three keys, and some more, have their whole share
+
+
 async def test_a_locked_database_is_503_with_retry_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from serving.gateway import services
     from serving.jobs.database import Database
@@ -224,7 +238,7 @@ async def test_a_large_picture_gives_its_memory_back(tmp_path: Path) -> None:
         done = True
         await watching
         assert peak - before < 10 * 24_000_000 + 32 * 2**20
-        for _ in range(40):  # a decoder's thread lets go of its last picture a moment after the answer
+        for _ in range(200):  # a decoder's thread lets go of its last picture a moment after the answer
             if process.memory_info().rss - before < 48 * 2**20:
                 break
             await asyncio.sleep(0.05)

@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
+from model.errors import InvalidRequest
 from model.params import Params
 from serving.engine.protocol import (
+    TERMINAL,
     CancelledAt,
     Checkpointed,
     Completed,
@@ -28,9 +31,10 @@ from serving.jobs.database import Database
 from serving.jobs.dispatcher import QUEUE_TOPIC, Dispatcher
 from serving.jobs.leases import Leases
 from serving.jobs.notifier import Notifier
-from serving.jobs.records import Lifetimes, NewJob
+from serving.jobs.records import LeasedJob, Lifetimes, NewJob, ProgressUpdate
 from serving.jobs.runner import CHECKPOINT_NAME
 from serving.jobs.store import JobStore
+from serving.jobs.tables import JobRow
 
 PARAMS = {
     "num_frames": 5,
@@ -49,7 +53,7 @@ PARAMS = {
     "resize_mode": "crop",
     "output_format": "mp4",
 }
-TERMS = Lifetimes(lease_s=0.6)
+TERMS = Lifetimes(lease_s=1.5)
 
 
 def job(job_id: str, priority: str = "normal", owner: str = "") -> NewJob:
@@ -84,6 +88,8 @@ class Engine:
     requests: list[EngineRequest] = field(default_factory=list)
     cancelled: set[str] = field(default_factory=set)
     refuses_states: bool = False
+    slow_to_cancel_s: float = 0.0
+    in_flight: set[str] = field(default_factory=set)
 
     async def start(self) -> None:
         self.ready = True
@@ -98,7 +104,20 @@ class Engine:
     def cancel(self, job_id: str) -> None:
         self.cancelled.add(job_id)
 
-    async def submit(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
+    def submit(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
+        if request.job_id in self.in_flight:
+            raise InvalidRequest(f"job {request.job_id} is already in flight", param="job_id")
+        self.in_flight.add(request.job_id)
+        self.cancelled.discard(request.job_id)
+        return self._events(request)
+
+    async def _events(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
+        async for event in self._script(request):
+            if isinstance(event, TERMINAL):
+                self.in_flight.discard(request.job_id)
+            yield event
+
+    async def _script(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
         self.requests.append(request)
         yield PhaseStarted("encode")
         if self.refuses_states and request.resume_from is not None:
@@ -110,6 +129,7 @@ class Engine:
         while not (self.gate.is_set() or self.halted.is_set() or request.job_id in self.cancelled):
             await asyncio.sleep(0.005)
         if request.job_id in self.cancelled:
+            await asyncio.sleep(self.slow_to_cancel_s)
             yield CancelledAt(2, 0.2)
         elif self.halted.is_set() and not self.gate.is_set():
             yield Checkpointed(2, b"at the stop")
@@ -221,6 +241,38 @@ async def test_a_paused_server_neither_completes_nor_alters_what_another_took(
     await second.dispatcher.stop()
     events, _ = second.store.events_after("job_1", 0)
     assert [event.event for event in events].count("completed") == 1
+
+
+async def test_a_server_that_lost_a_lease_runs_the_job_again_once_its_engine_let_go(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step may take longer than a lease: the job waits until the old run of it has left the engine."""
+    server = Server(tmp_path, database)
+    server.engine.slow_to_cancel_s = 0.5
+    real, lost = server.leases.advance, False
+
+    def lose_once(leased: LeasedJob, event: str, change: ProgressUpdate) -> None:
+        nonlocal lost
+        if change.step == 2 and not lost:
+            lost = True
+            with database.write() as session:
+                session.execute(update(JobRow).where(JobRow.id == leased.id).values(lease_until=0.0))
+            server.leases.reclaim()  # as another server does
+        real(leased, event, change)
+
+    monkeypatch.setattr(server.leases, "advance", lose_once)
+    await server.dispatcher.start()
+    server.submit("job_1")
+    server.submit("job_2")
+    async with asyncio.timeout(20):
+        while len(server.engine.requests) < 3:
+            await asyncio.sleep(0.01)
+        server.engine.gate.set()
+        for name in ("job_1", "job_2"):
+            await server.until(name, "completed")
+    await server.dispatcher.stop()
+    assert [server.store.get(name).error for name in ("job_1", "job_2")] == [None, None]
+    assert len(server.engine.requests) == 3
 
 
 async def test_a_cancel_at_one_server_reaches_the_one_that_runs_the_job(tmp_path: Path, database: Database) -> None:
