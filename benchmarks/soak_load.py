@@ -23,8 +23,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.soak_server import Receivers, ServeProcess
+from model.tasks import TASKS
 
-_LOOK_S: Final = 1.0
+_LOOK_S: Final = 2.0
 _RETRY_S: Final = 1.0
 _ABUSE_EVERY_S: Final = 5.0
 _SIZES: Final[dict[str, tuple[tuple[int, int], ...]]] = {
@@ -122,14 +123,12 @@ class Load:
             fields["prompt"] = "a boat"
         if task == "image-to-video" and number % 10 == 0:
             fields["interpolate"] = "true"
-        names = {"image-to-video": ["image"], "frame-interpolation": ["first_frame", "last_frame"]}.get(task, [])
-        files = {name: (name, self._rng.choice(self._pictures), "image/jpeg") for name in names}
+        files = {name: (name, self._rng.choice(self._pictures), "image/jpeg") for name in TASKS[task].pictures}
         while True:
-            form: Any = files or {"none": (None, "")}
             try:
                 if files:
                     answer = await client.post(
-                        f"/generate/{task}", data=fields, files=form, headers={"Idempotency-Key": f"job {number}"}
+                        f"/generate/{task}", data=fields, files=files, headers={"Idempotency-Key": f"job {number}"}
                     )
                 else:
                     answer = await client.post(

@@ -20,12 +20,14 @@ from typing import Final
 import httpx2
 import psutil
 
+from model.errors import StillmotionError
 from serving.jobs.database import Database
 from serving.keys import KeyStore
 
 KEPT_S: Final = 120.0
 """Seconds until an ended job is removed: the store has a size at which it stays."""
-_START_S: Final = 300.0
+_START_S: Final = 1200.0
+"""Seconds until it must be ready: a machine may be busy with other work."""
 _KEYS: Final = ("first", "second")
 
 
@@ -82,7 +84,7 @@ class ServeProcess:
         return f"sqlite:///{self.folder}/jobs.db"
 
     async def start(self) -> None:
-        """Start it; come back once it is ready. Raises RuntimeError."""
+        """Start it; come back once it is ready. Raises StillmotionError."""
         self.life += 1
         settings = {
             "STILLMOTION_KEPT_S": str(KEPT_S),
@@ -105,7 +107,7 @@ class ServeProcess:
         async with httpx2.AsyncClient(base_url=self.url) as client:
             while not await _is_ready(client):
                 if time.monotonic() > until or self._process.returncode is not None:
-                    raise RuntimeError(f"the server did not start; its words are in {self.folder / 'log.txt'}")
+                    raise StillmotionError(f"the server did not start; its words are in {self.folder / 'log.txt'}")
                 await asyncio.sleep(0.2)
         self.alive = True
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from model.shapes import VAE_STRIDE
 from model.sources.architecture import check_pipeline
 from model.sources.hub import blob_sha256, repository_name
 from model.sources.layout import Precision, component_files
-from model.tasks import IMAGE_TO_VIDEO, TASKS, TaskSpec
+from model.tasks import IMAGE_TO_VIDEO, TASKS, ContextSource, TaskSpec
 from model.user_cache import read_into, remembered
 
 ZOO = Path(__file__).parent / "zoo"
@@ -160,16 +161,57 @@ def _read_json(path: Path) -> dict[str, Any]:
 def folder_version(path: Path) -> str:
     """First 12 hex digits of a SHA-256 over every config and weight file, by name; read once, then remembered.
 
-    Measured figures do not count, nor do LoRAs, which have versions of their own.
+    Of any folder, a training's start among them; `checkpoint_version` is of what a checkpoint is loaded from. Measured
+    figures do not count, nor do LoRAs, which have versions of their own.
     """
     files = [
-        file
-        for file in sorted(path.rglob("*"))
-        if file.relative_to(path).parts[0] != FOLDER
-        and file.suffix in {".json", ".safetensors"}
-        and file.name not in _MEASURED
-        and file.is_file()
+        Path(root) / name
+        for root, _, names in os.walk(path, followlinks=True)
+        for name in names
+        if Path(name).suffix in {".json", ".safetensors"} and name not in _MEASURED
     ]
+    return _files_version(path, [file for file in files if file.relative_to(path).parts[0] != FOLDER])
+
+
+def checkpoint_version(path: Path, task: TaskSpec, precision: Precision) -> str:
+    """First 12 hex digits of a SHA-256 over the files that a folder of ours is loaded from, and over no others.
+
+    So strangers beside them, and variants of the weights that are not loaded, change nothing; links are followed.
+
+    Raises:
+        CheckpointError: a component's weights are missing or not complete, or they are pickles.
+    """
+    kinds = _CONTEXT_FILES[task.context]
+    networks = ["unet", "vae", *(name for name in kinds if name in NETWORKS)]
+    files = [path / name for name in ("model_index.json", SIDECAR, "scheduler/scheduler_config.json")]
+    files += [path / name for name in kinds if name not in NETWORKS and (path / name).is_file()]
+    for folder in (path / name for name in networks):
+        weights = component_files(folder, precision)
+        files += [folder / "config.json", *weights.files, *([weights.index] if weights.index else [])]
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{path} is not complete: it has no {file.relative_to(path)}", param="model")
+    return _files_version(path, files)
+
+
+_CONTEXT_FILES: dict[ContextSource, tuple[str, ...]] = {
+    "image": ("image_encoder", "feature_extractor/preprocessor_config.json"),
+    "image-pair": ("image_encoder", "feature_extractor/preprocessor_config.json", "conditioning.safetensors"),
+    "text": (
+        "text_encoder",
+        *(
+            f"tokenizer/{name}"
+            for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+                         "special_tokens_map.json", "added_tokens.json")
+        ),
+    ),
+}  # fmt: skip
+"""What is read of a checkpoint's folder to encode requests: networks, and files (where they are there)."""
+
+
+def _files_version(path: Path, files: Sequence[Path]) -> str:
+    """Of the names and contents of a folder's files; remembered until one of them changes."""
+    files = sorted(files)
 
     def compute() -> str:
         digest = hashlib.sha256()
@@ -178,7 +220,8 @@ def folder_version(path: Path) -> str:
             read_into(digest, file)
         return digest.hexdigest()
 
-    return remembered(f"folder {path.resolve()}", files, compute)[:12]
+    names = hashlib.sha256("\n".join(map(str, files)).encode()).hexdigest()[:8]
+    return remembered(f"folder {path.resolve()} {names}", files, compute)[:12]
 
 
 def content_sha256(file: Path) -> str:
@@ -254,7 +297,9 @@ def _version(path: Path, sidecar: dict[str, Any], exported: bool, precision: Pre
         return file_hash(path / MANIFEST)[:12]
     if sidecar is PUBLISHED:
         return published_version(path, precision)
-    return str(sidecar[SOURCE_SHA256])[:12] if SOURCE_SHA256 in sidecar else folder_version(path)
+    if SOURCE_SHA256 in sidecar:
+        return str(sidecar[SOURCE_SHA256])[:12]
+    return checkpoint_version(path, TASKS[sidecar["task"]], precision)
 
 
 def zoo() -> list[ModelEntry]:

@@ -28,9 +28,10 @@ from transformers import CLIPImageProcessor
 from model.catalog import SIDECAR, ModelEntry, describe
 from model.denoiser import CpuThreads
 from model.encoders import Conditioners, ImageEncoder, NetworkLoader, load_conditioners
-from model.errors import CheckpointError
 from model.library_logging import disable_progress_bars
 from model.presets import NoiseRange
+from model.scheduler_config import read_scheduler
+from model.sources.architecture import check_architecture
 from model.sources.layout import Precision, component_files
 from model.tasks import TASKS
 from model.unet import check_inputs
@@ -66,28 +67,19 @@ class Checkpoint:
         return float(self.vae.config["scaling_factor"])
 
 
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        return cast(dict[str, Any], json.loads(path.read_text()))
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is missing or not valid JSON: {error}", param="model") from error
-
-
 def load(
     source: Path | str | ModelEntry, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Checkpoint:
     """Load a checkpoint folder; on the `meta` device shapes and dtypes only, without reading a weight.
 
     Raises:
-        CheckpointError: the folder is incomplete, or a network's weights do not fit its config.
+        CheckpointError: the folder is incomplete, a network's weights do not fit its config, or a network or the
+            scheduler is of a kind that is not served.
     """
     entry = source if isinstance(source, ModelEntry) else describe(Path(source))
     path = entry.path
-    scheduler = _config(path / "scheduler" / "scheduler_config.json")
-    if scheduler.get("prediction_type") != "v_prediction":
-        raise CheckpointError(
-            f"{path} predicts {scheduler.get('prediction_type')!r}; only v_prediction is served", param="model"
-        )
+    scheduler = read_scheduler(path)
+    check_architecture(path)
     network = _exported(path, device) if entry.exported else pretrained(device, dtype, entry.precision)
     unet = network(UNetSpatioTemporalConditionModel, path / "unet")
     check_inputs(unet.config, entry.task, entry.path / "unet")
@@ -96,7 +88,7 @@ def load(
         unet=unet,
         vae=network(AutoencoderKLTemporalDecoder, path / "vae"),
         conditioners=load_conditioners(path, entry.task, network),
-        noise=NoiseRange(float(scheduler["sigma_min"]), float(scheduler["sigma_max"]), 7.0),
+        noise=NoiseRange(scheduler.sigma_min, scheduler.sigma_max, 7.0, scheduler.unit_start),
     )
 
 
@@ -134,7 +126,7 @@ def scheduler_for(noise: NoiseRange) -> EulerDiscreteScheduler:
         sigma_min=noise.sigma_min,
         sigma_max=noise.sigma_max,
         steps_offset=1,
-        timestep_spacing="leading",
+        timestep_spacing="linspace" if noise.unit_start else "leading",
         timestep_type="continuous",
         use_karras_sigmas=True,
     )

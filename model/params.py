@@ -33,7 +33,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "max_guidance_scale": (0.0, 30.0),
     "num_inference_steps": (1, MAX_STEPS),
     "seed": (0, MAX_SEED),
-    "decode_chunk_size": (1, 14),
+    "decode_chunk_size": (1, 128),
     "elevation": (-90.0, 90.0),
     "lora_scale": (-2.0, 2.0),
 }

@@ -122,6 +122,8 @@ class NoiseRange:
     sigma_min: float = 0.002
     sigma_max: float = 700.0
     rho: float = 7.0
+    unit_start: bool = False
+    """The first latents are noise times sigma_max, as a scheduler with timestep_spacing `linspace` has it."""
 
 
 @dataclass(frozen=True, slots=True)

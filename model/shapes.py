@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final, Literal, get_args
 
 from model.errors import InvalidRequest
 
@@ -113,6 +114,29 @@ def nearest(shapes: Sequence[VideoShape], frames: int, height: int, width: int) 
         return (round(abs(math.log(shape.width / shape.height) - aspect), 9), -shape.pixels, -shape.height)
 
     return min(longest_shapes, key=order, default=None)
+
+
+ChunkPlan = Literal["even", "diffusers"]
+"""How frames are split into the chunks that are decoded together."""
+CHUNK_PLANS: Final[tuple[ChunkPlan, ...]] = get_args(ChunkPlan)
+
+
+def chunk_sizes(total: int, largest: int, plan: ChunkPlan = "even") -> tuple[int, ...]:
+    """The chunks that `total` frames are decoded in.
+
+    Args:
+        plan: `even` (`even_chunks`), or `diffusers`: as its pipeline splits them, full chunks and the rest, 14 by at
+            most 8 is (8, 6), 25 is (8, 8, 8, 1).
+
+    Raises:
+        InvalidRequest: no frame, or chunks of none.
+    """
+    if plan == "even":
+        return even_chunks(total, largest)
+    if total < 1 or largest < 1:
+        raise InvalidRequest(f"cannot split {total} frames into chunks of at most {largest}", param="decode_chunk_size")
+    full, rest = divmod(total, largest)
+    return (largest,) * full + ((rest,) if rest else ())
 
 
 def even_chunks(total: int, largest: int) -> tuple[int, ...]:

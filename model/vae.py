@@ -3,7 +3,7 @@
 As in the published model, the encoder gives the MODE of its distribution; the conditioning latent is not multiplied by
 the scaling factor, the latents that are denoised are. Frames are decoded in chunks, whose borders the decoder's
 temporal convolutions see: so the chunk plan is part of the result, and chunks are split evenly
-(model.shapes.even_chunks), so that no short last chunk flickers.
+(model.shapes.even_chunks), so that no short last chunk flickers; `diffusers` is its pipeline's plan, for parity.
 
 Legend: N pictures, T frames, t frames of a chunk, C latent channels, H, W pixels; h, w latent cells (8 pixels each).
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model.errors import GenerationFailed
 from model.presets import Preset
-from model.shapes import even_chunks
+from model.shapes import ChunkPlan, chunk_sizes
 
 Frames = TypeVar("Frames", Tensor, np.ndarray)
 
@@ -70,10 +70,11 @@ def _in_chunks(
     largest_chunk: int,
     decode_one: Callable[[Tensor], Frames],
     on_frames: Callable[[int], None] = lambda _: None,
+    plan: ChunkPlan = "even",
 ) -> list[Frames]:
     """The frames of each chunk; `on_frames` is called with how many are done."""
     decoded: list[Frames] = []
-    for chunk in latents.split(even_chunks(latents.shape[0], largest_chunk)):
+    for chunk in latents.split(chunk_sizes(latents.shape[0], largest_chunk, plan)):
         decoded.append(decode_one(chunk))
         on_frames(sum(map(len, decoded)))
     return decoded
@@ -105,6 +106,8 @@ def decode(
     latents: Float[Tensor, "T C h w"],
     largest_chunk: int,
     on_frames: Callable[[int], None] = lambda _: None,
+    plan: ChunkPlan = "even",
 ) -> UInt8[np.ndarray, "T H W 3"]:
-    """All frames, in even chunks of at most `largest_chunk`; `on_frames` is called with how many are done."""
-    return np.concatenate(_in_chunks(latents, largest_chunk, lambda chunk: decode_chunk(vae, chunk), on_frames))
+    """All frames, in chunks of at most `largest_chunk`; `on_frames` is called with how many are done."""
+    chunks = _in_chunks(latents, largest_chunk, lambda chunk: decode_chunk(vae, chunk), on_frames, plan)
+    return np.concatenate(chunks)

@@ -80,4 +80,5 @@ def prepare_row(checkpoint: Checkpoint, params: Params, pictures: Sequence[Image
             conditioning=condition(checkpoint, params, pictures, noise.augmentation),
             scale=guidance_scale(entry.task.guidance, *params.guidance_range, params.num_frames),
             seed=params.seed,
+            unit_start=checkpoint.noise.unit_start,
         )

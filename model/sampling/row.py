@@ -82,12 +82,17 @@ class Row:
         conditioning: Conditioning,
         scale: Float[Tensor, " T"],
         seed: int,
+        unit_start: bool = False,
     ) -> Row:
-        """A row at its first noise level: unit noise scaled to sqrt(1 + sigma_max^2), as the models were trained."""
+        """A row at its first noise level: unit noise scaled to sqrt(1 + sigma_max^2), as the models were trained.
+
+        Args:
+            unit_start: scaled to sigma_max instead, where the checkpoint's scheduler says so.
+        """
         conditions: tuple[Conditioning, ...] = (conditioning,)
         if needs_unconditional(scale):
             conditions = (conditioning.unconditional(), conditioning)
-        start = SolverState(noise * (sigmas[0] ** 2 + 1) ** 0.5)
+        start = SolverState(noise * (sigmas[0] if unit_start else (sigmas[0] ** 2 + 1) ** 0.5))
         return cls(key, solver, sigmas, start, conditions, scale.to(noise.device), seed)
 
     @property

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from model.errors import CheckpointError
+from model.shapes import VAE_STRIDE
 
 SERVED: Final = frozenset({"StableVideoDiffusionPipeline", "Stillmotion"})
 """`_class_name` of a model_index.json that can be served."""
@@ -61,6 +64,70 @@ def not_served(where: str, what: str) -> CheckpointError:
     return CheckpointError(
         f"{where} is {what}; served are Stable Video Diffusion, its finetunes and what `stillmotion train` makes: "
         f"name one of those, {_EXAMPLE}, or a shipped checkpoint (stillmotion models)",
+        param="model",
+        code="wrong_architecture",
+    )
+
+
+_DOWN_BLOCKS: Final = frozenset({"CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"})
+_UP_BLOCKS: Final = frozenset({"CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal"})
+_ENCODER_BLOCKS: Final = frozenset({"DownEncoderBlock2D"})
+_SCALAR_WIDTH: Final = 256
+"""Sinusoidal numbers that a scalar of the vector is embedded in (model.unet.SCALAR_WIDTH, which imports torch)."""
+
+
+def check_architecture(path: Path) -> None:
+    """Refuse networks whose shape is not served, by their configs: before a weight is read, and by name.
+
+    What a task's inputs need is checked by model.unet.check_inputs.
+
+    Args:
+        path: a checkpoint's folder.
+
+    Raises:
+        CheckpointError: a config is missing, or says what is not served; the message names it.
+    """
+    unet, vae = _config(path, "unet"), _config(path, "vae")
+    _check_blocks(path / "unet", unet, {"down_block_types": _DOWN_BLOCKS, "up_block_types": _UP_BLOCKS})
+    _check_blocks(path / "vae", vae, {"down_block_types": _ENCODER_BLOCKS})
+    _check_value(path / "unet", unet, "addition_time_embed_dim", _SCALAR_WIDTH, _SCALAR_WIDTH)
+    levels = len(vae.get("block_out_channels", ()))
+    if 2 ** (levels - 1) != VAE_STRIDE:
+        raise _shape_refused(
+            path / "vae", f"block_out_channels of {levels} levels, a stride of {2 ** max(0, levels - 1)}",
+            f"4 levels, a stride of {VAE_STRIDE}",
+        )  # fmt: skip
+    for name in ("in_channels", "out_channels"):
+        _check_value(path / "vae", vae, name, 3, 3)
+    _check_value(path / "vae", vae, "latent_channels", unet.get("out_channels", 4), 4)
+
+
+def _config(path: Path, network: str) -> dict[str, Any]:
+    file = path / network / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is missing or not valid JSON: {error}", param="model") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} is no JSON object", param="model")
+    return config
+
+
+def _check_blocks(folder: Path, config: dict[str, Any], served: dict[str, frozenset[str]]) -> None:
+    for name, kinds in served.items():
+        for kind in config.get(name, ()):
+            if kind not in kinds:
+                raise _shape_refused(folder, f"{name} with {kind}", " and ".join(sorted(kinds)))
+
+
+def _check_value(folder: Path, config: dict[str, Any], name: str, served: int, absent: int) -> None:
+    if (value := config.get(name, absent)) != served:
+        raise _shape_refused(folder, f"{name} = {value}", str(served))
+
+
+def _shape_refused(folder: Path, has: str, served: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} has {has}; served is {served}: it is a network of another shape",
         param="model",
         code="wrong_architecture",
     )

@@ -55,6 +55,6 @@ def begin_decoding(job: Job) -> DecodeProgress:
     """Lay out the chunks of a denoised job; smaller than requested where the GPU's memory budget requires it."""
     params = job.request.params
     largest = job.model.decode_chunk(params.decode_chunk_size)
-    job.decoding = DecodeProgress.begin(params.num_frames, largest)
+    job.decoding = DecodeProgress.begin(params.num_frames, largest, job.model.settings.decode_chunk_plan)
     job.decoding.degraded = largest < params.decode_chunk_size
     return job.decoding

@@ -22,7 +22,7 @@ from diffusers import AutoencoderKLTemporalDecoder
 
 from model.sampling.row import BatchKey, Row
 from model.sampling.solvers import Latents
-from model.shapes import even_chunks
+from model.shapes import ChunkPlan, chunk_sizes
 from model.vae import decode_chunk
 from serving.engine.loaded_model import LoadedModel
 from serving.engine.mux import AheadEncoder
@@ -40,6 +40,7 @@ class DecodeProgress:
     Args:
         total: frames of the clip.
         plan: sizes of the chunks still to decode.
+        split: how they were laid out.
         chunks: what is decoded.
         degraded: whether memory made the plan change.
     """
@@ -48,11 +49,12 @@ class DecodeProgress:
     plan: tuple[int, ...]
     chunks: list[np.ndarray] = field(default_factory=list[np.ndarray])
     degraded: bool = False
+    split: ChunkPlan = "even"
 
     @classmethod
-    def begin(cls, total: int, largest_chunk: int) -> DecodeProgress:
-        """With an even plan."""
-        return cls(total, even_chunks(total, largest_chunk))
+    def begin(cls, total: int, largest_chunk: int, split: ChunkPlan = "even") -> DecodeProgress:
+        """With nothing decoded yet."""
+        return cls(total, chunk_sizes(total, largest_chunk, split), split=split)
 
     @property
     def done(self) -> int:
@@ -93,7 +95,7 @@ class DecodeProgress:
                 return size
             # After the except block: within it, the error would keep the failed call's activations alive.
             free_cached_memory()
-            self.plan = even_chunks(self.total - self.done, (size + 1) // 2)
+            self.plan = chunk_sizes(self.total - self.done, (size + 1) // 2, self.split)
             self.degraded = True
             logger.warning("a chunk of %d frames does not fit into memory; the rest is decoded as %s", size, self.plan)
 

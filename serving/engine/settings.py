@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from model.errors import InvalidRequest
 from model.precision import DtypeName
+from model.shapes import CHUNK_PLANS, ChunkPlan
 
 _OFF: Final = "off"
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
@@ -81,6 +82,7 @@ class EngineSettings:
             torch's own choice on a CPU and in deterministic mode.
         reuse_every: evaluations for which a row's deep features serve (model.optimized.feature_cache); 1 reuses
             none. Costs quality.
+        decode_chunk_plan: how a clip is split into chunks of decode_chunk_size frames (model.shapes.chunk_sizes).
         guidance_interval: noise levels (low, high] at which rows are guided; None for all. Costs quality.
         vram_budget_gib: memory of the GPU to stay within (model.memory.plan); None for no plan.
         max_batch: batch slots of one denoiser call, at most (a guided request takes two); None lets the measured
@@ -167,6 +169,16 @@ class EngineSettings:
             recorded=True,
         ),
     )
+    decode_chunk_plan: ChunkPlan = field(
+        default="even",
+        metadata=_option(
+            "decode_chunk_plan",
+            commands=_EVERYWHERE,
+            help="How frames are split for decoding. even: 14 by 8 are 7+7; diffusers: 8+6, as its pipeline does.",
+            choices=CHUNK_PLANS,
+            recorded=True,
+        ),
+    )
     guidance_interval: tuple[float, float] | None = field(
         default=None,
         metadata=_option(
@@ -219,6 +231,11 @@ class EngineSettings:
                 raise InvalidRequest(f"{name} must be at least 1, not {value}", param=name)
         if self.checkpoint_every_s is not None and self.checkpoint_every_s < 0:
             raise InvalidRequest("checkpoint_every_s must be 0 or more", param="checkpoint_every_s")
+        if self.decode_chunk_plan not in CHUNK_PLANS:
+            plans = " or ".join(CHUNK_PLANS)
+            raise InvalidRequest(
+                f"decode_chunk_plan is {plans}, not {self.decode_chunk_plan!r}", param="decode_chunk_plan"
+            )
         if self.reuse_every > 1 and self.deterministic:
             raise InvalidRequest(
                 "reused features are not stored, so an interrupted video would differ; reuse them without "

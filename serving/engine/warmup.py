@@ -20,7 +20,7 @@ from model.params import Params
 from model.sampling.prepare import prepare_row
 from model.sampling.row import Row
 from model.sampling.sampler import evaluate
-from model.shapes import even_chunks
+from model.shapes import chunk_sizes
 from model.vae import decode_chunk
 from serving.engine.loaded_model import LoadedModel
 from serving.engine.oom import free_cached_memory, is_out_of_memory, max_batch_size, release_traceback
@@ -154,7 +154,8 @@ def calibrate(model: LoadedModel, params: Params, row: Row) -> None:
 
 
 def _chunk(model: LoadedModel, params: Params) -> int:
-    return even_chunks(params.num_frames, model.decode_chunk(params.decode_chunk_size))[0]
+    largest = model.decode_chunk(params.decode_chunk_size)
+    return chunk_sizes(params.num_frames, largest, model.settings.decode_chunk_plan)[0]
 
 
 def _decode(model: LoadedModel, row: Row, size: int) -> None:

@@ -27,6 +27,7 @@ from model.errors import InvalidRequest
 from model.params import Params
 from model.tasks import IMAGE_TO_VIDEO, TaskSpec, task
 from serving.gateway.errors import first_problem
+from serving.gateway.images import PictureFile
 from serving.gateway.requests import Submission, read_json, to_job_request
 
 
@@ -169,10 +170,11 @@ def read_row(values: Mapping[str, Any], reading: RowContext, *, strict: bool) ->
     settings = {name: value for name, value in order.settings.items() if value is not None}
     # Before its id is computed: a bad setting is the more useful error.
     settings |= _pinned(entry.resolve(settings, seed=0))
-    content = _hash(entry, settings, order.pictures, order.output_format, order.metadata)
-    row_id = _id(values.get("id"), content, order.pictures)
+    pictures = tuple(one.read() if isinstance(one, PictureFile) else one for one in order.pictures)
+    content = _hash(entry, settings, pictures, order.output_format, order.metadata)
+    row_id = _id(values.get("id"), content, pictures)
     params = entry.resolve(settings, settings.get("seed", _seed(row_id if "id" in values else content[:_SEED_DIGITS])))
-    return RowRequest(row_id, content, entry, params, order.pictures, order.output_format, order.metadata)
+    return RowRequest(row_id, content, entry, params, pictures, order.output_format, order.metadata)
 
 
 def entry_for(name: str | None, task_name: str, entries: tuple[ModelEntry, ...]) -> ModelEntry:

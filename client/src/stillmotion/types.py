@@ -104,7 +104,7 @@ class GenerationRequest(_Request):
         description="noise levels stepped through; align-your-steps suits few steps, lcm "
         "checkpoints distilled by consistency",
     )
-    decode_chunk_size: int | None = Field(None, ge=1, le=14, description="frames decoded at once, at most")
+    decode_chunk_size: int | None = Field(None, ge=1, le=128, description="frames decoded at once, at most")
     seed: int | None = Field(None, ge=0, le=2**63 - 1, description="the same seed and settings: the same video")
     output_format: OutputFormat = "mp4"
     priority: Priority = "normal"

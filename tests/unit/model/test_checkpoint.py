@@ -58,6 +58,84 @@ def test_the_version_follows_the_weights(tiny: Path, tmp_path: Path) -> None:
     assert folder_version(tiny) != folder_version(tmp_path / "other")
 
 
+def copy_of(folder: Path, target: Path) -> Path:
+    shutil.copytree(folder, target)
+    return target
+
+
+def test_the_version_is_of_what_is_loaded_and_of_nothing_else(tiny: Path, tmp_path: Path) -> None:
+    version = describe(tiny).version
+    strangers = copy_of(tiny, tmp_path / "strangers")
+    for name in ("backup.safetensors", "unet/notes.json", "vae/old.safetensors", "safety_checker/config.json",
+                 "unet/diffusion_pytorch_model.bin", "loras/a.json"):  # fmt: skip
+        (strangers / name).parent.mkdir(exist_ok=True)
+        (strangers / name).write_bytes(b"{}")
+    weights = "unet/diffusion_pytorch_model"
+    shutil.copy(strangers / f"{weights}.safetensors", strangers / f"{weights}.fp16.safetensors")
+    assert describe(strangers).version == version
+    assert load(strangers).entry.version == version
+    with (strangers / f"{weights}.fp16.safetensors").open("ab") as file:
+        file.write(b" ")
+    assert describe(strangers, precision="float16").version != describe(tiny, precision="float16").version
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "image_encoder", "scheduler", "feature_extractor"])
+def test_the_version_follows_every_component_through_links(name: str, tiny: Path, tmp_path: Path) -> None:
+    build_random(tmp_path / "other", preset("tiny"), task("image-to-video"), seed=3)
+    config = tmp_path / "other" / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("700.0", "600.0"))
+    preprocessor = tmp_path / "other" / "feature_extractor" / "preprocessor_config.json"
+    preprocessor.write_text(preprocessor.read_text().replace("0.4", "0.5"))
+    versions = set()
+    for label, source in (("same", tiny), ("changed", tmp_path / "other")):
+        linked = copy_of(tiny, tmp_path / label)
+        shutil.rmtree(linked / name)
+        (linked / name).symlink_to(source / name)
+        versions.add(describe(linked).version)
+    assert len(versions) == 2
+    assert describe(tiny).version in versions
+
+
+def test_folders_of_pickles_are_refused_before_they_have_a_version(tiny: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny, tmp_path / "pickles")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(CheckpointError, match="pickle"):
+        describe(folder)
+
+
+def test_the_words_of_a_text_model_count(tmp_path: Path) -> None:
+    build_random(tmp_path / "text", preset("tiny"), task("text-to-video"))
+    version = describe(tmp_path / "text").version
+    (tmp_path / "text" / "tokenizer" / "merges.txt").write_text("a b\n")
+    assert describe(tmp_path / "text").version != version
+
+
+@pytest.mark.parametrize(
+    ("network", "changes"),
+    [
+        ("unet", {"addition_time_embed_dim": 128}),
+        ("unet", {"down_block_types": ["CrossAttnDownBlock3D", "DownBlock3D"]}),
+        ("unet", {"up_block_types": ["UpBlockSpatioTemporal", "CrossAttnUpBlockMotion"]}),
+        ("vae", {"block_out_channels": [32, 32, 32], "down_block_types": ["DownEncoderBlock2D"] * 3}),
+        ("vae", {"block_out_channels": [32] * 5, "down_block_types": ["DownEncoderBlock2D"] * 5}),
+        ("vae", {"down_block_types": ["AttnDownEncoderBlock2D"] * 4}),
+        ("vae", {"latent_channels": 8}),
+        ("vae", {"in_channels": 4}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_a_network_of_a_shape_that_is_not_served_is_refused_by_name(
+    network: str, changes: dict[str, object], tiny: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(tiny, tmp_path / "changed")
+    config = folder / network / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(CheckpointError, match=next(iter(changes))) as refused:
+        load(folder)
+    assert refused.value.code == "wrong_architecture"
+
+
 def test_a_missing_model_is_named_and_the_zoo_listed() -> None:
     with pytest.raises(CheckpointError, match="no model is called 'nothing-like-it'"):
         find("nothing-like-it")

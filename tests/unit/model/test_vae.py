@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLTemporalDecoder
+from diffusers import AutoencoderKLTemporalDecoder, StableVideoDiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 
 from model.presets import preset
@@ -37,3 +39,15 @@ def test_chunks_are_decoded_apart_and_in_order(vae: AutoencoderKLTemporalDecoder
     assert np.array_equal(found, to_uint8(torch.cat(parts)))
     assert told == list(np.cumsum(plan))
     assert found.shape == (frames, 32, 32, 3)
+
+
+@pytest.mark.parametrize(("frames", "largest"), [(14, 8), (25, 8), (25, 14), (14, 25)])
+def test_the_plan_of_diffusers_is_its_pipelines(vae: AutoencoderKLTemporalDecoder, frames: int, largest: int) -> None:
+    latents = torch.randn(frames, 4, 4, 4, generator=torch.Generator().manual_seed(2))
+    stub = SimpleNamespace(vae=vae)
+    with torch.no_grad():
+        theirs = StableVideoDiffusionPipeline.decode_latents(stub, latents[None], frames, decode_chunk_size=largest)
+    expected = to_uint8(theirs[0].permute(1, 0, 2, 3).float())
+    assert np.array_equal(decode(vae, latents, largest, plan="diffusers"), expected)
+    if frames % largest and largest < frames:
+        assert not np.array_equal(decode(vae, latents, largest), expected), "the borders of chunks are seen"
