@@ -85,6 +85,7 @@ def test_every_option_reaches_the_manifest(tiny: Path, still: Path, tmp_path: Pa
         "--reuse-every": ("reuse_every", 2),
         "--resize-mode": ("resize_mode", "fit"),
         "--decode-chunk-size": ("decode_chunk_size", 2),
+        "--decode-chunk-plan": ("decode_chunk_plan", "diffusers"),
         "--seed": ("seed", 5),
     }
     options = [part for option, (_, value) in asked.items() for part in (option, value)]

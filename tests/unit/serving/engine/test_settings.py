@@ -16,6 +16,7 @@ EVERYTHING = EngineSettings(
     dtype="bfloat16",
     threads=3,
     attention="flash",
+    decode_chunk_plan="diffusers",
     guidance_interval=(0.3, 5.0),
     vram_budget_gib=12.5,
 )
@@ -31,7 +32,7 @@ def test_a_manifest_gives_back_what_the_pixels_depend_on() -> None:
     recorded = json.loads(json.dumps(EVERYTHING.as_manifest()))
     assert recorded.keys() == {
         *("backend", "device", "dtype", "threads", "deterministic"),
-        *("attention", "reuse_every", "guidance_interval", "vram_budget_gib"),
+        *("attention", "reuse_every", "decode_chunk_plan", "guidance_interval", "vram_budget_gib"),
     }
     assert EngineSettings.from_manifest(recorded) == EVERYTHING
     assert EngineSettings.from_manifest(recorded) == EngineSettings.from_manifest(

@@ -25,6 +25,7 @@ def test_each_parameter_is_the_setting_of_its_name() -> None:
     told = {"denoiser": "onnxruntime", "dtype": "bfloat16", "threads": "2", "max_rows": "3", "max_batch": "4"}
     told |= {"deterministic": "true", "warm_up": "false", "checkpoint_every_s": "off", "mux_threads": "2"}
     told |= {"attention": "sdpa", "reuse_every": "1", "guidance_interval": "0.3 5", "vram_budget": "12.5"}
+    told |= {"decode_chunk_plan": "diffusers"}
     assert settings_from(told, "CPU", 0) == EngineSettings(
         backend="onnxruntime",
         device="cpu",
@@ -38,6 +39,7 @@ def test_each_parameter_is_the_setting_of_its_name() -> None:
         checkpoint_every_s=None,
         attention="sdpa",
         reuse_every=1,
+        decode_chunk_plan="diffusers",
         guidance_interval=(0.3, 5.0),
         vram_budget_gib=12.5,
     )
@@ -49,7 +51,7 @@ def test_every_setting_of_the_engine_has_a_parameter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("threads", "many"), ("deterministic", "perhaps"), ("max_rows", "0"), ("guidance_interval", "5")]
+    ("name", "text"), [("threads", "many"), ("deterministic", "perhaps"), ("max_rows", "0"), ("guidance_interval", "5"), ("decode_chunk_plan", "odd")]
 )
 def test_a_value_that_is_none_is_refused(name: str, text: str) -> None:
     with pytest.raises(InvalidRequest, match=name):
