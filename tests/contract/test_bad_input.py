@@ -119,7 +119,7 @@ FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"num_inference_steps": 100_000}, "num_inference_steps", "out_of_range"),
     ({"solver": "magic"}, "solver", "invalid_value"),
     ({"schedule": "magic"}, "schedule", "invalid_value"),
-    ({"decode_chunk_size": 15}, "decode_chunk_size", "out_of_range"),
+    ({"decode_chunk_size": 129}, "decode_chunk_size", "out_of_range"),
     ({"seed": -1}, "seed", "out_of_range"),
     ({"seed": 2**63}, "seed", "out_of_range"),
     ({"resize_mode": "zoom"}, "resize_mode", "invalid_value"),

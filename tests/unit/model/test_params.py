@@ -49,7 +49,7 @@ ENTRY = ModelEntry("m", Path("m"), task("image-to-video"), "0" * 12, (14,), 128,
         ("num_inference_steps", 0),
         ("num_inference_steps", 201),
         ("seed", -1),
-        ("decode_chunk_size", 15),
+        ("decode_chunk_size", 129),
         ("height", 129),
     ],
 )
