@@ -51,7 +51,14 @@ def test_every_setting_of_the_engine_has_a_parameter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("threads", "many"), ("deterministic", "perhaps"), ("max_rows", "0"), ("guidance_interval", "5"), ("decode_chunk_plan", "odd")]
+    ("name", "text"),
+    [
+        ("threads", "many"),
+        ("deterministic", "perhaps"),
+        ("max_rows", "0"),
+        ("guidance_interval", "5"),
+        ("decode_chunk_plan", "odd"),
+    ],
 )
 def test_a_value_that_is_none_is_refused(name: str, text: str) -> None:
     with pytest.raises(InvalidRequest, match=name):
