@@ -197,7 +197,7 @@ class FilmData:
         still_share: share of clips made from a photograph by a rendered camera move.
         moves: how many such clips there are.
         noise_aug_log_mean, noise_aug_log_std: of ln(sigma) of the noise on the conditioning picture.
-        renderer: what renders camera moves: `window` (training.data.moves) or `paths` (training.data.camera_paths).
+        renderer: of camera moves: `window` (training.data.moves), `paths` or `slow-pan` (training.data.camera_paths).
     """
 
     keep_every: int

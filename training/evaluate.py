@@ -213,7 +213,9 @@ class _PictureClips:
     def still_itself(self) -> figures.Figure:
         """How much of a picture a clip keeps."""
         photographs = list(self.all_photographs.values())
-        return still_itself.figure(photographs, self.from_photographs, self.films, self.paired)
+        photos = {name: picture[None] for name, picture in self.all_photographs.items()}
+        rebuilt = self.run.maker.reconstructed(photos, "reconstructing photographs", self.run.report)
+        return still_itself.figure(photographs, self.from_photographs, rebuilt, self.films, self.paired)
 
     def sides(self) -> dict[str, list[Frames]]:
         """Clips to look at, by who made them."""

@@ -14,6 +14,7 @@ Legend: T frames, H, W pixels of the clip; lengths in shares of the window's wid
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,12 @@ from model.media.video import Frames
 Field = np.ndarray[Any, np.dtype[np.float32]]
 
 KINDS = ("pan", "zoom in", "zoom out", "turn", "dolly", "crossing")
+SLOW_PAN = "slow pan"
+"""A kind of its own, always to the right: which way a clip moves then follows from nothing that has to be guessed."""
 TRAVEL = (0.012, 0.4)
 """Least and most travel over a whole clip."""
+SLOW_TRAVEL = (1.2 / 224, 9 / 224)
+"""The same of a slow pan: of windows 224 pixels wide, 1.2 to 9 pixels."""
 _WINDOW = (0.55, 0.95)
 """Share of the largest window that fits into the picture."""
 _MOST_ZOOM = 0.5
@@ -40,7 +45,7 @@ class Path:
     """One drawn camera move.
 
     Args:
-        kind: one of KINDS.
+        kind: one of KINDS, or SLOW_PAN.
         travel: of the camera, (x, y).
         zoom: natural logarithm of how much larger things end.
         turn: radians that the picture turns by.
@@ -73,6 +78,8 @@ class _Draw:
 def draw_path(kind: str, generator: torch.Generator) -> Path:
     """A move of one kind, its size drawn log-uniformly."""
     draw = _Draw(generator)
+    if kind == SLOW_PAN:
+        return Path(kind, (draw.log_uniform(*SLOW_TRAVEL), 0.0), 0.0, 0.0, 0.0)
     size = draw.log_uniform(*TRAVEL)
     angle = draw.uniform(0, 2 * math.pi)
     step = (math.cos(angle) * size, 0.5 * math.sin(angle) * size)
@@ -96,12 +103,19 @@ def draw_path(kind: str, generator: torch.Generator) -> Path:
 
 
 def render_path(
-    picture: Frames, other: Frames, frames: int, height: int, width: int, generator: torch.Generator
+    picture: Frames,
+    other: Frames,
+    frames: int,
+    height: int,
+    width: int,
+    generator: torch.Generator,
+    kinds: Sequence[str] | None = None,
 ) -> Frames:
     """A clip [T, H, W, 3] of a drawn move over a picture [*, *, 3].
 
     Args:
         other: where a thing that crosses has its looks from.
+        kinds: of moves to draw from; None: KINDS.
 
     Raises:
         MissingExtra: OpenCV is not installed.
@@ -111,7 +125,8 @@ def render_path(
     except ImportError:
         raise MissingExtra("rendering camera moves", "train") from None
     draw = _Draw(generator)
-    path = draw_path(KINDS[draw.index(len(KINDS))], generator)
+    kinds = KINDS if kinds is None else kinds
+    path = draw_path(kinds[draw.index(len(kinds))], generator)
     side = min(picture.shape[1] / width, picture.shape[0] / height) * draw.uniform(*_WINDOW)
     window = (width * side, height * side)
     room = ((picture.shape[1] - window[0]) / 2, (picture.shape[0] - window[1]) / 2)

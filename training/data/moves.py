@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from model.media.video import Frames
-from training.data.camera_paths import render_path
+from training.data.camera_paths import SLOW_PAN, render_path
 from training.data.frames import Clip
 from training.data.seeding import generator
 from training.data.starter import Item
@@ -71,7 +71,8 @@ def camera_moves(
     """`count` moves over the photographs in turn, rendered into the cache.
 
     Args:
-        renderer: `window`, pans and zooms of a crop window; or `paths`, those of training.data.camera_paths.
+        renderer: `window`, pans and zooms of a crop window; `paths`, those of training.data.camera_paths; `slow-pan`,
+            its slow pan alone.
     """
     clips: list[Clip] = []
     prefix = "move" if renderer == "window" else renderer
@@ -87,7 +88,8 @@ def camera_moves(
                 array = render_move(picture, frames, height, width, draw)
             else:
                 other = _opened(folder / photos[int(torch.randint(0, len(photos), (), generator=draw))].file)
-                array = render_path(np.asarray(picture), np.asarray(other), frames, height, width, draw)
+                kinds = (SLOW_PAN,) if renderer == "slow-pan" else None
+                array = render_path(np.asarray(picture), np.asarray(other), frames, height, width, draw, kinds)
             partial = cached.with_suffix(".partial")
             with partial.open("wb") as stream:
                 np.save(stream, array)

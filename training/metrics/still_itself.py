@@ -72,20 +72,26 @@ PROTOCOL = (
     f"the picture, forth and back within {FLOW_TOLERANCE} pixels, colours within {COLOUR_TOLERANCE:g} of 255 levels. "
     "Of held-out photographs, at the checkpoint's default settings: of the last frame, of the one half way, and how "
     "far the last frame's pixels moved, as a share of the width. `slow_zoom`: of the still slowly enlarged, which is "
-    "what an exact motion scores. `film`: of clips generated from the first frames of held-out film clips, at their "
-    "frame rate and motion bucket, beside the real clips' own share. Interval: 95% of bootstrap resamples over "
-    "photographs."
+    "what an exact motion scores. `autoencoder`: of the photograph through the autoencoder and back, standing still: "
+    "about the most that a checkpoint on these latents can score. `film`: of clips generated from the first frames of "
+    "held-out film clips, at their frame rate and motion bucket, beside the real clips' own share. Interval: 95% of "
+    "bootstrap resamples over photographs."
 )
 
 
 def figure(
-    photographs: Sequence[Frames], generated: Sequence[Frames], real: Sequence[Frames], paired: Sequence[Frames]
+    photographs: Sequence[Frames],
+    generated: Sequence[Frames],
+    rebuilt: Sequence[Frames],
+    real: Sequence[Frames],
+    paired: Sequence[Frames],
 ) -> dict[str, Any]:
     """How much of their pictures generated clips keep.
 
     Args:
         photographs: [H, W, 3] each; may be none.
         generated: of each photograph, [T, H, W, 3].
+        rebuilt: each photograph through the autoencoder and back, [1, H, W, 3].
         real: held-out film clips [T, H, W, 3]; may be none.
         paired: of each clip's first frame, [T, H, W, 3].
     """
@@ -94,6 +100,7 @@ def figure(
         last = [still_itself(picture, clip[-1]) for picture, clip in zip(photographs, generated, strict=True)]
         half = [still_itself(p, clip[len(clip) // 2]) for p, clip in zip(photographs, generated, strict=True)]
         zoomed = [still_itself(picture, slow_zoom(picture, 2)[-1]) for picture in photographs]
+        ceiling = [still_itself(p, again[0]).share for p, again in zip(photographs, rebuilt, strict=True)]
         drawn = resamples([str(index) for index in range(len(last))], RESAMPLES, seed=0)
         shares = np.array([one.share for one in last])
         out |= {
@@ -102,6 +109,7 @@ def figure(
             "half_way": float(np.mean([one.share for one in half])),
             "moved": float(np.mean([one.moved for one in last])),
             "slow_zoom_last": float(np.mean([one.share for one in zoomed])),
+            "autoencoder": float(np.mean(ceiling)),
         }
     for name, clips in (("film", paired), ("film_real", real)):
         if clips:

@@ -4,7 +4,7 @@ EQ-VAE (Kouzelis et al. 2025, arXiv 2502.09509) trains the decoder to give the t
 latent, for scalings and quarter turns. A denoiser of video needs it for shifts by a part of a cell, so shifts are drawn
 most often here, and the transformed latent is also held to the latent of the transformed picture:
 
-    L = |D(z) - x| + |D(Tz) - Tx| + consistency |Tz - E(Tx)|^2 / var(E(Tx)),     z = E(x)
+    L = |D(z) - x| + |D(Tz) - Tx| + consistency mean_c |Tz - E(Tx)|_c^2 / var_c(E(Tx)),     z = E(x)
 
 T shifts by 0 to 7 pixels in each direction (latents by bilinear interpolation, pictures exactly: another crop), or
 scales.
@@ -33,6 +33,7 @@ from training.objectives.protocol import backward_of
 from training.objectives.vae import differences
 
 _TRANSFORM = 1
+_LEAST_VARIANCE = 1e-6
 
 
 def shifted(latents: Tensor, down: int, right: int) -> Tensor:
@@ -51,7 +52,10 @@ def shifted(latents: Tensor, down: int, right: int) -> Tensor:
 
 
 def shift_error(encode: nn.Module, pixels: Tensor, down: int, right: int) -> Tensor:
-    """Squared error of the shifted latent against the latent of the shifted picture, as a share of its energy.
+    """Squared error of the shifted latent against the latent of the shifted picture, as a share of its variance.
+
+    The share of each channel by itself, and the mean over channels: as one share of all, an encoder lowers it by making
+    its smooth channels larger, while the details stay in small channels that do not move (docs/adr/0013).
 
     Args:
         encode: gives latents [N, C, h, w] of pictures.
@@ -62,8 +66,13 @@ def shift_error(encode: nn.Module, pixels: Tensor, down: int, right: int) -> Ten
     ours = shifted(encode(pixels[..., :side, :side]), down, right)
     target = moved[..., :-1, :-1]
     inner = (..., slice(1, -1), slice(1, -1))
-    error: Tensor = (ours - target)[inner].pow(2).sum() / target[inner].pow(2).sum()
-    return error
+    return _apart(ours[inner], target[inner])
+
+
+def _apart(ours: Tensor, target: Tensor) -> Tensor:
+    """Mean over channels of the squared error as a share of the channel's variance; latents [N, C, h, w]."""
+    error = (ours - target).pow(2).mean(dim=(0, 2, 3))
+    return (error / target.detach().var(dim=(0, 2, 3)).clamp_min(_LEAST_VARIANCE)).mean()
 
 
 class EquivarianceObjective:
@@ -130,7 +139,7 @@ class EquivarianceObjective:
         own = self.encode(moved)
         rebuilt, rebuilt_moved = self.decode(latents, draw), self.decode(moved_latents, draw)
         inner = (..., slice(1, -1), slice(1, -1))
-        apart = (moved_latents - own)[inner].pow(2).mean() / own[inner].detach().var()
+        apart = _apart(moved_latents[inner], own[inner])
         near = (..., slice(VAE_STRIDE, -VAE_STRIDE), slice(VAE_STRIDE, -VAE_STRIDE))
         plain = self._distance(rebuilt, pixels)
         total = plain + self._distance(rebuilt_moved[near], moved[near]) + config.consistency * apart

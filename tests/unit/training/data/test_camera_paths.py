@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from training.data import camera_paths
-from training.data.camera_paths import KINDS, TRAVEL, Path, draw_path, render_path
+from training.data.camera_paths import KINDS, SLOW_PAN, SLOW_TRAVEL, TRAVEL, Path, draw_path, render_path
 from training.data.seeding import generator
 from training.metrics.still_itself import still_itself
 
@@ -78,3 +78,12 @@ def test_moves_of_a_kind_are_drawn_from_slow_to_fast(kind: str) -> None:
     sizes = [max(np.hypot(*path.travel), abs(path.zoom) / 4, abs(path.turn) / 4) for path in drawn]
     assert max(sizes) <= TRAVEL[1] and min(sizes) < 3 * TRAVEL[0] and max(sizes) > 5 * min(sizes)
     assert all((path.near > 0) == (kind == "dolly") for path in drawn)
+
+
+def test_a_slow_pan_goes_one_way_evenly_and_not_far() -> None:
+    for seed in range(4):
+        path = draw_path(SLOW_PAN, generator(seed, 1))
+        assert SLOW_TRAVEL[0] <= path.travel[0] <= SLOW_TRAVEL[1] and path.travel[1] == 0
+        clip = render_path(picture(), picture(1), *SIZE, generator(seed, 2), kinds=(SLOW_PAN,))
+        last = still_itself(clip[0], clip[-1])
+        assert last.share > 0.9 and SLOW_TRAVEL[0] * 0.7 < last.moved < SLOW_TRAVEL[1] * 1.3

@@ -54,10 +54,12 @@ def test_the_figure_has_photographs_beside_a_zoom_and_film_beside_its_own(pictur
     pan = np.stack([window(picture, right) for right in (0.0, 1.0, 2.0, 3.0)])
     melted = pan.copy()
     melted[-1] = np.random.default_rng(2).integers(0, 255, pan[-1].shape, dtype=np.uint8)
-    found = figure([still, still], [pan, melted], [pan], [melted])
+    blurred = cv2.GaussianBlur(still, (0, 0), 6)[None]
+    found = figure([still, still], [pan, melted], [still[None], blurred], [pan], [melted])
     assert found["photographs"] == 2 and found["clips"] == 1
     assert found["film_real_last"] > 0.93 > 0.3 > found["film_last"]
     assert found["last"] == pytest.approx((found["film_real_last"] + found["film_last"]) / 2, abs=1e-6)
     assert found["half_way"] > 0.93 and found["slow_zoom_last"] > 0.9
+    assert 0.5 < found["autoencoder"] < 0.85, "one is whole, the other blurred"
     assert found["last_interval"][0] <= found["last"] <= found["last_interval"][1]
-    assert figure([], [], [], []) == {"photographs": 0, "clips": 0}
+    assert figure([], [], [], [], []) == {"photographs": 0, "clips": 0}

@@ -54,6 +54,25 @@ def test_the_error_is_zero_for_latents_that_move_and_large_for_those_that_do_not
     assert shift_error(Corners(), noise, 0, 0) == 0
 
 
+class BothOf(nn.Module):
+    """A smooth channel that moves, and beside it one that does not, however small."""
+
+    def __init__(self, smooth: float) -> None:
+        super().__init__()
+        self.smooth = smooth
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.smooth * pixels[:, :1, ::8, ::8], pixels[:, 1:2, ::8, ::8]], 1)
+
+
+def test_a_larger_smooth_channel_does_not_hide_one_that_does_not_move() -> None:
+    ramp = (0.01 * torch.arange(72.0)).expand(2, 1, 72, 72)
+    noise = torch.randn(2, 1, 72, 72, generator=torch.Generator().manual_seed(0))
+    pixels = torch.cat([ramp, noise], 1)
+    errors = [shift_error(BothOf(smooth), pixels, 0, 4).item() for smooth in (1.0, 100.0)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3) and errors[0] > 0.4
+
+
 @pytest.fixture
 def objective() -> EquivarianceObjective:
     torch.manual_seed(0)
