@@ -17,6 +17,7 @@ from training.recipes.image_to_video import (
     mini_image_to_video,
     mini_image_to_video_chained,
     mini_image_to_video_long,
+    mini_image_to_video_pan,
     mini_image_to_video_photographs,
 )
 from training.recipes.multi_view import (
@@ -48,6 +49,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "mini-image-to-video": mini_image_to_video,
     "mini-image-to-video-long": mini_image_to_video_long,
     "mini-image-to-video-photographs": mini_image_to_video_photographs,
+    "mini-image-to-video-pan": mini_image_to_video_pan,
     "mini-image": mini_image,
     "mini-video": mini_video,
     "mini-video-small": mini_video_small,
