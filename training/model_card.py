@@ -17,6 +17,7 @@ from model.tasks import TASKS
 from training.config import completed
 from training.data import sources
 from training.data.orbits import LICENCE, NAME, PACKAGE
+from training.data.photographs import GCOMPRIS, MVTB, ONE_IN, PHOTOGRAPHS
 from training.data.shards import CURATED
 from training.recipes import RECIPES
 
@@ -66,7 +67,9 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
     (entry.path / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
     sidecar = cast(dict[str, Any], json.loads((entry.path / "stillmotion.json").read_text()))
     prose = _prose(entry.path / PROSE)
-    used = (sources.FILM, sources.PHOTOS_16, sources.PHOTOS_20)
+    moved = "photographs" in map(_data, sidecar.get("runs", {}).values())
+    used = (sources.FILM, sources.PHOTOS_16, sources.PHOTOS_20, *((GCOMPRIS, MVTB) if moved else ()))
+    held_out = _HELD_OUT["film"] + (f" Of the other photographs, one in {ONE_IN}, by its content." if moved else "")
     orbits = entry.task.dataset == ORBITS
     parts = [
         f"# {entry.name}",
@@ -83,7 +86,7 @@ def write_card(entry: ModelEntry, figures: dict[str, Any]) -> Path:
         prose.get("limits", f"Not written down yet: {PROSE} in the checkpoint's folder is the place."),
         "## Data",
         "\n".join([f"- {p.attribution}. {p.licence}. From the package `{p.name}`." for p in used] + _rendered(orbits)),
-        "\n".join([_HELD_OUT["film"], _HELD_OUT["orbits"]] if orbits else [_HELD_OUT["film"]]),
+        "\n".join([held_out, _HELD_OUT["orbits"]] if orbits else [held_out]),
         "## Training",
         f"![training curves]({CURVE})",
         "```\n" + commands(sidecar.get("runs", {})) + "\n```",
@@ -140,6 +143,7 @@ def _rendered(orbits: bool) -> list[str]:
 
 _DATA = {
     "starter": "stillmotion data starter --out data/starter",
+    "photographs": "stillmotion data photographs --out data/photographs",
     "multi-view": "stillmotion data multi-view --out data/multi-view",
     "film": (
         "stillmotion data film --out data/bbb.mp4\n"
@@ -154,7 +158,7 @@ def _data(run: dict[str, Any]) -> str:
     task = run["config"].get("task")
     if name == NAME or (task is not None and TASKS[task].dataset == ORBITS):
         return ORBITS
-    return "film" if name == CURATED else "starter"
+    return {CURATED: "film", PHOTOGRAPHS: "photographs"}.get(name, "starter")
 
 
 def commands(runs: dict[str, Any]) -> str:

@@ -29,6 +29,8 @@ from training.data.qt_resources import resource_files
 from training.data.starter import PHOTO_SHORT_SIDE, Item, item_to_json, load_items
 
 TABLE = Path(__file__).with_name("photographs.tsv")
+PHOTOGRAPHS = "stillmotion-photographs"
+"""The name of the dataset, in its manifest."""
 ONE_IN = 11
 """Of the pictures of single things; the others show one place from many sides, and all train."""
 _SMALLEST_SIDE = 160
@@ -148,7 +150,7 @@ def _link(source: Path, target: Path) -> None:
 def _write(out: Path, items: list[Item], starter: Path) -> None:
     lines = "".join(json.dumps(item_to_json(item)) + "\n" for item in items)
     manifest = json.loads((starter / "manifest.json").read_text())
-    manifest["name"] = "stillmotion-photographs"
+    manifest["name"] = PHOTOGRAPHS
     manifest["items_sha256"] = hashlib.sha256(lines.encode()).hexdigest()
     manifest["split"] += f"; of the photographs, one in {ONE_IN} by the hash of its file"
     manifest["sources"] += [dataclasses.asdict(package) for package in (GCOMPRIS, MVTB)]
