@@ -1,11 +1,12 @@
 // The form's fields, made from a task's schema in the OpenAPI document: what matters first, the rest under "More".
 
 const MAIN = ["prompt", "motion_bucket_id", "elevation", "seed"];
-const MORE = [
-  "num_inference_steps", "fps", "min_guidance_scale", "max_guidance_scale", "num_frames", "width", "height",
-  "resize_mode", "noise_aug_strength", "lora", "lora_scale", "interpolate", "solver", "schedule", "decode_chunk_size",
-  "output_format", "priority",
-];
+const GROUPS = {
+  Sampling: ["num_inference_steps", "min_guidance_scale", "max_guidance_scale", "noise_aug_strength", "solver", "schedule"],
+  "Frames and size": ["num_frames", "fps", "interpolate", "width", "height", "resize_mode", "decode_chunk_size"],
+  Adapter: ["lora", "lora_scale"],
+  Output: ["output_format", "priority"],
+};
 const HIDDEN = ["model", "previews", "webhook", "metadata", "deadline_s", "stages"];
 const SLIDERS = { motion_bucket_id: [1, 255], fps: [1, 30], num_inference_steps: [1, 50], elevation: [-90, 90] };
 const LABELS = {
@@ -113,12 +114,14 @@ function fieldFor(name, schema, model) {
 export function drawFields(schema, model, main, more) {
   const names = Object.keys(schema.fields);
   const has = (name) => names.includes(name) && !(name.startsWith("lora") && !(model.loras || []).length);
-  const known = [...MAIN, ...MORE];
+  const draw = (group) => group.map((name) => fieldFor(name, schema.fields[name], model));
   const first = MAIN.filter(has);
-  const then = [...MORE.filter(has), ...names.filter((name) => !known.includes(name))];
-  main.replaceChildren(...first.map((name) => fieldFor(name, schema.fields[name], model)));
-  more.replaceChildren(...then.map((name) => fieldFor(name, schema.fields[name], model)));
-  return [...first, ...then];
+  const grouped = [...MAIN, ...Object.values(GROUPS).flat()];
+  const groups = Object.entries({ ...GROUPS, Other: names.filter((name) => !grouped.includes(name)) })
+    .map(([title, group]) => [title, group.filter(has)]).filter(([, group]) => group.length);
+  main.replaceChildren(...draw(first));
+  more.replaceChildren(...groups.map(([title, group]) => element("fieldset", {}, element("legend", {}, title), ...draw(group))));
+  return [...first, ...groups.flatMap(([, group]) => group)];
 }
 
 // Values of a job or a manifest into the form.

@@ -3,9 +3,10 @@
 import { ApiError, ENDED, call, fileUrl, follow, key, wait } from "./api.js";
 import * as admin from "./admin.js";
 import { complain, drawFields, element, fill, schemaOf, values } from "./fields.js";
+import { drawExamples } from "./examples.js";
 import * as gallery from "./gallery.js";
 import { manifestIn, readable } from "./manifest.js";
-import { drawPictures, files } from "./pictures.js";
+import { choose, drawPictures, files } from "./pictures.js";
 import { asCurl, asPython } from "./snippets.js";
 
 const $ = (id) => document.getElementById(id);
@@ -59,6 +60,7 @@ function chooseTask(task, modelId) {
   if (modelId && fitting.some((one) => one.id === modelId)) $("model").value = modelId;
   state.schema = schemaOf(task, state.document);
   state.place = drawPictures(state.schema.pictures, $("pictures"), clipSize);
+  drawExamples(task, $("example-tiles"), startExample);
   drawModel();
 }
 
@@ -184,6 +186,12 @@ async function submit(event) {
   $("go").disabled = false;
 }
 
+async function startExample(pictures, params) {
+  for (const [name, file] of Object.entries(pictures)) choose(name, file);
+  fill(state.names, params);
+  $("form").requestSubmit();
+}
+
 function refuse(error) {
   if (error instanceof ApiError && error.status === 401) $("access").open = true;
   complain(error instanceof TypeError ? "The server does not answer." : error.message, error.param);
@@ -256,11 +264,18 @@ async function load() {
   }
 }
 
+function inWords(health) {
+  if (!health) return "The service does not answer.";
+  if (health.status === "ready") return "A still, a prompt or two pictures become a short video.";
+  return `The service is getting ready${health.detail ? `: ${health.detail}` : ""}. Jobs may be sent; they wait.`;
+}
+
 async function watchHealth() {
   for (let pause = 1; ; pause = Math.min(15, pause * 1.5)) {
-    const ready = await call("/health/ready").then(() => "ready", (error) => (error instanceof TypeError ? "does not answer" : "is getting ready"));
-    $("service").textContent = ready === "ready" ? "A still, a prompt or two pictures become a short video." : `The service ${ready}.`;
-    if (ready === "ready") return;
+    // A 200 in either state: a 503 would stand in the browser's console as an error.
+    const health = await call("/health").catch(() => null);
+    $("service").textContent = inWords(health);
+    if (health && health.status === "ready") return;
     await wait(pause);
   }
 }

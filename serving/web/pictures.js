@@ -1,13 +1,19 @@
-// The pictures of a request: chosen, dropped or an example; a frame shows what the clip will keep of each.
+// The pictures of a request: chosen or dropped; a frame shows what the clip will keep of each.
 
 import { element } from "./fields.js";
 
 const ACCEPT = "image/jpeg,image/png,image/webp,image/gif,image/tiff,image/bmp,image/avif,image/heic,.heic,.avif";
 const TITLES = { image: "First picture", last_image: "Last picture" };
-const EXAMPLE = "/web/example.jpg";
 const chosen = {};
 
 export const files = () => chosen;
+
+let pickers = {};
+
+// An example's pictures, as if somebody had chosen them.
+export function choose(name, file) {
+  if (pickers[name]) pickers[name].take(file);
+}
 
 function showCrop(frame, image, aspect, mode) {
   const shown = image.naturalWidth / image.naturalHeight;
@@ -42,19 +48,14 @@ function picker(name, only, size) {
   input.addEventListener("change", () => take(input.files[0]));
   for (const event of ["dragenter", "dragover"]) drop.addEventListener(event, () => drop.classList.add("over"));
   for (const event of ["dragleave", "drop"]) drop.addEventListener(event, () => drop.classList.remove("over"));
-  const example = element("button", { type: "button", class: "link" }, "Take the example picture");
-  example.addEventListener("click", async () => {
-    const data = await (await fetch(EXAMPLE)).blob();
-    take(new File([data], "example.jpg", { type: "image/jpeg" }));
-  });
-  return { part: element("div", { class: "picture" }, drop, example, element("small", { class: "problem", id: `p-${name}`, hidden: true })), place, take };
+  return { part: element("div", { class: "picture" }, drop, element("small", { class: "problem", id: `p-${name}`, hidden: true })), place, take };
 }
 
 // One picker for each picture of the task; returns what places the crop frames anew.
 export function drawPictures(names, holder, size) {
-  const pickers = names.map((name) => picker(name, names.length === 1, size));
+  pickers = Object.fromEntries(names.map((name) => [name, picker(name, names.length === 1, size)]));
   for (const name of Object.keys(chosen)) if (!names.includes(name)) delete chosen[name];
-  holder.replaceChildren(...pickers.map((one) => one.part));
-  names.forEach((name, index) => { if (chosen[name]) pickers[index].take(chosen[name]); });
-  return () => pickers.forEach((one) => one.place());
+  holder.replaceChildren(...Object.values(pickers).map((one) => one.part));
+  for (const name of names) if (chosen[name]) pickers[name].take(chosen[name]);
+  return () => Object.values(pickers).forEach((one) => one.place());
 }

@@ -203,17 +203,21 @@ async def test_jobs_wait_for_the_engine_to_be_warm(tmp_path: Path) -> None:
         assert (ready.status_code, error_of(ready).code) == (503, "not_ready")
         assert int(ready.headers["retry-after"]) >= 1
         assert (await app.client.get("/health/live")).json()["status"] == "live"
+        state = await app.client.get("/health")
+        assert (state.status_code, state.json()["status"]) == (200, "not_ready"), "a page polls it without an error"
         assert (await app.client.get(f"/jobs/{job.id}")).json()["status"] == "queued"
         assert engine.warm is not None
         engine.warm.set()
         await app.until(job.id, "completed")
         assert (await app.client.get("/health/ready")).json()["status"] == "ready"
+        assert (await app.client.get("/health")).json()["status"] == "ready"
 
 
 async def test_an_engine_that_cannot_start_is_said_so(tmp_path: Path) -> None:
     async with running(tmp_path, ScriptedEngine(start_failure=RuntimeError("no such device"))) as app:
         ready = await app.client.get("/health/ready")
         assert (ready.status_code, "no such device" in error_of(ready).message) == (503, True)
+        assert "no such device" in (await app.client.get("/health")).json()["detail"]
         refused = await app.post()
         assert (refused.status_code, error_of(refused).type) == (503, "unavailable")
         assert await app.stored() == (0, [])

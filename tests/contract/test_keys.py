@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from stillmotion.types import KeyList
 
 from serving.keys import KeyStore, Token
 from serving.observe.logs import configure
@@ -16,7 +17,7 @@ from tests.contract.support import Running, error_of, picture, running
 from tests.support.fakes import ScriptedEngine
 
 WEBHOOK_SECRET = "whsec_c2VjcmV0IG9mIHRoZSB3ZWJob29rIQ=="
-OPEN = {"/health/live", "/health/ready"}
+OPEN = {"/health", "/health/live", "/health/ready"}
 """Routes that need no key."""
 
 
@@ -175,6 +176,23 @@ async def test_only_an_operators_key_reads_metrics(tmp_path: Path) -> None:
         answer = await app.client.get("/metrics", headers=plain_key)
         assert (answer.status_code, error_of(answer).code) == (403, "not_operator")
         assert (await app.client.get("/metrics", headers=operator)).status_code == 200
+
+
+async def test_only_an_operators_key_lists_the_keys_and_no_secret_is_in_it(tmp_path: Path) -> None:
+    async with running(tmp_path) as app:
+        assert (await app.client.get("/keys")).json() == {"object": "list", "data": []}
+        first, operator = make(app, "first", per_minute=6), make(app, "operator", operator=True)
+        app.services.keys._read_at = -1e9
+        answer = await app.client.get("/keys", headers=first)
+        assert (answer.status_code, error_of(answer).code) == (403, "not_operator")
+        answer = await app.client.get("/keys", headers=operator)
+        listed = KeyList.model_validate(answer.json()).data
+        assert {(key.name, key.per_minute, key.operator) for key in listed} == {
+            ("first", 6, False),
+            ("operator", None, True),
+        }
+        for header in (first, operator):
+            assert header["Authorization"].split("_")[-1] not in answer.text
 
 
 async def test_no_secret_is_ever_logged(tmp_path: Path) -> None:

@@ -390,6 +390,27 @@ class ModelList(_Answer):
     data: list[ModelInfo]
 
 
+class KeyInfo(_Answer):
+    """An API key without its secret; limits that are null do not exist. Times are Unix seconds."""
+
+    id: str
+    object: Literal["key"] = "key"
+    name: str
+    weight: float
+    per_minute: int | None = None
+    max_jobs: int | None = None
+    operator: bool = False
+    created_at: float
+    revoked_at: float | None = None
+
+
+class KeyList(_Answer):
+    """Every API key, the revoked ones too."""
+
+    object: Literal["list"] = "list"
+    data: list[KeyInfo]
+
+
 class Health(_Answer):
     """Answer of the health routes."""
 

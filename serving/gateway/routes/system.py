@@ -14,17 +14,30 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import FileResponse, HTMLResponse, Response
-from stillmotion.types import Health, LoraInfo, ModelInfo, ModelList
+from stillmotion.types import Health, KeyInfo, KeyList, LoraInfo, ModelInfo, ModelList
 
 from serving.background import run_in_thread
 from serving.gateway.auth import operator_only
 from serving.gateway.errors import Problem
 from serving.gateway.openapi import error_responses
 from serving.gateway.services import ServicesDep
-from serving.keys import Caller
+from serving.keys import Caller, KeyStore
 
 _health = APIRouter(prefix="/health", tags=["health"])
 _RETRY_AFTER_S = "2"
+_WARMING = "the engine is not warm (yet)"
+
+
+@_health.get("", responses=error_responses())
+async def health(services: ServicesDep) -> Health:
+    """Whether the engine is warm, as a 200 in either case, for pages and people; probes read /health/ready."""
+    try:
+        services.check_accepting()
+    except Problem as problem:
+        return Health(status="not_ready", detail=problem.message)
+    if not services.engine.ready:
+        return Health(status="not_ready", detail=_WARMING)
+    return Health(status="ready")
 
 
 @_health.get("/live", responses=error_responses())
@@ -38,7 +51,7 @@ async def ready(services: ServicesDep) -> Health:
     """The engine is warm. 503 with Retry-After until it is, and while the service stops."""
     services.check_accepting()
     if not services.engine.ready:
-        raise Problem(503, "not_ready", "the engine is not warm (yet)", headers={"Retry-After": _RETRY_AFTER_S})
+        raise Problem(503, "not_ready", _WARMING, headers={"Retry-After": _RETRY_AFTER_S})
     return Health(status="ready")
 
 
@@ -53,6 +66,27 @@ async def read_metrics(request: Request, _: Annotated[Caller, Depends(operator_o
     """Everything that is counted, of all keys. Where there are keys, only an operator's may read it."""
     text = await run_in_thread(generate_latest, request.app.state.metrics.registry)
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+@_metrics.get("/keys", responses=error_responses(401, 403))
+async def list_keys(services: ServicesDep, _: Annotated[Caller, Depends(operator_only)]) -> KeyList:
+    """Every API key, without its secret. Where there are keys, only an operator's may read it."""
+    stored = await run_in_thread(KeyStore(services.database).all)
+    return KeyList(
+        data=[
+            KeyInfo(
+                id=key.id,
+                name=key.name,
+                weight=key.weight,
+                per_minute=key.per_minute,
+                max_jobs=key.max_jobs,
+                operator=key.operator,
+                created_at=key.created_at,
+                revoked_at=key.revoked_at,
+            )
+            for key in (one.key for one in stored)
+        ]
+    )
 
 
 _models = APIRouter(tags=["models"])
