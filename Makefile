@@ -20,7 +20,7 @@ MINI_ROAD := mini-vae mini-image-encoder mini-image-to-video mini-image-to-video
 	mini-multi-view-shapes mini-multi-view-shapes-on mini-decoder-orbits mini-multi-view
 SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup browser demo check format test test-slow test-full train-mini clean
+.PHONY: help setup browser demo docs check format test test-slow test-full train-mini clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ demo: $(VENV)/.ready-demo ## install what sampling and serving need and turn doc
 browser: ## install Chromium for the browser tests from Debian's packages (as root); they are skipped without one
 	@command -v chromium chromium-browser google-chrome >/dev/null || \
 		{ apt-get update -q && apt-get install -y -q --no-install-recommends chromium; }
+
+docs: $(VENV)/.ready-dev ## build the documentation site into out/site, links checked; needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 check: $(VENV)/.ready-dev ## lint, formatting, strict types, layers
 	$(BIN)/ruff check .
@@ -89,5 +92,5 @@ $(VENV)/.ready-demo: $(VENV)/.torch $(INPUTS)
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.torch $(INPUTS)
-	$(PIP) install -c constraints.txt -e client -e ".[serve,curate,batch,s3,tensorrt-rtx,dev]"
+	$(PIP) install -c constraints.txt -e client -e ".[serve,curate,batch,s3,tensorrt-rtx,docs,dev]"
 	@touch $(VENV)/.ready-demo $@

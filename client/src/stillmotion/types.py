@@ -355,17 +355,13 @@ class JobEvent(_Answer):
 
 
 class LoraInfo(_Answer):
-    """An adapter that a checkpoint can be asked to work with.
-
-    Args:
-        base: NAME@VERSION of the checkpoint it was trained on; empty where its file does not say.
-    """
+    """An adapter that a checkpoint can be asked to work with."""
 
     id: str
     object: Literal["lora"] = "lora"
     version: str
     rank: int
-    base: str = ""
+    base: str = Field("", description="NAME@VERSION of the checkpoint it was trained on; empty if its file does not say")
 
 
 class ModelInfo(_Answer):
