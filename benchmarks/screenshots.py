@@ -34,6 +34,10 @@ THEMES: Final = ("light", "dark")
 LARGEST: Final = 150_000
 """Bytes of one picture."""
 PATIENCE_MS: Final = 300_000
+HALF_WAY: Final = """document.querySelectorAll("video").forEach((one) => {
+    one.pause();
+    if (one.duration) one.currentTime = one.duration / 2;
+})"""
 Take = Callable[[str], None]
 
 
@@ -109,7 +113,7 @@ def start_long_job(page: Any, url: str) -> str:
 def settle(page: Any) -> None:
     """Until pictures are there; videos stand at their middle, so that a picture does not depend on the moment."""
     page.wait_for_timeout(600)
-    page.evaluate("document.querySelectorAll('video').forEach((one) => { one.pause(); one.currentTime = one.duration / 2; })")
+    page.evaluate(HALF_WAY)
     page.wait_for_timeout(400)
 
 
@@ -162,6 +166,14 @@ def job_views(page: Any, links: dict[str, str], take: Take) -> None:
     page.wait_for_selector("#compare:not([hidden]) video")
     page.locator("#stage").scroll_into_view_if_needed()
     take("compare")
+
+
+def running_view(page: Any, link: str, take: Take) -> None:
+    """A job on its way, with a preview of what is coming."""
+    page.goto(link)
+    page.wait_for_selector("#coming:not([hidden])")
+    page.locator("#stage").scroll_into_view_if_needed()
+    take("running")
 
 
 def key_views(page: Any, url: str, key: str, take: Take) -> None:
@@ -238,7 +250,7 @@ def main(argv: list[str] | None = None) -> None:
         album.each(lambda page, take: form_views(page, url, take))
         album.each(lambda page, take: job_views(page, links, take))
         running = start_long_job(page, url)
-        album.each(lambda page, take: (page.goto(running), page.wait_for_selector("#coming:not([hidden])"), take("running"))[2])
+        album.each(lambda page, take: running_view(page, running, take))
         key = make_key(Path(name), "operator", "--operator")
         make_key(Path(name), "studio", "--weight", "2", "--per-minute", "60", "--max-jobs", "20")
         time.sleep(3)  # a running service notices keys within two seconds

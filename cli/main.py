@@ -37,7 +37,6 @@ app = typer.Typer(
     name="stillmotion",
     help="Turns stills into short videos.",
     cls=Commands,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: rich takes longer to import than all the rest

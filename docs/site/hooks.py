@@ -27,25 +27,10 @@ _log = logging.getLogger("mkdocs.hooks.stillmotion")  # a warning below "mkdocs"
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 CODE = re.compile(r"^(```.*?^```|(?: {4}|\t).*?$)|(`[^`\n]*`)", re.MULTILINE | re.DOTALL)
 
-WHOLE = {
-    "README.md": "index.md",
-    "CHANGELOG.md": "changelog.md",
-    "CONTRIBUTING.md": "contributing.md",
-    "benchmarks/RESULTS.md": "benchmarks.md",
-    "client/README.md": "reference/sdk-readme.md",
-}
-"""Files of the repository that are pages, and where."""
-
-
-def sources() -> dict[str, str]:
-    """Every page of the site that a file of the repository stands for: {path in the repository: path in the site}."""
-    cards = {f"model/zoo/{card.parent.name}/README.md": f"reference/models/{card.parent.name}.md" for card in pages.cards()}
-    return {**WHOLE, **cards}
-
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
-    for source, target in sources().items():
+    for source, target in pages.sources().items():
         text = relink((ROOT / source).read_text(), source, target)
         files.append(File.generated(config, target, content=text))
     for target, make in pages.PAGES.items():
@@ -56,7 +41,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Point the links of pages below docs/ to pages of the site; generated ones were pointed when they were made."""
     if page.file.generated_by:
         return markdown
@@ -95,7 +80,7 @@ def relink(text: str, source: str, target: str) -> str:
 
 def place(named: str) -> str | None:
     """Where a file of the repository stands in the site; None for one that does not."""
-    known = sources()
+    known = pages.sources()
     if named in known:
         return known[named]
     if named.startswith("model/zoo/") and named.endswith(".png"):

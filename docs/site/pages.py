@@ -10,10 +10,25 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
+WHOLE = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "benchmarks/RESULTS.md": "benchmarks.md",
+    "client/README.md": "reference/sdk-readme.md",
+}
+"""Files of the repository that are pages, and where."""
+
 
 def cards() -> list[Path]:
     """The model cards of the shipped checkpoints."""
     return sorted((ROOT / "model" / "zoo").glob("*/README.md"))
+
+
+def sources() -> dict[str, str]:
+    """Every page of the site that a file of the repository stands for: {path in the repository: path in the site}."""
+    places = {f"model/zoo/{card.parent.name}/README.md": f"reference/models/{card.parent.name}.md" for card in cards()}
+    return {**WHOLE, **places}
 
 
 def title(path: Path) -> str:
@@ -75,7 +90,11 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     for content, media in operation.get("requestBody", {}).get("content", {}).items():
         parts.append(f"Body, `{content}`: {kind(media.get('schema', {}))}")
     answers = [
-        (status, ", ".join(kind(media.get("schema", {})) for media in answer.get("content", {}).values()), answer.get("description", ""))
+        (
+            status,
+            ", ".join(kind(media.get("schema", {})) for media in answer.get("content", {}).values()),
+            answer.get("description", ""),
+        )
         for status, answer in sorted(operation["responses"].items())
     ]
     parts.append(rows(("status", "body", "when"), answers))
@@ -113,7 +132,12 @@ def kind(schema: dict[str, Any]) -> str:
         return f"list of {kind(schema.get('items', {}))}"
     if schema.get("format") == "binary":
         return "file"
-    names = (("minimum", "from {}"), ("maximum", "to {}"), ("exclusiveMinimum", "above {}"), ("maxLength", "up to {} characters"))
+    names = (
+        ("minimum", "from {}"),
+        ("maximum", "to {}"),
+        ("exclusiveMinimum", "above {}"),
+        ("maxLength", "up to {} characters"),
+    )
     bounds = [form.format(schema[name]) for name, form in names if name in schema]
     return " ".join([word, *bounds])
 
@@ -134,7 +158,11 @@ def cli_reference() -> str:
         context = command.make_context(name, [], resilient_parsing=True)
         records = [(one, one.get_help_record(context)) for one in command.params if one.name != "help"]
         arguments = [(f"`{one.name.upper()}`", getattr(one, "help", "")) for one, _ in records if is_argument(one)]
-        options = [(f"`{record[0]}`", record[1].replace("[", "\\[")) for one, record in records if record and not is_argument(one)]
+        options = [
+            (f"`{record[0]}`", record[1].replace("[", "\\["))
+            for one, record in records
+            if record and not is_argument(one)
+        ]
         if arguments:
             parts.append(rows(("argument", "what"), arguments))
         if options:
@@ -166,8 +194,14 @@ def settings_reference() -> str:
     lines = []
     for name, field in Settings.model_fields.items():
         default = "" if field.is_required() else field.default
-        lines.append((f"`STILLMOTION_{name.upper()}`", f"`{default}`" if default not in ("", None) else "", field.description or ""))
-    head = "Each is an environment variable of `stillmotion serve`; some are options too. Sizes in bytes and pixels, times in seconds."
+        lines.append(
+            (
+                f"`STILLMOTION_{name.upper()}`",
+                f"`{default}`" if default not in ("", None) else "",
+                field.description or "",
+            )
+        )
+    head = "Variables of `stillmotion serve`; some are options too. Sizes in bytes and pixels, times in seconds."
     return f"# Settings\n\n{head}\n\n{rows(('variable', 'default', 'what'), lines)}"
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,11 +108,13 @@ async def running(
 
 
 @asynccontextmanager
-async def listening(folder: Path, engine: ScriptedEngine | None = None, **changes: Any) -> AsyncIterator[Running]:
+async def listening(
+    folder: Path, engine: ScriptedEngine | None = None, models: Sequence[ModelEntry] = (), **changes: Any
+) -> AsyncIterator[Running]:
     """The app behind a real server on a loopback port."""
     engine = engine or ScriptedEngine()
     chosen = settings(folder, **changes)
-    app = create_app(engine, [entry()], chosen)
+    app = create_app(engine, models or [entry()], chosen)
     protocol = limited_protocol(chosen.connection_limits)
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="on", ws="none", http=protocol)
@@ -127,6 +130,29 @@ async def listening(folder: Path, engine: ScriptedEngine | None = None, **change
     finally:
         server.should_exit = True
         await serving
+
+
+@contextmanager
+def listening_in_a_thread(folder: Path, engine: ScriptedEngine, models: Sequence[ModelEntry] = ()) -> Iterator[str]:
+    """The same for callers that are not asynchronous; its address."""
+    started, ended = threading.Event(), threading.Event()
+    addresses: list[str] = []
+
+    async def serve() -> None:
+        async with listening(folder, engine, models) as app:
+            addresses.append(app.address)
+            started.set()
+            while not ended.is_set():
+                await asyncio.sleep(0.02)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert started.wait(120), "a busy machine is no failure, but this one is too busy"
+        yield addresses[0]
+    finally:
+        ended.set()
+        thread.join()
 
 
 def error_of(answer: httpx2.Response) -> ErrorBody:

@@ -361,7 +361,9 @@ class LoraInfo(_Answer):
     object: Literal["lora"] = "lora"
     version: str
     rank: int
-    base: str = Field("", description="NAME@VERSION of the checkpoint it was trained on; empty if its file does not say")
+    base: str = Field(
+        "", description="NAME@VERSION of the checkpoint it was trained on; empty if its file does not say"
+    )
 
 
 class ModelInfo(_Answer):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,18 @@ LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 DOTTED = re.compile(r"(?<![\w./-])(?:model|training|export|serving|cli|benchmarks)(?:\.[A-Za-z_]\w*)+")
 PROSE = re.compile(r"(?:model|export)\.(?:onnx|py|safetensors|json|plan|md|png|mp4)\b")
 """A file of a user's, not a module."""
+
+
+def generated_pages() -> set[Path]:
+    """What the site's build adds (docs/site/pages.py): documents may link to it."""
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "site" / "pages.py")
+    assert spec and spec.loader
+    pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pages)
+    return {ROOT / "docs" / name for name in (*pages.PAGES, *pages.sources().values())}
+
+
+GENERATED = generated_pages()
 
 
 def named_paths(document: Path) -> Iterator[str]:
@@ -62,11 +76,17 @@ def resolves(dotted: str) -> bool:
     return True
 
 
+def leads_somewhere(path: Path) -> bool:
+    """A file or a page of the site, before the part of a link that names a heading."""
+    plain = Path(os.path.normpath(str(path).partition("#")[0]))
+    return plain.exists() or plain in GENERATED
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_document_names_exists(document: Path) -> None:
     text = document.read_text()
     missing = [path for path in named_paths(document) if not exists(path)]
-    missing += [link for link in LINK.findall(text) if not (document.parent / link).exists()]
+    missing += [link for link in LINK.findall(text) if not leads_somewhere(document.parent / link)]
     missing += [name for name in DOTTED.findall(text) if not PROSE.match(name) and not resolves(name)]
     assert not missing
 
