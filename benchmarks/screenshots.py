@@ -65,8 +65,8 @@ def serving(folder: Path) -> Iterator[str]:
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.send_signal(signal.SIGKILL)  # its folder goes too, so there is nothing to finish
+        process.wait()
 
 
 def make_key(folder: Path, name: str, *options: str) -> str:

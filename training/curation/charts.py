@@ -1,4 +1,4 @@
-"""The pictures of the curation report: histograms as inline SVG, and thumbnails as inline JPEG."""
+"""The pictures of the curation report: histograms as inline SVG, thumbnails as inline JPEG and, moving, as inline WebP."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import base64
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from model.media.video import Frames
 from training.curation.filter import Array
 from training.curation.frames import decode
 
@@ -18,6 +18,8 @@ WIDTH, HEIGHT, FOOT = 340, 110, 16
 BINS = 40
 KEPT, DROPPED = "#3b7dd8", "#d9822b"
 THUMBNAIL_WIDTH = 168
+MOVING_FRAMES, FRAME_MS = 8, 140
+"""Of a thumbnail that plays."""
 
 
 def histogram(values: Array, low: float, high: float) -> str:
@@ -63,20 +65,38 @@ def _mark(share: float, limit: float) -> str:
     return line + f"<text x='{x + (-4 if share > 0.6 else 4):.1f}' y='10' text-anchor='{anchor}'>{limit:.3g}</text>"
 
 
-def thumbnail(path: Path, frame: int) -> str:
-    """The frame of that number (or the last one before it) of a video file, as an <img> with the picture inside.
+def thumbnail(path: Path, frames: int) -> str:
+    """The middle frame of a video file, and the clip itself to be shown when pointed at, as two <img> with the pictures inside.
+
+    Args:
+        path: the file.
+        frames: how many it has.
 
     Raises:
         DataError: the file gives no frames.
     """
-    picture: Frames | None = None
+    wanted = {round(number * (frames - 1) / (MOVING_FRAMES - 1)) for number in range(MOVING_FRAMES)}
+    middle: Image.Image | None = None
+    moving: list[Image.Image] = []
     for index, (one, _) in enumerate(decode(path)):
-        if index == frame or picture is None:
-            height, width = one.size
-            picture = one.rgb(max(2, round(height * THUMBNAIL_WIDTH / width)), THUMBNAIL_WIDTH)
-        if index >= frame:
-            break
-    assert picture is not None  # decode gives a frame or raises
+        if index not in wanted and index != frames // 2 and middle is not None:
+            continue
+        height, width = one.size
+        picture = Image.fromarray(one.rgb(max(2, round(height * THUMBNAIL_WIDTH / width)), THUMBNAIL_WIDTH))
+        if index <= frames // 2:
+            middle = picture
+        moving.append(picture)
+    assert middle is not None  # decode gives a frame or raises
+    still = _inline(middle, "JPEG", "image/jpeg", quality=72)
+    if len(moving) < 2:
+        return f"<img alt='' src='{still}'>"
+    clip = _inline(
+        moving[0], "WEBP", "image/webp", quality=60, save_all=True, append_images=moving[1:], duration=FRAME_MS, loop=0
+    )
+    return f"<span class='plays' tabindex='0'><img alt='' src='{still}'><img class='clip' alt='the clip' src='{clip}'></span>"
+
+
+def _inline(picture: Image.Image, format: str, kind: str, **options: Any) -> str:
     sink = io.BytesIO()
-    Image.fromarray(picture).save(sink, format="JPEG", quality=72)
-    return f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(sink.getvalue()).decode()}'>"
+    picture.save(sink, format=format, **options)
+    return f"data:{kind};base64,{base64.b64encode(sink.getvalue()).decode()}"

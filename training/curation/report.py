@@ -33,7 +33,9 @@ body{font:15px/1.45 system-ui,sans-serif;max-width:1180px;margin:2em auto;paddin
 table{border-collapse:collapse;margin:.6em 0}td,th{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:left}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}h2{margin-top:2em}h3{margin:1.4em 0 .3em}
 .strip{display:flex;flex-wrap:wrap;gap:8px}.strip figure{margin:0;width:168px}figcaption{font-size:12px;color:#555}
-img{width:168px;border-radius:3px}svg text{font-size:10px;fill:#555}.none{color:#888}
+img{width:168px;border-radius:3px;display:block}.plays{position:relative;display:block}
+.plays .clip{position:absolute;inset:0;visibility:hidden}.plays:hover .clip,.plays:focus .clip{visibility:visible}
+svg text{font-size:10px;fill:#555}.none{color:#888}
 .charts{display:flex;flex-wrap:wrap;gap:18px}.bad{color:#b03a2e}.key span{padding:0 .5em;border-radius:3px;color:#fff}
 """
 
@@ -168,7 +170,7 @@ def _strip(page: Page, axis: str, indices: Sequence[int]) -> str:
         name = page.scores.clip_ids[index]
         clip, value = page.clips[name], page.scores.of(axis)[index]
         try:
-            picture = thumbnail(page.folder / clip.file, clip.frames // 2)
+            picture = thumbnail(page.folder / clip.file, clip.frames)
         except READING_ERRORS as error:
             picture = f"<p class='bad'>{html.escape(str(error))}</p>"
         text = f"{axis} {value:.3g}, {clip.start_s:.1f} to {clip.end_s:.1f} s<br><code>{name}</code>"

@@ -3,6 +3,7 @@
 GET /               the page
 GET /next?voter=V   the voter's next pair: its id, the question, the still's and the clips' addresses
 GET /clip/ID/SIDE   a pair's clip, SIDE `left` or `right`
+GET /still/ID       the still that both clips of a pair start from
 POST /vote          {"pair", "side", "voter"}; answered when the vote is on the disk
 
 It binds to loopback unless told otherwise and knows no accounts: put it behind a proxy that does to share it.
@@ -57,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """The page, a voter's next pair, or a clip."""
+        """The page, a voter's next pair, a clip or a still."""
         url = urlsplit(self.path)
         parts = [part for part in url.path.split("/") if part]
         if not parts:
@@ -68,6 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
             pair = self.server.book.pairs[parts[1]]
             name = pair.left if parts[2] == "left" else pair.right
             self._send(HTTPStatus.OK, (self.server.folder / "clips" / f"{name}.mp4").read_bytes(), "video/mp4")
+        elif len(parts) == 2 and parts[0] == "still" and parts[1] in self.server.book.pairs and self._still(parts[1]):
+            self._send(HTTPStatus.OK, self._still(parts[1]), "image/jpeg")
         else:
             self._json(HTTPStatus.NOT_FOUND, {"error": "there is no such page"})
 
@@ -94,7 +97,13 @@ class _Handler(BaseHTTPRequestHandler):
         if pair is None:
             return {"done": done, "pair": None}
         clips = {side: f"/clip/{pair.id}/{side}" for side in SIDES}
-        return {"done": done, "pair": pair.id, "question": QUESTIONS[pair.question], **clips}
+        still = f"/still/{pair.id}" if self._still(pair.id) else None
+        return {"done": done, "pair": pair.id, "question": QUESTIONS[pair.question], "still": still, **clips}
+
+    def _still(self, pair: str) -> bytes:
+        """The JPEG of a pair's still; empty where an earlier version prepared the calibration and wrote none."""
+        path = self.server.folder / "stills" / f"{self.server.book.pairs[pair].still}.jpg"
+        return path.read_bytes() if path.is_file() else b""
 
     def _json(self, status: HTTPStatus, value: dict[str, Any]) -> None:
         self._send(status, json.dumps(value).encode(), "application/json")

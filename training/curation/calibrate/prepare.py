@@ -3,6 +3,7 @@
     CALIBRATION/plan.json          axes, shares, stills, pairs; written last, so it is there when all is
     CALIBRATION/subsets/AXIS-SHARE the datasets; `all` is the share 0 of every axis, trained once
     CALIBRATION/runs/AXIS-SHARE    the proxies
+    CALIBRATION/stills/NAME.jpg    what the proxies are shown
     CALIBRATION/clips/NAME.mp4     what they sampled, and spoilt copies for attention checks
 
 Legend: T frames, H, W pixels.
@@ -11,6 +12,7 @@ Legend: T frames, H, W pixels.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from model.errors import DataError
 from model.media.video import Frames
@@ -116,6 +119,8 @@ def prepare(
     pictures = first_frames(
         calibration.dataset, [clip for clip in clips if clip.clip_id in kept_out][: calibration.stills]
     )
+    for still, frame in pictures.items():
+        write_still(calibration.folder, still, frame)
     trainer, sampler = train or _recipe(calibration, report), sample or _sampler(report)
     for done, name in enumerate(names):
         report(f"proxy {name}", done, len(names))
@@ -159,6 +164,15 @@ def first_frames(dataset: Path, clips: Sequence[ClipRecord]) -> dict[str, Frames
     if not clips:
         raise DataError("the dataset holds no clip out of training, so there is no still to sample from")
     return {clip.clip_id: ClipFrames(dataset / clip.file, clip).first_middle_last()[0] for clip in clips}
+
+
+def write_still(folder: Path, name: str, frame: Frames) -> None:
+    """A still [H, W, 3] as stills/NAME.jpg, for the voting page."""
+    sink = io.BytesIO()
+    Image.fromarray(frame).save(sink, "JPEG", quality=90)
+    path = folder / "stills" / f"{name}.jpg"
+    if not path.exists():
+        replace_file(path, _writer(sink.getvalue()))
 
 
 def spoilt(frames: Frames) -> Frames:

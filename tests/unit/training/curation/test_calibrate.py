@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 import threading
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from model.errors import DataError, InvalidRequest
 from model.media.video import decode_video, encode_video
@@ -252,7 +254,8 @@ def test_an_unfinished_preparation_is_not_voted_on(tmp_path: Path) -> None:
 def server(prepared: tuple[Path, CalibrationPlan, list[str]], tmp_path: Path) -> Iterator[VotingServer]:
     folder, _, _ = prepared
     (tmp_path / "plan.json").write_text((folder / "plan.json").read_text())
-    (tmp_path / "clips").symlink_to(folder / "clips")
+    for name in ("clips", "stills"):
+        (tmp_path / name).symlink_to(folder / name)
     with VotingServer(tmp_path) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
@@ -276,6 +279,8 @@ def test_the_page_takes_votes_and_tells_nothing_of_the_subsets(server: VotingSer
     told = ask(f"{server.url}next?voter=ann")[1]
     asked = json.loads(told)
     assert not any(word in told.decode() for word in ("flow_mean", "text_area", "spoilt", "12.5", "answer"))
+    still = Image.open(io.BytesIO(ask(server.url.rstrip("/") + asked["still"])[1]))
+    assert still.size == (64, 48), "what both clips start from"
     frames, _ = decode_video(ask(server.url.rstrip("/") + asked["left"])[1])
     assert frames.shape == (4, 48, 64, 3)
     vote = {"pair": asked["pair"], "side": "right", "voter": "ann"}
@@ -295,6 +300,7 @@ def test_the_page_takes_votes_and_tells_nothing_of_the_subsets(server: VotingSer
         ("vote", ["left"], 400),
         ("other", {}, 400),
         ("clip/none/left", None, 404),
+        ("still/none", None, 404),
         ("clip/../plan.json", None, 404),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import re
 from fractions import Fraction
 from html.parser import HTMLParser
@@ -10,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 
 from model.media.video import encode_video
-from training.curation.charts import histogram
+from training.curation.charts import histogram, thumbnail
 from training.curation.filter import THRESHOLDS
 from training.curation.records import ClipRecord, ScoreRecord, SourceRecord
 from training.curation.report import write_report
@@ -96,6 +99,18 @@ def test_examples_are_pictures_inside_the_page_and_a_broken_clip_is_told(dataset
     assert page.count("data:image/jpeg;base64,") >= 4
     assert not re.search(r"(src|href)='(?!data:)", page)
     assert "cannot be decoded" in page
+
+
+def test_a_thumbnail_plays_when_pointed_at(tmp_path: Path) -> None:
+    """All eight frames of a clip are in it, in order."""
+    frames = np.stack([np.full((48, 64, 3), 30 * index, np.uint8) for index in range(8)])
+    (tmp_path / "clip.mp4").write_bytes(encode_video(frames, 8, "mp4"))
+    still, moving = re.findall(r"data:image/\w+;base64,([^']+)", thumbnail(tmp_path / "clip.mp4", 8))
+    with Image.open(io.BytesIO(base64.b64decode(moving))) as clip:
+        levels = [np.asarray(one.convert("L"), float).mean() for one in ImageSequence.Iterator(clip)]
+    assert np.allclose(levels, [30 * index for index in range(8)], atol=4)
+    with Image.open(io.BytesIO(base64.b64decode(still))) as picture:
+        assert np.asarray(picture.convert("L"), float).mean() == pytest.approx(120, abs=4)
 
 
 def test_every_source_is_listed_and_its_name_is_escaped(dataset: Path) -> None:
