@@ -31,9 +31,8 @@ def fitted(still: Image.Image) -> Image.Image:
     width, height = still.size
     wanted = width * FRAME[1] // FRAME[0]
     top = (height - wanted) // 2
-    return still.crop((0, top, width, top + wanted)).resize(
-        (FRAME[0] * SCALE, FRAME[1] * SCALE), Image.Resampling.LANCZOS
-    )
+    size = FRAME[0] * SCALE, FRAME[1] * SCALE
+    return still.crop((0, top, width, top + wanted)).resize(size, Image.Resampling.LANCZOS)
 
 
 def main() -> None:
@@ -45,15 +44,8 @@ def main() -> None:
         canvas.paste(still, (0, 0))
         canvas.paste(frame.resize(still.size, Image.Resampling.LANCZOS), (still.width + GAP, 0))
         pictures.append(canvas)
-    pictures[0].save(
-        ASSETS / "demo.webp",
-        save_all=True,
-        append_images=pictures[1:],
-        duration=1000 // FPS,
-        loop=0,
-        quality=70,
-        method=2,
-    )
+    first, *others = pictures
+    first.save(ASSETS / "demo.webp", save_all=True, append_images=others, duration=1000 // FPS, loop=0, quality=70)
 
 
 if __name__ == "__main__":

@@ -97,11 +97,13 @@ function describe(job) {
   return PHASES[job.phase] || "Starting";
 }
 
+const timeInWords = (seconds) => (seconds < 100 ? `${Math.ceil(seconds)} s` : `${Math.ceil(seconds / 60)} min`);
+
 function update(event) {
   const job = event.job;
   $("progress").value = job.progress;
   $("phase").textContent = describe(job);
-  $("eta").textContent = job.eta_s === null ? "" : `about ${Math.ceil(job.eta_s)} s left`;
+  $("eta").textContent = job.eta_s === null ? "" : `about ${timeInWords(job.eta_s)} left`;
   document.title = ENDED.includes(job.status) ? "Stillmotion playground" : `${job.progress}% Stillmotion`;
   if (event.preview && event.preview.data) {
     $("coming").src = `data:image/jpeg;base64,${event.preview.data}`;

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,6 +83,11 @@ class Served:
                     return
             time.sleep(0.1)
 
+    def wait_ready(self) -> None:
+        """Until the engine is warm, which takes minutes where much else runs; the module's time limit ends it."""
+        while b'"ready"' not in urllib.request.urlopen(f"{self.url}/health", timeout=60).read():
+            time.sleep(0.5)
+
     def kill(self) -> None:
         if self._process:
             self._process.send_signal(signal.SIGKILL)
@@ -104,6 +110,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         build_random(path, sized, task(path.name), seed=number)
     running = Served(folder, models, free_port())
     running.start()
+    running.wait_ready()
     yield running
     running.kill()
 

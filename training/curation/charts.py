@@ -1,4 +1,4 @@
-"""The pictures of the curation report: histograms as inline SVG, thumbnails as inline JPEG and, moving, as inline WebP."""
+"""The pictures of the curation report: histograms as inline SVG, thumbnails as inline JPEG and moving WebP."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _mark(share: float, limit: float) -> str:
 
 
 def thumbnail(path: Path, frames: int) -> str:
-    """The middle frame of a video file, and the clip itself to be shown when pointed at, as two <img> with the pictures inside.
+    """A video file's middle frame, and the clip to be shown when pointed at: two <img> with the pictures inside.
 
     Args:
         path: the file.
@@ -93,7 +93,8 @@ def thumbnail(path: Path, frames: int) -> str:
     clip = _inline(
         moving[0], "WEBP", "image/webp", quality=60, save_all=True, append_images=moving[1:], duration=FRAME_MS, loop=0
     )
-    return f"<span class='plays' tabindex='0'><img alt='' src='{still}'><img class='clip' alt='the clip' src='{clip}'></span>"
+    both = f"<img alt='' src='{still}'><img class='clip' alt='the clip' src='{clip}'>"
+    return f"<span class='plays' tabindex='0'>{both}</span>"
 
 
 def _inline(picture: Image.Image, format: str, kind: str, **options: Any) -> str:
