@@ -45,6 +45,7 @@ def server(tmp_path: Path) -> Iterator[VotingServer]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_votes_by_key_and_by_click_beside_the_still(server: VotingServer) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     with sync_api.sync_playwright() as playwright:
