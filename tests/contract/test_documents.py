@@ -1,7 +1,8 @@
-"""The Python of README and documents is run: against the gateway with a scripted engine, in a folder with pictures."""
+"""The Python of README, documents and notebooks is run, against the gateway with a scripted engine."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,17 +30,34 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-@pytest.mark.parametrize(
-    "document", [document for document, found in PYTHON.items() if found], ids=lambda path: str(path.relative_to(ROOT))
-)
-def test_the_python_of_a_document_runs(
-    document: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with the pictures that documents speak of."""
     for name in ("photo.jpg", "still.jpg"):
         Image.new("RGB", (96, 64), (200, 120, 40)).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "document", [document for document, found in PYTHON.items() if found], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_the_python_of_a_document_runs(document: Path, address: str, folder: Path) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in PYTHON[document]:
         exec(compile(block.text.replace(ADDRESS, address), block.name, "exec"), names)
-    made = [path for path in tmp_path.iterdir() if path.suffix == ".mp4"]
+    made = [path for path in folder.iterdir() if path.suffix == ".mp4"]
     assert len(made) >= any("clip.mp4" in block.text or "photo.mp4" in block.text for block in PYTHON[document])
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
+def test_every_cell_of_a_notebook_runs(notebook: Path, address: str, folder: Path) -> None:
+    document = json.loads(notebook.read_text())
+    assert document["nbformat"] == 4 and len({cell["id"] for cell in document["cells"]}) == len(document["cells"])
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for number, cell in enumerate(document["cells"]):
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"], "outputs are not committed"
+            source = "".join(cell["source"]).replace(ADDRESS, address)
+            exec(compile(source, f"{notebook.name}:{number}", "exec"), names)
+    assert {path.name for path in folder.glob("*.mp4")} == {"clip.mp4", *(f"motion-{n}.mp4" for n in (40, 127, 220))}
