@@ -78,5 +78,5 @@ async def test_the_playground_names_only_what_exists(tmp_path: Path, root: Path)
             assert set(re.findall(r'\$\("([\w-]+)"\)', answer.text)) - {"f-resize_mode", "f-seed", "seed-lock"} <= ids
             assert set(re.findall(r'from "\./([\w.]+)"', answer.text)) <= set(scripts)
             assert "innerHTML" not in answer.text
-        listed = re.search(r"const MORE = \[(.*?)\];", (await app.client.get("/web/fields.js")).text, re.DOTALL)
+        listed = re.search(r"const GROUPS = \{(.*?)\};", (await app.client.get("/web/fields.js")).text, re.DOTALL)
         assert listed and set(re.findall(r'"(\w+)"', listed.group(1))) <= fields
