@@ -76,6 +76,7 @@ def eager(unet: UNetSpatioTemporalConditionModel, inputs: DenoiserInputs) -> Ten
     return answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", [1, 2, 3])
 @pytest.mark.parametrize("pinned", [False, True])
 def test_onnxruntime_gives_what_torch_gives(
@@ -86,6 +87,7 @@ def test_onnxruntime_gives_what_torch_gives(
     assert relative_difference(denoiser(inputs), eager(plain, inputs)) < TOLERANCE["onnxruntime"]
 
 
+@pytest.mark.slow
 def test_onnxruntime_takes_another_size_than_the_traced(
     exported: Path, plain: UNetSpatioTemporalConditionModel
 ) -> None:
@@ -94,6 +96,7 @@ def test_onnxruntime_takes_another_size_than_the_traced(
     assert relative_difference(denoiser(inputs), eager(plain, inputs)) < TOLERANCE["onnxruntime"]
 
 
+@pytest.mark.slow
 def test_pinned_places_do_not_know_their_company(exported: Path) -> None:
     denoiser = OnnxDenoiser(exported, torch.device("cpu"), CpuThreads(2, pinned=True))
     inputs = told(3)
@@ -112,6 +115,7 @@ def test_torch_gives_what_the_plain_network_gives(
         assert relative_difference(denoiser(inputs), eager(plain, inputs)) < TOLERANCE["torch"]
 
 
+@pytest.mark.slow
 def test_the_second_use_exports_nothing(checkpoint: Checkpoint, exported: Path, cache: Path) -> None:
     before = exported.stat().st_mtime_ns
     assert denoiser_file(checkpoint, cache) == exported
@@ -134,12 +138,14 @@ def test_the_cache_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert cache_folder() == tmp_path / "named"
 
 
+@pytest.mark.slow
 def test_the_file_names_no_folder_of_this_machine(exported: Path, root: Path) -> None:
     data = exported.read_bytes()
     assert str(root).encode() not in data
     assert b"site-packages" not in data
 
 
+@pytest.mark.slow
 def test_a_wrong_number_of_frames_is_refused(exported: Path) -> None:
     denoiser = OnnxDenoiser(exported, torch.device("cpu"), CpuThreads(1))
     latents, timestep, context, concat, vector = told(1).as_tuple()
@@ -153,6 +159,7 @@ def test_a_file_that_is_no_graph_is_told(tmp_path: Path) -> None:
         OnnxGraph(tmp_path / "unet.onnx", torch.device("cpu"), CpuThreads(1))
 
 
+@pytest.mark.slow
 def test_cuda_without_its_provider_is_told(exported: Path) -> None:
     import onnxruntime
 

@@ -74,7 +74,8 @@ def test_names_are_those_that_others_read_in_the_published_file() -> None:
 
 def test_the_order_of_blocks_is_that_of_the_network() -> None:
     (unet, sources), *_ = Networks.build(PRESETS["svd"]).parts()
-    shapes = {source.key: tuple(unet.state_dict()[name].shape) for name, source in sources.items()}
+    weights = unet.state_dict()
+    shapes = {source.key: tuple(weights[name].shape) for name, source in sources.items()}
     prefix = "model.diffusion_model."
     assert shapes[prefix + "input_blocks.4.0.skip_connection.weight"] == (640, 320, 1, 1)
     assert shapes[prefix + "input_blocks.9.0.op.weight"] == (1280, 1280, 3, 3)

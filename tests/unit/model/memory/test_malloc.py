@@ -43,6 +43,7 @@ def _faults(**environment: str) -> tuple[str, int]:
     return kept, int(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
 def test_what_is_freed_serves_again_and_the_environment_comes_first() -> None:
     plain, many = _faults(MALLOC_TOP_PAD_="131072")

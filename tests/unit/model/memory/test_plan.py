@@ -85,6 +85,7 @@ def test_a_rehearsal_grows_with_what_is_rehearsed() -> None:
     assert parameter_bytes(unet) == 4 * sum(weight.numel() for weight in unet.parameters())
 
 
+@pytest.mark.slow
 def test_strips_and_groups_need_less_on_the_device() -> None:
     vae = build_vae(preset("svd"), device="meta")
     unet = build_unet(preset("svd"), task("image-to-video"), device="meta")
@@ -95,6 +96,7 @@ def test_strips_and_groups_need_less_on_the_device() -> None:
     assert group_bytes(unet) < 0.5 * parameter_bytes(unet)
 
 
+@pytest.mark.slow
 def test_fourteen_published_frames_fit_eight_gib() -> None:
     """The plan for an 8 GB card at 14 x 576 x 1024, counted on the meta device."""
     checkpoint = on_meta(preset("svd"), task("image-to-video"), torch.float16)

@@ -158,6 +158,7 @@ def test_a_call_takes_fewer_operations_and_less_memory_than_diffusers(networks: 
     assert ours.names["_to_copy"] <= theirs.names["_to_copy"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_another_number_of_places_or_another_size_compiles_nothing_new(caplog: pytest.LogCaptureFixture) -> None:
     """Traced by torch.compile and run eagerly, so that no C++ compiler is waited for; one place is its own case."""

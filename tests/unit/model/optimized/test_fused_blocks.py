@@ -52,8 +52,11 @@ def answer(unet: UNetSpatioTemporalConditionModel, inputs: Inputs) -> Tensor:
     return given
 
 
-@pytest.mark.parametrize("name", list(TASKS))
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    "name",
+    ["image-to-video", *(pytest.param(name, marks=pytest.mark.slow) for name in TASKS if name != "image-to-video")],
+)
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_every_task_s_denoiser_keeps_its_numbers(name: str, rows: int) -> None:
     plain = plain_unet(name)
     lean = copy.deepcopy(plain)

@@ -162,6 +162,7 @@ def test_every_refusal_says_what_to_do(root: Path, tmp_path: Path, hub: Loopback
     assert opened["name"] == "gated"
 
 
+@pytest.mark.slow
 def test_a_repository_of_one_file_is_adapted_once(root: Path, tmp_path: Path, hub: LoopbackHub, plain: Path) -> None:
     first, named = found(root, tmp_path, hub.url, "org/single", "org/both/svd_xt.safetensors")
     assert (first["name"], named["name"]) == ("svd_finetune", "svd_xt")
@@ -172,6 +173,7 @@ def test_a_repository_of_one_file_is_adapted_once(root: Path, tmp_path: Path, hu
     assert (second["version"], Path(second["path"]).stat().st_mtime_ns) == (first["version"], before)
 
 
+@pytest.mark.slow
 def test_models_lists_what_is_pulled(root: Path, tmp_path: Path, hub: LoopbackHub) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment = clean | {

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from model.errors import install_command
 from tests.conftest import ROOT
 from tests.unit.serving.offline.support import GOOD
@@ -14,6 +16,7 @@ from tests.unit.serving.offline.support import GOOD
 WITHOUT_RAY = "import sys; sys.modules['ray'] = None; from cli.main import app; app()"
 
 
+@pytest.mark.slow
 def test_ray_missing_is_told_with_what_brings_it(tmp_path: Path) -> None:
     """Asked of an interpreter in which it cannot be imported."""
     manifest = tmp_path / "manifest.jsonl"

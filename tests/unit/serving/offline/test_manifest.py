@@ -185,6 +185,7 @@ def test_complete_rows_come_many_to_a_packet_and_the_others_alone(tmp_path: Path
     assert sorted(map(sorted, blocks)) == [[1, 2], [3, 6], [4], [5], [7]]
 
 
+@pytest.mark.slow
 def test_reading_holds_no_more_of_a_long_manifest_than_of_a_short_one(tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     with path.open("w") as file:
