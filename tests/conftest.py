@@ -44,13 +44,19 @@ def _own_variables() -> dict[str, str]:
 
 
 LONG_FIRST = (
+    "tests/integration/test_overfit.py",
     "tests/e2e/",
+    "tests/integration/test_export.py",
+    "tests/integration/test_training_road.py",
     "tests/integration/",
+    "tests/unit/training/test_",
+    "tests/unit/cli/",
     "tests/unit/benchmarks/",
-    "tests/unit/training/",
     "tests/unit/export/",
+    "tests/unit/training/",
+    "tests/contract/",
 )
-"""Folders whose files take long; workers take files in this order, so that none is left with one at the end."""
+"""Files and folders that take long; workers take files in this order, so that none is left with one at the end."""
 
 
 def _turn(item: pytest.Item) -> int:

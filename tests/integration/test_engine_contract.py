@@ -111,7 +111,8 @@ def staggered(requests: list[EngineRequest], schedule: int) -> tuple[EngineReque
     return requests[0], later
 
 
-@pytest.mark.parametrize("schedule", [1, *(pytest.param(schedule, marks=pytest.mark.slow) for schedule in (2, 3))])
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", [1, 2, 3])
 def test_eight_staggered_requests_equal_their_solo_runs(model: LoadedModel, picture: bytes, schedule: int) -> None:
     requests = mixed(model, picture, schedule)
     first, later = staggered(requests, schedule)
