@@ -17,9 +17,11 @@ from cli.options import (
     ResizeChoice,
     ScheduleChoice,
     SolverChoice,
+    check_new,
+    check_writable,
     engine_options,
+    write_whole,
 )
-from cli.outputs import check_new, check_writable, write_whole
 
 if TYPE_CHECKING:
     from cli.progress import Report

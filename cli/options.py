@@ -1,15 +1,22 @@
-"""Values that options may take, and options that several commands share."""
+"""Options that several commands share: their values, and the files that `-o` and `--overwrite` are about.
+
+No file is replaced unless the user says so, folders are checked before the work, and writes are atomic.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import secrets
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum, StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from model.errors import InvalidRequest
+from model.errors import InvalidRequest, StillmotionError
 
 if TYPE_CHECKING:
     from serving.engine.settings import EngineOption
@@ -131,3 +138,49 @@ def gateway_settings(values: Mapping[str, Any]) -> Settings:
         name = ".".join(map(str, first["loc"]))
         where = f"{name} (STILLMOTION_{name.upper()}): " if name else ""
         raise InvalidRequest(f"{where}{first['msg']}", param=name or None) from error
+
+
+def check_new(paths: Iterable[Path], overwrite: bool) -> None:
+    """Refuse to replace files; on a terminal, ask.
+
+    Raises:
+        InvalidRequest: a file is there, and neither `overwrite` nor an answer says that it may go.
+    """
+    existing = [path for path in dict.fromkeys(paths) if path.exists()]
+    if not existing or overwrite:
+        return
+    names = " and ".join(map(str, existing))
+    if sys.stdin.isatty() and sys.stderr.isatty() and typer.confirm(f"Replace {names}?", err=True):
+        return
+    raise InvalidRequest(
+        f"{names} already {'exists' if len(existing) == 1 else 'exist'}: name another file with -o, or replace with "
+        "--overwrite",
+        param="out",
+    )
+
+
+def check_writable(folder: Path) -> None:
+    """Create the folder, and see that a file can be created in it.
+
+    Raises:
+        StillmotionError: it cannot; raised before the work whose result would have nowhere to go.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".stillmotion-"):
+            pass
+    except OSError as error:
+        raise StillmotionError(
+            f"cannot write to the folder {folder} ({error.strerror}); name another one", param="out"
+        ) from error
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: under another name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.options import Json, Overwrite
-from cli.outputs import check_new, check_writable, write_whole
+from cli.options import Json, Overwrite, check_new, check_writable, write_whole
 
 NOT_IDENTICAL = 1
 

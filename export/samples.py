@@ -23,8 +23,8 @@ from model.denoiser import DenoiserInputs
 from model.encoders import ImageEncoder, TextEncoder
 from model.media.image import fit_picture, open_picture
 from model.params import Params
-from model.sampling.precondition import append_dims, precondition
 from model.sampling.prepare import prepare_row
+from model.sampling.sampler import append_dims, precondition
 from model.vae import encode_mode
 
 BATCHES = (1, 3)

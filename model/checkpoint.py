@@ -22,13 +22,14 @@ from diffusers import (
     EulerDiscreteScheduler,
     UNetSpatioTemporalConditionModel,
 )
+from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers import CLIPImageProcessor
+from transformers.utils import logging as transformers_logging
 
 from model.catalog import SIDECAR, ModelEntry, describe
 from model.denoiser import CpuThreads
 from model.encoders import Conditioners, ImageEncoder, NetworkLoader, load_conditioners
-from model.library_logging import disable_progress_bars
 from model.presets import NoiseRange
 from model.scheduler_config import read_scheduler
 from model.sources.architecture import check_architecture
@@ -37,7 +38,9 @@ from model.tasks import TASKS
 from model.unet import check_inputs
 from model.weights import empty_network, load_network
 
-disable_progress_bars()
+# No "Loading checkpoint shards" bars: a checkpoint's networks load within seconds.
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ class Params:
 
     @property
     def guidance_range(self) -> tuple[float, float]:
-        """The two ends of the guidance scale, as `model.sampling.guidance.guidance_scale` takes them."""
+        """The two ends of the guidance scale, as `model.sampling.row.guidance_scale` takes them."""
         return (self.max_guidance_scale, self.max_guidance_scale)
 
     @property

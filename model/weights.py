@@ -2,14 +2,16 @@
 
 `from_pretrained` fills a weight that a file lacks with random numbers, and says so only in a log. Here a weight that is
 missing, of another shape, or known to no part of the network is an error that names it. The network is made on the
-meta device, so that beside the loaded weights a process holds one weight at a time.
+meta device, so that beside the loaded weights a process holds one weight at a time. `load_strict` holds a folder of
+diffusers' to the same: a training that began on random numbers would not show it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 import torch
 from diffusers import ModelMixin
@@ -17,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from model.errors import CheckpointError
-from model.sources.layout import INCOMPLETE, ComponentFiles, read_header
+from model.sources.layout import INCOMPLETE, ComponentFiles, component_files, read_header
 
 _SHOWN: Final = 5
+Network = TypeVar("Network")
 _UNUSED: Final = ("position_ids",)
 """Ends of names that older versions of transformers wrote, and that are no weights."""
 
@@ -97,10 +100,11 @@ def _check(folder: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tenso
         )
 
 
-def some(names: list[str]) -> str:
+def some(names: Iterable[object]) -> str:
     """The first few of the names, and how many more there are."""
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    listed = [str(name) for name in names]
+    more = len(listed) - _SHOWN
+    return ", ".join(listed[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def fill_buffers(network: nn.Module, device: torch.device | str) -> None:
@@ -111,3 +115,39 @@ def fill_buffers(network: nn.Module, device: torch.device | str) -> None:
                 if name != "position_ids":
                     raise CheckpointError(f"{type(module).__name__} has a buffer {name} that is not known here")
                 module._buffers[name] = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape).clone()
+
+
+def class_of(folder: Path) -> str:
+    """The class that the config.json of a network's folder names.
+
+    Raises:
+        CheckpointError: there is none, or it names none.
+    """
+    path = folder / "config.json"
+    try:
+        return str(cast(dict[str, Any], json.loads(path.read_text()))["_class_name"])
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder} holds no network of diffusers': {path.name}: {error}", param="model"
+        ) from error
+
+
+def load_strict(kind: type[Network], folder: Path) -> Network:
+    """The network in float32, on the CPU, every weight out of the folder.
+
+    Raises:
+        CheckpointError: it does not load, or a weight is missing, of another shape, or known to no part of it.
+    """
+    variant = component_files(folder, "float32").variant or None
+    try:
+        network, problems = cast(Any, kind).from_pretrained(
+            folder, local_files_only=True, torch_dtype=torch.float32, output_loading_info=True, variant=variant
+        )
+    except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise CheckpointError(f"{folder} does not load: {error}", param="model") from error
+    for what, names in problems.items():
+        if names:
+            raise CheckpointError(f"{folder} has {what.replace('_', ' ')}: {some(names)}", param="model")
+    if meta := [name for name, p in cast(nn.Module, network).named_parameters() if p.is_meta]:
+        raise CheckpointError(f"{folder} has missing keys: {some(meta)}", param="model")
+    return cast(Network, network)

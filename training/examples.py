@@ -1,6 +1,6 @@
 """Training examples of a run, built from its dataset folder; everything slow is cached beside the runs.
 
-Held-out footage never gets past here. What cannot be read, and what is too short, is counted and named (LeftOut).
+Held-out footage never gets past here. What cannot be read, and what is too short, is counted and named (ExcludedClips).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from model.shapes import VAE_STRIDE, VideoShape, nearest
 from model.tasks import task
 from training.config import DenoiserConfig, EndsData, FilmData, LoraConfig, OrbitData, ProgressCallback, PromptedData
 from training.data.camera import camera_clips
+from training.data.excluded_clips import ExcludedClips
 from training.data.frames import Clip, load_sized, readable_photos, shown_size, subsample
 from training.data.latents import LatentClip, encode_clips
-from training.data.left_out import LeftOut
 from training.data.motion_bucket import MotionMap
 from training.data.moves import camera_moves
 from training.data.orbits import load_orbits
@@ -30,27 +30,27 @@ from training.data.split import refuse_held_out
 from training.data.starter import Item, load_items
 from training.frozen_networks import frozen_text, frozen_vae, frozen_vision, has_vision
 from training.initial_weights import Denoiser
-from training.objectives.batch import Examples
 from training.objectives.buckets import WeightedExamples, make_buckets, sort_clips
 from training.objectives.examples.ends import EndsExamples
 from training.objectives.examples.film import CameraExamples, FilmExamples
 from training.objectives.examples.orbits import OrbitExamples
 from training.objectives.examples.prompted import PromptedExamples
+from training.objectives.protocol import Examples
 from training.runs import resolve_source
 
 
-def training_items(data: Path, left_out: LeftOut | None = None) -> list[Item]:
+def training_items(data: Path, excluded: ExcludedClips | None = None) -> list[Item]:
     """The dataset's training items.
 
     Args:
-        left_out: told of what cannot be read, which is then passed over.
+        excluded: told of what cannot be read, which is then passed over.
 
     Raises:
         DataError: an item marked for training overlaps what is held out, or too much cannot be read.
     """
-    items = load_items(data, left_out)
-    if left_out is not None:
-        left_out.refuse_too_many(len(items))
+    items = load_items(data, excluded)
+    if excluded is not None:
+        excluded.refuse_too_many(len(items))
     train_items = [item for item in items if item.split == "train"]
     refuse_held_out([item.span for item in train_items], [item.span for item in items if item.split == "heldout"])
     return train_items
@@ -77,7 +77,7 @@ def examples_of(
     data: Path,
     out: Path,
     report: ProgressCallback,
-    left_out: LeftOut | None = None,
+    excluded: ExcludedClips | None = None,
 ) -> Examples:
     """The examples a config names.
 
@@ -85,14 +85,14 @@ def examples_of(
         network: what trains, as training.initial_weights builds it.
         data: the dataset folder.
         out: the folder of runs.
-        left_out: told of the clips that the run goes without.
+        excluded: told of the clips that the run goes without.
 
     Raises:
         DataError: the folder is not of the kind of data this config trains on, too much of it cannot be read or none is
             long enough, or the frozen networks are missing.
         InvalidRequest: the config's buckets make no sense.
     """
-    footage = ExampleBuilder(config, data, out, report, left_out or LeftOut(report, config.most_unreadable))
+    footage = ExampleBuilder(config, data, out, report, excluded or ExcludedClips(report, config.most_unreadable))
     settings = config.data
     if isinstance(settings, FilmData):
         return footage.film_and_moves(settings)
@@ -106,14 +106,14 @@ def examples_of(
 
 
 def camera_examples(
-    config: LoraConfig, base: Checkpoint, data: Path, out: Path, report: ProgressCallback, left_out: LeftOut
+    config: LoraConfig, base: Checkpoint, data: Path, out: Path, report: ProgressCallback, excluded: ExcludedClips
 ) -> Examples:
     """Clips of the camera motions that a LoRA is to learn, as its base's frozen networks see them.
 
     Args:
         data: the dataset folder, whose photographs and film frames the camera moves over.
         out: the folder of runs.
-        left_out: told of the clips that the run goes without.
+        excluded: told of the clips that the run goes without.
 
     Raises:
         DataError: the folder holds nothing to train on, too much of it cannot be read, or a motion that no clip can
@@ -121,11 +121,11 @@ def camera_examples(
     """
     settings, cache = config.data, out / "cache"
     cache.mkdir(parents=True, exist_ok=True)
-    items = training_items(data, left_out)
-    readable_photos(data, items, left_out)
+    items = training_items(data, excluded)
+    readable_photos(data, items, excluded)
     rendered = camera_clips(
         data,
-        camera_sources(items, left_out),
+        camera_sources(items, excluded),
         cache,
         config.height,
         config.width,
@@ -141,9 +141,9 @@ def camera_examples(
     return CameraExamples(config, clips, base.vae, MotionMap())
 
 
-def camera_sources(items: list[Item], left_out: LeftOut) -> list[Item]:
+def camera_sources(items: list[Item], excluded: ExcludedClips) -> list[Item]:
     """What the virtual camera moves over: photographs are few and film frames many, so each stands for several."""
-    readable = [item for item in items if item.id not in left_out.unreadable]
+    readable = [item for item in items if item.id not in excluded.unreadable]
     return readable + [item for item in readable if item.kind == "photo"] * 3
 
 
@@ -151,9 +151,9 @@ class ExampleBuilder:
     """A dataset folder at a recipe's sizes, with the frozen networks that read it."""
 
     def __init__(
-        self, config: DenoiserConfig, data: Path, out: Path, report: ProgressCallback, left_out: LeftOut
+        self, config: DenoiserConfig, data: Path, out: Path, report: ProgressCallback, excluded: ExcludedClips
     ) -> None:
-        self.config, self.data, self.report, self.left_out = config, data, report, left_out
+        self.config, self.data, self.report, self.excluded = config, data, report, excluded
         self.cache, self.size = out / "cache", preset(config.preset)
         self.cache.mkdir(parents=True, exist_ok=True)
         self.shapes = shapes_of(config)
@@ -185,7 +185,7 @@ class ExampleBuilder:
                 shape = nearest(spatial, self.config.num_frames, *shown_size(self.data, item)) or shape
             return shape.height, shape.width
 
-        clips = load_sized(self.data, shots, self.cache, size_of, self.report, self.left_out)
+        clips = load_sized(self.data, shots, self.cache, size_of, self.report, self.excluded)
         return [subsample(clip, keep_every) if keep_every > 1 else clip for clip in clips]
 
     def by_size(
@@ -203,7 +203,7 @@ class ExampleBuilder:
             make: examples from a config of one size, its clips, whether the made ones are among them, and their share.
         """
         groups, short = sort_clips(film, self.shapes)
-        self.left_out.too_short([c.clip.item.id for c in short], len(film), self.shortest)
+        self.excluded.too_short([c.clip.item.id for c in short], len(film), self.shortest)
         if not groups and not rendered:
             raise DataError(f"{self.data} has no clip of {self.shortest} frames or more to train on")
         if len(self.shapes) == 1:
@@ -229,8 +229,8 @@ class ExampleBuilder:
 
     def film_and_moves(self, settings: FilmData) -> Examples:
         """Film clips, and camera moves over photographs beside them."""
-        items, config = training_items(self.data, self.left_out), self.config
-        photos = readable_photos(self.data, items, self.left_out) if settings.moves else []
+        items, config = training_items(self.data, self.excluded), self.config
+        photos = readable_photos(self.data, items, self.excluded) if settings.moves else []
         moves = camera_moves(
             self.data,
             photos,
@@ -254,14 +254,14 @@ class ExampleBuilder:
 
     def prompted(self, settings: PromptedData) -> Examples:
         """Clips with captions: film, and camera moves whose caption names the motion."""
-        items, config = training_items(self.data, self.left_out), self.config
+        items, config = training_items(self.data, self.excluded), self.config
         film = self.encoded(self.film(items, settings.keep_every), settings.strides)
         camera: list[tuple[LatentClip, str]] = []
         if settings.camera_clips:
-            readable_photos(self.data, items, self.left_out)
+            readable_photos(self.data, items, self.excluded)
             rendered = camera_clips(
                 self.data,
-                camera_sources(items, self.left_out),
+                camera_sources(items, self.excluded),
                 self.cache,
                 config.height,
                 config.width,
@@ -284,7 +284,7 @@ class ExampleBuilder:
 
     def ends(self, settings: EndsData, network: Denoiser) -> Examples:
         """Film clips of which both ends are given."""
-        film = self.encoded(self.film(training_items(self.data, self.left_out), 1), settings.strides)
+        film = self.encoded(self.film(training_items(self.data, self.excluded), 1), settings.strides)
 
         def make(config: DenoiserConfig, clips: list[LatentClip], _with: bool, _share: float) -> EndsExamples:
             return EndsExamples(config, settings, clips, network.mask, self.scaling, self.motion)
@@ -295,7 +295,7 @@ class ExampleBuilder:
         """Rendered orbits around objects."""
         if self.own.height != self.own.width:
             raise InvalidRequest(f"orbits are square, not {self.own.width} x {self.own.height}", param="width")
-        orbits = load_orbits(self.data, "train", self.left_out, self.own.height)
+        orbits = load_orbits(self.data, "train", self.excluded, self.own.height)
         latents = self.encoded([orbit.clip for orbit in orbits], ())
         placed = [(latent, orbit.item.elevation) for latent, orbit in zip(latents, orbits, strict=True)]
         return OrbitExamples(self.config, settings, placed, self.vae)

@@ -23,11 +23,11 @@ from model.encoders import ImageEncoder, TextEncoder, load_conditioners, load_te
 from model.errors import CheckpointError, DataError
 from model.importers.sgm import image_encoder_of, read
 from model.importers.stable_diffusion import autoencoder_from
-from model.importers.strict_load import class_of, load_strict
 from model.optimized.rewrites import skip_zero_branches, temporal_convolutions
 from model.presets import Preset, preset
 from model.tasks import TASKS
 from model.vae import build_vae
+from model.weights import class_of, load_strict
 from training.config import ImageEncoderConfig
 from training.objectives.contrastive import CLIP_MEAN, CLIP_STD, Towers
 from training.recipes import RECIPES

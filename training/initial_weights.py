@@ -39,11 +39,11 @@ from model.encoders import ImagePairEncoder, load_conditioners
 from model.errors import DataError
 from model.importers.sgm import read
 from model.importers.stable_diffusion import denoiser_from
-from model.importers.strict_load import class_of, load_strict
 from model.optimized.rewrites import rewrite_exactly, temporal_convolutions
 from model.presets import PRESETS, Preset, preset
 from model.tasks import TASKS, TaskSpec, task
 from model.unet import SCALAR_WIDTH, build_unet, check_inputs, grow_inputs
+from model.weights import class_of, load_strict
 from training.config import DenoiserConfig
 from training.joint_image_video import enable_image_rows
 from training.runs import is_run, is_single_file, resolve_source, run_config, start_from

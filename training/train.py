@@ -27,8 +27,8 @@ from training.config import (
     with_overrides,
 )
 from training.data import orbits
+from training.data.excluded_clips import ExcludedClips
 from training.data.frames import load_clips
-from training.data.left_out import LeftOut
 from training.data.shards import dataset_identity
 from training.distributed import distributed, join_processes, main_process_first, rank_and_size
 from training.examples import examples_of, training_items
@@ -58,10 +58,10 @@ def train(recipe: str, data: Path, out: Path, overrides: list[str], resume: bool
     if not resume and has_state(folder):
         raise DataError(f"{folder} already holds a run: add --resume to go on with it, or name another folder")
     retain_freed_memory()
-    left_out = LeftOut(report, config.most_unreadable)
-    objective = build_objective(config, data, folder, report, left_out)
+    excluded = ExcludedClips(report, config.most_unreadable)
+    objective = build_objective(config, data, folder, report, excluded)
     trainer = _trainer(objective, config, folder, report)
-    (folder / "data.json").write_text(json.dumps({**dataset_identity(data), "left_out": left_out.record()}) + "\n")
+    (folder / "data.json").write_text(json.dumps({**dataset_identity(data), "left_out": excluded.record()}) + "\n")
     if resume:
         trainer.resume()
     trainer.run(report)
@@ -98,11 +98,13 @@ def _release(trainer: Trainer, out: Path) -> None:
         release(folder, folder / "checkpoint", colours)
 
 
-def build_objective(config: Config, data: Path, folder: Path, report: ProgressCallback, left_out: LeftOut) -> Objective:
+def build_objective(
+    config: Config, data: Path, folder: Path, report: ProgressCallback, excluded: ExcludedClips
+) -> Objective:
     """The objective a config names, on its data, for the run in `folder`.
 
     Args:
-        left_out: told of the clips that the run goes without.
+        excluded: told of the clips that the run goes without.
 
     Raises:
         InvalidRequest: the config wants several processes, and there is one; or one, and there are several.
@@ -110,7 +112,7 @@ def build_objective(config: Config, data: Path, folder: Path, report: ProgressCa
     out = folder.parent
     cache = out / "cache"
     if isinstance(config, LoraConfig):
-        return _lora_objective(config, data, folder, report, left_out)
+        return _lora_objective(config, data, folder, report, excluded)
     if isinstance(config, DenoiserConfig):
         from model.vae import decode
         from training.frozen_networks import frozen_vae
@@ -127,15 +129,15 @@ def build_objective(config: Config, data: Path, folder: Path, report: ProgressCa
         network = build_network(config, out).to(device)
         vae = frozen_vae(resolve_source(config.vae, out, "vae"), preset(config.preset))
         with main_process_first():
-            examples = examples_of(config, network, data, out, report, left_out)
+            examples = examples_of(config, network, data, out, report, excluded)
         return DenoiseObjective(config, network, examples, lambda latents: decode(vae, latents, 7))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InvalidRequest("only denoisers train in several processes; start this recipe in one", param="recipe")
     if isinstance(config, DecoderConfig):
-        return _decoder_objective(config, data, out, report, left_out)
-    items = training_items(data, left_out)
+        return _decoder_objective(config, data, out, report, excluded)
+    items = training_items(data, excluded)
     size = (128, 224)
-    clips = load_clips(data, items, cache, *size, report, left_out)
+    clips = load_clips(data, items, cache, *size, report, excluded)
     if isinstance(config, VAEConfig):
         from training.objectives.vae import VAEObjective
 
@@ -154,7 +156,7 @@ def build_objective(config: Config, data: Path, folder: Path, report: ProgressCa
 
 
 def _decoder_objective(
-    config: DecoderConfig, data: Path, out: Path, report: ProgressCallback, left_out: LeftOut
+    config: DecoderConfig, data: Path, out: Path, report: ProgressCallback, excluded: ExcludedClips
 ) -> Objective:
     """The objective of a decoder's run: on orbits, or on footage at the mini size."""
     from training.frozen_networks import frozen_vae
@@ -162,13 +164,13 @@ def _decoder_objective(
 
     vae = frozen_vae(resolve_source(config.vae, out, "vae"), preset(config.preset))
     if dataset_identity(data)["name"] == orbits.NAME:
-        return DecoderObjective(config, vae, [orbit.clip for orbit in orbits.load_orbits(data, "train", left_out)])
-    items = training_items(data, left_out)
-    return DecoderObjective(config, vae, load_clips(data, items, out / "cache", 128, 224, report, left_out))
+        return DecoderObjective(config, vae, [orbit.clip for orbit in orbits.load_orbits(data, "train", excluded)])
+    items = training_items(data, excluded)
+    return DecoderObjective(config, vae, load_clips(data, items, out / "cache", 128, 224, report, excluded))
 
 
 def _lora_objective(
-    config: LoraConfig, data: Path, folder: Path, report: ProgressCallback, left_out: LeftOut
+    config: LoraConfig, data: Path, folder: Path, report: ProgressCallback, excluded: ExcludedClips
 ) -> Objective:
     """The objective of a LoRA's run, on its base."""
     from model.vae import decode
@@ -180,6 +182,6 @@ def _lora_objective(
     pin_base(folder, entry)
     base = load_base(config, entry)
     with main_process_first():
-        examples = camera_examples(config, base, data, out, report, left_out)
+        examples = camera_examples(config, base, data, out, report, excluded)
     base.unet.to(device)
     return LoraObjective(config, base.unet, examples, lambda latents: decode(base.vae, latents, 7))

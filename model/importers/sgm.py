@@ -33,11 +33,11 @@ from model.catalog import PUBLISHED, ModelEntry, describe
 from model.checkpoint import save
 from model.encoders import ImageEncoder, build_image_encoder
 from model.errors import CheckpointError
-from model.importers.strict_load import some
 from model.presets import Preset
 from model.tasks import TASKS
 from model.unet import build_unet
 from model.vae import build_vae
+from model.weights import some
 
 How = Literal["same", "as-linear", "transposed"]
 """The same numbers; a 1x1 convolution that became a linear layer; a matrix the other way round."""

@@ -40,10 +40,10 @@ from diffusers.models.transformers.transformer_temporal import TransformerSpatio
 from torch import Tensor, nn
 
 from model.errors import CheckpointError
-from model.importers.strict_load import load_strict, some
 from model.presets import Preset
 from model.tasks import TASKS
 from model.unet import build_unet
+from model.weights import load_strict, some
 
 NEW_IN_DENOISER = ("temporal_res_block.", "temporal_transformer_blocks.", "time_mixer.", "time_pos_embed.", "add_embed")
 NEW_IN_DECODER = ("temporal_res_block.", "time_mixer.", "time_conv_out.")

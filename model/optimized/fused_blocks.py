@@ -30,8 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.optimized.attention import Attend, scaled_dot_product
-from model.optimized.rewrites import blend_weight, skip_zero_branches
-from model.optimized.upsample import PhaseUpsample2D, can_use_phases, phases
+from model.optimized.rewrites import PhaseUpsample2D, blend_weight, can_use_phases, phases, skip_zero_branches
 
 
 class FusedResBlock(SpatioTemporalResBlock):  # type: ignore[misc]

@@ -20,8 +20,7 @@ from torch import Tensor
 from model.checkpoint import Checkpoint
 from model.conditioning import condition
 from model.params import Params
-from model.sampling.guidance import guidance_scale
-from model.sampling.row import BatchKey, Row
+from model.sampling.row import BatchKey, Row, guidance_scale
 from model.sampling.schedule import make_schedule
 from model.shapes import LatentShape, VideoShape
 from model.tasks import Augmentation, TaskSpec

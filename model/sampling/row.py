@@ -3,6 +3,11 @@
 Everything that distinguishes one request from another is in its row: noise levels, position among them, solver,
 guidance, conditioning. So rows in one denoiser call may differ in all of these; they share only their BatchKey.
 
+Classifier-free guidance has a scale that runs over the FRAMES of a clip: the first frame is nearly given by the picture
+and wants little of it; later ones want more (paper, appendix D.3; SV3D, Voleti et al. 2024, section 3.3, for the
+triangle). Guiding the network's output is the same as guiding the denoised sample, since equation 7 of EDM is linear
+in it.
+
 A row's checkpoint (`save_state`, `load_state`) is a safetensors file of what cannot be computed again: the sample, the
 solver's history and the step, in float32. The conditioning is encoded again from the request on resume, so a state is
 small (25 x 4 x 72 x 128 latents: 3.7 MB) and holds nothing of the picture's pixels. A fingerprint of what the steps
@@ -28,10 +33,10 @@ from model.denoiser import CachedFeatures, Conditioning
 from model.errors import InvalidRequest
 from model.lora.catalog import LoraUse
 from model.params import SolverName
-from model.sampling.guidance import needs_unconditional
 from model.sampling.schedule import Sigmas
 from model.sampling.solvers import Evaluation, Latents, SolverState, solver
 from model.shapes import LatentShape
+from model.tasks import GuidanceShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,3 +210,30 @@ def fingerprint(row: Row) -> bytes:
     fields += [row.scale.tolist(), *([row.guidance_interval] if row.guidance_interval is not None else [])]
     fields += [astuple(row.key.lora)] if row.key.lora is not None else []
     return hashlib.sha256(json.dumps(fields).encode()).digest()
+
+
+def guidance_scale(shape: GuidanceShape, low: float, high: float, num_frames: int) -> Float[Tensor, " T"]:
+    """The scale of each frame.
+
+    Args:
+        shape: linear: `low` at the first frame, `high` at the last, in either order of size. constant: `high`
+            everywhere. triangular: `low` at both ends, `high` in the middle (for closed orbits).
+    """
+    if shape == "constant":
+        return torch.full((num_frames,), high)
+    if shape == "linear":
+        return torch.linspace(low, high, num_frames)
+    along = torch.linspace(0.0, 1.0, num_frames)
+    return low + (high - low) * (1 - (2 * along - 1).abs())
+
+
+def needs_unconditional(scale: Float[Tensor, " T"]) -> bool:
+    """Whether any frame's scale differs from 1; where none does, the unconditional output would cancel out."""
+    return not bool((scale == 1).all())
+
+
+def guide(
+    unconditional: Float[Tensor, "T C h w"], conditional: Float[Tensor, "T C h w"], scale: Float[Tensor, " T"]
+) -> Float[Tensor, "T C h w"]:
+    """Frame by frame: unconditional + scale (conditional - unconditional) (Ho and Salimans 2022, equation 6)."""
+    return (conditional - unconditional).mul_(scale[:, None, None, None]).add_(unconditional)

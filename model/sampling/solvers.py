@@ -1,7 +1,7 @@
 """Solvers of the probability-flow ODE dx/dsigma = (x - D(x; sigma)) / sigma, as resumable state machines.
 
 A solver never calls the network. Its state is an explicit value; from it follows at which (x, sigma) the denoiser is
-needed next (`request`), and given the ODE derivative there (model.sampling.precondition.ode_derivative), the next state
+needed next (`request`), and given the ODE derivative there (model.sampling.sampler.ode_derivative), the next state
 (`advance`). So one request's solver can stop between any two evaluations, share a call with requests at other noise
 levels, and be stored and resumed. Stochastic churn is left out; LCM, which draws noise anew at every level, draws it
 from (request seed, step), so that neither batch composition nor an interruption changes a video.

@@ -111,7 +111,7 @@ def fetch(source: HubId, precision: Precision) -> Path:
     from huggingface_hub.utils.tqdm import enable_progress_bars
 
     if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
-        enable_progress_bars()  # transformers turns them off with its own (model.library_logging)
+        enable_progress_bars()  # transformers turns them off with its own (model.checkpoint)
     with _explained(source):
         try:
             info = huggingface_hub.HfApi().model_info(source.repo, revision=source.revision)

@@ -27,8 +27,7 @@ from model.memory.tiled_decode import enable_tiled_decoding
 from model.optimized.fused_blocks import fuse
 from model.params import Params
 from model.precision import DtypeName, resolve_device, resolve_dtype
-from model.sampling.guidance import guidance_scale, needs_unconditional
-from model.sampling.row import BatchKey
+from model.sampling.row import BatchKey, guidance_scale, needs_unconditional
 from model.sampling.solvers import evaluations
 from model.vae import upcast_encoder
 from serving.engine.profile import Machine, Profile

@@ -20,7 +20,7 @@ from model.errors import CheckpointError, InvalidRequest
 from model.memory.plan import GIB, VramPlan, needs_of, plan
 from model.params import Params
 from model.precision import resolve_device, resolve_dtype
-from model.sampling.guidance import guidance_scale, needs_unconditional
+from model.sampling.row import guidance_scale, needs_unconditional
 from model.sampling.solvers import evaluations
 from model.sources.hub import model_card
 from model.sources.layout import Precision, component_files, parameters_in

@@ -17,8 +17,8 @@ from model.tasks import task
 from model.unet import build_unet
 from training.data.latents import LatentClip
 from training.data.seeding import generator
-from training.objectives.batch import Batch
 from training.objectives.denoise import DenoiseObjective, sample_clip
+from training.objectives.protocol import Batch
 from training.recipes.image_to_video import mini_image_to_video
 
 FRAMES, SIDE = 4, 8

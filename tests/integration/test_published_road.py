@@ -16,7 +16,7 @@ from model.errors import DataError, InvalidRequest
 from tests.integration.test_training_road import make_dataset
 from tests.unit.training.published_folders import TINY, stable_diffusion, stable_video_diffusion
 from training.config import DenoiserConfig, with_overrides
-from training.data.left_out import LeftOut
+from training.data.excluded_clips import ExcludedClips
 from training.memory_plan import inputs_of
 from training.objectives.buckets import BucketedExamples
 from training.objectives.denoise import DenoiseObjective
@@ -105,7 +105,7 @@ def test_a_call_is_given_what_the_plan_says(place: tuple[Path, Path], name: str,
     data, out = place
     config = with_overrides(PUBLISHED[name](), [*TINY_RUN, f"init={init}"])
     assert isinstance(config, DenoiserConfig) and config.preset == TINY.name
-    objective = build_objective(config, data, out / name, lambda *_: None, LeftOut())
+    objective = build_objective(config, data, out / name, lambda *_: None, ExcludedClips())
     assert isinstance(objective, DenoiseObjective) and not isinstance(objective.examples, BucketedExamples)
     row = objective.rows(0)[0]
     wanted = inputs_of(config, 1)

@@ -21,7 +21,7 @@ from model.errors import DataError
 from model.media.video import Frames
 from training.config import ProgressCallback
 from training.data.display import displayed_frames, first_display
-from training.data.left_out import LeftOut
+from training.data.excluded_clips import ExcludedClips
 from training.data.shards import INSIDE, open_member
 from training.data.starter import Item
 
@@ -68,10 +68,10 @@ def load_clips(
     height: int,
     width: int,
     report: ProgressCallback = lambda *_: None,
-    left_out: LeftOut | None = None,
+    excluded: ExcludedClips | None = None,
 ) -> list[Clip]:
     """The items' frames at height x width, as `load_sized` gives them."""
-    return load_sized(folder, items, cache, lambda _: (height, width), report, left_out)
+    return load_sized(folder, items, cache, lambda _: (height, width), report, excluded)
 
 
 def load_sized(
@@ -80,7 +80,7 @@ def load_sized(
     cache: Path,
     size_of: Callable[[Item], tuple[int, int]],
     report: ProgressCallback = lambda *_: None,
-    left_out: LeftOut | None = None,
+    excluded: ExcludedClips | None = None,
 ) -> list[Clip]:
     """The items' frames, each at its own (height, width), from the cache or decoded into it.
 
@@ -88,13 +88,13 @@ def load_sized(
 
     Args:
         size_of: an item's size; may raise what broken files make one raise.
-        left_out: told of them; one that allows a tenth is made where it is left out.
+        excluded: told of them; one that allows a tenth is made where it is left out.
 
     Raises:
-        DataError: more than `left_out` allows are; the message counts and names them.
+        DataError: more than `excluded` allows are; the message counts and names them.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    left_out = left_out or LeftOut(report)
+    excluded = excluded or ExcludedClips(report)
     clips: list[Clip] = []
     for index, item in enumerate(items):
         try:
@@ -102,7 +102,7 @@ def load_sized(
             cached = cache / f"{item.id}-{height}x{width}.npy"
             frames = None if cached.exists() else _read(folder, item, height, width)
         except READING_ERRORS as error:
-            left_out.cannot_read(item.id, error)
+            excluded.cannot_read(item.id, error)
             continue
         if frames is not None:
             partial = cached.with_suffix(".partial")
@@ -111,7 +111,7 @@ def load_sized(
             partial.replace(cached)
         clips.append(Clip(item, np.load(cached, mmap_mode="r")))
         report("decoding frames", index + 1, len(items))
-    left_out.refuse_too_many(len(items))
+    excluded.refuse_too_many(len(items))
     return clips
 
 
@@ -140,7 +140,7 @@ def shown_size(folder: Path, item: Item) -> tuple[int, int]:
     return first_display(_source(folder, item)).size
 
 
-def readable_photos(folder: Path, items: list[Item], left_out: LeftOut) -> list[Item]:
+def readable_photos(folder: Path, items: list[Item], excluded: ExcludedClips) -> list[Item]:
     """The photographs among the items that decode to their end; the others are counted and named."""
     readable: list[Item] = []
     for item in items:
@@ -150,10 +150,10 @@ def readable_photos(folder: Path, items: list[Item], left_out: LeftOut) -> list[
             with Image.open(folder / item.file) as opened:
                 opened.load()
         except READING_ERRORS as error:
-            left_out.cannot_read(item.id, error)
+            excluded.cannot_read(item.id, error)
             continue
         readable.append(item)
-    left_out.refuse_too_many(len(items))
+    excluded.refuse_too_many(len(items))
     return readable
 
 

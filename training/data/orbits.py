@@ -29,8 +29,8 @@ from PIL import Image
 from model.errors import DataError, MissingExtra
 from model.media.video import Frames
 from training.config import ProgressCallback
+from training.data.excluded_clips import ExcludedClips
 from training.data.frames import READING_ERRORS, Clip
-from training.data.left_out import LeftOut
 from training.data.sources import sha256_of
 from training.data.starter import Item
 
@@ -133,11 +133,11 @@ def _write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def load_orbits(folder: Path, split: str, left_out: LeftOut | None = None, side: int = SIDE) -> list[Orbit]:
+def load_orbits(folder: Path, split: str, excluded: ExcludedClips | None = None, side: int = SIDE) -> list[Orbit]:
     """The orbits of a split, each checked against its hash.
 
     Args:
-        left_out: told of orbits that cannot be read, which are then passed over.
+        excluded: told of orbits that cannot be read, which are then passed over.
         side: of the views, pixels; they are averaged down to it.
 
     Raises:
@@ -155,15 +155,15 @@ def load_orbits(folder: Path, split: str, left_out: LeftOut | None = None, side:
         raise DataError(f"{lines} was changed after the dataset was made; prepare it again")
     items = [OrbitItem(**cast(dict[str, Any], json.loads(line))) for line in text.splitlines()]
     selected = [item for item in items if item.split == split]
-    if left_out is None:
+    if excluded is None:
         return [Orbit(item, _views(folder, item, side)) for item in selected]
     orbits: list[Orbit] = []
     for item in selected:
         try:
             orbits.append(Orbit(item, _views(folder, item, side)))
         except READING_ERRORS as error:
-            left_out.cannot_read(item.id, error)
-    left_out.refuse_too_many(len(selected))
+            excluded.cannot_read(item.id, error)
+    excluded.refuse_too_many(len(selected))
     return orbits
 
 

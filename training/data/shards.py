@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from model.errors import DataError
-from training.data.left_out import LeftOut
+from training.data.excluded_clips import ExcludedClips
 from training.data.split import Span
 
 CURATED = "stillmotion-curated"
@@ -71,11 +71,11 @@ def dataset_identity(folder: Path) -> dict[str, str]:
     return {"name": manifest.get("name", ""), "sha256": manifest.get("content_sha256") or _sha256(path)}
 
 
-def members(folder: Path, left_out: LeftOut | None = None) -> Iterator[Member]:
+def members(folder: Path, excluded: ExcludedClips | None = None) -> Iterator[Member]:
     """The clips of a curated dataset, in the order of their ids.
 
     Args:
-        left_out: told of shards and clips that cannot be read, which are then passed over.
+        excluded: told of shards and clips that cannot be read, which are then passed over.
 
     Raises:
         DataError: nobody is to be told, and a shard is missing, not the one that the manifest names, or broken.
@@ -87,16 +87,16 @@ def members(folder: Path, left_out: LeftOut | None = None) -> Iterator[Member]:
                 count += 1
                 if isinstance(fields, dict):
                     yield Member(file, fields)
-                elif left_out is None:
+                elif excluded is None:
                     raise DataError(f"{file} is told of by no valid JSON; run `stillmotion curate` again")
                 else:
-                    left_out.cannot_read(file, "its JSON is broken", unseen=True)
+                    excluded.cannot_read(file, "its JSON is broken", unseen=True)
             if count < shard["clips"]:  # tarfile takes a tar that is cut short for one that ends there
                 raise DataError(f"{folder / shard['file']} ends after {count} of its {shard['clips']} clips")
         except (DataError, OSError, tarfile.TarError) as error:
-            if left_out is None:
+            if excluded is None:
                 raise DataError(f"{error}; run `stillmotion curate` again") from error
-            left_out.cannot_read(shard["file"], error, max(1, int(shard["clips"]) - count), unseen=True)
+            excluded.cannot_read(shard["file"], error, max(1, int(shard["clips"]) - count), unseen=True)
 
 
 def _listed(folder: Path, shard: dict[str, Any]) -> Iterator[tuple[str, object]]:

@@ -27,7 +27,7 @@ from PIL import Image, ImageOps
 from model.errors import DataError, MissingExtra
 from training.config import ProgressCallback
 from training.data import sources
-from training.data.left_out import LeftOut
+from training.data.excluded_clips import ExcludedClips
 from training.data.shards import Member, is_curated, members
 from training.data.split import Span, photo_split, shot_split
 
@@ -208,18 +208,18 @@ def prepare(out: Path, report: ProgressCallback = lambda *_: None) -> list[Item]
     return items
 
 
-def load_items(folder: Path, left_out: LeftOut | None = None) -> list[Item]:
+def load_items(folder: Path, excluded: ExcludedClips | None = None) -> list[Item]:
     """The items of a prepared dataset folder, the starter dataset's or a curated one's.
 
     Args:
-        left_out: told of a curated dataset's shards and clips that cannot be read, which are then passed over.
+        excluded: told of a curated dataset's shards and clips that cannot be read, which are then passed over.
 
     Raises:
         DataError: not a dataset folder, or items.jsonl is not the one its manifest names; or a shard is not, or a clip
             cannot be read, and nobody is to be told.
     """
     if is_curated(folder):
-        return [item for member in members(folder, left_out) if (item := _clip_item(member, left_out)) is not None]
+        return [item for member in members(folder, excluded) if (item := _clip_item(member, excluded)) is not None]
     manifest, lines = folder / "manifest.json", folder / "items.jsonl"
     if not manifest.exists() or not lines.exists():
         raise DataError(f"{folder} is no dataset: make one with `stillmotion data starter --out {folder}`")
@@ -229,14 +229,14 @@ def load_items(folder: Path, left_out: LeftOut | None = None) -> list[Item]:
     return [Item(**json.loads(line)) for line in text.splitlines()]
 
 
-def _clip_item(member: Member, left_out: LeftOut | None) -> Item | None:
+def _clip_item(member: Member, excluded: ExcludedClips | None) -> Item | None:
     fields = member.fields
     try:
         span = (fields["source"], float(fields["start_s"]), float(fields["end_s"]))
         shot = (fields["clip_id"], "shot", member.file, *span, int(fields["frames"]), member.fps, fields["split"])
         return Item(*shot, dict(fields.get("captions", {})))
     except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
-        if left_out is None:
+        if excluded is None:
             raise DataError(f"{member.file} is told of incompletely ({error!r})") from error
-        left_out.cannot_read(member.file, f"its JSON is incomplete: {error!r}", unseen=True)
+        excluded.cannot_read(member.file, f"its JSON is incomplete: {error!r}", unseen=True)
         return None

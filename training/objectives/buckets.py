@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.shapes import VideoShape, nearest
 from training.data.latents import LatentClip
-from training.objectives.batch import Batch, Examples
+from training.objectives.protocol import Batch, Examples
 
 
 class WeightedExamples(Examples, Protocol):

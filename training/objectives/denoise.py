@@ -30,9 +30,8 @@ from model.denoiser import Conditioning, CpuThreads
 from model.errors import InvalidRequest
 from model.media.video import Frames
 from model.presets import NoiseRange, preset
-from model.sampling.precondition import append_dims, precondition
 from model.sampling.row import BatchKey, Row
-from model.sampling.sampler import sample
+from model.sampling.sampler import append_dims, precondition, sample
 from model.sampling.schedule import make_schedule
 from model.shapes import LatentShape
 from training.config import DenoiserConfig, Denoising, PromptedData
@@ -41,9 +40,15 @@ from training.distributed import all_reduce_sum, rank_and_size, shard
 from training.fast_blocks import speed_up
 from training.initial_weights import unet_of
 from training.joint_image_video import fill_temporal_gradients, image_rows
-from training.objectives.batch import Batch, Examples, crop_batch, group_by_kind, split_into_calls
 from training.objectives.buckets import BucketedExamples
-from training.objectives.protocol import backward_in_parallel
+from training.objectives.protocol import (
+    Batch,
+    Examples,
+    backward_in_parallel,
+    crop_batch,
+    group_by_kind,
+    split_into_calls,
+)
 
 _WINDOW, _NOISE, _BUCKET = 1, 2, 3
 _SAMPLE_STEPS = 8

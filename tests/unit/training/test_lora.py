@@ -27,8 +27,8 @@ from training.data.camera import MOTIONS, camera_clips
 from training.data.latents import LatentClip
 from training.data.motion_bucket import MotionMap
 from training.lora import LoraLinear, LoraObjective, adapt
-from training.objectives.batch import Batch
 from training.objectives.examples.film import CameraExamples
+from training.objectives.protocol import Batch
 from training.recipes.camera_lora import mini_camera_lora_horizontal, mini_camera_lora_static
 from training.trainer import Trainer
 

@@ -17,8 +17,8 @@ from model.unet import count_parameters
 from training.config import LoraConfig, Runtime
 from training.initial_weights import Denoiser
 from training.memory_plan import inputs_of, meta_network
-from training.objectives.batch import Examples
 from training.objectives.denoise import DenoiseObjective
+from training.objectives.protocol import Examples
 from training.recipes import PUBLISHED, RECIPES
 from training.recipes.published import frame_interpolation, image_to_video_14
 

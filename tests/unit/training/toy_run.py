@@ -24,8 +24,8 @@ from training.config import DenoiserConfig, with_overrides
 from training.data.latents import LatentClip
 from training.initial_weights import unet_of
 from training.joint_image_video import enable_image_rows
-from training.objectives.batch import Batch
 from training.objectives.denoise import DenoiseObjective
+from training.objectives.protocol import Batch
 from training.recipes.text_to_video import mini_text_to_video
 from training.trainer import Trainer, has_state
 

@@ -14,8 +14,8 @@ from model.conditioning import between_ends
 from training.config import DenoiserConfig, EndsData
 from training.data.latents import LatentClip
 from training.data.motion_bucket import MotionMap
-from training.objectives.batch import Batch
 from training.objectives.examples.drawing import draw_window, lognormal, uniform, usable_strides
+from training.objectives.protocol import Batch
 
 
 class EndsExamples:

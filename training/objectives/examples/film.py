@@ -16,7 +16,6 @@ from torch import Tensor
 from training.config import CameraData, DenoiserConfig, FilmData, LoraConfig
 from training.data.latents import LatentClip
 from training.data.motion_bucket import HIGHEST_BUCKET, LOWEST_BUCKET, MotionMap
-from training.objectives.batch import Batch
 from training.objectives.examples.drawing import (
     ClipWindow,
     choice,
@@ -26,6 +25,7 @@ from training.objectives.examples.drawing import (
     uniform,
     usable_strides,
 )
+from training.objectives.protocol import Batch
 
 
 def condition_on_first_frame(

@@ -11,8 +11,8 @@ from diffusers import AutoencoderKLTemporalDecoder
 
 from training.config import DenoiserConfig, OrbitData
 from training.data.latents import LatentClip
-from training.objectives.batch import Batch
 from training.objectives.examples.drawing import choice, lognormal, noisy_latent, uniform
+from training.objectives.protocol import Batch
 
 
 class OrbitExamples:

@@ -18,8 +18,8 @@ from training.curation.captions.choice import SHARES, choose_caption
 from training.data.attribute_captions import attribute_caption
 from training.data.latents import LatentClip
 from training.data.motion_bucket import MotionMap
-from training.objectives.batch import Batch
 from training.objectives.examples.drawing import ClipWindow, choice, draw_window, uniform, usable_strides
+from training.objectives.protocol import Batch
 
 
 class PromptedExamples:

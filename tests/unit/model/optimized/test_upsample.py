@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.optimized.fused_blocks import fuse
-from model.optimized.rewrites import relative_difference
-from model.optimized.upsample import PhaseUpsample2D, can_use_phases, phases, upsample_nearest_conv
+from model.optimized.rewrites import PhaseUpsample2D, can_use_phases, phases, relative_difference, upsample_nearest_conv
 from model.presets import preset
 from model.tasks import task
 from model.unet import build_unet

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.sampling.guidance import guidance_scale, guide, needs_unconditional
+from model.sampling.row import guidance_scale, guide, needs_unconditional
 
 scales = st.floats(0.0, 30.0, width=32)
 

@@ -8,7 +8,7 @@ from diffusers import EulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.sampling.precondition import append_dims, loss_weight, ode_derivative, precondition
+from model.sampling.sampler import append_dims, loss_weight, ode_derivative, precondition
 
 # diffusers 0.42 meets numpy 2.5 here.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from model.denoiser import Conditioning, DenoiserInputs
 from model.params import SolverName
-from model.sampling.guidance import guidance_scale
-from model.sampling.row import BatchKey, Row
+from model.sampling.row import BatchKey, Row, guidance_scale
 from model.sampling.sampler import advance, batch_size, sample
 from model.sampling.schedule import karras_sigmas
 from model.shapes import LatentShape

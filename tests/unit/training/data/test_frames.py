@@ -10,8 +10,8 @@ import pytest
 
 from model.errors import DataError
 from model.media.video import encode_video
+from training.data.excluded_clips import ExcludedClips
 from training.data.frames import load_clips, load_sized, readable_photos, shown_size
-from training.data.left_out import LeftOut
 from training.data.starter import Item
 
 
@@ -30,22 +30,22 @@ def dataset(folder: Path) -> list[Item]:
 def test_unreadable_clips_are_reported_by_name_and_left_out(tmp_path: Path) -> None:
     told: list[str] = []
     items = dataset(tmp_path)
-    left_out = LeftOut(lambda what, *_: told.append(what), 0.7)
-    clips = load_clips(tmp_path, items, tmp_path / "cache", 16, 24, left_out=left_out)
+    excluded = ExcludedClips(lambda what, *_: told.append(what), 0.7)
+    clips = load_clips(tmp_path, items, tmp_path / "cache", 16, 24, excluded=excluded)
     assert [clip.item.id for clip in clips] == ["a", "b"]
-    assert list(left_out.unreadable) == ["c", "d", "e"] and left_out.lost == 3
+    assert list(excluded.unreadable) == ["c", "d", "e"] and excluded.lost == 3
     assert [line.partition(",")[0] for line in told] == ["left out c", "left out d", "left out e"]
-    assert "only 6 of its 9 frames" in left_out.unreadable["e"]
-    assert left_out.record()["unreadable_clips"] == 3
+    assert "only 6 of its 9 frames" in excluded.unreadable["e"]
+    assert excluded.record()["unreadable_clips"] == 3
 
 
 def test_too_many_of_them_stop_the_run(tmp_path: Path) -> None:
     items = dataset(tmp_path)
     with pytest.raises(DataError, match=r"3 of 5 items cannot be read, more than 10%: c, d, e; .*most_unreadable"):
         load_clips(tmp_path, items, tmp_path / "cache", 16, 24)
-    load_clips(tmp_path, items, tmp_path / "cache", 16, 24, left_out=LeftOut(most=0.6))
+    load_clips(tmp_path, items, tmp_path / "cache", 16, 24, excluded=ExcludedClips(most=0.6))
     with pytest.raises(DataError, match="more than 59%"):
-        load_clips(tmp_path, items, tmp_path / "cache", 16, 24, left_out=LeftOut(most=0.59))
+        load_clips(tmp_path, items, tmp_path / "cache", 16, 24, excluded=ExcludedClips(most=0.59))
     (tmp_path / "a.mp4").unlink()
     with pytest.raises(DataError, match="a, "):
         load_clips(tmp_path, items, tmp_path / "again", 16, 24)
@@ -72,8 +72,8 @@ def test_a_broken_photograph_is_left_out(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48), "red").save(tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
     photo = Item("whole", "photo", "whole.png", "x", 0, 0, 1, 0.0, "train")
-    left_out = LeftOut(most=0.5)
+    excluded = ExcludedClips(most=0.5)
     items = [photo, dataclasses.replace(photo, id="half", file="half.png")]
-    assert readable_photos(tmp_path, items, left_out) == [photo]
-    assert list(left_out.unreadable) == ["half"]
+    assert readable_photos(tmp_path, items, excluded) == [photo]
+    assert list(excluded.unreadable) == ["half"]
     assert shown_size(tmp_path, photo) == (48, 64)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import DataError
-from training.data.left_out import LeftOut
+from training.data.excluded_clips import ExcludedClips
 from training.data.shards import CURATED, dataset_identity, is_curated, open_member
 from training.data.sources import FILM_SHA256
 from training.data.split import BLOCK_S, CREDITS_START_S, SHOT_STRIDE, Span, clip_split, film_spans
@@ -102,15 +102,15 @@ def test_broken_shards_and_broken_json_are_counted_named_and_passed_over(tmp_pat
     curated(tmp_path, shards, cut="1")
     (tmp_path / "2.tar").write_bytes(b"changed since")
     (tmp_path / "3.tar").unlink()
-    left_out = LeftOut()
-    assert [item.id for item in load_items(tmp_path, left_out)] == ["a", "b", "c"]
-    assert set(left_out.unreadable) == {"0.tar#d.mp4", "0.tar#e.mp4", "1.tar", "2.tar", "3.tar"}
-    assert left_out.lost == 2 + 3 + 1 + 3
+    excluded = ExcludedClips()
+    assert [item.id for item in load_items(tmp_path, excluded)] == ["a", "b", "c"]
+    assert set(excluded.unreadable) == {"0.tar#d.mp4", "0.tar#e.mp4", "1.tar", "2.tar", "3.tar"}
+    assert excluded.lost == 2 + 3 + 1 + 3
     with pytest.raises(DataError, match=r"9 of 12 items cannot be read, more than 10%: 0\.tar#d\.mp4, "):
-        left_out.refuse_too_many(3)
+        excluded.refuse_too_many(3)
     with pytest.raises(DataError, match="9 of 12"):
-        training_items(tmp_path, LeftOut(most=0.7))
-    assert len(training_items(tmp_path, LeftOut(most=0.75))) == 3
+        training_items(tmp_path, ExcludedClips(most=0.7))
+    assert len(training_items(tmp_path, ExcludedClips(most=0.75))) == 3
 
 
 @pytest.mark.parametrize(

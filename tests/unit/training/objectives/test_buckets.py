@@ -22,9 +22,9 @@ from training.config import Buckets, DenoiserConfig
 from training.data.latents import LatentClip
 from training.data.seeding import generator
 from training.examples import shapes_of
-from training.objectives.batch import Batch
 from training.objectives.buckets import make_buckets, sort_clips
 from training.objectives.denoise import DenoiseObjective
+from training.objectives.protocol import Batch
 from training.recipes import PUBLISHED
 
 OWN = VideoShape(6, 64, 128, 16)

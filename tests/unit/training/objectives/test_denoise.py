@@ -12,7 +12,7 @@ from torch import nn
 
 from model.optimized.rewrites import rewrite_exactly
 from model.presets import preset
-from model.sampling.precondition import append_dims, loss_weight, precondition
+from model.sampling.sampler import append_dims, loss_weight, precondition
 from model.tasks import task
 from model.unet import build_unet
 from model.vae import build_vae, encode_mode
@@ -21,11 +21,11 @@ from training.config import DenoiserConfig, FilmData
 from training.data.frames import subsample
 from training.data.latents import LatentClip, encode_clips, to_pixels
 from training.data.motion_bucket import MotionMap, measure_flow
-from training.objectives.batch import Batch, split_into_calls
 from training.objectives.contrastive import CLIP_MEAN, CLIP_STD
 from training.objectives.denoise import DenoiseObjective, denoising_error
 from training.objectives.examples.drawing import noisy_latent
 from training.objectives.examples.film import FilmExamples
+from training.objectives.protocol import Batch, split_into_calls
 from training.recipes.image_to_video import mini_image_to_video
 
 RECIPE = mini_image_to_video()

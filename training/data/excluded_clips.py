@@ -10,7 +10,7 @@ from training.config import MOST_UNREADABLE, ProgressCallback
 _NAMED = 20
 
 
-class LeftOut:
+class ExcludedClips:
     """The clips of a run's dataset that it goes without.
 
     Args:
