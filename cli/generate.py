@@ -85,7 +85,7 @@ def generate(
     """Turn a still, two stills or a prompt into a short video."""
     from cli.progress import reporting
     from model.interpolation import plan_interpolation
-    from model.media.image import open_picture
+    from model.media.image import fit_picture, open_picture, to_png
     from model.precision import resolve_dtype
     from model.sources.source import find
     from serving.engine.settings import EngineSettings
@@ -94,11 +94,10 @@ def generate(
     stills = {name: path for name, path in (("image", image), ("last_image", last_image)) if path is not None}
     video, sheet, container = outputs(list(stills.values()), out, format)
     check_new((video, sheet), overwrite)
-    for path in stills.values():
-        open_picture(path.read_bytes())  # a bad one is refused before a model is looked for
+    opened = {name: open_picture(path.read_bytes()) for name, path in stills.items()}  # a bad one ends it here
     precision = resolve_dtype(engine_options["dtype"], engine_options["device"])
     entry, adapter = adapted(find(model or default_model(stills, prompt, elevation), precision), lora)
-    pictures = _pictures(entry.task, stills)
+    _check_stills(entry.task, stills)
     fields = {
         "num_inference_steps": steps,
         "fps": fps,
@@ -118,6 +117,8 @@ def generate(
         "lora_scale": lora_scale,
     }
     params = entry.resolve(fields, secrets.randbelow(2**31) if seed is None else seed)
+    pictures = tuple(to_png(fit_picture(opened[name], *params.picture_fit)) for name in entry.task.pictures)
+    opened.clear()  # photographs are large, and the pictures are all that the video is made of
     interpolator = (interpolation_model or SHIPPED_INTERPOLATOR) if interpolate or interpolation_model else None
     between = None if interpolator is None else find(interpolator, precision)
     chain = None if between is None else (between, plan_interpolation(between, params))
@@ -152,15 +153,14 @@ def adapted(entry: ModelEntry, lora: str | None) -> tuple[ModelEntry, str | None
     return with_lora(entry, adapter), adapter.pinned
 
 
-def _pictures(task: TaskSpec, stills: dict[str, Path]) -> tuple[bytes, ...]:
-    """The pictures that the task takes, none missing and none too many."""
+def _check_stills(task: TaskSpec, stills: Collection[str]) -> None:
+    """Refuse a picture that the task takes and is missing, and one that it does not take."""
     options = {"image": "IMAGE", "last_image": "--last-image"}
     for name, option in options.items():
         if name in task.pictures and name not in stills:
             raise typer.BadParameter(f"{task.name} needs it", param_hint=option)
         if name in stills and name not in task.pictures:
             raise typer.BadParameter(f"{task.name} takes no such picture; leave it out", param_hint=option)
-    return tuple(stills[name].read_bytes() for name in task.pictures)
 
 
 def outputs(stills: Sequence[Path], out: Path | None, format: FormatChoice | None) -> tuple[Path, Path, FormatChoice]:

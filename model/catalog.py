@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from model.errors import CheckpointError, InvalidRequest
-from model.export_manifest import MANIFEST, file_hash, read_manifest, served_version
+from model.export_manifest import MANIFEST, TRITON_CONFIG, file_hash, read_manifest, served_version
 from model.lora.catalog import FOLDER, LoraEntry, choose_lora, describe_lora, offered_in
 from model.params import Params
 from model.shapes import VAE_STRIDE
@@ -265,7 +265,7 @@ def describe(path: Path, name: str | None = None, precision: Precision = "float3
             does not know.
     """
     name = name or repository_name(path.absolute()) or path.resolve().name
-    if version := served_version(path):
+    if (path / TRITON_CONFIG).is_file() and (version := served_version(path)):
         path = version
     exported = (path / MANIFEST).exists()
     check_pipeline(str(path), _read_json(path / "model_index.json"))

@@ -18,6 +18,7 @@ from typing import Any
 from model.errors import CheckpointError
 
 MANIFEST = "export.json"
+TRITON_CONFIG = "config.pbtxt"
 FORMAT = 1
 ONNX_FOLDER = "onnx"
 ENGINE_FOLDER = "engines"
@@ -145,7 +146,7 @@ def served_version(model: Path) -> Path | None:
     Raises:
         CheckpointError: the configuration names no version that is there.
     """
-    config = model / "config.pbtxt"
+    config = model / TRITON_CONFIG
     if not config.is_file():
         return None
     match = re.search(r"versions:\s*\[?\s*(\d+)", config.read_text())

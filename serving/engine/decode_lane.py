@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import torch
 
-from serving.engine.job import DecodeProgress, Job, row_of
+from serving.engine.job import Job, row_of
 from serving.engine.protocol import Decoded
 from serving.engine.settings import EngineSettings
 from serving.engine.stats import Recorder
@@ -49,12 +49,3 @@ class DecodeLane:
         if device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device)
         return torch.cuda.stream(self._streams[device])
-
-
-def begin_decoding(job: Job) -> DecodeProgress:
-    """Lay out the chunks of a denoised job; smaller than requested where the GPU's memory budget requires it."""
-    params = job.request.params
-    largest = job.model.decode_chunk(params.decode_chunk_size)
-    job.decoding = DecodeProgress.begin(params.num_frames, largest, job.model.settings.decode_chunk_plan)
-    job.decoding.degraded = largest < params.decode_chunk_size
-    return job.decoding

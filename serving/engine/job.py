@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 from diffusers import AutoencoderKLTemporalDecoder
+from PIL.Image import Image
 
 from model.sampling.row import BatchKey, Row
 from model.sampling.solvers import Latents
@@ -113,6 +114,7 @@ class Job:
         arrival: counts requests as they came.
         model: the checkpoint it is for.
         key: its rows' BatchKey, known before there is a row.
+        pictures: the request's, opened and fitted to the clip by the encode phase.
         row: set by the encode phase.
         resident: whether it counts among the rows in work; a parked one keeps its row and waits.
         decoding: set when the decode phase begins.
@@ -131,6 +133,7 @@ class Job:
     model: LoadedModel
     key: BatchKey
     phase: Phase = "queued"
+    pictures: tuple[Image, ...] = ()
     row: Row | None = None
     resident: bool = False
     decoding: DecodeProgress | None = None
@@ -183,3 +186,12 @@ def row_of(job: Job) -> Row:
     """The row of a job past its encode phase."""
     assert job.row is not None
     return job.row
+
+
+def begin_decoding(job: Job) -> DecodeProgress:
+    """Lay out the chunks of a denoised job; smaller than requested where the GPU's memory budget requires it."""
+    params = job.request.params
+    largest = job.model.decode_chunk(params.decode_chunk_size)
+    job.decoding = DecodeProgress.begin(params.num_frames, largest, job.model.settings.decode_chunk_plan)
+    job.decoding.degraded = largest < params.decode_chunk_size
+    return job.decoding

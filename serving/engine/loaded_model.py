@@ -149,7 +149,8 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
         from model.backends.batch_size import FixedBatchDenoiser
 
         denoiser = FixedBatchDenoiser(denoiser, settings.max_batch or FIXED_BATCH)
-    denoiser = with_loras(denoiser, checkpoint.unet, loras)
+    if loras:
+        denoiser = with_loras(denoiser, checkpoint.unet, loras)
     offload = CpuOffload(torch.device(device)) if vram is not None and vram.offload else None
     if offload is not None:
         with LoadedModel(checkpoint, denoiser, settings, offload=offload).encoding():

@@ -18,13 +18,12 @@ from model.catalog import ModelEntry
 from model.params import OutputFormat, Params
 from model.sampling.row import Row
 from model.sampling.sampler import sample
-from serving.engine.decode_lane import begin_decoding
-from serving.engine.job import Job
+from serving.engine.job import Job, begin_decoding
 from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.mux import build_result, encode_ahead
 from serving.engine.protocol import Completed, Decoded, EngineEvent, EngineRequest, Stepped
 from serving.engine.settings import EngineSettings
-from serving.engine.stages import check_finite, encode_request, finished_frames, video_manifest
+from serving.engine.stages import check_finite, encode_request, finished_frames, fitted_pictures, video_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,8 @@ def generate(
     job = Job(request, progress or (lambda _: None), 0, model, model.key(params))
     with torch.inference_mode():
         job.enter("encode")
-        row = encode_request(model, request)
+        job.pictures = fitted_pictures(request)
+        row = encode_request(model, request, job.pictures)
         job.enter("denoise")
         job.row = sample(model.denoiser, row, lambda row: _stepped(job, row))
         check_finite(job.row)
@@ -92,7 +92,7 @@ def generate(
                 encoder.add(decoding.chunks[-1])
             job.deliver(Decoded(decoding.done, params.num_frames))
         job.enter("mux")
-        frames = finished_frames(model, request, decoding)
+        frames = finished_frames(model, job.pictures, decoding)
         completed = build_result(
             frames,
             fps=params.fps,

@@ -277,7 +277,7 @@ class StepLoop:
             request = job.request
             assert job.decoding is not None
             result = build_result(
-                finished_frames(job.model, request, job.decoding),
+                finished_frames(job.model, job.pictures, job.decoding),
                 fps=request.params.fps,
                 output_format=None if request.raw else request.output_format,
                 degraded=job.decoding.degraded,

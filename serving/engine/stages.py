@@ -7,6 +7,7 @@ video can be replayed.
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 
@@ -60,18 +61,28 @@ def video_manifest(
     }
 
 
-def encode_request(model: LoadedModel, request: EngineRequest) -> Row:
-    """Encode phase: prompt or pictures, fitted to the clip, become conditioning; the row is at its first noise level.
+def fitted_pictures(request: EngineRequest) -> tuple[Image, ...]:
+    """The request's pictures, opened and fitted to the clip: once a job (Job.pictures).
 
     Raises:
-        UnreadableImage, ImageTooLarge: a picture.
+        UnreadableImage, ImageTooLarge: one of them.
+    """
+    return tuple(fit_picture(open_picture(image), *request.params.picture_fit) for image in request.images)
+
+
+def encode_request(model: LoadedModel, request: EngineRequest, pictures: Sequence[Image]) -> Row:
+    """Encode phase: prompt or pictures become conditioning; the row is at its first noise level.
+
+    Args:
+        pictures: those of `fitted_pictures`.
+
+    Raises:
         InvalidRequest: a setting the checkpoint cannot serve, or a LoRA that is not here.
     """
     params = request.params
     model.check_lora(params)
-    fitted = _fitted(request)
     with model.encoding():
-        row = prepare_row(model.checkpoint, params, fitted)
+        row = prepare_row(model.checkpoint, params, pictures)
     return replace(row, guidance_interval=model.settings.guidance_interval)
 
 
@@ -81,16 +92,12 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
-def _fitted(request: EngineRequest) -> list[Image]:
-    return [fit_picture(open_picture(image), *request.params.picture_fit) for image in request.images]
-
-
-def finished_frames(model: LoadedModel, request: EngineRequest, decoding: DecodeProgress) -> np.ndarray:
-    """What the request gets of its decoded frames, [T, H, W, 3] uint8: between given ends, with the ends held."""
+def finished_frames(model: LoadedModel, pictures: Sequence[Image], decoding: DecodeProgress) -> np.ndarray:
+    """What the request gets of its decoded frames, [T, H, W, 3] uint8: with `pictures` as the ends where the task has them."""
     frames = decoding.frames()
     if not model.entry.task.restores_ends:
         return frames
-    return restore_end_frames(frames, [np.asarray(picture) for picture in _fitted(request)], model.entry.frame_noise)
+    return restore_end_frames(frames, [np.asarray(picture) for picture in pictures], model.entry.frame_noise)
 
 
 def check_finite(row: Row) -> None:

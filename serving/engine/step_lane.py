@@ -22,8 +22,7 @@ from model.errors import InvalidRequest
 from model.latent_preview import denoised, preview_jpeg
 from model.sampling.row import Row, load_state, save_state
 from model.sampling.sampler import advance
-from serving.engine.decode_lane import begin_decoding
-from serving.engine.job import Job, row_of
+from serving.engine.job import Job, begin_decoding, row_of
 from serving.engine.oom import (
     BatchSizeBackoff,
     free_cached_memory,
@@ -33,7 +32,7 @@ from serving.engine.oom import (
 )
 from serving.engine.protocol import Checkpointed, Failed, Previewed, Stepped
 from serving.engine.settings import EngineSettings
-from serving.engine.stages import check_finite, encode_request, synchronize
+from serving.engine.stages import check_finite, encode_request, fitted_pictures, synchronize
 from serving.engine.stats import Recorder
 
 
@@ -122,10 +121,11 @@ class StepLane:
         started = time.perf_counter()
         if job.request.previews and job.model.colours is None:
             raise InvalidRequest(f"{job.model.entry.name} has no map to draw previews with", param="previews")
+        job.pictures = fitted_pictures(job.request)
         row = self._encoded(job)
         if row is None:
             free_cached_memory()
-            row = encode_request(job.model, job.request)
+            row = encode_request(job.model, job.request, job.pictures)
         synchronize(job.model.checkpoint.unet.device)
         if job.request.resume_from is not None:
             row = load_state(row, job.request.resume_from)
@@ -141,7 +141,7 @@ class StepLane:
     def _encoded(self, job: Job) -> Row | None:
         """The request's row; None where memory ran out, with nothing of the attempt left alive."""
         try:
-            return encode_request(job.model, job.request)
+            return encode_request(job.model, job.request, job.pictures)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

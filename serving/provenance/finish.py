@@ -59,8 +59,8 @@ def finish(
     Raises:
         GenerationFailed: signing failed.
     """
-    pictures = fitted(params, images)
-    spaces = [converted_from(open_picture(picture)) for picture in pictures]
+    pictures = [fit_picture(open_picture(image), *params.picture_fit) for image in images]
+    spaces = [converted_from(picture) for picture in pictures]
     manifest: dict[str, Any] = {
         **result.manifest,
         **(notes or {}),
@@ -74,7 +74,7 @@ def finish(
             "fps": result.fps,
         },
         "degraded": result.degraded,
-        "pictures": [mp4_manifest.encode_picture(picture) for picture in pictures],
+        "pictures": [mp4_manifest.encode_picture(to_png(picture)) for picture in pictures],
     }
     video = result.video
     if output_format == "mp4":
@@ -82,11 +82,6 @@ def finish(
         if signer is not None:
             video = signer.sign(video, manifest)
     return Finished(video, hashlib.sha256(video).hexdigest(), manifest)
-
-
-def fitted(params: Params, images: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """The pictures as the sampler sees them, as PNG: fitting one a second time changes nothing."""
-    return tuple(to_png(fit_picture(open_picture(image), *params.picture_fit)) for image in images)
 
 
 class FinishingEngine(EngineWrapper):

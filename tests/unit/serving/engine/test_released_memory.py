@@ -120,7 +120,7 @@ def test_an_encoding_is_tried_again_on_memory_that_is_free(memory: Memory, monke
 
     monkeypatch.setattr(step_lane, "encode_request", encode)
     one = job(Profile())
-    one.request = SimpleNamespace(previews=False, resume_from=None)
+    one.request = SimpleNamespace(previews=False, resume_from=None, images=())
     one.enter = lambda _: None
     lane([]).encode(one)
     assert (len(attempts), memory.freed_with) == (2, [0])

@@ -17,7 +17,7 @@ from model.media.video import decode_video, encode_video, frames_sha256
 from model.params import ImageToVideoParams, OutputFormat
 from serving.engine.protocol import Completed
 from serving.provenance.c2pa import C2paSigner
-from serving.provenance.finish import Finished, Signer, finish, fitted
+from serving.provenance.finish import Finished, Signer, finish
 from tests.contract.support import picture
 from tests.support.fakes import DEFAULTS
 from tests.unit.serving.provenance.support import certificates
@@ -36,6 +36,7 @@ def finished(
     signer: Signer | None = None,
     notes: dict[str, object] | None = None,
     image: bytes | None = None,
+    params: ImageToVideoParams = PARAMS,
 ) -> Finished:
     result = Completed(
         video=encoded(output_format),
@@ -50,7 +51,7 @@ def finished(
         degraded=False,
         manifest={"model": "m", "task": "image-to-video", "seed": 4},
     )
-    return finish(result, PARAMS, (image or picture(size=(200, 70)),), output_format, notes=notes, signer=signer)
+    return finish(result, params, (image or picture(size=(200, 70)),), output_format, notes=notes, signer=signer)
 
 
 def test_the_mp4_carries_the_manifest_that_is_stored_beside_it() -> None:
@@ -81,9 +82,10 @@ def test_a_fitted_picture_is_seen_by_the_sampler_as_the_first_was(mode: str, siz
         **{**DEFAULTS, "num_frames": 3, "height": 64, "width": 96, "seed": 4, "resize_mode": mode}
     )
     first = fit_picture(open_picture(picture(size=size)), 64, 96, params.resize_mode)
-    (kept,) = fitted(params, (picture(size=size),))
-    assert fit_picture(open_picture(kept), 64, 96, params.resize_mode).tobytes() == first.tobytes()
-    assert fitted(params, (to_png(first),)) == (kept,)
+    manifest = finished("gif", image=picture(size=size), params=params).manifest
+    (again,) = provenance.pictures(manifest)
+    assert fit_picture(open_picture(again), 64, 96, params.resize_mode).tobytes() == first.tobytes()
+    assert finished("gif", image=to_png(first), params=params).manifest["pictures"] == manifest["pictures"]
 
 
 @pytest.fixture(scope="module")
