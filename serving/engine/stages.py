@@ -93,7 +93,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def finished_frames(model: LoadedModel, pictures: Sequence[Image], decoding: DecodeProgress) -> np.ndarray:
-    """What the request gets of its decoded frames, [T, H, W, 3] uint8; the ends are `pictures` where the task has any."""
+    """What the request gets of its decoded frames, [T, H, W, 3] uint8; `pictures` are the ends of some tasks."""
     frames = decoding.frames()
     if not model.entry.task.restores_ends:
         return frames
