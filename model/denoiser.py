@@ -46,10 +46,13 @@ class TorchOptions:
         attention: a kernel's name (model.optimized.attention), or `auto`: torch's own choice on a CPU and where
             pinned, else the fastest as measured on the device.
         reuse_every: evaluations for which deep features serve (model.optimized.feature_cache); 1 reuses none.
+        kernels: of what is between matrix products on a GPU (model.optimized.kernels): names with commas, `none`, or
+            `auto`: those that are faster than torch's own operations, as measured on the device.
     """
 
     attention: str = "auto"
     reuse_every: int = 1
+    kernels: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,6 +19,9 @@ install_import_hook("model", "beartype.beartype")
 # Every HTTP client reads the system's certificates, a tenth of a second each; no test needs its own reading of them.
 httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
 
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported: no GPU, so no compiled kernel
+
 # A busy machine is no failure; pytest-timeout bounds a test that hangs.
 settings.register_profile("stillmotion", deadline=None)
 settings.load_profile("stillmotion")

@@ -19,8 +19,9 @@ def _torch(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> D
     from model.backends.torch import TorchDenoiser
     from model.optimized.attention import AttentionDispatch
     from model.optimized.fused_blocks import fuse
+    from model.optimized.kernels.choice import block_ops
 
-    fuse(checkpoint.unet, AttentionDispatch(tuning.attention))
+    fuse(checkpoint.unet, AttentionDispatch(tuning.attention), block_ops(tuning.kernels, checkpoint.unet.device))
     if tuning.reuse_every > 1:
         from model.optimized.feature_cache import FeatureCacheDenoiser
 
@@ -32,9 +33,10 @@ def _compiled(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -
     from model.backends.compiled import CompiledDenoiser, compile_blocks, require_compiler_on
     from model.optimized.attention import AttentionDispatch
     from model.optimized.fused_blocks import fuse
+    from model.optimized.kernels.choice import block_ops
 
     require_compiler_on(checkpoint.unet.device)
-    fuse(checkpoint.unet, AttentionDispatch(tuning.attention))
+    fuse(checkpoint.unet, AttentionDispatch(tuning.attention), block_ops(tuning.kernels, checkpoint.unet.device))
     if tuning.reuse_every > 1:
         from model.optimized.feature_cache import FeatureCacheDenoiser
 
@@ -72,6 +74,8 @@ def _tensorrt(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -
 
 def _only_default(tuning: TorchOptions, backend: str) -> None:
     """A graph has its own attention, and all of its layers."""
+    if tuning.kernels not in (AUTO, "none"):
+        raise InvalidRequest(f"{backend} has its own kernels; leave --kernels out", param="kernels")
     if tuning.attention != AUTO:
         raise InvalidRequest(f"{backend} has its own attention; leave --attention out", param="attention")
     if tuning.reuse_every > 1:
@@ -152,9 +156,10 @@ def resolve_options(backend: str, checkpoint: Checkpoint, cores: CpuThreads, tun
     """The tuning with its `auto` replaced by what holds for the checkpoint on its device.
 
     Raises:
-        InvalidRequest: an attention kernel that does not run there.
+        InvalidRequest: an attention kernel, or another, that does not run there.
     """
     from model.optimized.attention import choose
+    from model.optimized.kernels.choice import choose_kernels
 
     if backend not in IN_TORCH:
         return tuning
@@ -163,8 +168,13 @@ def resolve_options(backend: str, checkpoint: Checkpoint, cores: CpuThreads, tun
     heads = config["num_attention_heads"]
     first = heads if isinstance(heads, int) else heads[0]
     shape = (latent.num_frames, first, latent.height * latent.width, config["block_out_channels"][0] // first)
-    attention = choose(tuning.attention, shape, checkpoint.unet.device, checkpoint.unet.dtype, pinned=cores.pinned)
-    return replace(tuning, attention=attention)
+    device, dtype = checkpoint.unet.device, checkpoint.unet.dtype
+    attention = choose(tuning.attention, shape, device, dtype, pinned=cores.pinned)
+    clip = (latent.num_frames, latent.height * latent.width, config["block_out_channels"][0])
+    kernels = choose_kernels(tuning.kernels, clip, first, device, dtype, pinned=cores.pinned)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not cores.pinned  # each shape of convolution is timed once, at the warm-up
+    return replace(tuning, attention=attention, kernels=kernels)
 
 
 def make_denoiser(

@@ -31,6 +31,7 @@ from model.checkpoint import Checkpoint
 from model.errors import InvalidRequest
 from model.memory.tiled_decode import decode_in_strips
 from model.optimized.fused_blocks import fuse
+from model.optimized.kernels.block_ops import BlockOps
 from model.shapes import LatentShape, even_chunks
 
 
@@ -119,7 +120,7 @@ def denoise_on_meta(
 ) -> Callable[[], object]:
     """A denoiser call of `batch_size` clips on the meta device, to be counted."""
     shadow = _shadow(unet)
-    fuse(shadow)
+    fuse(shadow, ops=BlockOps())
     config, dtype = unet.config, unet.dtype
     vector = int(config["projection_class_embeddings_input_dim"]) // int(config["addition_time_embed_dim"])
     with torch.device("meta"):
@@ -134,7 +135,7 @@ def denoise_on_meta(
 def decode_on_meta(vae: AutoencoderKLTemporalDecoder, latent: LatentShape, chunk: int) -> Callable[[], object]:
     """The decoding of a chunk of frames on the meta device, to be counted."""
     shadow = _shadow(vae)
-    fuse(shadow)
+    fuse(shadow, ops=BlockOps())
     dtype = next(vae.decoder.parameters()).dtype
     with torch.device("meta"):
         plain = torch.empty(chunk, latent.channels, latent.height, latent.width, dtype=dtype)

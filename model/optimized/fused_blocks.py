@@ -29,12 +29,17 @@ from diffusers.models.transformers.transformer_temporal import TransformerSpatio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.optimized import kernel_blocks
 from model.optimized.attention import Attend, scaled_dot_product
+from model.optimized.kernel_blocks import MAX_ELEMENTS
+from model.optimized.kernels.block_ops import BlockOps
 from model.optimized.rewrites import PhaseUpsample2D, blend_weight, can_use_phases, phases, skip_zero_branches
 
 
 class FusedResBlock(SpatioTemporalResBlock):  # type: ignore[misc]
     """A residual block in space, then one in time, blended."""
+
+    ops: BlockOps | None
 
     def forward(
         self, hidden_states: Tensor, temb: Tensor | None = None, image_only_indicator: Tensor | None = None
@@ -42,6 +47,8 @@ class FusedResBlock(SpatioTemporalResBlock):  # type: ignore[misc]
         """[B*T, C, H, W] to [B*T, C', H, W]; temb [B*T, E]; image_only_indicator [B, T], all zero."""
         assert image_only_indicator is not None
         rows, frames = image_only_indicator.shape
+        if self.ops is not None:
+            return kernel_blocks.res_block(self, hidden_states, temb, rows, frames, self.ops)
         x = _spatial(self.spatial_res_block, hidden_states, temb)
         height, width = x.shape[-2:]
         # Through tokens: the strides of axes of length one must be such that the layout is seen to be channels-last.
@@ -88,6 +95,7 @@ class FusedTransformer(TransformerSpatioTemporalModel):  # type: ignore[misc]
     """Transformer blocks in space and in time, in turn."""
 
     attend: Attend
+    ops: BlockOps | None
 
     def forward(
         self,
@@ -101,6 +109,10 @@ class FusedTransformer(TransformerSpatioTemporalModel):  # type: ignore[misc]
         rows, frames = image_only_indicator.shape
         height, width = hidden_states.shape[-2:]
         context = encoder_hidden_states.unflatten(0, (rows, frames))[:, 0]
+        if self.ops is not None:
+            position = self.frame_embedding(frames, hidden_states.dtype)[:, 0]
+            mixed = kernel_blocks.transformer(self, hidden_states, context, position, frames, self.attend, self.ops)
+            return (mixed,)
         tokens = self.norm(hidden_states).permute(0, 2, 3, 1).flatten(1, 2)  # [B*T, N, C]
         x = self.proj_in(tokens).unflatten(0, (rows, frames))  # [B, T, N, C]
         position = self.frame_embedding(frames, x.dtype)
@@ -177,8 +189,6 @@ def _geglu(layer: Any, x: Tensor) -> Tensor:
     return cast(Tensor, layer.net[2](F.gelu(gate).mul_(wide)))
 
 
-MAX_ELEMENTS = 2**31 - 1
-"""Of one tensor in a convolution or a matrix product on a GPU, whose kernels count in 32 bits."""
 WIDE_NUMBERS = 128 * 1024
 """Numbers of a feed-forward layer's widest activations that are at work at once on a CPU: half a MiB in float32."""
 
@@ -188,13 +198,15 @@ def _by_parts(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def fuse(network: nn.Module, attend: Attend = scaled_dot_product) -> int:
+def fuse(network: nn.Module, attend: Attend = scaled_dot_product, ops: BlockOps | None = None) -> int:
     """Give every block of the two kinds its fused forward function, in place; returns how many.
 
     The network must be where it is to stay, in the dtype it is to have: what is computed once is computed here.
 
     Args:
         attend: the attention kernel (model.optimized.attention).
+        ops: for a GPU, the kernels of what is between matrix products; None for a CPU's way of working, in parts that
+            fit its cache.
     """
     count = 0
     with torch.inference_mode(False), torch.no_grad():
@@ -203,16 +215,20 @@ def fuse(network: nn.Module, attend: Attend = scaled_dot_product) -> int:
         for layer in list(network.modules()):
             if isinstance(layer, TransformerSpatioTemporalModel):
                 _fuse_transformer(layer, attend, int(cast(Any, network).config["num_frames"]))
+                layer.ops = ops
                 count += 1
             elif isinstance(layer, SpatioTemporalResBlock):
                 _set_buffer(layer, "temporal_share", _temporal_share(layer.time_mixer))
                 layer.__class__ = FusedResBlock
+                layer.ops = ops
                 count += 1
             elif can_use_phases(layer):
                 small = phases(cast(nn.Conv2d, layer.conv).weight)
                 _set_buffer(layer, "phases", small.contiguous(memory_format=torch.channels_last))
                 layer.__class__ = PhaseUpsample2D
         _lay_channels_last(network)
+        if ops is not None:
+            kernel_blocks.use_kernels(network, ops)
     return count
 
 

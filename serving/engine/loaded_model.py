@@ -25,6 +25,7 @@ from model.memory.malloc import retain_freed_memory
 from model.memory.plan import VramPlan
 from model.memory.tiled_decode import enable_tiled_decoding
 from model.optimized.fused_blocks import fuse
+from model.optimized.kernels.choice import block_ops
 from model.params import Params
 from model.precision import DtypeName, resolve_device, resolve_dtype
 from model.sampling.row import BatchKey, guidance_scale, needs_unconditional
@@ -101,6 +102,7 @@ class LoadedModel:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         settings = self.settings
         suffix = "" if settings.attention in ("auto", "sdpa") else f"+{settings.attention}"
+        suffix += "" if settings.kernels in ("auto", "none") else "+kernels"
         suffix += "" if settings.reuse_every == 1 else f"+reuse{settings.reuse_every}"
         return Machine(
             name, settings.backend + suffix, settings.dtype, settings.cores, settings.deterministic, torch.__version__
@@ -125,15 +127,15 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     checkpoint = load(entry, device=device, dtype=getattr(torch, settings.dtype))
     # An export keeps its own dtype, whatever is requested.
     settings = replace(settings, dtype=cast(DtypeName, str(checkpoint.unet.dtype).removeprefix("torch.")))
-    if not entry.exported:
-        if settings.dtype == "float16" and checkpoint.vae.config["force_upcast"]:
-            upcast_encoder(checkpoint.vae)
-        optimize_vae(checkpoint.vae, settings.backend, checkpoint.unet.device)
+    if not entry.exported and settings.dtype == "float16" and checkpoint.vae.config["force_upcast"]:
+        upcast_encoder(checkpoint.vae)
     cores = CpuThreads(settings.cores, settings.deterministic)
     options = resolve_options(
-        settings.backend, checkpoint, cores, TorchOptions(settings.attention, settings.reuse_every)
+        settings.backend, checkpoint, cores, TorchOptions(settings.attention, settings.reuse_every, settings.kernels)
     )
-    settings = replace(settings, attention=options.attention)
+    settings = replace(settings, attention=options.attention, kernels=options.kernels)
+    if not entry.exported:
+        optimize_vae(checkpoint.vae, settings.backend, checkpoint.unet.device, options.kernels)
     loras = _loras(checkpoint, settings.backend)
     vram = plan_for(checkpoint, settings, loras)
     if vram is not None and vram.tiled_decode:
@@ -164,9 +166,13 @@ FIXED_BATCH = 2
 """Places of every call in deterministic mode on a GPU: one guided request, the most that pays at full size."""
 
 
-def optimize_vae(vae: AutoencoderKLTemporalDecoder, backend: str, device: torch.device) -> None:
-    """Fused blocks, in place; compiled ones beside a compiled denoiser on a GPU, where decoding pays for it."""
-    fuse(vae)
+def optimize_vae(vae: AutoencoderKLTemporalDecoder, backend: str, device: torch.device, kernels: str = "none") -> None:
+    """Fused blocks, in place; compiled ones beside a compiled denoiser on a GPU, where decoding pays for it.
+
+    Args:
+        kernels: names with commas, as `resolve_options` gives them.
+    """
+    fuse(vae, ops=block_ops(kernels, device))
     if backend in COMPILED and device.type == "cuda":
         compile_blocks(vae)
 

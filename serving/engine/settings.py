@@ -80,6 +80,8 @@ class EngineSettings:
         threads: CPU threads at work on one thing; None for as many as there are cores to run on.
         attention: kernel of a denoiser in torch (model.optimized.attention); `auto` measures on a GPU, and is
             torch's own choice on a CPU and in deterministic mode.
+        kernels: of a denoiser in torch on a GPU, for what is between matrix products (model.optimized.kernels); `auto`
+            takes those that are faster than torch's own operations as measured, and none in deterministic mode.
         reuse_every: evaluations for which a row's deep features serve (model.optimized.feature_cache); 1 reuses
             none. Costs quality.
         decode_chunk_plan: how a clip is split into chunks of decode_chunk_size frames (model.shapes.chunk_sizes).
@@ -155,6 +157,15 @@ class EngineSettings:
             "attention",
             commands=_ONE_MACHINE,
             help="Attention kernel: sdpa, flash, efficient, cudnn, xformers, flash3. auto: measured on a GPU.",
+            recorded=True,
+        ),
+    )
+    kernels: str = field(
+        default="auto",
+        metadata=_option(
+            "kernels",
+            commands=_ONE_MACHINE,
+            help="Our GPU kernels: names with commas, or none. auto: those measured to be faster.",
             recorded=True,
         ),
     )

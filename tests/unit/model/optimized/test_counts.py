@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from model.backends.compiled import compile_blocks
 from model.denoiser import Conditioning, DenoiserInputs
 from model.optimized.fused_blocks import fuse
+from model.optimized.kernels.block_ops import BlockOps
 from model.presets import UNetSize, preset
 from model.sampling.row import BatchKey, Row
 from model.sampling.sampler import advance, sample
@@ -160,13 +161,16 @@ def test_a_call_takes_fewer_operations_and_less_memory_than_diffusers(networks: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_another_number_of_places_or_another_size_compiles_nothing_new(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("ops", [None, pytest.param(BlockOps(()), marks=pytest.mark.slow)], ids=["cpu", "gpu"])
+def test_another_number_of_places_or_another_size_compiles_nothing_new(
+    ops: BlockOps | None, caplog: pytest.LogCaptureFixture
+) -> None:
     """Traced by torch.compile and run eagerly, so that no C++ compiler is waited for; one place is its own case."""
     caplog.set_level("ERROR", "torch.__trace")  # torch writes it for whoever listens, as pytest does, and it takes long
     torch.manual_seed(0)
     size = dataclasses.replace(preset("tiny"), unet=UNetSize((32,), (2,), 1, 32), num_frames=3)
     unet = build_unet(size, task("image-to-video")).eval().requires_grad_(False)
-    fuse(unet)
+    fuse(unet, ops=ops)
     assert compile_blocks(unet, backend="eager") > 0
     graphs = []
     for places, side in ((2, 4), (3, 4), (4, 4), (2, 6), (5, 8)):
