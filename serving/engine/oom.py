@@ -15,7 +15,7 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 
 from model.errors import GenerationFailed, OutOfMemory, StillmotionError, StorageFull
-from model.optimized.fused_blocks import MAX_ELEMENTS
+from model.optimized.kernel_blocks import MAX_ELEMENTS
 from model.shapes import LatentShape
 from serving.engine.protocol import Failed
 
@@ -76,7 +76,7 @@ _ONE_CALL_ONLY = (
 
 _STACKED = 3
 """Widest tensor of a fused block over its width: queries, keys and values in one; or, in the decoding half, a level's
-features beside those of the next. The feed-forward, wider still, is split by tokens (model.optimized.fused_blocks)."""
+features beside those of the next. The feed-forward, wider still, is split by tokens (model.optimized.kernel_blocks)."""
 _GEGLU = 8
 """The same of an exported graph, whose feed-forward is one matrix product."""
 _FORGIVEN_AFTER_S = 120.0

@@ -23,7 +23,7 @@ def test_the_autoencoder_is_compiled_beside_a_compiled_denoiser(
     backend: str, device: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    monkeypatch.setattr(loaded_model, "fuse", lambda _: done.append("fused"))
+    monkeypatch.setattr(loaded_model, "fuse", lambda _, ops: done.append("fused"))
     monkeypatch.setattr(loaded_model, "compile_blocks", lambda _: done.append("compiled"))
     vae: Any = None
     loaded_model.optimize_vae(vae, backend, torch.device(device))

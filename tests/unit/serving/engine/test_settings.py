@@ -32,7 +32,7 @@ def test_a_manifest_gives_back_what_the_pixels_depend_on() -> None:
     recorded = json.loads(json.dumps(EVERYTHING.as_manifest()))
     assert recorded.keys() == {
         *("backend", "device", "dtype", "threads", "deterministic"),
-        *("attention", "reuse_every", "decode_chunk_plan", "guidance_interval", "vram_budget_gib"),
+        *("attention", "kernels", "reuse_every", "decode_chunk_plan", "guidance_interval", "vram_budget_gib"),
     }
     assert EngineSettings.from_manifest(recorded) == EVERYTHING
     assert EngineSettings.from_manifest(recorded) == EngineSettings.from_manifest(
