@@ -12,24 +12,20 @@ Legend: B clips, F consecutive frames, C latent channels, h, w latent, H, W pixe
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.media.video import Frames
 from training.config import DecoderConfig
 from training.data.frames import Clip, random_crops
 from training.data.seeding import generator
-from training.objectives.protocol import backward_of
-from training.objectives.vae import reconstruction_loss
+from training.objectives.vae import AutoencoderObjective, reconstruction_loss
 
 LATE_LAYERS = ("decoder.up_blocks.", "decoder.conv_norm_out.", "decoder.conv_out.", "decoder.time_conv_out.")
 """Prefixes of the names of the decoder's late layers, which a fitted decoder has of its own."""
 
 
-class DecoderObjective:
+class DecoderObjective(AutoencoderObjective):
     """The loss: L1 of pixels and of their spatial differences, as the autoencoder's own.
 
     Args:
@@ -38,33 +34,10 @@ class DecoderObjective:
     """
 
     def __init__(self, config: DecoderConfig, vae: AutoencoderKLTemporalDecoder, clips: list[Clip]) -> None:
-        self.config, self.vae, self.clips = config, vae, clips
+        super().__init__(vae, clips)
+        self.config = config
         for name, p in self.module.named_parameters():
             p.requires_grad_(name.startswith(LATE_LAYERS))
-
-    @property
-    def module(self) -> nn.Module:
-        """The autoencoder."""
-        return cast(nn.Module, self.vae)
-
-    def enter(self, step: int) -> None:
-        """It has no phases."""
-
-    def rate(self, step: int) -> float:
-        """It has no phases."""
-        return 1.0
-
-    def names(self, step: int) -> list[str]:
-        """The clips that crops are drawn from."""
-        return [f"crops of {clip.item.id}" for clip in self.clips]
-
-    def samples(self, step: int) -> dict[str, Frames]:
-        """None: its log says how well it reconstructs."""
-        return {}
-
-    def backward(self, step: int) -> dict[str, float]:
-        """The gradients of iteration `step`."""
-        return backward_of(*self.loss(step))
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Reconstruct the crops of iteration `step`."""

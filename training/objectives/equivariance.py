@@ -24,13 +24,11 @@ from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.media.video import Frames
 from model.shapes import VAE_STRIDE
 from training.config import EquivarianceConfig
 from training.data.frames import Clip, random_crops
 from training.data.seeding import generator
-from training.objectives.protocol import backward_of
-from training.objectives.vae import differences
+from training.objectives.vae import AutoencoderObjective, reconstruction_loss
 
 _TRANSFORM = 1
 _LEAST_VARIANCE = 1e-6
@@ -75,7 +73,7 @@ def _apart(ours: Tensor, target: Tensor) -> Tensor:
     return (error / target.detach().var(dim=(0, 2, 3)).clamp_min(_LEAST_VARIANCE)).mean()
 
 
-class EquivarianceObjective:
+class EquivarianceObjective(AutoencoderObjective):
     """The loss above, on single pictures: the temporal layers stay as they are.
 
     Args:
@@ -84,7 +82,8 @@ class EquivarianceObjective:
     """
 
     def __init__(self, config: EquivarianceConfig, vae: AutoencoderKLTemporalDecoder, clips: list[Clip]) -> None:
-        self.config, self.vae, self.clips = config, vae, clips
+        super().__init__(vae, clips)
+        self.config = config
         for layer in self.module.modules():
             if isinstance(layer, ResnetBlock2D):
                 layer.__dict__.pop("forward", None)  # a branch that ends in zeros was skipped; now it may learn
@@ -93,30 +92,6 @@ class EquivarianceObjective:
             if isinstance(layer, TemporalResnetBlock | Attention):
                 layer.requires_grad_(False)
         vae.decoder.time_conv_out.requires_grad_(False)
-
-    @property
-    def module(self) -> nn.Module:
-        """The autoencoder."""
-        return cast(nn.Module, self.vae)
-
-    def enter(self, step: int) -> None:
-        """It has no phases."""
-
-    def rate(self, step: int) -> float:
-        """It has no phases."""
-        return 1.0
-
-    def names(self, step: int) -> list[str]:
-        """The clips that crops are drawn from."""
-        return [f"crops of {clip.item.id}" for clip in self.clips]
-
-    def samples(self, step: int) -> dict[str, Frames]:
-        """None: its log says how well it reconstructs."""
-        return {}
-
-    def backward(self, step: int) -> dict[str, float]:
-        """The gradients of iteration `step`."""
-        return backward_of(*self.loss(step))
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Latents [N, C, h, w]: the mode."""
@@ -141,8 +116,9 @@ class EquivarianceObjective:
         inner = (..., slice(1, -1), slice(1, -1))
         apart = _apart(moved_latents[inner], own[inner])
         near = (..., slice(VAE_STRIDE, -VAE_STRIDE), slice(VAE_STRIDE, -VAE_STRIDE))
-        plain = self._distance(rebuilt, pixels)
-        total = plain + self._distance(rebuilt_moved[near], moved[near]) + config.consistency * apart
+        plain = reconstruction_loss(rebuilt, pixels, config.gradient_weight)[0]
+        plain_moved = reconstruction_loss(rebuilt_moved[near], moved[near], config.gradient_weight)[0]
+        total = plain + plain_moved + config.consistency * apart
         with torch.no_grad():
             psnr = 10 * torch.log10(4 / F.mse_loss(rebuilt, pixels))
             psnr_moved = 10 * torch.log10(4 / F.mse_loss(rebuilt_moved[near], moved[near]))
@@ -165,8 +141,3 @@ class EquivarianceObjective:
         down, right = integer(0, VAE_STRIDE), integer(0, VAE_STRIDE)
         smaller = side - VAE_STRIDE
         return wide[..., down : down + smaller, right : right + smaller], shifted(latents, down, right)
-
-    def _distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        pairs = zip(differences(ours), differences(theirs), strict=True)
-        edges = torch.stack([F.l1_loss(one, other) for one, other in pairs]).mean()
-        return F.l1_loss(ours, theirs) + self.config.gradient_weight * edges

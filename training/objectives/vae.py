@@ -13,6 +13,7 @@ Attention starts, and stays, at zero: crops teach it nothing about a whole pictu
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import cast
 
 import torch
@@ -104,22 +105,56 @@ def reconstruction_loss(decoded: Tensor, pixels: Tensor, gradient_weight: float)
     return l1 + gradient_weight * edges, {"l1": l1.item(), "edges": edges.item(), "psnr": psnr.item()}
 
 
-class VAEObjective:
-    """The loss: L1 of pixels and of their spatial differences, and the latents' distance from their target."""
+class AutoencoderObjective(ABC):
+    """What the objectives of an autoencoder share: it is the network, and crops of clips are what it trains on.
 
-    def __init__(self, config: VAEConfig, clips: list[Clip]) -> None:
-        self.config = config
-        self.clips = clips
-        torch.manual_seed(config.optim.seed)
-        self.vae = build_vae(preset(config.preset))
-        prepare(self.vae)
-        sample = self.crops(step=-1, count=512, frames=1)
-        self.target = PatchPCA(sample, int(self.vae.config["latent_channels"]), config.whitening)
+    Args:
+        vae: what trains.
+        clips: what crops are drawn from.
+    """
+
+    def __init__(self, vae: AutoencoderKLTemporalDecoder, clips: list[Clip]) -> None:
+        self.vae, self.clips = vae, clips
 
     @property
     def module(self) -> nn.Module:
         """The autoencoder."""
         return cast(nn.Module, self.vae)
+
+    def enter(self, step: int) -> None:  # noqa: B027 - not every one has phases
+        """Begin a phase; without phases, nothing."""
+
+    def rate(self, step: int) -> float:
+        """What the learning rate is multiplied by; without phases, 1."""
+        return 1.0
+
+    def names(self, step: int) -> list[str]:
+        """The clips that crops are drawn from."""
+        return [f"crops of {clip.item.id}" for clip in self.clips]
+
+    def samples(self, step: int) -> dict[str, Frames]:
+        """None: its log says how well it reconstructs."""
+        return {}
+
+    def backward(self, step: int) -> dict[str, float]:
+        """The gradients of iteration `step`."""
+        return backward_of(*self.loss(step))
+
+    @abstractmethod
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss of iteration `step`, and its parts for the log."""
+
+
+class VAEObjective(AutoencoderObjective):
+    """The loss: L1 of pixels and of their spatial differences, and the latents' distance from their target."""
+
+    def __init__(self, config: VAEConfig, clips: list[Clip]) -> None:
+        torch.manual_seed(config.optim.seed)
+        super().__init__(build_vae(preset(config.preset)), clips)
+        self.config = config
+        prepare(self.vae)
+        sample = self.crops(step=-1, count=512, frames=1)
+        self.target = PatchPCA(sample, int(self.vae.config["latent_channels"]), config.whitening)
 
     def enter(self, step: int) -> None:
         """Switch branches on as their phase begins."""
@@ -139,18 +174,6 @@ class VAEObjective:
     def crops(self, step: int, count: int, frames: int) -> Tensor:
         """`count` crops of `frames` consecutive frames, [count * frames, 3, H, W] in [-1, 1], mirrored at random."""
         return random_crops(self.clips, count, frames, self.config.crop, generator(self.config.optim.seed, step))
-
-    def names(self, step: int) -> list[str]:
-        """The clips that crops are drawn from."""
-        return [f"crops of {clip.item.id}" for clip in self.clips]
-
-    def samples(self, step: int) -> dict[str, Frames]:
-        """None: its log says how well it reconstructs."""
-        return {}
-
-    def backward(self, step: int) -> dict[str, float]:
-        """The gradients of iteration `step`."""
-        return backward_of(*self.loss(step))
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Reconstruct the crops of iteration `step`."""
