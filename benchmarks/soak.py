@@ -111,7 +111,7 @@ def plot(samples: Sequence[Sample], kills: Sequence[float], path: Path) -> None:
     try:
         import matplotlib
     except ModuleNotFoundError as error:
-        raise MissingExtra("the plot", "curate") from error
+        raise MissingExtra("the plot", "train") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

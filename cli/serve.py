@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.options import engine_options, gateway_settings
-from model.errors import InvalidRequest
+from model.errors import InvalidRequest, MissingExtra
 
 if TYPE_CHECKING:
     from model.catalog import ModelEntry
@@ -111,6 +112,8 @@ def serve(
     }
     settings = gateway_settings(fields)
     configure(settings.log_json)
+    if not triton_url and find_spec("torch") is None:  # before anything is made on the disk
+        raise MissingExtra("serving models in this process", "engine")
     Artifacts.open(settings.artifacts)  # what is wrong with the folder is said before anything is loaded
     check_exposed(settings.host, has_keys=any_keys(settings.database_url), allow_unkeyed=settings.allow_unkeyed)
     engine_settings = EngineSettings(**engine_options, checkpoint_every_s=settings.checkpoint_every_s)

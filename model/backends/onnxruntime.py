@@ -137,6 +137,8 @@ def _open(file: Path, device: torch.device, cores: CpuThreads) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores.count
     options.log_severity_level = 3  # errors; which nodes run where is no news
+    # Its arena grows by powers of two and gives nothing back: a process would stay at several times its largest call.
+    options.enable_cpu_mem_arena = False
     try:
         return onnxruntime.InferenceSession(file, options, providers=providers)
     except Exception as error:  # onnxruntime has an error class for each status, under one private module

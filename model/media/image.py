@@ -40,6 +40,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from model.errors import ImageTooLarge, InvalidRequest, UnreadableImage
 from model.media.color import Conversion, conversion_of, png_chunks
 from model.media.jpeg import is_progressive, with_end_marker
+from model.media.png import has_every_row
 from model.params import ResizeMode
 
 _HEIC_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
@@ -225,6 +226,8 @@ def _load(name: str, picture: ImageFile, data: bytes, limits: ImageLimits) -> Im
         picture = JpegImageFile(io.BytesIO(complete))
         _shrink(picture, limits)
         picture.load()
+    if name == "PNG" and not has_every_row(data, picture):
+        raise OSError("it holds fewer rows than its header says")
     return picture
 
 

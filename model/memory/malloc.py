@@ -11,6 +11,7 @@ import ctypes
 import os
 import platform
 from functools import cache
+from pathlib import Path
 from typing import Final
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
@@ -39,10 +40,19 @@ def retain_freed_memory() -> bool:
     return all(bool(mallopt(option, value)) for option, value in _SETTINGS)
 
 
+def resident_bytes() -> int | None:
+    """Memory that this process holds in RAM; None on a system that does not say (/proc/self/statm)."""
+    try:
+        with Path("/proc/self/statm").open() as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def trim_freed_memory() -> bool:
     """Return to the kernel what is freed now, kept or not; whether this C library does that.
 
-    For whoever measures how much memory some work takes.
+    After work that took more than what follows will, and for whoever measures how much some work takes.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -16,6 +16,7 @@ from PIL import Image
 
 from model.checkpoint import Checkpoint
 from model.memory.compute import decoder_flops, denoiser_flops, device_flops
+from model.memory.malloc import resident_bytes, trim_freed_memory
 from model.params import Params
 from model.sampling.prepare import prepare_row
 from model.sampling.row import Row
@@ -30,6 +31,9 @@ from serving.engine.stages import synchronize
 logger = logging.getLogger(__name__)
 
 MAX_MEASURED_BATCH = 8
+PROBE_BYTES = 2**30
+"""Memory that measuring may take beside the loaded model, on a CPU: a process that fills its machine at the start, for
+calls that may never come, crowds out its neighbours."""
 _SLOW_S = 5.0
 """A call slower than this is not doubled again: a batch that long would hold up everybody's cancel and progress."""
 _GAIN = 1.02
@@ -122,7 +126,11 @@ def _dummy_row(model: LoadedModel, params: Params) -> Row:
 
 
 def calibrate(model: LoadedModel, params: Params, row: Row) -> None:
-    """Measure calls of 1, 2, 4 ... slots, a decode chunk and an encoding into the model's profile."""
+    """Measure calls of 1, 2, 4 ... slots, a decode chunk and an encoding into the model's profile.
+
+    On a CPU no call that would take more than PROBE_BYTES of memory, as those before it grew; it is given back after.
+    """
+    begun = resident_bytes()
     profile, numel = model.profile, row.key.latent.numel
     unguided = row.unguided()
     most = min(
@@ -148,9 +156,21 @@ def calibrate(model: LoadedModel, params: Params, row: Row) -> None:
             break
         best = min(best, each)
         batch_size *= 2
+        if not _fits_probe(begun, model):
+            break
     size = _chunk(model, params)
     seconds = _timed(model, lambda: _decode(model, row, size))
     profile.observe_decode(size * params.height * params.width, seconds)
+    if model.checkpoint.unet.device.type == "cpu":
+        trim_freed_memory()
+
+
+def _fits_probe(begun: int | None, model: LoadedModel) -> bool:
+    """Whether a call of twice as many slots as the last one should stay within PROBE_BYTES."""
+    now = resident_bytes()
+    if begun is None or now is None or model.checkpoint.unet.device.type != "cpu":
+        return True
+    return 2 * (now - begun) <= PROBE_BYTES
 
 
 def _chunk(model: LoadedModel, params: Params) -> int:

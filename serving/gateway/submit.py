@@ -28,7 +28,7 @@ from model.tasks import TASKS
 from serving.background import run_in_thread, shielded
 from serving.engine.protocol import Priority
 from serving.gateway import deadlines
-from serving.gateway.images import PictureFile, fitted_png
+from serving.gateway.images import SPOOLED_BYTES, PictureFile, fitted_png
 from serving.gateway.safety import PictureRefused, Verdict
 from serving.gateway.services import NOTES_NAME, Services
 from serving.gateway.settings import Settings
@@ -171,7 +171,8 @@ async def submit(
     """
     check_webhook(services.settings, request.webhook)
     entry, params, chain = _resolve(services, request)
-    digests = await run_in_thread(_digests, request.pictures)
+    large = any(isinstance(one, PictureFile) and one.size > SPOOLED_BYTES for one in request.pictures)
+    digests = await run_in_thread(_digests, request.pictures) if large else _digests(request.pictures)
     new = _new_job(caller, entry, request, digests, params, chain, idempotency_key)
     try:
         previous = await services.admissions.admit(new, caller.max_jobs)

@@ -93,6 +93,7 @@ def test_every_command_runs_or_names_its_extra(environment: str, tmp_path: Path)
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "stillmotion-data" / "artifacts").exists(), "serve began, and could not serve"
     for name, (code, stderr, bug) in json.loads(done.stdout.splitlines()[-1]).items():
         assert not bug, (name, bug)
         if code == 0:

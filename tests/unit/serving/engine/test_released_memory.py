@@ -159,7 +159,7 @@ def test_the_calibration_stops_at_what_fits_and_frees_it(memory: Memory, monkeyp
     model: Any = SimpleNamespace(
         profile=profile,
         settings=EngineSettings(),
-        checkpoint=SimpleNamespace(unet=None, vae=None),
+        checkpoint=SimpleNamespace(unet=SimpleNamespace(device=torch.device("cpu")), vae=None),
         entry=SimpleNamespace(exported=False),
         denoiser=None,
         decoding=nullcontext,

@@ -44,3 +44,16 @@ def test_a_model_that_is_quick_here_is_measured_once(model: LoadedModel, monkeyp
     again = LoadedModel(model.checkpoint, model.denoiser, model.settings)
     warmup.warm_up(again)
     assert again.profile.as_dict() == stored.as_dict() or again.profile.as_dict()["calls"] == stored.as_dict()["calls"]
+
+
+def test_measuring_stays_within_its_memory_and_gives_it_back(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call seems to take another 400 MiB: two slots are measured, and four would be beyond the budget."""
+    held, trimmed = iter(range(0, 100 * 400 * 2**20, 400 * 2**20)), []
+    monkeypatch.setattr(warmup, "resident_bytes", lambda: next(held))
+    monkeypatch.setattr(warmup, "trim_freed_memory", lambda: trimmed.append(True))
+    warmup.warm_up(model)
+    (sizes,) = model.profile.as_dict()["calls"].values()  # type: ignore[attr-defined]
+    assert set(sizes) == {"1", "2"}
+    assert trimmed
