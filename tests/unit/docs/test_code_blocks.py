@@ -23,7 +23,7 @@ import typer.main
 from cli.main import app
 from serving.gateway import Settings, create_app
 from tests.conftest import ROOT
-from tests.support.documents import DOCUMENTS, Block, blocks, commands
+from tests.support.documents import DOCUMENTS, FENCED, Block, blocks, commands
 from tests.support.fakes import ScriptedEngine
 
 SHELL = {"", "bash", "sh", "console", "indented"}
@@ -218,6 +218,28 @@ def check_block(block: Block) -> None:
         raise Wrong(f"a block of the language {block.language!r}")
 
 
+def check_spans(document: Path) -> list[str]:
+    """Faults of the commands in running text; one that breaks off in "..." is no command."""
+    text = FENCED.sub("", document.read_text())
+    faults = []
+    for span in re.findall(r"`((?:\.venv/bin/)?stillmotion [^`]+)`", text):
+        line = " ".join(span.split())
+        try:
+            if not line.endswith("...") and not is_name(line.split()[1:]):
+                check_command(line, strict=True)
+        except (Wrong, ValueError) as error:
+            faults.append(f"{document.relative_to(ROOT)}: {error}")
+    return faults
+
+
+def is_name(words: list[str]) -> bool:
+    """Whether this is a command's or a group's name alone: `stillmotion keys`."""
+    command = command_line()
+    for word in words:
+        command = getattr(command, "commands", {}).get(word)
+    return command is not None
+
+
 def looks_like_a_command(line: str) -> bool:
     """Indented blocks show also what is no command."""
     return Path(line.split()[0]).name in CHECKS
@@ -225,7 +247,7 @@ def looks_like_a_command(line: str) -> bool:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_document_shows_exists(document: Path) -> None:
-    faults = []
+    faults = check_spans(document)
     for block in blocks(document):
         try:
             check_block(block)
