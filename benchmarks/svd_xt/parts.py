@@ -13,12 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.svd_xt.bench import TASK, Bench, relieve
 from model.backends.compiled import compile_blocks
-from model.backends.registry import make_denoiser
+from model.backends.registry import make_denoiser, resolve_options
 from model.checkpoint import Checkpoint
 from model.denoiser import CpuThreads, Denoiser, TorchOptions
 from model.media.video import encode_video
 from model.optimized.attention import KERNELS, usable
 from model.optimized.fused_blocks import fuse
+from model.optimized.kernels.choice import block_ops
 from model.optimized.rewrites import relative_difference
 from model.sampling.prepare import draw_noise, prepare_row
 from model.sampling.sampler import sample
@@ -123,10 +124,12 @@ def ready(bench: Bench, backend: str, tuning: TorchOptions | None = None) -> tup
     checkpoint = bench.ours()
     if bench.dtype == torch.float16:
         upcast_encoder(checkpoint.vae)  # as diffusers' pipeline does
-    fuse(checkpoint.vae)
+    cores = CpuThreads(torch.get_num_threads())
+    options = resolve_options(backend, checkpoint, cores, tuning or TorchOptions())
+    fuse(checkpoint.vae, ops=block_ops(options.kernels, bench.device))
     if backend != "torch":
         compile_blocks(checkpoint.vae)
-    return checkpoint, make_denoiser(backend, checkpoint, CpuThreads(torch.get_num_threads()), tuning)
+    return checkpoint, make_denoiser(backend, checkpoint, cores, options)
 
 
 def generation(bench: Bench, checkpoint: Checkpoint, denoiser: Denoiser, **fields: object) -> Callable[[], object]:
