@@ -77,7 +77,7 @@ class ByteCounter(TorchDispatchMode):
     """Enters every operation inside it into a Ledger."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ledger = Ledger()
 
     def __torch_dispatch__(

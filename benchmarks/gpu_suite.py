@@ -192,7 +192,7 @@ def profile(suite: Suite, _: Figures) -> Figures:
     inputs = bench.inputs(2)
     sample = torch.cat([inputs.latents, inputs.concat], 2).to(bench.dtype)
     context, plain = inputs.context.to(bench.dtype), bench.plain.unet
-    _, denoiser = ready(bench, "torch")
+    denoiser = ready(bench, "torch")[1]
     steps: dict[str, Callable[[], object]] = {
         "diffusers": lambda: plain(sample, inputs.timestep[0], context, added_time_ids=inputs.vector.to(bench.dtype)),
         "ours": lambda: denoiser(inputs),
@@ -216,7 +216,7 @@ def cudnn(suite: Suite, _: Figures) -> Figures:
         ("cudnn.benchmark off", TorchOptions(), False),
         ("as served", TorchOptions(), True),
     ):
-        _, denoiser = ready(bench, "torch", tuning)
+        denoiser = ready(bench, "torch", tuning)[1]
         torch.backends.cudnn.benchmark = benchmark and bench.device.type == "cuda"
         inputs = bench.inputs(2)
         found[name] = bench.timed(lambda denoiser=denoiser, inputs=inputs: denoiser(inputs)).as_dict()  # type: ignore[misc]
@@ -358,7 +358,7 @@ def _warm_up(bench: Bench, name: str) -> None:
         ready(bench, "torch-compiled")[1](inputs)
         return
     sample = torch.cat([inputs.latents, inputs.concat], 2).to(bench.dtype)
-    unet = torch.compile(bench.plain.unet, fullgraph=True)
+    unet: Any = torch.compile(bench.plain.unet, fullgraph=True)
     with torch.no_grad():
         unet(
             sample, inputs.timestep[0], inputs.context.to(bench.dtype), added_time_ids=inputs.vector.to(bench.dtype),
