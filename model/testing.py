@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from model.catalog import ModelEntry, describe
 from model.checkpoint import Checkpoint, save
 from model.encoders import build_conditioners
+from model.importers.sgm import Networks
 from model.presets import Preset
 from model.shapes import VAE_STRIDE
 from model.tasks import TaskSpec
@@ -76,3 +79,33 @@ def on_meta(preset: Preset, task: TaskSpec, dtype: torch.dtype) -> Checkpoint:
         defaults={},
     )
     return Checkpoint(entry, unet, vae, conditioners, preset.noise)
+
+
+def stability_weights(networks: Networks) -> dict[str, Tensor]:
+    """What a single file under Stability's names holds for networks with these weights: `adapt`, backwards."""
+    stacks: dict[str, dict[int, Tensor]] = {}
+    weights: dict[str, Tensor] = {}
+    for network, sources in networks.parts():
+        for name, weight in network.state_dict().items():
+            source = sources[name]
+            if source.part is not None:
+                stacks.setdefault(source.key, {})[source.part] = weight
+            elif source.how == "as-linear":
+                weights[source.key] = weight[:, :, None, None].contiguous()
+            else:
+                weights[source.key] = weight.T.contiguous() if source.how == "transposed" else weight.contiguous()
+    return weights | {key: torch.cat([parts[part] for part in range(3)]) for key, parts in stacks.items()}
+
+
+def save_single_file(folder: Path, file: Path, preset: Preset) -> None:
+    """Write the weights of a published folder as one file under Stability's names, in their dtype.
+
+    Args:
+        preset: its sizes.
+    """
+    networks = Networks.build(preset)
+    for name, network in (("unet", networks.unet), ("vae", networks.vae), ("image_encoder", networks.encoder)):
+        weights = load_file(next((folder / name).glob("*.safetensors")))
+        cast(nn.Module, network).load_state_dict(weights, strict=True, assign=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(stability_weights(networks), file, {"format": "pt"})

@@ -28,6 +28,7 @@ from model.encoders import Conditioners, ImagePairEncoder
 from model.errors import DataError
 from model.presets import Preset, preset
 from model.shapes import VAE_STRIDE
+from model.sources.hub import repository_name
 from model.tasks import TaskSpec, task
 from training.data.latents import LatentClip
 from training.data.motion_bucket import MotionMap
@@ -172,7 +173,8 @@ def release(
         "runs": {run: summary for path in published.values() for run, summary in _earlier_runs(path).items()}
         | runs_summary(folders),
         "published_weights": {
-            name: {"name": path.name, "version": version_of(path)} for name, path in published.items()
+            name: {"name": repository_name(path) or path.name, "version": version_of(path)}
+            for name, path in published.items()
         },
     }
     save(

@@ -2,6 +2,7 @@
 
     OUT/NAME             a run of ours, or published weights that were put (or linked) there
     a path               the same, anywhere
+    ORG/NAME             published weights of a model hub, @REVISION for a branch, tag or commit (model.sources.hub)
 
 Of a run its config and its averaged weights are read. Published weights are a folder in diffusers' format (Stable
 Diffusion, Stable Video Diffusion, a checkpoint of ours) or Stability's single file of Stable Video Diffusion.
@@ -19,6 +20,7 @@ from torch import nn
 from model.catalog import folder_version
 from model.errors import DataError
 from model.export_manifest import file_hash
+from model.sources.hub import fetch, parse_hub_id
 
 STATE = "state.pt"
 SINGLE_FILE = ".safetensors"
@@ -47,12 +49,17 @@ def resolve_source(name: str, out: Path, setting: str) -> Path:
 
     Raises:
         DataError: nowhere; the message says what to put where.
+        CheckpointError: a hub id that cannot be fetched.
     """
     if (path := locate(name, out)) is not None:
         return path
+    if (hub_id := parse_hub_id(name)) is not None:
+        return fetch(hub_id, "float32", to_serve=False)
     meant = PUBLISHED_NAMES.get(name)
     remedy = f"put or link {meant} there" if meant else f"train it first (stillmotion train {name} --out {out})"
-    raise DataError(f"{out / name} does not exist: {remedy}, or name another with --set {setting}=PATH")
+    raise DataError(
+        f"{out / name} does not exist: {remedy}, or name another with --set {setting}=PATH or a hub's ORG/NAME"
+    )
 
 
 def is_run(path: Path) -> bool:

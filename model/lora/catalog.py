@@ -1,9 +1,15 @@
 """The LoRA catalog: what a LoRA's safetensors file says of itself, read from its header without torch.
 
-A file is one safetensors with diffusers' and PEFT's key names, `unet.LAYER.lora_A.weight` [r, in] and
-`unet.LAYER.lora_B.weight` [out, r], which stand for W + alpha / r * B A (Hu et al. 2021, arXiv 2106.09685). LAYER is a
-projection of a temporal block's self-attention, and nothing else: camera motion is learned there (Blattmann et al.
-2023, arXiv 2311.15127, section 4.3). The header's metadata names it, its task, and the checkpoint it was trained on.
+A LoRA stands for W + alpha / r * B A in some linear layers (Hu et al. 2021, arXiv 2106.09685): A [r, in], B [out, r].
+Those served are in the denoiser's transformer blocks, over space and over time: attention's four projections, the
+feed-forward layers, and the projections in and out of a block. Camera motion alone is learned in the self-attention
+over time (Blattmann et al. 2023, arXiv 2311.15127, section 4.3). Key names, one of:
+
+    unet.LAYER.lora_A.weight, lora_B                             PEFT, diffusers, and ours; also base_model.model.LAYER
+    unet.LAYER.lora.down.weight, lora.up; processor.to_q_lora    older diffusers
+    lora_unet_LAYER.lora_down.weight, lora_up, alpha             kohya's trainers, LAYER with `_` for `.`
+
+Our files' metadata names the LoRA, its task, and the checkpoint it was trained on.
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,9 +29,29 @@ FOLDER: Final = "loras"
 SUFFIX: Final = ".safetensors"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PINNED: Final = re.compile(rf"({NAME.pattern})@([0-9a-f]{{12}})")
-_KEY: Final = re.compile(
-    r"(?:unet\.)?(.+\.temporal_transformer_blocks\.\d+\.attn1\.(?:to_q|to_k|to_v|to_out\.0))\.lora_(A|B)\.weight"
+ALPHA: Final = "alpha"
+_PROJECTION: Final = r"attn[12]\.(?:to_q|to_k|to_v|to_out\.0)|ff(?:_in)?\.net\.(?:0\.proj|2)"
+_LAYER: Final = re.compile(
+    rf".+\.(?:temporal_)?transformer_blocks\.\d+\.(?:{_PROJECTION})|.+\.attentions\.\d+\.proj_(?:in|out)"
 )
+_HALVES: Final = {
+    "lora_A.weight": "A",
+    "lora_B.weight": "B",
+    "lora.down.weight": "A",
+    "lora.up.weight": "B",
+    "lora_down.weight": "A",
+    "lora_up.weight": "B",
+    "alpha": ALPHA,
+}
+"""How keys end -> which tensor of a layer they are."""
+_PREFIX: Final = re.compile(r"(?:base_model\.model\.)?(?:unet\.)?")
+_OLD_PROCESSOR: Final = re.compile(r"\.processor\.(to_q|to_k|to_v|to_out)_lora\.")
+_KOHYA: Final = re.compile(
+    r"lora_unet_(down_blocks_\d+|mid_block|up_blocks_\d+)_attentions_(\d+)_"
+    r"(?:(proj_in|proj_out)|((?:temporal_)?transformer_blocks)_(\d+)_"
+    r"(attn1|attn2|ff|ff_in)_(to_q|to_k|to_v|to_out_0|net_0_proj|net_2))"
+)
+_DOTTED: Final = {"to_out_0": "to_out.0", "net_0_proj": "net.0.proj", "net_2": "net.2"}
 _ADAPTER_METADATA: Final = "lora_adapter_metadata"
 """Where diffusers writes the settings of an adapter."""
 _MOST_HEADER: Final = 100_000_000
@@ -121,7 +148,7 @@ def describe_lora(path: Path, name: str | None = None) -> LoraEntry:
         CheckpointError: no safetensors file, keys of other layers or that lack their counterpart, unequal ranks, or a
             kind of adapter that is not served.
     """
-    tensors, metadata = _header(path)
+    tensors, metadata, start = _header(path)
     rank = _rank(path, tensors)
     if "rank" in metadata and metadata["rank"] != str(rank):
         raise _bad(path, f"its metadata says rank {metadata['rank']}, and its weights have rank {rank}")
@@ -130,7 +157,8 @@ def describe_lora(path: Path, name: str | None = None) -> LoraEntry:
         raise _bad(path, f"{name!r} is no name for a LoRA: letters, digits, '.', '_' and '-', at most 64")
     with path.open("rb") as stream:
         version = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
-    alpha = _alpha(path, metadata, rank)
+    alpha = _stored_alpha(path, tensors, start)
+    alpha = _alpha(path, metadata, rank) if alpha is None else alpha
     return LoraEntry(name, path, version, rank, alpha, metadata.get("task", ""), metadata.get("base", ""))
 
 
@@ -140,13 +168,36 @@ def offered_in(folder: Path) -> tuple[LoraEntry, ...]:
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """The layer a tensor belongs to, and which of the two it is (`A` or `B`); None for a key of something else."""
-    match = _KEY.fullmatch(key)
-    return None if match is None else (match[1], match[2])
+    """The layer a tensor belongs to, and which it is (`A`, `B` or `alpha`); None for a key of something else.
+
+    The layer is named as in the network, whichever way the file names it.
+    """
+    key = _OLD_PROCESSOR.sub(lambda match: f".{match[1]}{'.0' if match[1] == 'to_out' else ''}.lora.", key)
+    ending = next((ending for ending in _HALVES if key.endswith(f".{ending}")), None)
+    if ending is None:
+        return None
+    name = key.removesuffix(f".{ending}")
+    layer = _kohya_layer(name) if name.startswith("lora_") else _PREFIX.sub("", name, count=1)
+    return (layer, _HALVES[ending]) if layer is not None and is_adaptable(layer) else None
 
 
-def _header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors' descriptions by key, and the metadata."""
+def is_adaptable(layer: str) -> bool:
+    """Whether a LoRA may adapt the denoiser's linear layer of this name."""
+    return _LAYER.fullmatch(layer) is not None
+
+
+def _kohya_layer(name: str) -> str | None:
+    """The layer that kohya's trainers call `name`; None for a layer of no transformer block."""
+    match = _KOHYA.fullmatch(name)
+    if match is None:
+        return None
+    block, attention, outer, kind, number, part, projection = match.groups()
+    layer = f"{re.sub(r'_(?=[0-9]+$)', '.', block)}.attentions.{attention}"
+    return f"{layer}.{outer}" if outer else f"{layer}.{kind}.{number}.{part}.{_DOTTED.get(projection, projection)}"
+
+
+def _header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
+    """The tensors' descriptions by key, the metadata, and where in the file their numbers begin."""
     if path.suffix != SUFFIX:
         raise _bad(
             path, f"only {SUFFIX} is read: a pickle (.bin, .pt, .ckpt) may run code of its maker's; convert it first"
@@ -163,7 +214,7 @@ def _header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise _bad(path, f"it is no whole safetensors file ({error})") from error
     if not shapes:
         raise _bad(path, "it holds no weights")
-    return tensors, metadata
+    return tensors, metadata, 8 + size
 
 
 def _rank(path: Path, tensors: dict[str, Any]) -> int:
@@ -174,10 +225,13 @@ def _rank(path: Path, tensors: dict[str, Any]) -> int:
         if part is None:
             raise _bad(
                 path,
-                f"{key} is of no layer that is served: those are to_q, to_k, to_v and to_out.0 of the self-attention "
-                "(attn1) of temporal_transformer_blocks, each with lora_A.weight and lora_B.weight",
+                f"{key} is of no layer that is served: those are the attentions' and feed-forward layers' matrices in "
+                "the denoiser's transformer blocks (docs/published-weights.md); train without convolutions and text "
+                "encoders, or leave them out",
             )
         layer, half = part
+        if half == ALPHA:
+            continue
         if len(one["shape"]) != 2:
             raise _bad(path, f"{key} is no matrix")
         if half in ranks.setdefault(layer, {}):
@@ -192,6 +246,34 @@ def _rank(path: Path, tensors: dict[str, Any]) -> int:
     if len(distinct) != 1 or distinct[0] < 1:
         raise _bad(path, f"its layers have ranks {', '.join(map(str, distinct))}; one rank for all is served")
     return int(distinct[0])
+
+
+def _stored_alpha(path: Path, tensors: dict[str, Any], start: int) -> float | None:
+    """The one alpha that kohya's trainers store beside each layer; None where there is none."""
+    layers, alphas = set(), {}
+    for key, one in tensors.items():
+        layer, half = split_key(key) or ("", "")
+        layers.add(layer)
+        if half == ALPHA:
+            alphas[layer] = _number(path, key, one, start)
+    if not alphas:
+        return None
+    if len(set(alphas.values())) != 1 or alphas.keys() != layers:
+        raise _bad(path, "its layers have several alphas, or some have none; one alpha for all is served")
+    return next(iter(alphas.values()))
+
+
+def _number(path: Path, key: str, one: dict[str, Any], start: int) -> float:
+    """A tensor of one number, without torch."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(start + one["data_offsets"][0])
+            data = stream.read(one["data_offsets"][1] - one["data_offsets"][0])
+        if one["dtype"] == "BF16":  # the upper half of a float32
+            return float(struct.unpack("<f", b"\0\0" + data)[0])
+        return float(struct.unpack({"F16": "<e", "F32": "<f", "F64": "<d"}[one["dtype"]], data)[0])
+    except (OSError, KeyError, TypeError, IndexError, struct.error) as error:
+        raise _bad(path, f"{key} is no number ({error})") from error
 
 
 def _alpha(path: Path, metadata: dict[str, str], rank: int) -> float:

@@ -28,7 +28,7 @@ from torch import Tensor
 from model.denoiser import CachedFeatures, Denoiser, DenoiserInputs, caching
 from model.errors import InvalidRequest
 from model.lora.catalog import LoraUse
-from model.lora.weights import Lora, temporal_projections
+from model.lora.weights import Lora, adaptable_layers
 
 
 class LoraDenoiser:
@@ -47,7 +47,7 @@ class LoraDenoiser:
         self._caching = caching(inner)
         self._loras = dict(loras)
         touched = {name for lora in loras.values() for name in lora.pairs}
-        weights = {name: layer.weight for name, layer in temporal_projections(unet).items() if name in touched}
+        weights = {name: layer.weight for name, layer in adaptable_layers(unet).items() if name in touched}
         self._weights = weights
         with torch.inference_mode():
             self._plain = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -103,5 +103,5 @@ def with_loras(inner: Denoiser, unet: Any, loras: Mapping[str, Lora]) -> Denoise
 def switching_bytes(unet: Any, loras: Mapping[str, Lora]) -> int:
     """What `with_loras` keeps on the device besides the network: the plain weights' copies, and the LoRAs."""
     touched = {name for lora in loras.values() for name in lora.pairs}
-    plain = sum(layer.weight.nbytes for name, layer in temporal_projections(unet).items() if name in touched)
+    plain = sum(layer.weight.nbytes for name, layer in adaptable_layers(unet).items() if name in touched)
     return int(plain) + sum(lora.bytes for lora in loras.values())

@@ -1,8 +1,9 @@
 """LoRA weights: read from a file with every number checked, and written to one.
 
-A LoRA adapts the four projections of the self-attention of every temporal transformer block. The cross-attention of
-those blocks is left alone: over image-to-video's context of one token, its queries and keys do nothing
-(model.optimized.rewrites), and camera motion is in how frames attend to each other.
+Those that are trained here adapt the four projections of the self-attention of every temporal transformer block. Their
+cross-attention is left alone: over image-to-video's context of one token, its queries and keys do nothing
+(model.optimized.rewrites), and camera motion is in how frames attend to each other. Files of other trainers may adapt
+any linear layer of the transformer blocks.
 
 Legend: r rank, I and O a layer's inputs and outputs.
 """
@@ -23,7 +24,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from model.errors import CheckpointError, StorageFull
-from model.lora.catalog import LoraEntry, split_key
+from model.lora.catalog import ALPHA, LoraEntry, is_adaptable, split_key
 
 BLOCKS = "temporal_transformer_blocks"
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -37,6 +38,18 @@ def temporal_projections(unet: Any) -> dict[str, nn.Linear]:
             for projection in PROJECTIONS:
                 layers[f"{name}.attn1.{projection}"] = cast(nn.Linear, block.get_submodule(f"attn1.{projection}"))
     return layers
+
+
+def adaptable_layers(unet: Any) -> dict[str, nn.Linear]:
+    """Every linear layer that a LoRA may adapt: those of the transformer blocks, over space and over time, by name.
+
+    All of them are read anew at every call, fused (model.optimized.fused_blocks) or not.
+    """
+    return {
+        name: layer
+        for name, layer in cast(nn.Module, unet).named_modules()
+        if isinstance(layer, nn.Linear) and is_adaptable(name)
+    }
 
 
 Pair = tuple[Float[Tensor, "r I"], Float[Tensor, "O r"]]
@@ -86,8 +99,9 @@ def read_lora(entry: LoraEntry, unet: Any) -> Lora:
         assert part is not None  # describe_lora went through the keys of these very bytes
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{key} of {label} has numbers that are not finite", code="bad_lora", param="lora")
-        halves.setdefault(part[0], {})[part[1]] = tensor.to(unet.device, torch.float32)
-    layers = temporal_projections(unet)
+        if part[1] != ALPHA:  # which is the entry's
+            halves.setdefault(part[0], {})[part[1]] = tensor.to(unet.device, torch.float32)
+    layers = adaptable_layers(unet)
     for name, pair in halves.items():
         _check_size(label, name, pair, layers)
     return Lora(entry, {name: (pair["A"], pair["B"]) for name, pair in halves.items()})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
@@ -50,18 +49,14 @@ class CpuOffload:
             torch.cuda.current_stream(self._device).synchronize()
 
 
-def offload_blocks(unet: UNetSpatioTemporalConditionModel, device: torch.device, disk: Path | None = None) -> None:
+def offload_blocks(unet: UNetSpatioTemporalConditionModel, device: torch.device) -> None:
     """Group offload of a denoiser (diffusers' `enable_group_offload`): one block after another is on the device.
 
     For a fused denoiser that no LoRA is merged into: weights that are views of one tensor become copies.
-
-    Args:
-        disk: a folder that the blocks wait in; in the host's memory when left out.
     """
     unet.enable_group_offload(
         onload_device=device,
         offload_device=torch.device("cpu"),
         offload_type="block_level",
         num_blocks_per_group=1,
-        offload_to_disk_path=None if disk is None else str(disk),
     )

@@ -89,10 +89,13 @@ def wanted_files(names: Collection[str], precision: Precision) -> list[str]:
     return wanted
 
 
-def fetch(source: HubId, precision: Precision) -> Path:
+def fetch(source: HubId, precision: Precision, *, to_serve: bool = True) -> Path:
     """The snapshot's folder, or the file where one is named, fetched as far as it is not in the cache.
 
     Without a network, or with HF_HUB_OFFLINE, what the cache holds of this revision.
+
+    Args:
+        to_serve: refuse an architecture that cannot be served; Stable Diffusion, say, can still start a training.
 
     Raises:
         CheckpointError: gated, missing or unknown repository or revision; no network and nothing in the cache; a
@@ -127,7 +130,8 @@ def fetch(source: HubId, precision: Precision) -> Path:
             _note_revision(source, commit)
             return Path(single)
         index = huggingface_hub.hf_hub_download(source.repo, INDEX, revision=commit)
-        check_pipeline(str(source), json.loads(Path(index).read_text()))
+        if to_serve:
+            check_pipeline(str(source), json.loads(Path(index).read_text()))
         _refuse_pickles(source, names, precision)
         folder = huggingface_hub.snapshot_download(
             source.repo, revision=commit, allow_patterns=wanted_files(names, precision)

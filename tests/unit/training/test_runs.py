@@ -6,9 +6,15 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
+from huggingface_hub import constants
 
-from model.errors import DataError
+from model.errors import CheckpointError, DataError
+from model.presets import preset
+from tests.unit.model.sources.support import as_hub_cache, published
+from tests.unit.training.published_folders import stable_diffusion
 from training.config import Buckets, DenoiserConfig, completed, with_overrides
+from training.initial_weights import published_start
 from training.recipes import PUBLISHED
 from training.recipes.image_to_video import mini_image_to_video
 from training.runs import PUBLISHED_NAMES, is_run, is_single_file, resolve_source
@@ -28,6 +34,23 @@ def test_what_lies_nowhere_is_told_with_the_remedy(tmp_path: Path) -> None:
         resolve_source("svd-vae", tmp_path, "vae")
     with pytest.raises(DataError, match=r"train it first \(stillmotion train mini-vae --out .*--set vae=PATH"):
         resolve_source("mini-vae", tmp_path, "vae")
+
+
+def test_a_hub_id_is_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of the cache here; Stable Diffusion too, which cannot be served but starts a training."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    video = as_hub_cache(published(tmp_path / "svd"), tmp_path / "hub", "org/svd")
+    resolved = resolve_source(f"org/svd@{video.name}", tmp_path / "runs", "init")
+    assert resolved == video
+    start = published_start(resolved, preset("tiny"))
+    assert start.task.name == "image-to-video"
+    assert next(start.unet.parameters()).dtype == torch.float32
+    pictures = as_hub_cache(stable_diffusion(tmp_path / "sd"), tmp_path / "hub", "org/sd")
+    resolved = resolve_source(f"org/sd@{pictures.name}", tmp_path / "runs", "init")
+    assert published_start(resolved, preset("tiny")).task.name == "text-to-video"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"org/none is no folder here and not in the cache.*models pull org/none"):
+        resolve_source("org/none", tmp_path / "runs", "init")
 
 
 def test_every_name_in_a_published_recipe_is_explained_or_is_a_recipe() -> None:

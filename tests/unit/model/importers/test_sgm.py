@@ -15,27 +15,11 @@ from model.errors import CheckpointError, DataError
 from model.importers.sgm import SET_ASIDE, Networks, Source, account, adapt, vision_sources
 from model.presets import PRESETS, preset
 from model.tasks import TASKS
-from model.testing import build_random
+from model.testing import build_random, stability_weights
 from training.frozen_networks import frozen_text, frozen_vae, frozen_vision
 from training.initial_weights import published_start
 
 KNOWN = Path(__file__).parent / "sgm_names.txt"
-
-
-def sgm_file(networks: Networks) -> dict[str, Tensor]:
-    """The file that networks with weights would have been read from: the rules, backwards."""
-    stacks: dict[str, dict[int, Tensor]] = {}
-    told: dict[str, Tensor] = {}
-    for network, sources in networks.parts():
-        for name, weight in network.state_dict().items():
-            source = sources[name]
-            if source.part is not None:
-                stacks.setdefault(source.key, {})[source.part] = weight
-            elif source.how == "as-linear":
-                told[source.key] = weight[:, :, None, None].contiguous()
-            else:
-                told[source.key] = weight.T.contiguous() if source.how == "transposed" else weight.contiguous()
-    return told | {key: torch.cat([parts[part] for part in range(3)]) for key, parts in stacks.items()}
 
 
 def extras() -> dict[str, Tensor]:
@@ -49,7 +33,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("tiny")
     checkpoint = load(build_random(folder / "ours", preset("tiny"), TASKS["image-to-video"]))
     networks = Networks(checkpoint.unet, checkpoint.vae, checkpoint.conditioners.network)  # type: ignore[union-attr]
-    save_file(sgm_file(networks) | extras(), folder / "svd.safetensors")
+    save_file(stability_weights(networks) | extras(), folder / "svd.safetensors")
     return folder / "ours", folder / "svd.safetensors"
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.errors import CheckpointError, InvalidRequest
-from model.lora.catalog import LoraEntry, LoraUse, choose_lora, describe_lora, lora_use, offered_in
+from model.lora.catalog import LoraEntry, LoraUse, choose_lora, describe_lora, lora_use, offered_in, split_key
 
 LAYER = "unet.down_blocks.0.attentions.0.temporal_transformer_blocks.0.attn1.to_q"
 OTHER = LAYER.replace("to_q", "to_out.0")
@@ -57,6 +57,44 @@ def test_a_file_of_another_tool_is_named_after_itself_and_has_its_own_alpha(tmp_
         describe_lora(saved(tmp_path, bare, told))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_kohya_s_alphas_are_read_without_torch(tmp_path: Path, dtype: torch.dtype) -> None:
+    name = "lora_unet_up_blocks_1_attentions_2_temporal_transformer_blocks_0_ff_in_net_0_proj"
+    weights = {f"{name}.lora_down.weight": torch.ones(3, 8), f"{name}.lora_up.weight": torch.ones(16, 3)}
+    assert describe_lora(saved(tmp_path, weights)).alpha == 3.0
+    entry = describe_lora(saved(tmp_path, weights | {f"{name}.alpha": torch.tensor(1.5, dtype=dtype)}))
+    assert (entry.rank, entry.alpha) == (3, 1.5)
+    other = name.replace("ff_in", "ff")
+    more = {key.replace(name, other): value.clone() for key, value in weights.items()} | {
+        f"{other}.alpha": torch.tensor(2.0)
+    }
+    with pytest.raises(CheckpointError, match="several alphas"):
+        describe_lora(saved(tmp_path, weights | {f"{name}.alpha": torch.tensor(1.5)} | more))
+
+
+@pytest.mark.parametrize(
+    ("key", "layer"),
+    [
+        (f"{LAYER}.lora_A.weight", LAYER.removeprefix("unet.")),
+        (f"base_model.model.{LAYER}.lora_A.weight", LAYER.removeprefix("unet.")),
+        (f"{OTHER}.lora.down.weight", OTHER.removeprefix("unet.")),
+        (f"{LAYER.replace('.to_q', '.processor.to_q_lora')}.down.weight", LAYER.removeprefix("unet.")),
+        (f"{LAYER.replace('.to_q', '.processor.to_out_lora')}.down.weight", OTHER.removeprefix("unet.")),
+        ("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight", "mid_block.attentions.0.proj_in"),
+        (
+            "lora_unet_up_blocks_3_attentions_1_transformer_blocks_0_attn2_to_out_0.lora_down.weight",
+            "up_blocks.3.attentions.1.transformer_blocks.0.attn2.to_out.0",
+        ),
+        (
+            "lora_unet_down_blocks_2_attentions_0_temporal_transformer_blocks_0_ff_net_2.lora_down.weight",
+            "down_blocks.2.attentions.0.temporal_transformer_blocks.0.ff.net.2",
+        ),
+    ],
+)
+def test_every_trainer_s_name_is_a_layer_s(key: str, layer: str) -> None:
+    assert split_key(key) == (layer, "A")
+
+
 def change(key: str, value: Tensor | None) -> Callable[[], dict[str, Tensor]]:
     """The file with one key given another tensor, or taken away."""
     return lambda: {name: one for name, one in (tensors() | {key: value}).items() if one is not None}
@@ -66,9 +104,19 @@ def change(key: str, value: Tensor | None) -> Callable[[], dict[str, Tensor]]:
     ("weights", "told", "why"),
     [
         (change("unet.conv_in.lora_A.weight", torch.ones(3, 8)), {}, "unet.conv_in.lora_A.weight is of no layer"),
-        (change(f"{LAYER}.alpha", torch.tensor(3.0)), {}, "alpha is of no layer that is served"),
-        (change(LAYER.replace("attn1", "attn2") + ".lora_A.weight", torch.ones(3, 8)), {}, "attn2.to_q"),
-        (change(LAYER.replace("temporal_", "") + ".lora_A.weight", torch.ones(3, 8)), {}, "is of no layer"),
+        (change(f"{LAYER}.alpha", torch.tensor(3.0)), {}, "several alphas, or some have none"),
+        (change("lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight", torch.ones(3, 8)), {}, "of no layer that"),
+        (
+            change("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", torch.ones(3, 8)),
+            {},
+            "of no layer that",
+        ),
+        (change(LAYER.replace("attn1.to_q", "norm1") + ".lora_A.weight", torch.ones(3, 8)), {}, "is of no layer"),
+        (
+            change(LAYER.replace("temporal_", "") + ".lora_A.weight", torch.ones(3, 8)),
+            {},
+            "only one of lora_A and lora_B",
+        ),
         (change(f"{LAYER}.lora_B.weight", None), {}, "only one of lora_A and lora_B"),
         (change(f"{LAYER}.lora_B.weight", torch.ones(8, 4)), {}, "lora_A of .* has rank 3, and lora_B rank 4"),
         (change(f"{LAYER}.lora_A.weight", torch.ones(8)), {}, "is no matrix"),

@@ -26,7 +26,7 @@ from model.optimized.rewrites import relative_difference
 from model.presets import preset
 from model.tasks import task
 from model.unet import build_unet
-from tests.support.loras import drawn_lora
+from tests.support.loras import drawn_lora, kohya_lora
 
 TOLERANCE = 1e-5
 """Largest difference over largest magnitude, float32 on a CPU."""
@@ -71,12 +71,14 @@ def adapted(unet: UNetSpatioTemporalConditionModel, loras: dict[str, Lora]) -> L
     return made
 
 
-def peft_s(unet: UNetSpatioTemporalConditionModel, lora: Lora, scale: float) -> Callable[[], Tensor]:
-    """The same file through PEFT's own layers, beside the unmodified network."""
+def peft_s(
+    unet: UNetSpatioTemporalConditionModel, lora: Lora, scale: float, file: Path | None = None
+) -> Callable[[], Tensor]:
+    """The same file (or `file`, under PEFT's names) through PEFT's own layers, beside the unmodified network."""
     theirs = copy.deepcopy(unet)
     config = LoraConfig(r=lora.entry.rank, lora_alpha=ALPHA * scale, target_modules=list(lora.pairs))
     inject_adapter_in_model(config, theirs, adapter_name="default")
-    state = {key.removeprefix("unet."): value for key, value in load_file(lora.entry.path).items()}
+    state = {key.removeprefix("unet."): value for key, value in load_file(file or lora.entry.path).items()}
     told = set_peft_model_state_dict(theirs, state, adapter_name="default")
     assert not told.unexpected_keys
     latents, timestep, context, concat, vector = inputs().as_tuple()
@@ -99,6 +101,22 @@ def test_it_computes_what_peft_does(
     ours, theirs = denoiser(inputs()), peft_s(unet, loras["a"], scale)()
     assert relative_difference(ours, theirs) < TOLERANCE
     assert relative_difference(ours, plain) > 0.01, "the adapter is to be seen"
+
+
+def test_one_of_every_layer_under_kohya_s_names_computes_what_peft_does(
+    unet: UNetSpatioTemporalConditionModel, tmp_path: Path
+) -> None:
+    entry, peft = kohya_lora(tmp_path / "style.safetensors", unet, 3, alpha=ALPHA)
+    lora = read_lora(entry, unet)
+    assert len(lora.pairs) > 2 * len(temporal_projections(unet))
+    denoiser = adapted(unet, {entry.name: lora})
+    plain = denoiser(inputs())
+    denoiser.set_lora(LoraUse(entry.name, entry.version, 0.3))
+    ours = denoiser(inputs())
+    assert relative_difference(ours, peft_s(unet, lora, 0.3, peft)()) < TOLERANCE
+    assert relative_difference(ours, plain) > 0.01
+    denoiser.set_lora(None)
+    assert torch.equal(denoiser(inputs()), plain)
 
 
 def test_what_was_applied_before_leaves_no_trace(

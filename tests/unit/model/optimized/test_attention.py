@@ -47,6 +47,21 @@ def test_auto_is_torch_s_own_choice_where_nothing_may_be_measured() -> None:
     assert choose("math", SHAPE, CPU, torch.float32, pinned=True) == "math"
 
 
+def test_choosing_runs_no_kernel_but_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At full size the math kernel's scores alone take over a GiB."""
+
+    def never(*_: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("a kernel was run that nobody named")
+
+    monkeypatch.setitem(KERNELS, "math", never)
+    monkeypatch.setitem(KERNELS, "sdpa", never)
+    full = (25, 5, 9216, 64)
+    assert choose("sdpa", full, CPU, torch.float32, pinned=False) == "sdpa"
+    assert choose("auto", full, CPU, torch.float32, pinned=False) == "sdpa"
+    monkeypatch.setitem(KERNELS, "sdpa", attention_module.scaled_dot_product)
+    assert fastest(SHAPE, CPU, torch.float32) in KERNELS
+
+
 def test_what_does_not_run_is_told_with_what_does() -> None:
     with pytest.raises(InvalidRequest, match="cudnn does not run here on cpu in float32; these do: sdpa, math"):
         choose("cudnn", SHAPE, CPU, torch.float32, pinned=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -67,3 +69,19 @@ def as_single_file(source: Path, file: Path) -> Path:
     }
     save_file(tensors, file, {"format": "pt"})
     return file
+
+
+def as_hub_cache(source: Path, root: Path, repository: str = "someone/a-finetune") -> Path:
+    """A snapshot of links to blobs, weights named by SHA-256 and the rest by git's hash."""
+    commit = root / f"models--{repository.replace('/', '--')}" / "snapshots" / ("c" * 40)
+    blobs = commit.parent.parent / "blobs"
+    blobs.mkdir(parents=True)
+    for file in source.rglob("*"):
+        if file.is_file():
+            link = commit / file.relative_to(source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            data = file.read_bytes()
+            name = hashlib.sha256(data).hexdigest() if file.suffix == ".safetensors" else hashlib.sha1(data).hexdigest()
+            (blobs / name).write_bytes(data)
+            link.symlink_to(os.path.relpath(blobs / name, link.parent))
+    return commit

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.loopback_hub import LoopbackHub, Repository, serving
 from model.sources.hub import HubId, parse_hub_id, wanted_files
 from model.sources.source import find
-from tests.unit.model.sources.loopback_hub import LoopbackHub, Repository, serving
 from tests.unit.model.sources.support import as_single_file, as_variant, published, weights_of
 
 FIND = """

@@ -12,7 +12,7 @@ import pytest
 from model.catalog import content_sha256, zoo
 from model.sources.source import find
 from model.user_cache import HASHED
-from tests.unit.model.sources.support import as_variant, published, weights_of
+from tests.unit.model.sources.support import as_hub_cache, as_variant, published, weights_of
 
 
 @pytest.fixture(autouse=True)
@@ -29,22 +29,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hashed(path: Path) -> tuple[str, int]:
     before = HASHED.bytes
     return find(str(path)).version, HASHED.bytes - before
-
-
-def as_hub_cache(source: Path, root: Path) -> Path:
-    """A snapshot of links to blobs, weights named by SHA-256 and the rest by git's hash."""
-    commit = root / "models--someone--a-finetune" / "snapshots" / ("c" * 40)
-    blobs = commit.parent.parent / "blobs"
-    blobs.mkdir(parents=True)
-    for file in source.rglob("*"):
-        if file.is_file():
-            link = commit / file.relative_to(source)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            data = file.read_bytes()
-            name = hashlib.sha256(data).hexdigest() if file.suffix == ".safetensors" else hashlib.sha1(data).hexdigest()
-            (blobs / name).write_bytes(data)
-            link.symlink_to(os.path.relpath(blobs / name, link.parent))
-    return commit
 
 
 def test_a_second_start_reads_nothing(plain: Path) -> None:

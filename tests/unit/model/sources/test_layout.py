@@ -69,6 +69,17 @@ def test_every_layout_gives_the_weights_that_the_libraries_read(plain: Path, tmp
         assert same({key: ours[f"{name}.{key}"] for key in theirs.state_dict()}, theirs.state_dict())
 
 
+@pytest.mark.parametrize("frames", [9, 14, 60])
+def test_a_finetune_s_frame_count_is_its_config_s(plain: Path, tmp_path: Path, frames: int) -> None:
+    folder = shutil.copytree(plain, tmp_path / "long")
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_frames": frames}))
+    entry = find(str(folder))
+    assert entry.num_frames == (frames,)
+    assert entry.resolve({}, seed=0).num_frames == frames
+    assert load(entry).unet.config["num_frames"] == frames
+
+
 @pytest.mark.parametrize(("precision", "variant"), [("float16", "fp16"), ("float32", ""), ("bfloat16", "")])
 def test_the_variant_that_suits_the_dtype_is_taken(precision: str, variant: str) -> None:
     names = ["config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"]

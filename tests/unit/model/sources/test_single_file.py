@@ -6,15 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from model.catalog import content_sha256
 from model.checkpoint import load
 from model.errors import CheckpointError
+from model.media.image import to_png
 from model.presets import preset
 from model.sources.single_file import size_of
 from model.sources.source import available, find
+from model.testing import save_single_file
 from model.user_cache import HASHED
+from serving.engine.local import generate
 from tests.unit.model.sources.support import as_single_file, published, weights_of
 
 
@@ -44,6 +48,19 @@ def test_it_holds_the_folders_weights_in_its_dtype_and_is_named_by_its_hash(plai
     assert HASHED.bytes == read
     assert load(again).entry.num_frames == (6,)
     assert [one.name for _, one in available() if one is not None] == ["svd_mine"]
+
+
+def test_stability_s_own_names_make_the_same_video(plain: Path, tmp_path: Path) -> None:
+    """svd_xt.safetensors as Stability writes it, against the folder of the same weights."""
+    save_single_file(plain, tmp_path / "svd_xt.safetensors", preset("tiny"))
+    names = load_file(tmp_path / "svd_xt.safetensors").keys()
+    assert "model.diffusion_model.input_blocks.1.1.time_stack.0.attn1.to_q.weight" in names
+    entries = find(str(tmp_path / "svd_xt.safetensors")), find(str(plain))
+    assert entries[0].name == "svd_xt" and entries[0].version != entries[1].version
+    picture = to_png(Image.linear_gradient("L").resize((64, 64)).convert("RGB"))
+    fields = {"num_inference_steps": 1, "max_guidance_scale": 1.0, "width": 64, "height": 64, "decode_chunk_size": 6}
+    single, folder = (generate(entry, entry.resolve(fields, seed=3), (picture,)).latents for entry in entries)
+    assert torch.equal(single, folder)
 
 
 @pytest.mark.parametrize(("name", "frames"), [("svd", 14), ("svd_xt", 25), ("svd_xt_1_1", 25), ("my-finetune", 25)])

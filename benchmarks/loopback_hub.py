@@ -14,8 +14,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from shutil import copyfileobj
 from urllib.parse import unquote, urlsplit
 
 
@@ -28,12 +30,13 @@ class Repository:
     commit: str = "1234567890abcdef1234567890abcdef12345678"
 
     def files(self) -> list[Path]:
+        """All of its files, in order."""
         return sorted(file for file in self.folder.rglob("*") if file.is_file())
 
 
 @dataclass
 class LoopbackHub:
-    """What it serves, and what was asked of it."""
+    """What it serves, and the requests it had."""
 
     repositories: dict[str, Repository]
     url: str = ""
@@ -129,27 +132,31 @@ def serving(hub: LoopbackHub) -> Iterator[LoopbackHub]:
             if not file.is_file():
                 self._refuse(404, "EntryNotFound")
                 return
-            data = file.read_bytes()
+            size = file.stat().st_size
             first = int(match[1]) if (match := re.fullmatch(r"bytes=(\d+)-\d*", self.headers.get("Range", ""))) else 0
             self.send_response(206 if first else 200)
-            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest() if _lfs(file) else _git_oid(data)}"')
+            self.send_header("ETag", f'"{_etag(file)}"')
             self.send_header("X-Repo-Commit", repository.commit)
-            self.send_header("X-Linked-Size", str(len(data)))
+            self.send_header("X-Linked-Size", str(size))
             self.send_header("Accept-Ranges", "bytes")
             if first:
-                self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
-            self.send_header("Content-Length", str(len(data) - first))
+                self.send_header("Content-Range", f"bytes {first}-{size - 1}/{size}")
+            self.send_header("Content-Length", str(size - first))
             self.end_headers()
-            if not body:
-                return
-            if hub.break_after is not None and name.endswith(".safetensors") and not first:
-                self.wfile.write(data[: hub.break_after])
-                hub.break_after = None
-                self.wfile.flush()
-                self.close_connection = True
-                self.connection.close()
-                return
-            self.wfile.write(data[first:])
+            if body:
+                self._content(file, first)
+
+        def _content(self, file: Path, first: int) -> None:
+            with file.open("rb") as stream:
+                stream.seek(first)
+                if hub.break_after is not None and file.suffix == ".safetensors" and not first:
+                    self.wfile.write(stream.read(hub.break_after))
+                    hub.break_after = None
+                    self.wfile.flush()
+                    self.close_connection = True
+                    self.connection.close()
+                    return
+                copyfileobj(stream, self.wfile, 1 << 20)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -164,13 +171,27 @@ def serving(hub: LoopbackHub) -> Iterator[LoopbackHub]:
         thread.join()
 
 
+def _is_large(file: Path) -> bool:
+    """Whether a repository stores it as a large file, as weights are."""
+    return file.suffix in {".safetensors", ".bin"}
+
+
 def _lfs(file: Path) -> dict[str, object]:
-    """The entry of a large file, as weights are stored; empty for others."""
-    if file.suffix not in {".safetensors", ".bin"}:
+    """The entry of a large file; empty for others."""
+    if not _is_large(file):
         return {}
-    data = file.read_bytes()
-    return {"lfs": {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}}
+    return {"lfs": {"oid": _etag(file), "size": file.stat().st_size, "pointerSize": 134}}
 
 
-def _git_oid(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+def _etag(file: Path) -> str:
+    """SHA-256 of a large file, git's hash of any other: what the real hub sends, and what a cache names blobs by."""
+    stat = file.stat()
+    return _digest(file, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _digest(file: Path, size: int, _modified: int) -> str:
+    with file.open("rb") as stream:
+        if _is_large(file):
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.sha1(b"blob %d\0" % size + stream.read()).hexdigest()
