@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import torch
@@ -40,6 +40,7 @@ from model.catalog import PROFILE, SIDECAR, ModelEntry, describe
 from model.checkpoint import load
 from model.errors import CheckpointError, InvalidRequest
 from model.export_manifest import ENGINE_FOLDER, MANIFEST, ONNX_FOLDER, ExportManifest, file_hash
+from model.sources.hub import wanted_files
 
 Backend = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 ProgressCallback = Callable[[str, int, int], None]
@@ -135,7 +136,10 @@ def install_checkpoint(
         raise CheckpointError(f"{entry.path} is an export, and in a model repository already", param="model")
 
     def fill(folder: Path) -> None:
-        shutil.copytree(entry.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(PROFILE, "model.py"))
+        skip = shutil.ignore_patterns(PROFILE, "model.py")
+        if not (entry.path / SIDECAR).exists():
+            skip = _unread(entry)
+        shutil.copytree(entry.path, folder, dirs_exist_ok=True, ignore=skip)
 
     config_parameters = {"backend": "torch", "checkpoint_version": entry.version} | dict(parameters or {})
     return install(
@@ -147,6 +151,19 @@ def install_checkpoint(
         warm_up=warm_up_request(entry),
         instances=instances,
     )
+
+
+def _unread(entry: ModelEntry) -> Callable[[str, list[str]], set[str]]:
+    """What `copytree` leaves out of published weights: files that are not read, such as those of another precision."""
+    files = [file.relative_to(entry.path).as_posix() for file in entry.path.rglob("*") if file.is_file()]
+    wanted = {*wanted_files(files, entry.precision)} - {PROFILE, "model.py"}
+    folders = {parent.as_posix() for file in wanted for parent in PurePosixPath(file).parents}
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        inside = Path(folder).relative_to(entry.path)
+        return {name for name in names if (inside / name).as_posix() not in wanted | folders}
+
+    return ignored
 
 
 def warm_up_request(entry: ModelEntry) -> dict[str, bytes]:

@@ -29,6 +29,7 @@ def check(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["check", *arguments, "--device", "cpu"])
 
 
+@pytest.mark.slow
 def test_a_shipped_checkpoint_fits_on_one_screen() -> None:
     result = check("mini-image-to-video")
     assert result.exit_code == 0, result.output

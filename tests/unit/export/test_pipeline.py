@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from export.triton_config import Instances, check_config, instances_of
 from model.catalog import PROFILE, describe
 from model.errors import CheckpointError
 from model.presets import preset
+from model.sources.source import find
 from model.tasks import TASKS
 from model.testing import build_random
+from tests.unit.model.sources.support import as_variant, published, weights_of
 
 
 def test_the_copy_is_the_checkpoint(tmp_path: Path) -> None:
@@ -38,6 +41,27 @@ def test_the_copy_is_the_checkpoint(tmp_path: Path) -> None:
     picture = (made.folder / "warmup" / "pictures").read_bytes()
     assert sum(told["parts"]) == len(picture)
     assert entry.resolve(told["params"], seed=0).num_inference_steps == 1
+
+
+def test_of_published_weights_only_what_is_read_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of a clone of a hub's repository: either precision, a single file and pictures lie beside."""
+    monkeypatch.setenv("STILLMOTION_CACHE", str(tmp_path / "cache"))
+    plain = published(tmp_path / "plain")
+    clone = as_variant(plain, tmp_path / "svd-clone")
+    for name in ("unet", "vae", "image_encoder"):
+        shutil.copy(weights_of(plain, name), clone / name)
+    (clone / "svd_xt.safetensors").write_bytes(b"not read")
+    (clone / "output.gif").write_bytes(b"not read")
+    entry = find(str(clone), "float16")
+    copy = install_checkpoint(entry, tmp_path / "repository").folder / "1"
+    names = sorted(file.relative_to(copy).as_posix() for file in copy.rglob("*.safetensors"))
+    assert names == [
+        "image_encoder/model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+    ]
+    assert describe(copy, "svd-clone", "float16").version == entry.version
+    assert describe(copy, "svd-clone", "float32").version == entry.version  # nothing else to choose
 
 
 def test_an_export_is_in_a_repository_already(tmp_path: Path) -> None:
