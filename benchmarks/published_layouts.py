@@ -235,7 +235,7 @@ def measure(
         hub = stack.enter_context(serving(LoopbackHub({HUB_ID: Repository(folder / "fp16")})))
         for attempt in starts:
             for layout in layouts:
-                if any((row["layout"], row["start"]) == (layout, attempt) for row in rows):
+                if any((row["layout"], row["start"], row["side"]) == (layout, attempt, side) for row in rows):
                     continue
                 rows.append(start(folder, layout, attempt, hub.url, side))
                 store.write_text(json.dumps(rows, indent=1))

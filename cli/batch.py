@@ -48,7 +48,7 @@ def batch(
     """Render a manifest of requests; run again, it does what is missing. Exit code 1: rows failed."""
     from model.catalog import zoo
     from model.precision import resolve_dtype
-    from model.sources.source import find
+    from model.sources.source import find_all
     from serving.engine.settings import EngineSettings
     from serving.offline import Batch
     from serving.offline.manifest import Portion
@@ -57,7 +57,7 @@ def batch(
     job = Batch(
         manifest=_absolute(manifest),
         out=_absolute(out),
-        entries=tuple(find(name, precision) for name in model) if model else tuple(zoo()),
+        entries=tuple(find_all(model, precision)) if model else tuple(zoo()),
         portion=Portion.of(shard, limit),
         defaults=dict(_setting(text) for text in set_ or ()),
         settings=EngineSettings(**engine_options),

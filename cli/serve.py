@@ -153,11 +153,11 @@ def _in_process(
     from model.backends.registry import LORA_BACKENDS, with_usable_loras
     from model.catalog import attach_loras, zoo
     from model.precision import resolve_dtype
-    from model.sources.source import find
+    from model.sources.source import find_all
     from serving.engine.inprocess import InProcessEngine
 
     precision = resolve_dtype(settings.dtype, settings.device)
-    entries = [find(name, precision) for name in names] if names else zoo()
+    entries = find_all(names, precision) if names else zoo()
     if not entries:
         raise InvalidRequest("no checkpoint is shipped here; name a diffusers folder with --model DIR", param="model")
     if loras and settings.backend not in ("auto", *LORA_BACKENDS):

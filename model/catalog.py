@@ -15,7 +15,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from model.errors import CheckpointError, InvalidRequest
 from model.export_manifest import MANIFEST, TRITON_CONFIG, file_hash, read_manifest, served_version
@@ -151,11 +151,16 @@ class ModelEntry:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return cast(dict[str, Any], json.loads(path.read_text()))
+        values = json.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} is no model folder: it has no {path.name}", param="model") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or not even text
         raise CheckpointError(f"{path} is not valid JSON: {error}", param="model") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}", param="model") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no JSON object", param="model")
+    return values
 
 
 def folder_version(path: Path) -> str:
@@ -271,6 +276,17 @@ def describe(path: Path, name: str | None = None, precision: Precision = "float3
     check_pipeline(str(path), _read_json(path / "model_index.json"))
     sidecar = _read_json(path / SIDECAR) if (path / SIDECAR).exists() else PUBLISHED
     unet = _read_json(path / "unet" / "config.json")
+    try:
+        return _entry(path, name, sidecar, unet, exported, precision)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: its {SIDECAR} or unet/config.json is not that of a model served here ({error!r})", param="model"
+        ) from error
+
+
+def _entry(
+    path: Path, name: str, sidecar: dict[str, Any], unet: dict[str, Any], exported: bool, precision: Precision
+) -> ModelEntry:
     if sidecar["task"] not in TASKS:
         raise CheckpointError(f"{path} is for the task {sidecar['task']!r}, which is not known here", param="model")
     return ModelEntry(

@@ -131,13 +131,21 @@ def fetch(source: HubId, precision: Precision, *, to_serve: bool = True) -> Path
             return Path(single)
         index = huggingface_hub.hf_hub_download(source.repo, INDEX, revision=commit)
         if to_serve:
-            check_pipeline(str(source), json.loads(Path(index).read_text()))
+            check_pipeline(str(source), _index_of(source, Path(index)))
         _refuse_pickles(source, names, precision)
         folder = huggingface_hub.snapshot_download(
             source.repo, revision=commit, allow_patterns=wanted_files(names, precision)
         )
         _note_revision(source, commit)
     return Path(folder)
+
+
+def _index_of(source: HubId, file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{INDEX} of {source} is not valid JSON: {error}", param="model") from error
+    return values if isinstance(values, dict) else {}
 
 
 def _only_file(source: HubId, names: Collection[str]) -> str:

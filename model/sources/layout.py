@@ -140,7 +140,7 @@ def _indexed(folder: Path, index: Path | None) -> list[Path]:
     if index is None:
         raise CheckpointError(f"{folder} holds shards without their index; {INCOMPLETE}", param="model")
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index} is no index of shards: {error}", param="model") from error
     missing = [name for name in names if not (folder / name).exists()]

@@ -10,12 +10,13 @@ NAME=SOURCE                                      any of these, named
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from model.catalog import ZOO, ModelEntry, describe, zoo
-from model.errors import CheckpointError
+from model.errors import CheckpointError, InvalidRequest
 from model.sources.hub import HubId, fetch, is_complete, parse_hub_id, pulled
 from model.sources.layout import PICKLES, Precision, pickle_refused
 from model.user_cache import cache_folder
@@ -52,6 +53,24 @@ def find(text: str, precision: Precision = "float32") -> ModelEntry:
         "named ORG/NAME",
         param="model",
     )
+
+
+def find_all(texts: Sequence[str], precision: Precision = "float32") -> list[ModelEntry]:
+    """The checkpoints that several sources name, for a command that takes many.
+
+    Raises:
+        InvalidRequest: two of them have one name.
+        CheckpointError, MissingExtra: as `find` does.
+    """
+    entries = [find(text, precision) for text in texts]
+    for entry in entries:
+        same = [text for text, other in zip(texts, entries, strict=True) if other.name == entry.name]
+        if len(same) > 1:
+            raise InvalidRequest(
+                f"{' and '.join(same)} are both called {entry.name!r}: name one of them, with NAME=SOURCE",
+                param="model",
+            )
+    return entries
 
 
 def of_hub(source: HubId, precision: Precision) -> ModelEntry:

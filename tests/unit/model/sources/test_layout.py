@@ -139,6 +139,22 @@ def test_a_folder_without_a_network_is_named(plain: Path, tmp_path: Path) -> Non
         find(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "what"),
+    [
+        ("unet/config.json", "{}", r"unet/config\.json is not that of a model served here"),
+        ("unet/config.json", "[1]", r"unet/config\.json holds no JSON object"),
+        ("model_index.json", "{", r"model_index\.json is not valid JSON"),
+        ("stillmotion.json", '{"task": "image-to-video"}', r"stillmotion\.json or unet/config\.json is not that of"),
+    ],
+)
+def test_a_config_of_something_else_is_named(plain: Path, tmp_path: Path, file: str, text: str, what: str) -> None:
+    folder = shutil.copytree(plain, tmp_path / "odd")
+    (folder / file).write_text(text)
+    with pytest.raises(CheckpointError, match=what):
+        find(str(folder))
+
+
 def test_a_weight_that_is_missing_or_strange_is_named(plain: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(plain, tmp_path / "other")
     file = weights_of(folder, "unet")
