@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from model.errors import CheckpointError, InvalidRequest
+from model.errors import CheckpointError, InvalidRequest, StillmotionError
 from model.export_manifest import MANIFEST, TRITON_CONFIG, file_hash, read_manifest, served_version
 from model.lora.catalog import FOLDER, LoraEntry, choose_lora, describe_lora, offered_in
 from model.params import Params
@@ -278,6 +278,8 @@ def describe(path: Path, name: str | None = None, precision: Precision = "float3
     unet = _read_json(path / "unet" / "config.json")
     try:
         return _entry(path, name, sidecar, unet, exported, precision)
+    except StillmotionError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: its {SIDECAR} or unet/config.json is not that of a model served here ({error!r})", param="model"
