@@ -305,7 +305,7 @@ def _entry(
         fixed_size=exported and not read_manifest(path).free_size,
         previews=bool(sidecar.get("latent_colours")),
         frame_noise=float(sidecar.get("frame_noise", 0.0)),
-        loras=() if exported else offered_in(path / FOLDER),
+        loras=() if exported or not (path / FOLDER).is_dir() else offered_in(path / FOLDER),
         precision=precision,
     )
 

@@ -31,8 +31,7 @@ from model.catalog import SIDECAR, ModelEntry, describe
 from model.denoiser import CpuThreads
 from model.encoders import Conditioners, ImageEncoder, NetworkLoader, load_conditioners
 from model.presets import NoiseRange
-from model.scheduler_config import read_scheduler
-from model.sources.architecture import check_architecture
+from model.sources.architecture import check_architecture, read_scheduler
 from model.sources.layout import Precision, component_files
 from model.tasks import TASKS
 from model.unet import check_inputs

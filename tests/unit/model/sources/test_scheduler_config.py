@@ -17,8 +17,8 @@ from model.errors import CheckpointError
 from model.presets import NoiseRange
 from model.sampling.row import BatchKey, Row
 from model.sampling.schedule import karras_sigmas
-from model.scheduler_config import check_scheduler, read_scheduler
 from model.shapes import LatentShape
+from model.sources.architecture import check_scheduler, read_scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2.5
 PUBLISHED: dict[str, Any] = {
