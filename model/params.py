@@ -113,7 +113,7 @@ class TextToVideoParams(Params):
     @property
     def adapter(self) -> LoraUse | None:
         """The LoRA to apply."""
-        return None if self.lora is self.lora_scale is None else lora_use(self.lora, self.lora_scale)
+        return None if (self.lora, self.lora_scale) == (None, None) else lora_use(self.lora, self.lora_scale)
 
     def timing_key(self) -> Params:
         """The settings without those that cost no time; a prompt is padded, so its length costs none."""
@@ -157,7 +157,7 @@ class ImageToVideoParams(PictureParams):
     @property
     def adapter(self) -> LoraUse | None:
         """The LoRA to apply."""
-        return None if self.lora is self.lora_scale is None else lora_use(self.lora, self.lora_scale)
+        return None if (self.lora, self.lora_scale) == (None, None) else lora_use(self.lora, self.lora_scale)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
