@@ -38,8 +38,9 @@ def title(path: Path) -> str:
 
 
 def cell(text: object) -> str:
-    """One line for a table."""
-    return " ".join(str(text or "").split()).replace("|", "\\|")
+    """One line for a table; a bar outside of code is no end of the cell."""
+    parts = " ".join(str(text or "").split()).split("`")
+    return "`".join(part if number % 2 else part.replace("|", "\\|") for number, part in enumerate(parts))
 
 
 def rows(head: tuple[str, ...], body: list[tuple[object, ...]]) -> str:
@@ -173,6 +174,8 @@ def cli_reference() -> str:
 def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
     """A command and those below it, with their names as one types them."""
     if hasattr(command, "commands"):
+        if command.invoke_without_command and " " in name:
+            yield name, command
         for child, below in command.commands.items():
             yield from commands(below, f"{name} {child}")
     else:
