@@ -43,7 +43,7 @@ CMD ["serve", "--engine", "triton", "--triton-url", "triton:8001", "--log-json"]
 # -- Triton, which loads serving.triton.model from PYTHONPATH for each model of the repository
 FROM ${TRITON_IMAGE} AS engine
 ARG PREFIX=/opt/stillmotion
-ARG EXTRAS=engine,export
+ARG EXTRAS=engine,export,tensorrt,xformers
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./

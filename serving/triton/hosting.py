@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -28,12 +29,16 @@ from serving.engine.protocol import (
     Stepped,
 )
 from serving.engine.settings import EngineSettings, engine_options
-from serving.engine.stats import EngineStats
+from serving.engine.stats import EngineStats, is_broken
 from serving.triton.wire import Frame, ReceivedRequest, RequestFrame, Status, entry_fields, pack_event, unpack_request
 
 _log = logging.getLogger(__name__)
 CANCEL_POLL_S: Final = 0.1
 """Seconds between two looks at whether a caller has gone."""
+LAST_WORDS_S: Final = 10.0
+"""Seconds in which the last events of requests are sent before a model is unloaded, or its process ends."""
+BROKEN_EXIT: Final = 70
+"""Exit code of a process whose device is broken: sysexits' EX_SOFTWARE."""
 
 
 @dataclass(slots=True)
@@ -81,11 +86,30 @@ class Host:
         self._running: dict[str, Running] = {}
         self._numbers = itertools.count()
         self._draining = False
+        self._leaving = False
 
     @property
     def in_flight(self) -> int:
         """Requests that have not ended."""
         return len(self._running)
+
+    async def leave_if_broken(self, leave: Callable[[int], object] = os._exit) -> None:
+        """End the process of an engine whose device is broken, once its requests have their last events.
+
+        Triton starts another process for the instance, which loads the model anew; in this one nothing could run again.
+
+        Args:
+            leave: ends the process with an exit code.
+        """
+        if not is_broken(self._engine) or self._leaving:
+            return
+        self._leaving = True
+        until = time.monotonic() + LAST_WORDS_S
+        while self.in_flight and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        _log.error("the device is broken: this process ends, and Triton starts another")
+        logging.shutdown()
+        leave(BROKEN_EXIT)
 
     async def answer(self, frame: RequestFrame, send: Callable[[Frame], None], cancelled: Callable[[], bool]) -> None:
         """Answer a request to its end.

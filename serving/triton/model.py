@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 import triton_python_backend_utils as backend  # there only inside Triton
@@ -22,12 +22,10 @@ from model.backends.registry import with_usable_loras
 from model.catalog import describe
 from model.precision import resolve_dtype
 from serving.engine.inprocess import InProcessEngine
-from serving.triton.hosting import Host, settings_from
+from serving.triton.hosting import LAST_WORDS_S, Host, settings_from
 from serving.triton.wire import DATA, EVENT, PICTURES, REQUEST, STATE, Frame, RequestFrame
 
 _log = logging.getLogger(__name__)
-_LAST_WORDS_S: Final = 10.0
-"""Seconds in which the last events of requests are sent when the model is unloaded."""
 
 
 class TritonPythonModel:
@@ -56,6 +54,7 @@ class TritonPythonModel:
     async def execute(self, requests: list[Any]) -> None:
         """Answer requests side by side; Triton calls it again while earlier ones still run."""
         await asyncio.gather(*(self._answer(request) for request in requests))
+        await self._host.leave_if_broken()
 
     async def _answer(self, request: Any) -> None:
         sender = request.get_response_sender()
@@ -74,7 +73,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Stop between two steps: what runs is checkpointed, and its last event sent, before the device is released."""
         asyncio.run(self._engine.stop())
-        until = time.monotonic() + _LAST_WORDS_S
+        until = time.monotonic() + LAST_WORDS_S
         while self._host.in_flight and time.monotonic() < until:
             time.sleep(0.05)
 

@@ -9,7 +9,7 @@ from typing import Any
 from serving.engine.protocol import CancelledAt, Completed, EngineEvent, Failed, Stepped
 from serving.jobs.runner import ENGINE_STOPPED
 from serving.triton import client
-from serving.triton.hosting import Host
+from serving.triton.hosting import BROKEN_EXIT, Host
 from serving.triton.wire import Frame, RequestFrame, Status, entry_from_fields, pack_control, unpack_event
 from tests.contract.support import entry, picture
 from tests.support.fakes import ScriptedEngine
@@ -51,6 +51,33 @@ async def test_two_attempts_at_one_job_may_overlap() -> None:
     assert isinstance(status, Status)
     assert [type((await one)[-1]) for one in (first, second)] == [CancelledAt, CancelledAt]
     assert len({request.job_id for request in engine.requests}) == 2
+
+
+class BrokenEngine(ScriptedEngine):
+    """One whose device is broken from a moment on."""
+
+    broken = False
+
+
+async def test_a_broken_device_ends_the_process_once_all_have_their_last_events() -> None:
+    engine, left = BrokenEngine(ready=True, gated=True), list[tuple[int, int]]()
+    host = Host(entry(), engine, 7)
+
+    def leave(code: int) -> None:
+        left.append((code, host.in_flight))
+
+    await host.leave_if_broken(leave)
+    assert not left
+    running = asyncio.create_task(answers(host, {"id": "x"}, picture()))
+    while not engine.requests:
+        await asyncio.sleep(0.01)
+    engine.broken = True
+    leaving = [asyncio.create_task(host.leave_if_broken(leave)) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    assert not left, "a request is still without its last event"
+    engine.gate.set()
+    await asyncio.gather(running, *leaving)
+    assert left == [(BROKEN_EXIT, 0)]
 
 
 async def test_a_caller_that_has_gone_is_cancelled() -> None:
