@@ -209,20 +209,31 @@ def _decoding_times(packets: Sequence[Any]) -> list[int]:
 
 
 def _decoded(work: _Work, first: int, end: int) -> Iterator[Any]:
-    """The frames shown in [first, end), decoded from the keyframe before."""
+    """The frames shown in [first, end), decoded from the keyframe before.
+
+    Containers without an index (MPEG-TS) may land behind it: such a file is read from its beginning.
+    """
     if first >= end:
         return
-    with av.open(str(work.path)) as source:
-        stream = video_stream(source)
-        keys = work.index.pts[work.index.key]
-        before = keys[keys <= first]
-        source.seek(int(before.max()) if len(before) else first, stream=stream, backward=True, any_frame=False)
-        for frame in source.decode(stream):
-            if frame.pts is None or frame.pts < first:
-                continue
-            if frame.pts >= end:
+    for seeks in (True, False):
+        with av.open(str(work.path)) as source:
+            stream = video_stream(source)
+            if seeks:
+                keys = work.index.pts[work.index.key]
+                before = keys[keys <= first]
+                source.seek(int(before.max()) if len(before) else first, stream=stream, backward=True, any_frame=False)
+            landed = False
+            for frame in source.decode(stream):
+                if frame.pts is None or frame.pts < first:
+                    continue
+                if seeks and not landed and frame.pts > first:
+                    break
+                landed = True
+                if frame.pts >= end:
+                    return
+                yield frame
+            if landed:
                 return
-            yield frame
 
 
 def _encoded(work: _Work, first: int, end: int) -> Iterator[Any]:
@@ -358,6 +369,7 @@ def _encode(work: _Work, target: Path, *, applied: bool) -> None:
     """
     with av.open(str(target), "w", options=BITEXACT) as out:
         stream: Any = None
+        written = 0
         for frame in _decoded(work, work.start, work.end):
             plain = _as_displayed(work, frame) if applied else _plain(work, frame)
             if stream is None:
@@ -370,9 +382,13 @@ def _encode(work: _Work, target: Path, *, applied: bool) -> None:
                 stream.codec_context.time_base = work.index.time_base
             plain.pts, plain.time_base = frame.pts - work.start, work.index.time_base
             out.mux(stream.encode(plain))
+            written += 1
         if stream is None:
             raise DataError(f"no frame can be decoded from tick {work.start} on")
         out.mux(stream.encode(None))
+    expected = int(((work.index.pts >= work.start) & (work.index.pts < work.end)).sum())
+    if written != expected:
+        raise DataError(f"{written} of its {expected} frames can be decoded")
 
 
 def _as_displayed(work: _Work, frame: Any) -> Any:

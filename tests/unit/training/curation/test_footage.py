@@ -265,6 +265,18 @@ def test_hdr10_bars_are_bt709(curated: tuple) -> None:
             assert np.abs(seen - right).max() <= TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("name", "codec"), [("film.ts", "mpeg2video"), ("film.ts", "libx264"), ("film.mpg", "mpeg2video")]
+)
+def test_no_frame_is_lost_of_containers_without_an_index(name: str, codec: str, tmp_path: Path) -> None:
+    """MPEG-TS has no index: looking for its first keyframe lands behind it."""
+    path = write_bars(tmp_path / name, bars(), codec=codec)
+    clips = [clip for some in cut(path, tmp_path / "D").values() for clip in some]
+    assert [clip.frames for clip in clips] == [40, 34, 9]
+    for clip in clips:
+        assert len(pictures(tmp_path / "D" / clip.file)) == clip.frames
+
+
 def test_a_clip_that_cannot_be_cut_leaves_its_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from training.curation import clips as module
 
