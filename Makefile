@@ -92,5 +92,5 @@ $(VENV)/.ready-demo: $(VENV)/.torch $(INPUTS)
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.torch $(INPUTS)
-	$(PIP) install -c constraints.txt -e client -e ".[serve,curate,batch,s3,tensorrt-rtx,docs,dev]"
+	$(PIP) install -c constraints.txt -e client -e ".[serve,curate,batch,s3,openvino,tensorrt-rtx,docs,dev]"
 	@touch $(VENV)/.ready-demo $@

@@ -8,6 +8,7 @@ faster for that, too. `kept_memory=True` gives the other process the same heap, 
 from __future__ import annotations
 
 import multiprocessing
+import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -41,6 +42,8 @@ class PipelineAside:
 
     def __init__(self, folder: Path, still: Image.Image, *, kept_memory: bool = False) -> None:
         self.still = still
+        self.processor_s = 0.0
+        """Seconds of all cores that the last call took."""
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
         threads = torch.get_num_threads()
@@ -68,7 +71,8 @@ class PipelineAside:
 
     def _ask(self, call: str, params: Any) -> Any:
         self._here.send(_Call(call, params, self.still))
-        return self._here.recv()
+        result, self.processor_s = self._here.recv()
+        return result
 
 
 def _serve(pipe: Connection, folder: Path, still: Image.Image, kept_memory: bool, threads: int) -> None:
@@ -84,6 +88,9 @@ def _serve(pipe: Connection, folder: Path, still: Image.Image, kept_memory: bool
         except EOFError:
             return
         pipeline.still = message.still
-        pipe.send(
-            pipeline.video(message.params) if message.call == "video" else pipeline.latents(message.params).numpy()
-        )
+        began = time.process_time()
+        if message.call == "video":
+            result: Any = pipeline.video(message.params)
+        else:
+            result = pipeline.latents(message.params).numpy()
+        pipe.send((result, time.process_time() - began))

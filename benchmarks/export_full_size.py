@@ -32,8 +32,8 @@ def build(name: str, latent: tuple[int, int], dtype: str = "float16") -> Any:
     """The component `name` of svd-xt with random weights."""
     import torch
 
-    from export.onnx import Component, VaeDecoder
-    from model.backends.onnx_export import TRACED_BATCH, DenoiserModule, Graph, Port, denoiser_graph
+    from export.onnx import Component
+    from model.backends.onnx_export import TRACED_BATCH, DecoderModule, DenoiserModule, Graph, Port, denoiser_graph
     from model.optimized.rewrites import fold_blends, rewrite_exactly
     from model.presets import preset
     from model.tasks import task
@@ -52,7 +52,7 @@ def build(name: str, latent: tuple[int, int], dtype: str = "float16") -> Any:
     rewrite_exactly(vae)
     fold_blends(vae)
     ports = Port("latents", "float16", ("frames", 4, *latent)), Port("frames", "float16", ("frames", 3, *LATENT))
-    return Component(VaeDecoder(vae), Graph(name, ports[:1], ports[1:]), {"frames": 3}, {"frames": CHUNK})
+    return Component(DecoderModule(vae), Graph(name, ports[:1], ports[1:]), {"frames": 3}, {"frames": CHUNK})
 
 
 def export(name: str, folder: Path, latent: tuple[int, int]) -> dict[str, float]:

@@ -1,10 +1,11 @@
 """One video on this machine: ours beside diffusers' pipeline, then each option that costs quality beside the exact one.
 
-    python -m benchmarks.one_video [--model mini-image-to-video] [--repeats 3] [--pictures 4] [--json FILE]
+    python -m benchmarks.one_video [--model mini-image-to-video] [--denoiser auto] [--repeats 3] [--pictures 4]
 
 Each side gets the same decoded still, checkpoint, seed and settings, float32 and every core, and goes as far as the
 mp4. The sides take turns, so that a machine that slows down slows all; seconds are medians, and each ratio is the
-median of the turns' ratios. PSNR is over all pixels of all frames, the worst and the median of the pictures.
+median of the turns' ratios, of wall seconds and of processor seconds (of all cores), which other work on the machine
+disturbs less. PSNR is over all pixels of all frames, the worst and the median of the pictures.
 
     exact       our engine's own phases, rows and denoiser, as `stillmotion generate` runs them, against diffusers' in
                 a process of its own: as its users run it, and told to keep freed memory as our engine does
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from dataclasses import replace
@@ -55,16 +57,17 @@ def stills(folder: Path, entry: ModelEntry, count: int) -> list[Image.Image]:
     return [fit_picture(open_picture(path.read_bytes()), entry.height, entry.width, "crop") for path in paths]
 
 
-def ours(model: LoadedModel, still: bytes, **fields: Any) -> tuple[Generated, float]:
-    """One video, and its seconds."""
-    began = time.perf_counter()
+def ours(model: LoadedModel, still: bytes, **fields: Any) -> tuple[Generated, float, float]:
+    """One video, its seconds, and those of the processor."""
+    began, processor = time.perf_counter(), time.process_time()
     result = generate(model, model.entry.resolve(fields, seed=7), (still,))
-    return result, time.perf_counter() - began
+    return result, time.perf_counter() - began, time.process_time() - processor
 
 
 def beside_diffusers(model: LoadedModel, pictures: list[Image.Image], repeats: int) -> dict[str, Any]:
     """The exact engine and the pipeline, in turn; the pipeline with the heap as it comes, and with ours."""
     took: dict[str, list[float]] = {"ours": [], "diffusers": [], "diffusers, freed memory kept": []}
+    processor: dict[str, list[float]] = {name: [] for name in took}
     decibels, apart = [], []
     params, folder = model.entry.resolve({}, seed=7), model.entry.path
     with (
@@ -78,23 +81,31 @@ def beside_diffusers(model: LoadedModel, pictures: list[Image.Image], repeats: i
                 pipeline.video(params)  # warm
             ours(model, to_png(still))
             for _ in range(repeats):
-                result, seconds = ours(model, to_png(still))
+                result, seconds, of_processor = ours(model, to_png(still))
                 took["ours"].append(seconds)
+                processor["ours"].append(of_processor)
                 for name, pipeline in pipelines.items():
                     began = time.perf_counter()
                     frames, _ = pipeline.video(params)
                     took[name].append(time.perf_counter() - began)
+                    processor[name].append(pipeline.processor_s)
             decibels.append(psnr(result.frames, frames))
             apart.append(float((result.latents - plain.latents(params)).abs().max()))
     return {
+        "backend": model.settings.backend,
+        "load": os.getloadavg()[0],
         "seconds": {name: statistics.median(seconds) for name, seconds in took.items()},
-        "times_faster": {
-            name: statistics.median(theirs / mine for mine, theirs in zip(took["ours"], took[name], strict=True))
-            for name in pipelines
-        },
+        "processor_seconds": {name: statistics.median(seconds) for name, seconds in processor.items()},
+        "times_faster": {name: _times(took, name) for name in pipelines},
+        "times_less_processor": {name: _times(processor, name) for name in pipelines},
         "worst_psnr_db": min(decibels),
         "latents_apart": max(apart),
     }
+
+
+def _times(took: dict[str, list[float]], name: str) -> float:
+    """The median of the turns' ratios to ours."""
+    return statistics.median(theirs / mine for mine, theirs in zip(took["ours"], took[name], strict=True))
 
 
 def costly(entry: ModelEntry, pictures: list[Image.Image], repeats: int) -> list[dict[str, Any]]:
@@ -118,8 +129,8 @@ def _compared(name: str, before: Side, after: Side, pictures: list[Image.Image],
     ratios, decibels, seconds = [], [], []
     for still in map(to_png, pictures):
         for _ in range(repeats):
-            exact, slow = ours(before[0], still, **before[1])
-            result, fast = ours(after[0], still, **after[1])
+            exact, slow, _ = ours(before[0], still, **before[1])
+            result, fast, _ = ours(after[0], still, **after[1])
             ratios.append(slow / fast)
             seconds.append(fast)
         decibels.append(psnr(result.frames, exact.frames))
@@ -137,6 +148,7 @@ def main() -> None:
     """Read the arguments."""
     parser = argparse.ArgumentParser(description="One video: ours, diffusers', and what quality buys.")
     parser.add_argument("--model", default="mini-image-to-video")
+    parser.add_argument("--denoiser", default="auto", help="of the exact side: auto, torch, openvino, ...")
     parser.add_argument("--stills", type=Path, default=Path("data/starter/photos"), help="folder of pictures")
     parser.add_argument("--pictures", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3, help="of each side, for each picture")
@@ -147,7 +159,9 @@ def main() -> None:
     pictures = stills(options.stills, entry, options.pictures)
     figures: dict[str, Any] = {"model": f"{entry.name}@{entry.version}", "pictures": len(pictures)}
     if "exact" in options.parts:
-        figures["exact"] = beside_diffusers(load_model(entry, EngineSettings()), pictures, options.repeats)
+        figures["exact"] = beside_diffusers(
+            load_model(entry, EngineSettings(backend=options.denoiser)), pictures, options.repeats
+        )
         print(json.dumps(figures["exact"]), flush=True)
     if "costly" in options.parts:
         figures["costly"] = costly(entry, pictures, max(1, options.repeats // 2))

@@ -28,6 +28,7 @@ _EXTRAS = {
     **dict.fromkeys(("pyarrow", "ray", "rapidocr"), "curate"),
     **dict.fromkeys(("scenedetect", "cv2", "scipy", "skimage", "matplotlib", "tensorboard", "tqdm"), "train"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
+    "openvino": "openvino",
     **dict.fromkeys(("tritonclient", "grpc"), "triton"),
 }
 """Which extra brings a package that is not there."""

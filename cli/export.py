@@ -21,6 +21,7 @@ class BackendChoice(StrEnum):
 
     torch = "torch"
     onnx = "onnx"
+    openvino = "openvino"
     tensorrt = "tensorrt"
     tensorrt_rtx = "tensorrt-rtx"
 

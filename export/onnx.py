@@ -21,7 +21,18 @@ from diffusers import AutoencoderKLTemporalDecoder, ModelMixin
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 
-from model.backends.onnx_export import OPSET, TRACED_BATCH, DenoiserModule, Graph, Port, denoiser_graph, write_graph
+from model.backends.onnx_export import (
+    OPSET,
+    TRACED_BATCH,
+    TRACED_CHUNK,
+    DecoderModule,
+    DenoiserModule,
+    Graph,
+    Port,
+    decoder_graph,
+    denoiser_graph,
+    write_graph,
+)
 from model.checkpoint import Checkpoint
 from model.conditioning import CLIP_SIZE
 from model.encoders import Conditioners, ImageEncoder, TextEncoder
@@ -30,8 +41,6 @@ from model.optimized.rewrites import fold_blends, rewrite_exactly
 from model.shapes import VAE_STRIDE, VideoShape
 from model.tasks import ContextSource
 
-TRACED_CHUNK = 3
-"""Frames of a decoder chunk while tracing."""
 LONGEST_CHUNK = 14
 """Frames decoded at once, at most: longer ones pass 2^31 elements at full size."""
 
@@ -84,19 +93,6 @@ class VaeEncoder(nn.Module):
         """The mode of the latents, [B, C, h, w]."""
         mode: Tensor = self.vae.encode(pixels).latent_dist.mode()
         return mode
-
-
-class VaeDecoder(nn.Module):
-    """The temporal decoder as a graph sees it: one chunk of one clip."""
-
-    def __init__(self, vae: AutoencoderKLTemporalDecoder) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """Frames, [t, 3, H, W]."""
-        frames: Tensor = self.vae.decode(latents, num_frames=latents.shape[0]).sample
-        return frames
 
 
 class ImageEncoderModule(nn.Module):
@@ -177,6 +173,7 @@ def _autoencoder(checkpoint: Checkpoint, size: ExportSize) -> list[Component]:
     height, width = size.height // VAE_STRIDE, size.width // VAE_STRIDE
     pixel: tuple[int | str, ...] = ("8*height", "8*width") if size.free else (size.height, size.width)
     latent: tuple[int | str, ...] = ("height", "width") if size.free else (height, width)
+    decoder = decoder_graph(channels, dtype, height=height, width=width, free_size=size.free)
     pictures = {"8*height": size.height, "8*width": size.width} if size.free else {}
     cells = {"height": height, "width": width} if size.free else {}
     encoder = Graph(
@@ -184,15 +181,10 @@ def _autoencoder(checkpoint: Checkpoint, size: ExportSize) -> list[Component]:
         (Port("pixels", dtype, ("batch", 3, *pixel)),),
         (Port("latents", dtype, ("batch", channels, *latent)),),
     )
-    decoder = Graph(
-        "vae_decoder",
-        (Port("latents", dtype, ("frames", channels, *latent)),),
-        (Port("frames", dtype, ("frames", 3, *pixel)),),
-    )
     longest = min(LONGEST_CHUNK, checkpoint.entry.num_frames[0])
     return [
         Component(VaeEncoder(vae), encoder, {"batch": TRACED_BATCH} | pictures, {"batch": 2} | pictures),
-        Component(VaeDecoder(vae), decoder, {"frames": TRACED_CHUNK} | cells, {"frames": longest} | cells),
+        Component(DecoderModule(vae), decoder, {"frames": TRACED_CHUNK} | cells, {"frames": longest} | cells),
     ]
 
 

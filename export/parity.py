@@ -1,7 +1,8 @@
 """The parity gate: an exported graph that differs from torch beyond a tolerance is not installed.
 
-Each network is run by torch and by onnxruntime on real conditioning (pictures or prompts, noised to several levels), at
-batches and chunk lengths other than those it was traced at; then whole videos are sampled both ways. Where a network
+Each network is run by torch and by the runtime it is exported for (onnxruntime, OpenVINO) on real conditioning
+(pictures or prompts, noised to several levels), at batches and chunk lengths other than those it was traced at; then
+whole videos are sampled both ways. Where a network
 fails, bisection (export.bisect) says at which of its layers the difference starts.
 
 Legend: B batch slots, T frames, t frames of a chunk, C channels, H, W pixels; h, w latent.
@@ -22,7 +23,8 @@ from export.bisect import first_difference
 from export.onnx import Component
 from export.samples import BATCHES, Samples
 from model.backends.onnxruntime import OnnxGraph
-from model.backends.registry import make_denoiser
+from model.backends.openvino import CPU, OpenVinoGraph
+from model.backends.registry import AUTO, make_denoiser
 from model.checkpoint import Checkpoint
 from model.denoiser import CpuThreads
 from model.errors import StillmotionError
@@ -54,6 +56,12 @@ TOLERANCES: Mapping[str, Tolerance] = {
 FP8_TOLERANCE = Tolerance(3e-1, 25.0)
 """Where the denoiser's layers read 8-bit floats: three bits of mantissa, one rounding a layer."""
 
+
+RUNTIMES: Mapping[str, Callable[[Path, CpuThreads], OnnxGraph | OpenVinoGraph]] = {
+    "onnxruntime": lambda file, cores: OnnxGraph(file, torch.device("cpu"), cores),
+    "openvino": lambda file, cores: OpenVinoGraph(file, CPU, cores),
+}
+"""What computes a graph on a CPU, by name."""
 
 Inputs = Mapping[str, Sequence[dict[str, Tensor]]]
 """Of each component, by name: its inputs, one dict a call."""
@@ -96,6 +104,7 @@ def check_components(
     inputs: Inputs,
     expected: Mapping[str, Sequence[Tensor]],
     tolerance: Tolerance,
+    runtime: str = "onnxruntime",
     report: Callable[[str], None] = lambda _: None,
 ) -> list[Measured]:
     """Every network's measurements.
@@ -103,13 +112,14 @@ def check_components(
     Args:
         files: each component's graph, by name.
         inputs, expected: of each component, by name (export.samples.real_inputs, `torch_outputs`).
+        runtime: what computes the graphs, one of RUNTIMES.
 
     Raises:
         ParityError: one is beyond the tolerance; the message names the layer where the difference starts.
     """
     measured = []
     for component in components:
-        graph = OnnxGraph(files[component.name], torch.device("cpu"), CpuThreads(torch.get_num_threads()))
+        graph = RUNTIMES[runtime](files[component.name], CpuThreads(torch.get_num_threads()))
         for call, answer in zip(inputs[component.name], expected[component.name], strict=True):
             size = " ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in call.items())
             difference = _difference(graph.run(call, answer.shape), answer)
@@ -120,7 +130,7 @@ def check_components(
                 where = first_difference(component.module, files[component.name], call, tolerance.network)
                 raise ParityError(
                     f"{component.name} differs from torch by {one.difference:.1e} of its largest value at {size}, "
-                    f"{one.allowed:.0e} is allowed; the difference starts {where}. Nothing was installed"
+                    f"{one.allowed:.0e} is allowed; in onnxruntime the difference starts {where}. Nothing was installed"
                 )
     return measured
 
@@ -158,8 +168,7 @@ def check_video(
 
 def sample_videos(checkpoint: Checkpoint, samples: Samples, together: int) -> list[np.ndarray]:
     """Frames, [T, H, W, 3] uint8, of `together` requests that share every denoiser call."""
-    exported = checkpoint.entry.exported
-    denoiser = make_denoiser("onnxruntime" if exported else "torch", checkpoint, CpuThreads(torch.get_num_threads()))
+    denoiser = make_denoiser(AUTO, checkpoint, CpuThreads(torch.get_num_threads()))
     rows = [prepare_row(checkpoint, *samples.request(checkpoint.entry, index)) for index in range(together)]
     while not rows[0].done:
         rows = advance(denoiser, rows)

@@ -36,17 +36,23 @@ from export.samples import BATCHES, calibration_inputs, make_samples, real_input
 from export.tensorrt import Builder, BuildOptions, BuildReport, built_by, check_options, compile_engine, load_builder
 from export.triton_config import Instances
 from model.backends.onnx_export import require_onnx
+from model.backends.openvino import require_openvino
 from model.catalog import PROFILE, SIDECAR, ModelEntry, describe
 from model.checkpoint import load
 from model.errors import CheckpointError, InvalidRequest
 from model.export_manifest import ENGINE_FOLDER, MANIFEST, ONNX_FOLDER, ExportManifest, file_hash
 from model.sources.hub import wanted_files
 
-Backend = Literal["onnx", "tensorrt", "tensorrt-rtx"]
+Backend = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
 ProgressCallback = Callable[[str, int, int], None]
 """Phase, done, total."""
 
-BUILDERS: dict[Backend, Builder | None] = {"onnx": None, "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+BUILDERS: dict[Backend, Builder | None] = {
+    "onnx": None,
+    "openvino": None,
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
 SMALL_FILES = (
     *("model_index.json", SIDECAR, "conditioning.safetensors", "README.md"),
     *("unet/config.json", "vae/config.json", "image_encoder/config.json", "text_encoder/config.json"),
@@ -54,7 +60,7 @@ SMALL_FILES = (
 )
 """The checkpoint's files that a version has: all but the weights of its networks."""
 BUILD_REPORT = "build.json"
-TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +189,10 @@ def _check_tools(options: ExportOptions) -> None:
     if builder is not None:
         load_builder(builder)
         check_options(builder, options.build)
+    if options.backend == "openvino":
+        require_openvino()
+        if options.dtype == "bfloat16" or options.fp8:
+            raise InvalidRequest("openvino takes graphs in float32 and float16", param="dtype")
     if options.dtype not in TOLERANCES:
         raise InvalidRequest(f"dtype must be one of {', '.join(TOLERANCES)}", param="dtype")
 
@@ -208,7 +218,10 @@ def _fill(entry: ModelEntry, options: ExportOptions, size: ExportSize, folder: P
         layers = quantize(files["unet"], calibration_inputs(checkpoint, parts[0], samples), files["unet"])
         report(f"fp8: {layers} layers of the denoiser", 0, 0)
     tolerance = options.tolerance or (FP8_TOLERANCE if options.fp8 else TOLERANCES[options.dtype])
-    measured = check_components(parts, files, inputs, expected, tolerance, lambda message: report(message, 0, 0))
+    runtime = "openvino" if options.backend == "openvino" else "onnxruntime"
+    measured = check_components(
+        parts, files, inputs, expected, tolerance, runtime, lambda message: report(message, 0, 0)
+    )
     build_reports = _compile(parts, files, folder, options, report)
     _copy_small(entry, folder, size)
     manifest = _manifest(entry, options, size, folder, measured)

@@ -70,9 +70,16 @@ class Checkpoint:
 
 
 def load(
-    source: Path | str | ModelEntry, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    source: Path | str | ModelEntry,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    graphs_on: str = "cpu",
 ) -> Checkpoint:
     """Load a checkpoint folder; on the `meta` device shapes and dtypes only, without reading a weight.
+
+    Args:
+        graphs_on: where OpenVINO runs an export's graphs: cpu, xpu or npu.
 
     Raises:
         CheckpointError: the folder is incomplete, a network's weights do not fit its config, or a network or the
@@ -82,7 +89,7 @@ def load(
     path = entry.path
     scheduler = read_scheduler(path)
     check_architecture(path)
-    network = _exported(path, device) if entry.exported else pretrained(device, dtype, entry.precision)
+    network = _exported(path, device, graphs_on) if entry.exported else pretrained(device, dtype, entry.precision)
     unet = network(UNetSpatioTemporalConditionModel, path / "unet")
     check_inputs(unet.config, entry.task, entry.path / "unet")
     return Checkpoint(
@@ -109,11 +116,11 @@ def pretrained(device: torch.device | str, dtype: torch.dtype, precision: Precis
     return load_of_kind
 
 
-def _exported(path: Path, device: torch.device | str) -> NetworkLoader:
+def _exported(path: Path, device: torch.device | str, graphs_on: str) -> NetworkLoader:
     """Runs graphs in place of weights; their dtype is that of the export."""
     from model.backends.exported_networks import ExportedNetworks
 
-    return ExportedNetworks(path, torch.device(device), CpuThreads(torch.get_num_threads()))
+    return ExportedNetworks(path, torch.device(device), CpuThreads(torch.get_num_threads()), graphs_on)
 
 
 def scheduler_for(noise: NoiseRange) -> EulerDiscreteScheduler:

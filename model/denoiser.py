@@ -39,8 +39,8 @@ class CpuThreads:
 
 
 @dataclass(frozen=True, slots=True)
-class TorchOptions:
-    """How a denoiser that runs in torch is to work; the others take the default only.
+class BackendOptions:
+    """How a denoiser is to work. Attention and reuse are for those that run in torch; the others take the default only.
 
     Args:
         attention: a kernel's name (model.optimized.attention), or `auto`: torch's own choice on a CPU and where
@@ -48,11 +48,13 @@ class TorchOptions:
         reuse_every: evaluations for which deep features serve (model.optimized.feature_cache); 1 reuses none.
         kernels: of what is between matrix products on a GPU (model.optimized.kernels): names with commas, `none`, or
             `auto`: those that are faster than torch's own operations, as measured on the device.
+        device: as requested; torch has the checkpoint's own, and OpenVINO runs on Intel's devices too: xpu, npu.
     """
 
     attention: str = "auto"
     reuse_every: int = 1
     kernels: str = "auto"
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,8 +21,15 @@ def resolve_dtype(dtype: DtypeName | str, device: str) -> Precision:
     return "float16" if resolve_device(device).startswith("cuda") else "float32"
 
 
+def is_intel(name: str) -> bool:
+    """Whether a device is one of those that only OpenVINO runs on: xpu, xpu:1, npu."""
+    return name == "npu" or name.partition(":")[0] == "xpu"
+
+
 def resolve_device(name: str) -> str:
     """The torch device for `auto`, `cpu`, `cuda` or `cuda:1`; auto is CUDA where torch sees a device.
+
+    `cpu` for Intel's GPUs and NPUs (xpu, xpu:1, npu) too: OpenVINO runs the networks there, and torch the rest here.
 
     Raises:
         InvalidRequest: another name, or a CUDA device that torch does not see.
@@ -32,11 +39,11 @@ def resolve_device(name: str) -> str:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return "cuda" if count else "cpu"
-    if name == "cpu":
-        return name
+    if name == "cpu" or is_intel(name):
+        return "cpu"
     kind, colon, number = name.partition(":")
     if kind != "cuda" or bool(colon) != number.isdecimal():
-        raise InvalidRequest(f"a device is auto, cpu, cuda or cuda:1, not {name!r}", param="device")
+        raise InvalidRequest(f"a device is auto, cpu, cuda, cuda:1, xpu, xpu:1 or npu, not {name!r}", param="device")
     if int(number or 0) >= count:
         there = "no CUDA device" if not count else "one CUDA device" if count == 1 else f"{count} CUDA devices"
         raise InvalidRequest(

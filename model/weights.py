@@ -151,3 +151,16 @@ def load_strict(kind: type[Network], folder: Path) -> Network:
     if meta := [name for name, p in cast(nn.Module, network).named_parameters() if p.is_meta]:
         raise CheckpointError(f"{folder} has missing keys: {some(meta)}", param="model")
     return cast(Network, network)
+
+
+def release_weights(network: nn.Module) -> None:
+    """Free a network's weights where a graph holds them; its device and dtype stay what they were."""
+    weight = next(network.parameters())
+    strip_layers(network, weight.device, weight.dtype)
+
+
+def strip_layers(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Take a network's layers away; one empty parameter says on which device and in which dtype it computes."""
+    network._modules.clear()
+    network.register_parameter("empty", nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False))
+    network.eval()

@@ -15,7 +15,7 @@ from benchmarks.svd_xt.bench import TASK, Bench, relieve
 from model.backends.compiled import compile_blocks
 from model.backends.registry import make_denoiser, resolve_options
 from model.checkpoint import Checkpoint
-from model.denoiser import CpuThreads, Denoiser, TorchOptions
+from model.denoiser import BackendOptions, CpuThreads, Denoiser
 from model.media.video import encode_video
 from model.optimized.attention import KERNELS, usable
 from model.optimized.fused_blocks import fuse
@@ -119,7 +119,7 @@ def ours_graphed(bench: Bench, _: Found) -> Found:
     return _ours(bench, "torch-graphed")
 
 
-def ready(bench: Bench, backend: str, tuning: TorchOptions | None = None) -> tuple[Checkpoint, Denoiser]:
+def ready(bench: Bench, backend: str, tuning: BackendOptions | None = None) -> tuple[Checkpoint, Denoiser]:
     """A copy of the networks, as our engine would run them."""
     checkpoint = bench.ours()
     if bench.dtype == torch.float16:
@@ -171,7 +171,7 @@ def ays(bench: Bench, figures: Found) -> Found:
 def reuse(bench: Bench, figures: Found) -> Found:
     """Deep features reused by every second evaluation, on the fastest of ours that can."""
     backend = "torch" if fastest(figures) == "torch" else "torch-compiled"
-    checkpoint, denoiser = ready(bench, backend, TorchOptions(reuse_every=2))
+    checkpoint, denoiser = ready(bench, backend, BackendOptions(reuse_every=2))
     whole = generation(bench, checkpoint, denoiser)
     return {"end_to_end": bench.timed(whole, repeats=2, warm_ups=1).as_dict(), "every": 2}
 

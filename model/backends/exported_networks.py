@@ -1,4 +1,4 @@
-"""An exported folder as a Checkpoint: onnxruntime sessions in place of every network's weights.
+"""An exported folder as a Checkpoint: graphs of onnxruntime or OpenVINO in place of every network's weights.
 
 Each network is diffusers' or transformers' own class without its layers: its config, device and dtype are read as
 before, and its forward functions run the graph.
@@ -10,7 +10,7 @@ latent.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,26 +18,32 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from model.backends.onnxruntime import OnnxGraph
+from model.backends.openvino import OpenVinoGraph, openvino_device
 from model.denoiser import CpuThreads
 from model.errors import CheckpointError
 from model.export_manifest import ONNX_FOLDER, read_manifest
 from model.shapes import VAE_STRIDE
+from model.weights import release_weights, strip_layers
 
 
 class ExportedNetworks:
-    """The networks of an exported folder.
+    """The networks of an exported folder, in the runtime that it was exported for.
+
+    Args:
+        device: of the tensors that come and go.
+        graphs_on: where OpenVINO runs the graphs: cpu, or one of Intel's devices, xpu or npu.
 
     Raises:
         CheckpointError: a file is missing or not the one that was exported.
-        MissingExtra: onnxruntime is not installed.
+        MissingExtra: the runtime, onnxruntime or openvino, is not installed.
     """
 
-    def __init__(self, folder: Path, device: torch.device, cores: CpuThreads) -> None:
-        self._folder, self._device, self._cores = folder, device, cores
+    def __init__(self, folder: Path, device: torch.device, cores: CpuThreads, graphs_on: str = "cpu") -> None:
+        self._folder, self._device, self._cores, self._graphs_on = folder, device, cores, graphs_on
         self.manifest = read_manifest(folder)
         self.manifest.check_files(folder)
 
@@ -58,7 +64,7 @@ class ExportedNetworks:
         config = self._config("unet")
         with torch.device("meta"):
             network = UNetSpatioTemporalConditionModel.from_config(config)
-        _strip_layers(network, self._device, getattr(torch, self.manifest.dtype))
+        strip_layers(network, self._device, getattr(torch, self.manifest.dtype))
         return network
 
     def vae(self) -> AutoencoderKLTemporalDecoder:
@@ -73,14 +79,8 @@ class ExportedNetworks:
             mode = encoder.run({"pixels": pixels}, (len(pixels), channels, height, width))
             return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: mode))
 
-        def decode(latents: Float[Tensor, "t C h w"], num_frames: int) -> SimpleNamespace:
-            if num_frames != len(latents):
-                raise CheckpointError(f"the decoder takes one chunk of {len(latents)} frames, not {num_frames}")
-            height, width = latents.shape[-2] * VAE_STRIDE, latents.shape[-1] * VAE_STRIDE
-            return SimpleNamespace(sample=decoder.run({"latents": latents}, (num_frames, 3, height, width)))
-
-        network.__dict__.update(encode=encode, decode=decode)
-        _strip_layers(network, self._device, decoder.dtype)
+        network.__dict__.update(encode=encode, decode=decode_by(decoder))
+        strip_layers(network, self._device, decoder.dtype)
         return network
 
     def image_encoder(self) -> CLIPVisionModelWithProjection:
@@ -96,7 +96,7 @@ class ExportedNetworks:
             )
 
         network.__dict__["forward"] = forward
-        _strip_layers(network, self._device, graph.dtype)
+        strip_layers(network, self._device, graph.dtype)
         return network
 
     def text_encoder(self) -> CLIPTextModel:
@@ -113,19 +113,33 @@ class ExportedNetworks:
             return SimpleNamespace(last_hidden_state=hidden)
 
         network.__dict__["forward"] = forward
-        _strip_layers(network, self._device, graph.dtype)
+        strip_layers(network, self._device, graph.dtype)
         return network
 
-    def _graph(self, name: str) -> OnnxGraph:
-        return OnnxGraph(self._folder / ONNX_FOLDER / f"{name}.onnx", self._device, self._cores)
+    def _graph(self, name: str) -> OnnxGraph | OpenVinoGraph:
+        file = self._folder / ONNX_FOLDER / f"{name}.onnx"
+        if self.manifest.backend == "openvino":
+            return OpenVinoGraph(file, openvino_device(self._graphs_on), self._cores)
+        return OnnxGraph(file, self._device, self._cores)
 
     def _config(self, name: str) -> Mapping[str, Any]:
         config: dict[str, Any] = json.loads((self._folder / name / "config.json").read_text())
         return config
 
 
-def _strip_layers(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Take a network's layers away; one empty parameter says on which device and in which dtype it computes."""
-    network._modules.clear()
-    network.register_parameter("empty", nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False))
-    network.eval()
+def decode_by(graph: OnnxGraph | OpenVinoGraph) -> Callable[..., SimpleNamespace]:
+    """The decode function of an autoencoder whose decoder is a graph."""
+
+    def decode(latents: Float[Tensor, "t C h w"], num_frames: int) -> SimpleNamespace:
+        if num_frames != len(latents):
+            raise CheckpointError(f"the decoder takes one chunk of {len(latents)} frames, not {num_frames}")
+        height, width = latents.shape[-2] * VAE_STRIDE, latents.shape[-1] * VAE_STRIDE
+        return SimpleNamespace(sample=graph.run({"latents": latents}, (num_frames, 3, height, width)))
+
+    return decode
+
+
+def replace_decoder(vae: AutoencoderKLTemporalDecoder, graph: OnnxGraph | OpenVinoGraph) -> None:
+    """Give an autoencoder a graph in place of its decoder, whose weights are freed; its encoder stays."""
+    vae.__dict__["decode"] = decode_by(graph)
+    release_weights(vae.decoder)

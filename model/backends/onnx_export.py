@@ -1,4 +1,4 @@
-"""ONNX export: graph definitions, the exporter, and the cache of denoisers exported on first use.
+"""ONNX export: graph definitions, the exporter, and the cache of graphs exported on first use.
 
 The denoiser's graph is the Denoiser protocol: one `timestep` a batch SLOT, so slots at different noise levels share a
 call, and a dynamic batch axis. The frame count is fixed, as a checkpoint's is. What a task does not have (text-to-video
@@ -18,17 +18,18 @@ import logging
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 import torch
-from diffusers import UNetSpatioTemporalConditionModel
+from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 
+from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint
 from model.errors import MissingExtra
 from model.export_manifest import ONNX_FOLDER
@@ -36,6 +37,7 @@ from model.optimized.rewrites import fold_blends, rewrite_exactly
 from model.shapes import VAE_STRIDE
 from model.tasks import TaskSpec
 from model.user_cache import cache_folder
+from model.vae import decoder_dtype
 
 Precision = Literal["float32", "float16", "bfloat16"]
 
@@ -48,6 +50,8 @@ EXTERNAL_OVER = 1_500_000_000
 """Bytes of weights above which they lie beside the graph: one protobuf holds at most 2 GiB."""
 TRACED_BATCH = 2
 """Batch size while tracing: not 1, which the tracer would take for a constant."""
+TRACED_CHUNK = 3
+"""Frames of a decoder chunk while tracing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,36 @@ def denoiser_graph(
     return Graph("unet", tuple(inputs), (Port("output", dtype, ("batch", frames, channels, *size)),))
 
 
+class DecoderModule(nn.Module):
+    """The temporal decoder as a graph sees it: one chunk of one clip."""
+
+    def __init__(self, vae: AutoencoderKLTemporalDecoder) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Frames, [t, 3, H, W], of unscaled latents [t, C, h, w]."""
+        frames: Tensor = self.vae.decode(latents, num_frames=latents.shape[0]).sample
+        return frames
+
+
+def decoder_graph(channels: int, dtype: str, *, height: int, width: int, free_size: bool = False) -> Graph:
+    """The decoder's graph, for a chunk of any number of frames.
+
+    Args:
+        channels: C of the latents.
+        height, width: of the latents, h and w.
+        free_size: leave h and w free.
+    """
+    latent: tuple[int | str, ...] = ("height", "width") if free_size else (height, width)
+    pixel: tuple[int | str, ...] = ("8*height", "8*width") if free_size else (VAE_STRIDE * height, VAE_STRIDE * width)
+    return Graph(
+        "vae_decoder",
+        (Port("latents", dtype, ("frames", channels, *latent)),),
+        (Port("frames", dtype, ("frames", 3, *pixel)),),
+    )
+
+
 def write_graph(module: nn.Module, graph: Graph, file: Path, sizes: Mapping[str, int], opset: int = OPSET) -> None:
     """Trace the module and write its ONNX file (and `FILE.data` beside it where its weights are large).
 
@@ -207,12 +241,27 @@ def _forget_traces(program: Any) -> None:
 logger = logging.getLogger(__name__)
 
 
-def cache_key(checkpoint: Checkpoint) -> str:
-    """What an exported denoiser depends on: weights, dtype, rewrites, and the tools that wrote it."""
-    require_onnx("the onnxruntime backend's export")
-    dtype = str(checkpoint.unet.dtype).removeprefix("torch.")
-    tools = f"torch{version('torch')}-onnx{version('onnx')}-onnxscript{version('onnxscript')}"
-    return f"{checkpoint.entry.version}-{dtype}-r{GRAPH_VERSION}-o{OPSET}-{tools}"
+def cache_key(entry: ModelEntry, dtype: torch.dtype) -> str:
+    """What an exported denoiser depends on: weights, dtype, rewrites, and the tools that wrote it.
+
+    Raises:
+        MissingExtra: onnx or onnxscript is not installed.
+    """
+    try:
+        tools = f"torch{version('torch')}-onnx{version('onnx')}-onnxscript{version('onnxscript')}"
+    except PackageNotFoundError as error:
+        raise MissingExtra("a backend of exported graphs", "export") from error
+    return f"{entry.version}-{str(dtype).removeprefix('torch.')}-r{GRAPH_VERSION}-o{OPSET}-{tools}"
+
+
+def cached_graphs(entry: ModelEntry, dtype: torch.dtype, cache: Path | None = None) -> tuple[str, ...]:
+    """The graphs of a checkpoint that are in the cache already: `unet`, `vae_decoder`."""
+    try:
+        key = cache_key(entry, dtype)
+    except MissingExtra:
+        return ()
+    root = cache or cache_folder()
+    return tuple(name for name, folder in FOLDERS.items() if (root / folder / key).exists())
 
 
 def denoiser_file(checkpoint: Checkpoint, cache: Path | None = None) -> Path:
@@ -223,37 +272,66 @@ def denoiser_file(checkpoint: Checkpoint, cache: Path | None = None) -> Path:
     Raises:
         MissingExtra: it is to be made, and onnx or onnxscript is not installed.
     """
-    own = checkpoint.entry.path / ONNX_FOLDER / "unet.onnx"
+    return _graph_file(checkpoint, "unet", checkpoint.unet.dtype, _write_denoiser, cache)
+
+
+def decoder_file(checkpoint: Checkpoint, cache: Path | None = None) -> Path:
+    """The ONNX file of the checkpoint's decoder, as `denoiser_file` has the denoiser's."""
+    return _graph_file(checkpoint, "vae_decoder", decoder_dtype(checkpoint.vae), _write_decoder, cache)
+
+
+FOLDERS: Final = {"unet": "denoisers", "vae_decoder": "decoders"}
+"""Graphs that are exported on first use, and their folders in the cache."""
+
+
+def _graph_file(
+    checkpoint: Checkpoint,
+    name: str,
+    dtype: torch.dtype,
+    write: Callable[[Checkpoint, Path], None],
+    cache: Path | None,
+) -> Path:
+    own = checkpoint.entry.path / ONNX_FOLDER / f"{name}.onnx"
     if own.exists():
         return own
-    folder = (cache or cache_folder()) / "denoisers" / cache_key(checkpoint)
+    folder = (cache or cache_folder()) / FOLDERS[name] / cache_key(checkpoint.entry, dtype)
     if not folder.exists():
-        _make(checkpoint, folder)
-    return folder / "unet.onnx"
+        logger.info("exporting %s of %s to ONNX, once, into %s", name, checkpoint.entry.name, folder)
+        part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+        part.mkdir(parents=True)
+        try:
+            write(checkpoint, part / f"{name}.onnx")
+            _publish(part, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return folder / f"{name}.onnx"
 
 
-def _make(checkpoint: Checkpoint, folder: Path) -> None:
+def _write_denoiser(checkpoint: Checkpoint, file: Path) -> None:
     entry = checkpoint.entry
-    logger.info("exporting the denoiser of %s to ONNX, once, into %s", entry.name, folder)
-    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
-    part.mkdir(parents=True)
-    try:
-        rewrite_exactly(checkpoint.unet, context_tokens=entry.task.context_tokens)
-        fold_blends(checkpoint.unet)
-        height, width = entry.height // VAE_STRIDE, entry.width // VAE_STRIDE
-        graph = denoiser_graph(
-            entry.task,
-            checkpoint.unet.config,
-            height=height,
-            width=width,
-            dtype=str(checkpoint.unet.dtype).removeprefix("torch."),
-            free_size=True,
-        )
-        sizes = {"batch": TRACED_BATCH, "height": height, "width": width}
-        write_graph(DenoiserModule(checkpoint.unet), graph, part / "unet.onnx", sizes)
-        _publish(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    rewrite_exactly(checkpoint.unet, context_tokens=entry.task.context_tokens)
+    fold_blends(checkpoint.unet)
+    height, width = entry.height // VAE_STRIDE, entry.width // VAE_STRIDE
+    graph = denoiser_graph(
+        entry.task,
+        checkpoint.unet.config,
+        height=height,
+        width=width,
+        dtype=str(checkpoint.unet.dtype).removeprefix("torch."),
+        free_size=True,
+    )
+    sizes = {"batch": TRACED_BATCH, "height": height, "width": width}
+    write_graph(DenoiserModule(checkpoint.unet), graph, file, sizes)
+
+
+def _write_decoder(checkpoint: Checkpoint, file: Path) -> None:
+    entry, vae = checkpoint.entry, checkpoint.vae
+    rewrite_exactly(vae)
+    fold_blends(vae)
+    height, width = entry.height // VAE_STRIDE, entry.width // VAE_STRIDE
+    dtype = str(decoder_dtype(vae)).removeprefix("torch.")
+    graph = decoder_graph(checkpoint.latent_channels, dtype, height=height, width=width, free_size=True)
+    write_graph(DecoderModule(vae), graph, file, {"frames": TRACED_CHUNK, "height": height, "width": width})
 
 
 def _publish(part: Path, folder: Path) -> None:

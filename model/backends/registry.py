@@ -9,13 +9,14 @@ import torch
 
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint
-from model.denoiser import CpuThreads, Denoiser, TorchOptions
+from model.denoiser import BackendOptions, CpuThreads, Denoiser
 from model.errors import InvalidRequest
 from model.lora.catalog import LoraUse, choose_lora
 from model.shapes import VideoShape
+from model.weights import release_weights
 
 
-def _torch(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> Denoiser:
+def _torch(checkpoint: Checkpoint, cores: CpuThreads, tuning: BackendOptions) -> Denoiser:
     from model.backends.torch import TorchDenoiser
     from model.optimized.attention import AttentionDispatch
     from model.optimized.fused_blocks import fuse
@@ -29,7 +30,7 @@ def _torch(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> D
     return TorchDenoiser(checkpoint.unet, cores)
 
 
-def _compiled(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> Denoiser:
+def _compiled(checkpoint: Checkpoint, cores: CpuThreads, tuning: BackendOptions) -> Denoiser:
     from model.backends.compiled import CompiledDenoiser, compile_blocks, require_compiler_on
     from model.optimized.attention import AttentionDispatch
     from model.optimized.fused_blocks import fuse
@@ -45,7 +46,7 @@ def _compiled(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -
     return CompiledDenoiser(checkpoint.unet, cores)
 
 
-def _graphed(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> Denoiser:
+def _graphed(checkpoint: Checkpoint, cores: CpuThreads, tuning: BackendOptions) -> Denoiser:
     from model.backends.cuda_graph import CudaGraphDenoiser, CudaRecorder
 
     recorder = CudaRecorder(checkpoint.unet.device)
@@ -56,15 +57,17 @@ def _graphed(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) ->
     return CudaGraphDenoiser(_compiled(checkpoint, cores, tuning), recorder)
 
 
-def _onnxruntime(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> Denoiser:
+def _onnxruntime(checkpoint: Checkpoint, cores: CpuThreads, tuning: BackendOptions) -> Denoiser:
     _only_default(tuning, "onnxruntime")
     from model.backends.onnx_export import denoiser_file
     from model.backends.onnxruntime import OnnxDenoiser
 
-    return OnnxDenoiser(denoiser_file(checkpoint), checkpoint.unet.device, cores)
+    denoiser = OnnxDenoiser(denoiser_file(checkpoint), checkpoint.unet.device, cores)
+    release_weights(checkpoint.unet)
+    return denoiser
 
 
-def _tensorrt(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> Denoiser:
+def _tensorrt(checkpoint: Checkpoint, cores: CpuThreads, tuning: BackendOptions) -> Denoiser:
     _only_default(tuning, "tensorrt")
     from model.backends.tensorrt import TensorRtDenoiser
 
@@ -72,7 +75,20 @@ def _tensorrt(checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -
     return TensorRtDenoiser(checkpoint.entry.path, checkpoint.unet.device)
 
 
-def _only_default(tuning: TorchOptions, backend: str) -> None:
+def _openvino(checkpoint: Checkpoint, cores: CpuThreads, tuning: BackendOptions) -> Denoiser:
+    _only_default(tuning, "openvino")
+    from model.backends.onnx_export import denoiser_file
+    from model.backends.openvino import OpenVinoDenoiser, openvino_device, require_openvino
+
+    if checkpoint.unet.device.type != "cpu":
+        raise InvalidRequest("openvino runs on a CPU and on Intel's devices: cpu, xpu or npu", param="device")
+    require_openvino()
+    denoiser = OpenVinoDenoiser(denoiser_file(checkpoint), openvino_device(tuning.device), cores)
+    release_weights(checkpoint.unet)
+    return denoiser
+
+
+def _only_default(tuning: BackendOptions, backend: str) -> None:
     """A graph has its own attention, and all of its layers."""
     if tuning.kernels not in (AUTO, "none"):
         raise InvalidRequest(f"{backend} has its own kernels; leave --kernels out", param="kernels")
@@ -82,13 +98,41 @@ def _only_default(tuning: TorchOptions, backend: str) -> None:
         raise InvalidRequest(f"{backend} cannot reuse features; choose --denoiser torch", param="reuse")
 
 
-BACKENDS: dict[str, Callable[[Checkpoint, CpuThreads, TorchOptions], Denoiser]] = {
+BACKENDS: dict[str, Callable[[Checkpoint, CpuThreads, BackendOptions], Denoiser]] = {
     "torch": _torch,
     "torch-compiled": _compiled,
     "torch-graphed": _graphed,
     "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
     "tensorrt": _tensorrt,
 }
+
+
+def _openvino_decoder(checkpoint: Checkpoint, cores: CpuThreads, device: str) -> None:
+    from model.backends.exported_networks import replace_decoder
+    from model.backends.onnx_export import decoder_file
+    from model.backends.openvino import OpenVinoGraph, openvino_device, require_openvino
+
+    require_openvino()
+    graph = OpenVinoGraph(decoder_file(checkpoint), openvino_device(device), cores)
+    replace_decoder(checkpoint.vae, graph)
+
+
+DECODERS: dict[str, Callable[[Checkpoint, CpuThreads, str], None]] = {"openvino": _openvino_decoder}
+"""Backends that decode too, where a checkpoint's weights are loaded; beside the others torch decodes."""
+
+
+def place_decoder(backend: str, checkpoint: Checkpoint, cores: CpuThreads, device: str) -> None:
+    """Give the checkpoint's autoencoder the decoder of a backend that has one, in place, before blocks are fused.
+
+    Args:
+        device: as requested (BackendOptions.device).
+
+    Raises:
+        MissingExtra, InvalidRequest, CheckpointError: the backend is not installed, or does not run there.
+    """
+    if backend in DECODERS and not checkpoint.entry.exported:
+        DECODERS[backend](checkpoint, cores, device)
 
 
 AUTO = "auto"
@@ -101,19 +145,20 @@ Compiled blocks and recorded CUDA graphs take them from where they lie too, but 
 
 
 def backend_for(entry: ModelEntry, requested: str) -> str:
-    """The backend called `requested`; for `auto`, onnxruntime for an exported folder and torch for a checkpoint.
+    """The backend called `requested`; for `auto`, torch for a checkpoint, and what an exported folder was made for.
 
     Raises:
         InvalidRequest: no backend is called that, or it needs weights that an exported folder does not have, or engines
             that a checkpoint does not have.
     """
     if requested == AUTO:
-        return "onnxruntime" if entry.exported else "torch"
+        return _graphs_of(entry) if entry.exported else "torch"
     if requested not in BACKENDS:
         raise InvalidRequest(f"no backend is called {requested!r}; there are: {', '.join(BACKENDS)}", param="backend")
     if entry.exported and requested in IN_TORCH:
         raise InvalidRequest(
-            f"{entry.name} is an export: it has graphs and no weights for {requested}; take --denoiser onnxruntime",
+            f"{entry.name} is an export: it has graphs and no weights for {requested}; take --denoiser "
+            f"{_graphs_of(entry)}",
             param="backend",
         )
     if requested == "tensorrt" and not entry.exported:
@@ -123,6 +168,13 @@ def backend_for(entry: ModelEntry, requested: str) -> str:
             param="backend",
         )
     return requested
+
+
+def _graphs_of(entry: ModelEntry) -> str:
+    """The backend of an exported folder's graphs; engines are asked for by name."""
+    from model.export_manifest import read_manifest
+
+    return "openvino" if read_manifest(entry.path).backend == "openvino" else "onnxruntime"
 
 
 def with_usable_loras(entry: ModelEntry, backend: str) -> ModelEntry:
@@ -152,7 +204,7 @@ def check_lora(entry: ModelEntry, backend: str, lora: LoraUse | None) -> None:
     choose_lora(f"{lora.name}@{lora.version}", entry.loras, entry.name)
 
 
-def resolve_options(backend: str, checkpoint: Checkpoint, cores: CpuThreads, tuning: TorchOptions) -> TorchOptions:
+def resolve_options(backend: str, checkpoint: Checkpoint, cores: CpuThreads, tuning: BackendOptions) -> BackendOptions:
     """The tuning with its `auto` replaced by what holds for the checkpoint on its device.
 
     Raises:
@@ -178,7 +230,7 @@ def resolve_options(backend: str, checkpoint: Checkpoint, cores: CpuThreads, tun
 
 
 def make_denoiser(
-    backend: str, checkpoint: Checkpoint, cores: CpuThreads | None = None, tuning: TorchOptions | None = None
+    backend: str, checkpoint: Checkpoint, cores: CpuThreads | None = None, tuning: BackendOptions | None = None
 ) -> Denoiser:
     """A denoiser of the checkpoint's UNet on the backend called `backend`. The UNet is rewritten in place.
 
@@ -191,4 +243,4 @@ def make_denoiser(
     """
     backend = backend_for(checkpoint.entry, backend)
     cores = cores or CpuThreads(torch.get_num_threads())
-    return BACKENDS[backend](checkpoint, cores, resolve_options(backend, checkpoint, cores, tuning or TorchOptions()))
+    return BACKENDS[backend](checkpoint, cores, resolve_options(backend, checkpoint, cores, tuning or BackendOptions()))

@@ -65,7 +65,7 @@ def _spatial(block: Any, x: Tensor, temb: Tensor | None) -> Tensor:
         return cast(Tensor, block(x, temb))
     hidden = block.conv1(F.silu(block.norm1(x), inplace=True))
     if block.time_emb_proj is not None:
-        hidden = hidden + block.time_emb_proj(_silu(temb))[:, :, None, None]
+        hidden.add_(block.time_emb_proj(_silu(temb))[:, :, None, None])
     hidden = block.conv2(F.silu(block.norm2(hidden), inplace=True))
     through = x if block.conv_shortcut is None else block.conv_shortcut(x)
     return cast(Tensor, hidden.add_(through))
@@ -77,7 +77,7 @@ def _temporal(block: Any, clip: Tensor, temb: Tensor | None) -> Tensor:
         return torch.zeros_like(clip)
     hidden = _temporal_conv(block.conv1, F.silu(block.norm1(clip), inplace=True))
     if block.time_emb_proj is not None:
-        hidden = hidden + block.time_emb_proj(_silu(temb)).transpose(1, 2)[..., None]
+        hidden.add_(block.time_emb_proj(_silu(temb)).transpose(1, 2)[..., None])
     return _temporal_conv(block.conv2, F.silu(block.norm2(hidden), inplace=True))
 
 
@@ -118,9 +118,9 @@ class FusedTransformer(TransformerSpatioTemporalModel):  # type: ignore[misc]
         position = self.frame_embedding(frames, x.dtype)
         for spatial, temporal in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):
             x = self._in_space(spatial, x, context)
-            x = torch.lerp(x, self._in_time(temporal, x + position, context), self.temporal_share)
+            x = x.lerp_(self._in_time(temporal, x + position, context), self.temporal_share)
         out = self.proj_out(x).flatten(0, 1).unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        return (out + hidden_states,)
+        return (out.add_(hidden_states),)
 
     def frame_embedding(self, frames: int, dtype: torch.dtype) -> Tensor:
         """The frames' position embeddings, [T, 1, C]; cached for the clip length of the network's config."""
@@ -153,14 +153,14 @@ class FusedTransformer(TransformerSpatioTemporalModel):  # type: ignore[misc]
         return cast(Tensor, attn.to_out[0](mixed))
 
     def _add_context(self, block: Any, x: Tensor, context: Tensor) -> Tensor:
-        """Cross-attention to the clip's context [B, K, D], added to x [B, T, N, C]."""
+        """Cross-attention to the clip's context [B, K, D], added to x [B, T, N, C] in place."""
         attn = block.attn2
         if context.shape[1] == 1:
-            return x + cast(Tensor, attn.to_out[0](attn.to_v(context)))[:, None]
+            return x.add_(cast(Tensor, attn.to_out[0](attn.to_v(context)))[:, None])
         query = _heads(attn.to_q(block.norm2(x)).flatten(1, 2)[:, None], attn.heads)
         key, value = (_heads(to(context)[:, None], attn.heads) for to in (attn.to_k, attn.to_v))
         mixed = self.attend(query, key, value).transpose(1, 2).reshape(x.shape)
-        return x + cast(Tensor, attn.to_out[0](mixed))
+        return x.add_(cast(Tensor, attn.to_out[0](mixed)))
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

@@ -17,7 +17,7 @@ from serving.engine.loop import StepLoop, stopped
 from serving.engine.protocol import TERMINAL, EngineEvent, EngineRequest
 from serving.engine.settings import EngineSettings
 from serving.engine.stats import EngineStats
-from serving.engine.warmup import warm_up
+from serving.engine.warmup import load_fastest, warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,8 @@ class InProcessEngine:
         try:
             # torch keeps its thread count per thread, so it is set on this one.
             torch.set_num_threads(settings.fixed_threads if settings.deterministic else settings.cores)
-            models = {entry.name: load_model(entry, settings) for entry in self._entries}
+            load = load_fastest if settings.warm_up else load_model
+            models = {entry.name: load(entry, settings) for entry in self._entries}
             if settings.warm_up:
                 for model in models.values():
                     warm_up(model)

@@ -12,10 +12,18 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
 from model.backends.compiled import compile_blocks
-from model.backends.registry import LORA_BACKENDS, backend_for, check_lora, make_denoiser, resolve_options
+from model.backends.registry import (
+    AUTO,
+    LORA_BACKENDS,
+    backend_for,
+    check_lora,
+    make_denoiser,
+    place_decoder,
+    resolve_options,
+)
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, load
-from model.denoiser import CpuThreads, Denoiser, TorchOptions, caching
+from model.denoiser import BackendOptions, CpuThreads, Denoiser, caching
 from model.errors import CheckpointError, InvalidRequest
 from model.latent_preview import LatentColours, latent_colours
 from model.lora.merge import switching_bytes, with_loras
@@ -27,10 +35,11 @@ from model.memory.tiled_decode import enable_tiled_decoding
 from model.optimized.fused_blocks import fuse
 from model.optimized.kernels.choice import block_ops
 from model.params import Params
-from model.precision import DtypeName, resolve_device, resolve_dtype
+from model.precision import DtypeName, is_intel, resolve_device, resolve_dtype
 from model.sampling.row import BatchKey, guidance_scale, needs_unconditional
 from model.sampling.solvers import evaluations
 from model.vae import upcast_encoder
+from serving.engine.backend_choice import chosen_backend
 from serving.engine.profile import Machine, Profile
 from serving.engine.settings import EngineSettings
 
@@ -99,8 +108,9 @@ class LoadedModel:
     def machine(self) -> Machine:
         """What its profile holds for."""
         device = self.checkpoint.unet.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         settings = self.settings
+        other = settings.device if is_intel(settings.device) else "cpu"
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else other
         suffix = "" if settings.attention in ("auto", "sdpa") else f"+{settings.attention}"
         suffix += "" if settings.kernels in ("auto", "none") else "+kernels"
         suffix += "" if settings.reuse_every == 1 else f"+reuse{settings.reuse_every}"
@@ -119,19 +129,24 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
         InvalidRequest: an unknown backend, or one that the folder has nothing for; a kernel that does not run here; a
             budget of GPU memory that is too small.
     """
-    settings = replace(settings, backend=backend_for(entry, settings.backend))
+    settings = replace(settings, backend=backend_for(entry, _on_device(entry, settings)))
     device = resolve_device(settings.device)
     settings = replace(settings, dtype=resolve_dtype(settings.dtype, device))
     if device == "cpu":
         retain_freed_memory()
-    checkpoint = load(entry, device=device, dtype=getattr(torch, settings.dtype))
+    checkpoint = load(entry, device=device, dtype=getattr(torch, settings.dtype), graphs_on=settings.device)
     # An export keeps its own dtype, whatever is requested.
     settings = replace(settings, dtype=cast(DtypeName, str(checkpoint.unet.dtype).removeprefix("torch.")))
-    if not entry.exported and settings.dtype == "float16" and checkpoint.vae.config["force_upcast"]:
-        upcast_encoder(checkpoint.vae)
     cores = CpuThreads(settings.cores, settings.deterministic)
+    if not entry.exported:
+        if settings.dtype == "float16" and checkpoint.vae.config["force_upcast"]:
+            upcast_encoder(checkpoint.vae)
+        place_decoder(settings.backend, checkpoint, cores, settings.device)
     options = resolve_options(
-        settings.backend, checkpoint, cores, TorchOptions(settings.attention, settings.reuse_every, settings.kernels)
+        settings.backend,
+        checkpoint,
+        cores,
+        BackendOptions(settings.attention, settings.reuse_every, settings.kernels, settings.device),
     )
     settings = replace(settings, attention=options.attention, kernels=options.kernels)
     if not entry.exported:
@@ -158,6 +173,23 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
         with LoadedModel(checkpoint, denoiser, settings, offload=offload).encoding():
             pass  # from now on they live where they are offloaded to
     return LoadedModel(checkpoint, denoiser, settings, latent_colours(entry), vram=vram, offload=offload)
+
+
+def _on_device(entry: ModelEntry, settings: EngineSettings) -> str:
+    """The backend requested, where it runs on the device requested; `auto` on one of Intel's devices is openvino.
+
+    Raises:
+        InvalidRequest: it does not run there.
+    """
+    if not is_intel(settings.device):
+        return chosen_backend(entry, settings)
+    if settings.backend not in (AUTO, "openvino"):
+        raise InvalidRequest(
+            f"{settings.device} is for OpenVINO; {settings.backend} runs on cpu or cuda: take --denoiser openvino, or "
+            "another device",
+            param="device",
+        )
+    return "openvino"
 
 
 COMPILED = frozenset({"torch-compiled", "torch-graphed"})

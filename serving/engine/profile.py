@@ -184,13 +184,27 @@ class Profile:
 def read_profile(folder: Path, machine: Machine) -> Profile | None:
     """The profile stored beside a checkpoint for this machine; None where there is none that can be read."""
     try:
-        return Profile.from_dict(json.loads((folder / PROFILE).read_text())[machine.key])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Profile.from_dict(read_entry(folder, machine.key))  # type: ignore[arg-type]
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def read_entry(folder: Path, key: str) -> object:
+    """One entry of the profile.json beside a checkpoint; None where there is none that can be read."""
+    try:
+        entry: object = json.loads((folder / PROFILE).read_text())[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return entry
 
 
 def write_profile(folder: Path, machine: Machine, profile: Profile) -> bool:
     """Keep it beside the checkpoint, with those of other machines; False where the folder cannot be written."""
+    return write_entry(folder, machine.key, profile.as_dict())
+
+
+def write_entry(folder: Path, key: str, entry: object) -> bool:
+    """Set one entry of the profile.json beside a checkpoint; False where the folder cannot be written."""
     path = folder / PROFILE
     try:
         known = json.loads(path.read_text())
@@ -200,7 +214,7 @@ def write_profile(folder: Path, machine: Machine, profile: Profile) -> bool:
         known = {}
     partial = path.with_suffix(".partial")
     try:
-        partial.write_text(json.dumps(known | {machine.key: profile.as_dict()}, indent=1) + "\n")
+        partial.write_text(json.dumps(known | {key: entry}, indent=1) + "\n")
         partial.replace(path)
     except OSError:
         return False

@@ -208,5 +208,6 @@ def _memory(device: str) -> int:
 
 def _backends(device: str) -> tuple[str, ...]:
     """Backends that run weights (not an export's graphs) on the device."""
-    graphs = ("onnxruntime",) if find_spec("onnxruntime") and find_spec("onnxscript") else ()
+    runtimes = ("onnxruntime", "openvino") if find_spec("onnxscript") else ()
+    graphs = tuple(name for name in runtimes if find_spec(name))
     return ("torch", "torch-compiled", *(("torch-graphed",) if device != "cpu" else graphs))

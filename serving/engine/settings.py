@@ -19,7 +19,7 @@ from model.shapes import CHUNK_PLANS, ChunkPlan
 _OFF: Final = "off"
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 _KEY: Final = "option"
-_DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
+_DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?|xpu(:\d+)?|npu")
 
 
 def _boolean(text: str) -> bool:
@@ -74,8 +74,10 @@ class EngineSettings:
 
     Args:
         deterministic: the same bits whatever a request shares its calls with, and wherever it was interrupted.
-        backend: which denoiser (model.backends.registry); `auto` takes what the folder holds, weights or graphs.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`.
+        backend: which denoiser (model.backends.registry); `auto` takes what the folder holds, weights or graphs, and on
+            a CPU the fastest of those measured to be equal (serving.engine.backend_choice).
+        device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`; `xpu`, `xpu:1` and `npu` for Intel's GPUs
+            and NPUs, by OpenVINO.
         dtype: of the networks' weights; `auto` is float16 on CUDA and float32 on a CPU.
         threads: CPU threads at work on one thing; None for as many as there are cores to run on.
         attention: kernel of a denoiser in torch (model.optimized.attention); `auto` measures on a GPU, and is
@@ -112,8 +114,8 @@ class EngineSettings:
         metadata=_option(
             "denoiser",
             commands=_EVERYWHERE,
-            help="What runs the denoiser. auto: torch, or an export's graphs.",
-            choices=("auto", "torch", "torch-compiled", "torch-graphed", "onnxruntime", "tensorrt"),
+            help="What runs the denoiser. auto: torch or what was measured to be faster, or an export's graphs.",
+            choices=("auto", "torch", "torch-compiled", "torch-graphed", "onnxruntime", "openvino", "tensorrt"),
             recorded=True,
             required=True,
         ),
@@ -123,7 +125,7 @@ class EngineSettings:
         metadata=_option(
             "device",
             commands=_LOADING,
-            help="auto, cpu, cuda or cuda:1. auto: CUDA where there is one.",
+            help="auto, cpu, cuda or cuda:1; with openvino xpu (an Intel GPU) or npu. auto: CUDA where there is one.",
             recorded=True,
             required=True,
         ),
@@ -235,7 +237,9 @@ class EngineSettings:
                 that no device has.
         """
         if _DEVICE.fullmatch(self.device) is None:
-            raise InvalidRequest(f"a device is auto, cpu, cuda or cuda:1, not {self.device!r}", param="device")
+            raise InvalidRequest(
+                f"a device is auto, cpu, cuda, cuda:1, xpu, xpu:1 or npu, not {self.device!r}", param="device"
+            )
         for name in ("max_rows", "max_batch", "mux_threads", "threads", "reuse_every"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from PIL import Image
 
+from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint
 from model.memory.compute import decoder_flops, denoiser_flops, device_flops
 from model.memory.malloc import resident_bytes, trim_freed_memory
@@ -23,9 +24,11 @@ from model.sampling.row import Row
 from model.sampling.sampler import evaluate
 from model.shapes import chunk_sizes
 from model.vae import decode_chunk
-from serving.engine.loaded_model import LoadedModel
+from serving.engine.backend_choice import at_hand, choose_backend, may_choose, read_choice, with_choice
+from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.oom import free_cached_memory, is_out_of_memory, max_batch_size, release_traceback
 from serving.engine.profile import Profile, read_profile, write_profile
+from serving.engine.settings import EngineSettings
 from serving.engine.stages import synchronize
 
 logger = logging.getLogger(__name__)
@@ -41,6 +44,16 @@ LONGEST_S = 30.0
 """Seconds that measuring may take before a service is ready, as estimated."""
 _OVER_PEAK = 1.5
 """A network's time over what its arithmetic takes at the rate of large matrix products; rather too much."""
+
+
+def load_fastest(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
+    """The model, loaded; `auto` on a CPU measures first which backend is the fastest, where it has the choice."""
+    model = load_model(entry, settings)
+    if not may_choose(entry, settings) or read_choice(entry.path, settings) is not None or not at_hand(entry):
+        return model
+    params = entry.resolve(dict(entry.task.sample_request), seed=0)
+    choice = choose_backend(entry, settings, model.denoiser, _dummy_row(model, params))
+    return model if choice.backend == model.settings.backend else load_model(entry, with_choice(settings, choice))
 
 
 def warm_up(model: LoadedModel) -> None:

@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 
 from export.parity import ParityError, Tolerance, psnr
 from export.pipeline import Backend, ExportOptions, export_model
 from export.repository import installed
+from model.backends.onnx_export import cached_graphs
 from model.backends.registry import backend_for
 from model.catalog import ModelEntry
 from model.checkpoint import load
@@ -31,6 +33,7 @@ from model.sources.source import find
 from model.tasks import TASKS
 from model.testing import build_random
 from serving.engine.inprocess import InProcessEngine
+from serving.engine.loaded_model import load_model
 from serving.engine.local import generate
 from serving.engine.protocol import Completed, EngineRequest
 from serving.engine.settings import EngineSettings
@@ -165,6 +168,30 @@ def test_a_graph_that_was_changed_is_not_loaded(exported: Exported, tmp_path: Pa
     onnx.save(model, file)
     with pytest.raises(CheckpointError, match="not the file that was exported"):
         load(find(str(copy)))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_samples_and_decodes_in_openvino_as_in_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STILLMOTION_CACHE", str(tmp_path / "cache"))
+    entry = build_random(tmp_path / "checkpoint", SPECK, TASKS["image-to-video"])
+    frames = frames_of(entry)
+    model = load_model(entry, dataclasses.replace(ON_CPU, backend="openvino", threads=2))
+    weights = [*model.checkpoint.unet.parameters(), *model.checkpoint.vae.decoder.parameters()]
+    assert sum(weight.numel() for weight in weights) == 0  # the graphs hold them
+    params = entry.resolve({"num_inference_steps": 3}, seed=3)
+    assert psnr(generate(model, params, (png(0),)).frames, frames) >= 50.0
+    assert cached_graphs(entry, torch.float32) == ("unet", "vae_decoder")
+
+
+@pytest.mark.full
+def test_an_export_for_openvino_is_served_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLMOTION_CACHE", str(tmp_path / "cache"))
+    made = make(tmp_path, "image-to-video", SPECK, "openvino")
+    entry = find(str(made.repository / "image-to-video"))
+    assert backend_for(entry, "auto") == "openvino"
+    assert psnr(frames_of(entry), made.frames) >= 50.0
 
 
 @pytest.mark.full

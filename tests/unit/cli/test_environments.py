@@ -24,7 +24,7 @@ SERVE: Final = [
 """Without fsspec and httpx, which torch and diffusers bring too."""
 OTHERS: Final = [
     *("s3fs", "aiohttp", "pyarrow", "ray", "rapidocr", "onnxruntime", "onnx", "onnxscript", "scenedetect", "cv2"),
-    *("scipy", "skimage", "matplotlib", "tensorboard", "tritonclient", "grpc", "pybullet", "open_clip"),
+    *("openvino", "scipy", "skimage", "matplotlib", "tensorboard", "tritonclient", "grpc", "pybullet", "open_clip"),
 ]
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "generate": ("generate still.png --model nothing -o x.mp4", "engine"),

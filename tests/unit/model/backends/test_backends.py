@@ -11,11 +11,12 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor
 
-from model.backends.onnx_export import cache_key, denoiser_file
+from model.backends.onnx_export import cache_key, cached_graphs, denoiser_file
 from model.backends.onnxruntime import OnnxDenoiser, OnnxGraph
+from model.backends.openvino import OpenVinoDenoiser
 from model.backends.registry import make_denoiser
 from model.checkpoint import Checkpoint, load
-from model.denoiser import CpuThreads, DenoiserInputs
+from model.denoiser import CpuThreads, Denoiser, DenoiserInputs
 from model.errors import CheckpointError, InvalidRequest
 from model.optimized.rewrites import relative_difference
 from model.presets import UNetSize, preset
@@ -23,7 +24,7 @@ from model.tasks import task
 from model.testing import build_random
 from model.user_cache import cache_folder
 
-TOLERANCE = {"torch": 1e-5, "torch-compiled": 1e-5, "onnxruntime": 1e-5}
+TOLERANCE = {"torch": 1e-5, "torch-compiled": 1e-5, "onnxruntime": 1e-5, "openvino": 1e-5}
 """Largest difference over largest magnitude, float32 on a CPU."""
 
 pytestmark = pytest.mark.timeout(900)  # exporting and compiling take their time on a busy machine
@@ -76,34 +77,43 @@ def eager(unet: UNetSpatioTemporalConditionModel, inputs: DenoiserInputs) -> Ten
     return answer
 
 
+def of_graph(runtime: str, file: Path, cores: CpuThreads) -> Denoiser:
+    if runtime == "openvino":
+        return OpenVinoDenoiser(file, "CPU", cores)
+    return OnnxDenoiser(file, torch.device("cpu"), cores)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("places", [1, 2, 3])
-@pytest.mark.parametrize("pinned", [False, True])
-def test_onnxruntime_gives_what_torch_gives(
-    exported: Path, plain: UNetSpatioTemporalConditionModel, places: int, pinned: bool
+@pytest.mark.parametrize(("runtime", "pinned"), [("onnxruntime", False), ("onnxruntime", True), ("openvino", False)])
+def test_a_graph_gives_what_torch_gives(
+    exported: Path, plain: UNetSpatioTemporalConditionModel, places: int, runtime: str, pinned: bool
 ) -> None:
-    denoiser = OnnxDenoiser(exported, torch.device("cpu"), CpuThreads(1, pinned))
+    denoiser = of_graph(runtime, exported, CpuThreads(1, pinned))
     inputs = told(places)
-    assert relative_difference(denoiser(inputs), eager(plain, inputs)) < TOLERANCE["onnxruntime"]
+    assert relative_difference(denoiser(inputs), eager(plain, inputs)) < TOLERANCE[runtime]
 
 
 @pytest.mark.slow
-def test_onnxruntime_takes_another_size_than_the_traced(
-    exported: Path, plain: UNetSpatioTemporalConditionModel
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_graph_takes_another_size_than_the_traced(
+    exported: Path, plain: UNetSpatioTemporalConditionModel, runtime: str
 ) -> None:
-    denoiser = OnnxDenoiser(exported, torch.device("cpu"), CpuThreads(1))
-    inputs = told(2, height=4, width=10)
-    assert relative_difference(denoiser(inputs), eager(plain, inputs)) < TOLERANCE["onnxruntime"]
+    denoiser = of_graph(runtime, exported, CpuThreads(1))
+    for inputs in (told(2, height=4, width=10), told(1)):
+        assert relative_difference(denoiser(inputs), eager(plain, inputs)) < TOLERANCE[runtime]
 
 
 @pytest.mark.slow
-def test_pinned_places_do_not_know_their_company(exported: Path) -> None:
-    denoiser = OnnxDenoiser(exported, torch.device("cpu"), CpuThreads(2, pinned=True))
+@pytest.mark.parametrize(("runtime", "pinned"), [("onnxruntime", True), ("openvino", False), ("openvino", True)])
+def test_slots_do_not_depend_on_the_batch(exported: Path, runtime: str, pinned: bool) -> None:
+    denoiser = of_graph(runtime, exported, CpuThreads(2, pinned))
     inputs = told(3)
     together = denoiser(inputs)
     for place in range(3):
         alone = denoiser(inputs.index(slice(place, place + 1)))
         assert torch.equal(together[place], alone[0])
+    assert torch.equal(denoiser(inputs.index(torch.tensor([2, 0])))[1], together[0])
 
 
 def test_torch_gives_what_the_plain_network_gives(
@@ -120,7 +130,10 @@ def test_the_second_use_exports_nothing(checkpoint: Checkpoint, exported: Path, 
     before = exported.stat().st_mtime_ns
     assert denoiser_file(checkpoint, cache) == exported
     assert exported.stat().st_mtime_ns == before
-    assert [path.name for path in (cache / "denoisers").iterdir()] == [cache_key(checkpoint)]
+    key = cache_key(checkpoint.entry, checkpoint.unet.dtype)
+    assert [path.name for path in (cache / "denoisers").iterdir()] == [key]
+    assert cached_graphs(checkpoint.entry, torch.float32, cache) == ("unet",)
+    assert cached_graphs(checkpoint.entry, torch.float16, cache) == ()
 
 
 def test_an_export_that_fails_leaves_nothing(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -146,8 +159,9 @@ def test_the_file_names_no_folder_of_this_machine(exported: Path, root: Path) ->
 
 
 @pytest.mark.slow
-def test_a_wrong_number_of_frames_is_refused(exported: Path) -> None:
-    denoiser = OnnxDenoiser(exported, torch.device("cpu"), CpuThreads(1))
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_wrong_number_of_frames_is_refused(exported: Path, runtime: str) -> None:
+    denoiser = of_graph(runtime, exported, CpuThreads(1))
     latents, timestep, context, concat, vector = told(1).as_tuple()
     with pytest.raises(InvalidRequest, match="takes latents of"):
         denoiser(DenoiserInputs(latents[:, :2], timestep, context, concat[:, :2], vector))
@@ -170,7 +184,7 @@ def test_cuda_without_its_provider_is_told(exported: Path) -> None:
 
 
 def test_an_unknown_backend_is_told_with_the_known(checkpoint: Checkpoint) -> None:
-    with pytest.raises(InvalidRequest, match="torch, torch-compiled, torch-graphed, onnxruntime"):
+    with pytest.raises(InvalidRequest, match="torch, torch-compiled, torch-graphed, onnxruntime, openvino"):
         make_denoiser("abacus", checkpoint)
 
 
@@ -185,7 +199,7 @@ def test_a_missing_compiler_is_told(checkpoint: Checkpoint, monkeypatch: pytest.
 @pytest.mark.full
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch's compiler
-@pytest.mark.parametrize("backend", ["torch-compiled", "onnxruntime"])
+@pytest.mark.parametrize("backend", ["torch-compiled", "onnxruntime", "openvino"])
 def test_the_tiny_preset_too(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STILLMOTION_CACHE", str(tmp_path / "cache"))
     tiny = preset("tiny")

@@ -71,7 +71,7 @@ def test_a_name_twice_or_a_path_that_is_not_there_is_refused(tmp_path: Path) -> 
             attach_loras([entry("one")], [given])
 
 
-@pytest.mark.parametrize("backend", ["torch-compiled", "torch-graphed", "onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("backend", ["torch-compiled", "torch-graphed", "onnxruntime", "openvino", "tensorrt"])
 def test_a_backend_that_cannot_apply_it_refuses_with_the_remedy(tmp_path: Path, backend: str) -> None:
     one = with_lora(entry("one"), describe_lora(lora(tmp_path, "pan")))
     wanted = LoraUse("pan", one.loras[0].version, 1.0)
