@@ -193,12 +193,13 @@ def encoder_bytes(vae: AutoencoderKLTemporalDecoder, latent: LatentShape) -> int
 
 
 def _shadow(network: Any) -> Any:
-    """A network of the same configuration and dtypes, without numbers."""
+    """A network of the same configuration and dtypes, without numbers; where weights were released too."""
     with torch.device("meta"):
         shadow = type(network).from_config(copy.deepcopy(dict(network.config)))
     shadow.to("meta")  # AlphaBlender's number is made on the CPU whatever the default
-    for mine, theirs in zip(shadow.parameters(), network.parameters(), strict=True):
-        mine.data = mine.data.to(theirs.dtype)
+    dtypes = {name: weight.dtype for name, weight in network.named_parameters()}
+    for name, weight in shadow.named_parameters():
+        weight.data = weight.data.to(dtypes.get(name, network.dtype))
     return shadow.eval()
 
 

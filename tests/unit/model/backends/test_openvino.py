@@ -13,6 +13,12 @@ from onnx import TensorProto, helper
 from model.backends.openvino import OpenVinoGraph, openvino_device
 from model.denoiser import CpuThreads
 from model.errors import CheckpointError, InvalidRequest, MissingExtra
+from model.memory.compute import decoder_flops, denoiser_flops
+from model.presets import preset
+from model.shapes import LatentShape
+from model.tasks import task
+from model.unet import build_unet
+from model.vae import build_vae
 from model.weights import release_weights
 from serving.engine.settings import EngineSettings
 
@@ -93,6 +99,16 @@ def test_released_weights_leave_device_and_dtype() -> None:
     release_weights(network)
     assert sum(weight.numel() for weight in network.parameters()) == 0
     assert {(weight.device.type, weight.dtype) for weight in network.parameters()} == {("cpu", torch.float16)}
+
+
+def test_released_networks_are_counted_as_before() -> None:
+    size = preset("tiny")
+    unet, vae = build_unet(size, task("image-to-video"), device="meta"), build_vae(size, device="meta")
+    latent = LatentShape(size.num_frames, 4, 8, 8)
+    before = denoiser_flops(unet, latent), decoder_flops(vae, latent, 2)
+    release_weights(unet)
+    release_weights(vae.decoder)
+    assert (denoiser_flops(unet, latent), decoder_flops(vae, latent, 2)) == before
 
 
 @pytest.mark.parametrize("device", ["xpu", "xpu:1", "npu"])
