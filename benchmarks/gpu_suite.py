@@ -38,7 +38,7 @@ from benchmarks.svd_xt import report
 from benchmarks.svd_xt.bench import Bench, relieve
 from benchmarks.svd_xt.parts import PARTS, ready
 from benchmarks.svd_xt_gpu import about
-from model.denoiser import TorchOptions
+from model.denoiser import BackendOptions
 from model.optimized.kernels.block_ops import BlockOps
 from model.optimized.kernels.choice import seconds, trials
 
@@ -212,9 +212,9 @@ def cudnn(suite: Suite, _: Figures) -> Figures:
     """A guided step with cudnn.benchmark off and on, and with no kernel of ours."""
     bench, found = suite.bench, {}
     for name, tuning, benchmark in (
-        ("no kernels", TorchOptions(kernels="none"), True),
-        ("cudnn.benchmark off", TorchOptions(), False),
-        ("as served", TorchOptions(), True),
+        ("no kernels", BackendOptions(kernels="none"), True),
+        ("cudnn.benchmark off", BackendOptions(), False),
+        ("as served", BackendOptions(), True),
     ):
         denoiser = ready(bench, "torch", tuning)[1]
         torch.backends.cudnn.benchmark = benchmark and bench.device.type == "cuda"

@@ -125,7 +125,7 @@ def ready(bench: Bench, backend: str, tuning: BackendOptions | None = None) -> t
     if bench.dtype == torch.float16:
         upcast_encoder(checkpoint.vae)  # as diffusers' pipeline does
     cores = CpuThreads(torch.get_num_threads())
-    options = resolve_options(backend, checkpoint, cores, tuning or TorchOptions())
+    options = resolve_options(backend, checkpoint, cores, tuning or BackendOptions())
     fuse(checkpoint.vae, ops=block_ops(options.kernels, bench.device))
     if backend != "torch":
         compile_blocks(checkpoint.vae)

@@ -16,7 +16,7 @@ from benchmarks.svd_xt.bench import Bench
 from model.backends.registry import make_denoiser
 from model.catalog import ModelEntry
 from model.checkpoint import load
-from model.denoiser import Conditioning, CpuThreads, DenoiserInputs, TorchOptions
+from model.denoiser import BackendOptions, Conditioning, CpuThreads, DenoiserInputs
 from model.optimized.attention import KERNELS, usable
 from model.optimized.kernels.block_ops import NAMES
 from model.optimized.kernels.choice import trials
@@ -70,7 +70,7 @@ def inputs(slots: int, frames: int, side: int, device: torch.device) -> Denoiser
 
 def denoiser(entry: ModelEntry, device: torch.device, backend: str, **options: Any) -> Any:
     checkpoint = load(entry, device=device, dtype=torch.float16)
-    return make_denoiser(backend, checkpoint, CpuThreads(1), TorchOptions(**options))
+    return make_denoiser(backend, checkpoint, CpuThreads(1), BackendOptions(**options))
 
 
 CALLS = ((2, 6, 8), (1, 6, 8), (2, 6, 16), (2, 6, 8), (4, 3, 8), (1, 6, 8), (2, 6, 16))
