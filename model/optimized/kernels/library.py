@@ -35,13 +35,13 @@ def _define(schema: str, module: str, fake: Any) -> None:
 
 
 _define(
-    "group_norm(Tensor x, Tensor weight, Tensor bias, int groups, float eps, bool silu, Tensor? extra, int span)"
+    "group_norm(Tensor x, Tensor weight, Tensor bias, int groups, float eps, bool silu, Tensor? extra, SymInt span)"
     " -> Tensor",
     "triton_norm",
     lambda x, *_: torch.empty_like(x),
 )
 _define(
-    "add_layer_norm(Tensor x, Tensor y, Tensor weight, Tensor bias, float eps, Tensor? extra, int span,"
+    "add_layer_norm(Tensor x, Tensor y, Tensor weight, Tensor bias, float eps, Tensor? extra, SymInt span,"
     " bool store_extra) -> (Tensor, Tensor)",
     "triton_norm",
     lambda x, *_: (torch.empty_like(x), torch.empty_like(x)),

@@ -22,7 +22,7 @@ PIXELS = 4
 @triton.jit
 @no_type_check
 def _temporal_attention(
-    projected, out, pixels, channels, frames, width, scale,
+    projected, out, pixels, channels, frames, width, factor,
     PIXELS: tl.constexpr, FRAMES: tl.constexpr, WIDTH: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     head, clip = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -38,7 +38,7 @@ def _temporal_attention(
         value = tl.load(at + 2 * channels, inside, 0.0)
         if INTERPRETED:  # the interpreter has no product of bfloat16
             query, key = query.to(tl.float32), key.to(tl.float32)
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * factor
         scores = tl.where((frame < frames)[None, :], scores, float("-inf"))
         scores = tl.exp(scores - tl.max(scores, 1)[:, None])
         total = tl.sum(scores, 1)

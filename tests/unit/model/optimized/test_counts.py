@@ -160,6 +160,27 @@ def test_a_call_takes_fewer_operations_and_less_memory_than_diffusers(networks: 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_kernels_compile_nothing_new_for_another_size(caplog: pytest.LogCaptureFixture) -> None:
+    """Traced and run on the meta device, where an operation of ours is its fake form."""
+    caplog.set_level("ERROR", "torch.__trace")
+    size = dataclasses.replace(preset("tiny"), unet=UNetSize((32,), (2,), 1, 32), num_frames=3)
+    unet = build_unet(size, task("image-to-video"), device="meta").to("meta").eval().requires_grad_(False)
+    fuse(unet, ops=BlockOps())
+    compile_blocks(unet, backend="eager")
+    graphs = []
+    for places, side in ((2, 4), (3, 4), (2, 6), (5, 8)):
+        before = counters["stats"]["unique_graphs"]
+        with torch.device("meta"):
+            told = (torch.empty(places, 3, 8, side, side), torch.empty(places), torch.empty(places, 1, 32))
+            vector = torch.empty(places, 3)
+        with torch.inference_mode():
+            unet(*told, added_time_ids=vector, return_dict=False)
+        graphs.append(counters["stats"]["unique_graphs"] - before)
+    assert graphs[0] > 0
+    assert graphs[1:] == [0, 0, 0]
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("ops", [None, pytest.param(BlockOps(()), marks=pytest.mark.slow)], ids=["cpu", "gpu"])
 def test_another_number_of_places_or_another_size_compiles_nothing_new(
