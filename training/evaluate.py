@@ -20,7 +20,7 @@ from typing import Any
 from model.catalog import SIDECAR, ModelEntry
 from model.errors import InvalidRequest
 from model.media.video import Frames
-from model.precision import resolve_device
+from model.precision import is_intel, resolve_device
 from model.tasks import TASKS
 from training.config import ProgressCallback
 from training.data.motion_bucket import MotionMap
@@ -95,7 +95,7 @@ def evaluate(
         )
     steps = settings.steps or int(entry.defaults["num_inference_steps"])
     scale = motion_map(entry)
-    maker = ClipMaker(entry, settings.work, steps=steps, batch=settings.batch, device=resolve_device(settings.device))
+    maker = ClipMaker(entry, settings.work, steps=steps, batch=settings.batch, device=_torch_device(settings.device))
     measured, protocol, shown = _MEASURES[entry.task.name](_Run(entry, data, limit, report, settings, maker, scale))
     results = {
         "model": entry.name,
@@ -305,3 +305,10 @@ def motion_map(entry: ModelEntry) -> MotionMap:
 
 def _paired(clip: RealClip) -> GenerationRequest:
     return GenerationRequest(f"paired/{clip.name}", clip.frames[0], round(clip.fps), clip.bucket, clip.name)
+
+
+def _torch_device(name: str) -> str:
+    """The torch device of a name. Raises InvalidRequest for none, and for those that only OpenVINO runs on."""
+    if is_intel(name):
+        raise InvalidRequest(f"evaluation runs in torch, which {name} is not for: take cpu or cuda", param="device")
+    return resolve_device(name)
