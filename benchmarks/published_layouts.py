@@ -278,6 +278,9 @@ def section(rows: Sequence[dict[str, Any]]) -> str:
         figures += [f"{row['hashed'] / 1e9:.2f}", size, words[is_equal(row, rows)]]
         cells = (row["layout"], row["start"], *figures, f"{row['total_s']:.0f}", f"{row['load']:.1f}")
         lines.append(f"| {' | '.join(cells)} |")
+    run = {(row["layout"], row["start"]) for row in rows}
+    missing = [f"{layout} ({start})" for layout in LAYOUTS for start in STARTS if (layout, start) not in run]
+    lines += ["", f"Not run yet: {', '.join(missing)}."] if missing else []
     return "\n".join(lines) + "\n"
 
 
