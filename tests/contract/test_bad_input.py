@@ -24,7 +24,8 @@ URL = "/generate/image-to-video"
 
 @pytest_asyncio.fixture
 async def app(tmp_path: Path) -> AsyncIterator[Running]:
-    async with running(tmp_path) as app:
+    """With limits that a test exceeds in no time; a phone's pictures are in tests/contract/test_large_uploads.py."""
+    async with running(tmp_path, max_image_bytes=20_000_000, max_form_bytes=30_000_000) as app:
         yield app
 
 
