@@ -52,7 +52,9 @@ class BlockOps:
     ) -> Tensor:
         """GroupNorm of x + extra, [N, L, C], and SiLU; extra [E, C] has a row for each `span` rows."""
         if GROUP_NORM in self.names:
-            return library.group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu, extra, span)
+            return cast(
+                Tensor, library.group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu, extra, span)
+            )
         if extra is not None:
             x = (x.view(len(extra), span, -1) + extra[:, None]).view(x.shape)
         out = F.group_norm(x.transpose(1, 2), norm.num_groups, norm.weight, norm.bias, norm.eps)
@@ -88,20 +90,20 @@ class BlockOps:
     def geglu(self, x: Tensor) -> Tensor:
         """The first half of the last axis times GELU of the second."""
         if GEGLU in self.names:
-            return library.geglu(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+            return cast(Tensor, library.geglu(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1))
         wide, gate = x.chunk(2, -1)
         return F.gelu(gate).mul_(wide)
 
     def add_lerp(self, start: Tensor, x: Tensor, y: Tensor, share: Tensor) -> Tensor:
         """From `start` a share of the way to x + y; y may be written over."""
         if BLEND in self.names:
-            return library.add_lerp(start, x, y, share)
+            return cast(Tensor, library.add_lerp(start, x, y, share))
         return torch.lerp(start, y.add_(x), share)
 
     def temporal_attention(self, projected: Tensor, heads: int, attend: Attend) -> Tensor:
         """Attention over T, from the stacked projection [B, T, N, 3C] to [B, T, N, C]."""
         if TEMPORAL_ATTENTION in self.names and projected.shape[1] <= MAX_FRAMES:
-            return library.temporal_attention(projected, heads)
+            return cast(Tensor, library.temporal_attention(projected, heads))
         over_time = projected.transpose(1, 2)
         parts = (part.unflatten(-1, (heads, -1)).flatten(0, 1).transpose(1, 2) for part in over_time.chunk(3, -1))
         mixed = attend(*parts).transpose(1, 2).reshape(*over_time.shape[:-1], -1)

@@ -10,7 +10,7 @@ Legend: N samples, L rows of a sample, C channels, E rows of what is added; B cl
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, cast, no_type_check
 
 import torch
 from jaxtyping import Float
@@ -60,6 +60,7 @@ _define(
 _OPS: Any = getattr(torch.ops, NAMESPACE)
 
 
+@no_type_check  # at run time: a check of shapes cannot be traced
 def group_norm(
     x: Float[Tensor, "N L C"],
     weight: Float[Tensor, " C"],
@@ -78,6 +79,7 @@ def group_norm(
     return cast(Tensor, _OPS.group_norm(x.contiguous(), weight, bias, groups, eps, silu, extra, span))
 
 
+@no_type_check  # at run time: a check of shapes cannot be traced
 def add_layer_norm(
     x: Float[Tensor, "L C"],
     y: Float[Tensor, "L C"],
@@ -97,16 +99,19 @@ def add_layer_norm(
     return cast("tuple[Tensor, Tensor]", both)
 
 
+@no_type_check  # at run time: a check of shapes cannot be traced
 def geglu(x: Float[Tensor, "L D"]) -> Float[Tensor, "L C"]:
     """The first half of each row times GELU (with erf) of the second: D = 2 C."""
     return cast(Tensor, _OPS.geglu(x.contiguous()))
 
 
+@no_type_check  # at run time: a check of shapes cannot be traced
 def add_lerp(start: Tensor, x: Tensor, y: Tensor, share: Float[Tensor, ""]) -> Tensor:
     """From `start` a share of the way to x + y, all of one shape."""
     return cast(Tensor, _OPS.add_lerp(start.contiguous(), x.contiguous(), y.contiguous(), share))
 
 
+@no_type_check  # at run time: a check of shapes cannot be traced
 def temporal_attention(projected: Float[Tensor, "B T L D"], heads: int) -> Float[Tensor, "B T L C"]:
     """Self-attention over T of each of L pixels, from stacked queries, keys and values: D = 3 C."""
     return cast(Tensor, _OPS.temporal_attention(projected.contiguous(), heads))
