@@ -150,7 +150,7 @@ async def test_what_is_wrong_with_a_request_has_its_own_error(connect: Connect, 
 
 
 async def test_a_body_beyond_the_limit_is_answered_though_it_is_not_read(connect: Connect, tmp_path: Path) -> None:
-    async with listening(tmp_path, max_body_bytes=100_000) as app, connect(app.address) as client:
+    async with listening(tmp_path, max_form_bytes=100_000) as app, connect(app.address) as client:
         await refused(client.submit(bytes(8_000_000)), stillmotion.TooLarge, 413, "body_too_large")
         assert (await client.generate(picture(), interval=0.01)).status == "completed"
 

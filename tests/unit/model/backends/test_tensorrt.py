@@ -56,7 +56,9 @@ def test_a_checkpoint_has_no_engines(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="export it with --backend"):
         backend_for(entry, "tensorrt")
     assert backend_for(entry, "auto") == "torch"
-    assert backend_for(dataclasses.replace(entry, exported=True), "auto") == "onnxruntime"
+    for exported_for, backend in {"onnx": "onnxruntime", "openvino": "openvino"}.items():
+        dataclasses.replace(MANIFEST, backend=exported_for).write(tmp_path)
+        assert backend_for(dataclasses.replace(entry, exported=True), "auto") == backend
 
 
 class Context:
