@@ -1,10 +1,11 @@
 """Screenshots of the playground's views, desktop and phone, in the light and the dark theme.
 
-    python -m benchmarks.screenshots [--out docs/assets/playground] [--png FOLDER] [--only form result ...]
+    python -m benchmarks.screenshots [--out docs/assets/playground] [--png FOLDER] [--only form result ...] [--axe]
 
 Serves the shipped checkpoints on a free port from a temporary folder, makes a few videos, and writes
 VIEW-SIZE-THEME.webp, each below 150 KB; `--png` writes the same pictures as PNG too. Needs Chromium and playwright
-(`make browser`, extra [dev]). Takes minutes on two cores: nine videos are sampled.
+(`make browser`, extra [dev]). `--axe` also runs axe on every view, prints its serious findings, and ends with 1 if
+there are some. Takes minutes on two cores: nine videos are sampled.
 """
 
 from __future__ import annotations
@@ -199,10 +200,12 @@ class Album:
         out: where the WebP files go.
         png: where the same go as PNG, if anywhere.
         only: views to take; empty for all.
+        axe: runs on every view, if given.
     """
 
-    def __init__(self, browser: Any, out: Path, png: Path | None, only: list[str]) -> None:
-        self.browser, self.out, self.png, self.only = browser, out, png, only
+    def __init__(self, browser: Any, out: Path, png: Path | None, only: list[str], axe: Any = None) -> None:
+        self.browser, self.out, self.png, self.only, self.axe = browser, out, png, only, axe
+        self.views, self.findings = 0, list[str]()
         for folder in filter(None, (out, png)):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -210,7 +213,11 @@ class Album:
         """The views in each size and theme."""
         for size, (width, height) in SIZES.items():
             for theme in THEMES:
-                context = self.browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
+                context = self.browser.new_context(
+                    viewport={"width": width, "height": height},
+                    color_scheme=theme,
+                    bypass_csp=self.axe is not None,  # axe is a script of none of our files
+                )
                 context.set_default_timeout(PATIENCE_MS)
                 page = context.new_page()
                 views(page, lambda view, page=page, name=f"{size}-{theme}": self.take(page, view, name))  # type: ignore[misc]
@@ -229,6 +236,15 @@ class Album:
         if self.png:
             picture.save(self.png / f"{view}-{name}.png")
         print(f"{path}: {path.stat().st_size:,} bytes", flush=True)
+        if self.axe:
+            self.check(page, f"{view}-{name}")
+
+    def check(self, page: Any, name: str) -> None:
+        """Serious findings of axe in what is to be seen now."""
+        self.views += 1
+        for one in self.axe.run(page).response["violations"]:
+            if one["impact"] in {"serious", "critical"}:
+                self.findings.append(f"{name}: {one['id']}: {one['nodes'][0]['html'][:200]}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -239,6 +255,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "assets" / "playground")
     parser.add_argument("--png", type=Path)
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--axe", action="store_true")
     options = parser.parse_args(argv)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as name, serving(Path(name)) as url, sync_playwright() as playwright:
@@ -246,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
         page = browser.new_page()
         page.set_default_timeout(PATIENCE_MS)
         links = make_videos(page, url)
-        album = Album(browser, options.out, options.png, options.only)
+        album = Album(browser, options.out, options.png, options.only, axe_runner() if options.axe else None)
         album.each(lambda page, take: form_views(page, url, take))
         album.each(lambda page, take: job_views(page, links, take))
         running = start_long_job(page, url)
@@ -256,6 +273,17 @@ def main(argv: list[str] | None = None) -> None:
         time.sleep(3)  # a running service notices keys within two seconds
         album.each(lambda page, take: key_views(page, url, key, take))
         browser.close()
+    if options.axe:
+        print(*album.findings, f"axe: {album.views} views, {len(album.findings)} serious findings", sep="\n")
+        if album.findings:
+            raise SystemExit(1)
+
+
+def axe_runner() -> Any:
+    """axe-core for pages of playwright (extra [dev])."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    return Axe()
 
 
 if __name__ == "__main__":
