@@ -33,7 +33,7 @@ def to_a_device(weight, device, dtype):
 device, dtype = sys.argv[2], getattr(torch, sys.argv[3])
 if device == "meta":
     weights._placed = to_a_device
-weights.empty_network(CLIPVisionModelWithProjection, Path(sys.argv[1]))  # what is imported at the first use is no weight
+weights.empty_network(CLIPVisionModelWithProjection, Path(sys.argv[1]))  # imports what the first use does
 Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
 before = memory("VmRSS")
 network = weights.load_network(
