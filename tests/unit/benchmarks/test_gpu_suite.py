@@ -62,8 +62,8 @@ def test_what_was_not_measured_is_said_so_and_a_rehearsal_is_no_result(tmp_path:
         gpu_suite.write({"run": {"size": "tiny", "device": "cpu (x86_64)"}})
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.full  # a quarter of an hour of two cores, most of it for compiling the stage "curve"
+@pytest.mark.timeout(1800)
 @pytest.mark.filterwarnings("default")  # as for its users, to whom a deprecation in a library is no error
 def test_a_rehearsal_runs_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "figures.json"
