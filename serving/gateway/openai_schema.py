@@ -1,7 +1,7 @@
-"""OpenAI's video and model objects, and how their fields map to ours (docs/openai.md has the same as a table).
+"""OpenAI's video and model objects, and how a request's fields map to ours (docs/openai.md has the same as a table).
 
-`seconds` and `size` are wishes there, while a checkpoint makes clips of fixed lengths and of sizes near the one it was
-trained at: the nearest possible clip is made, and the answer says what that is.
+`seconds`, `num_frames` and `size` are wishes there, while a checkpoint makes clips of fixed lengths and of sizes near
+the one it was trained at: the nearest possible clip is made, and the answer says what that is.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from stillmotion.types import Job
+from pydantic import BaseModel, Field, ValidationError
+from stillmotion.types import REQUESTS, Job
 
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
 from model.interpolation import FACTOR
+from serving.gateway.errors import first_problem
+from serving.gateway.images import PictureFile
+from serving.gateway.openai_request import VideoForm
+from serving.gateway.submit import JobRequest
 
 
 class VideoError(BaseModel):
@@ -27,7 +31,7 @@ class VideoError(BaseModel):
 
 
 class Video(BaseModel):
-    """A generation."""
+    """A generation: OpenAI's fields, then those that other servers answer with besides."""
 
     id: str
     object: Literal["video"] = "video"
@@ -43,7 +47,21 @@ class Video(BaseModel):
     remixed_from_video_id: None = None
     error: VideoError | None = None
     warnings: list[str] = Field(
-        default_factory=list[str], description="prompt_unused: the model's task takes no text; it was only recorded"
+        default_factory=list[str],
+        description="prompt_unused: the model's task takes no text, it was only recorded; size_changed, "
+        "num_frames_changed: what was wished is not what the model makes",
+    )
+    quality: Literal["standard"] = "standard"
+    num_frames: int = Field(description="of what is made")
+    fps: int = Field(description="at which it plays")
+    seed: int
+    num_inference_steps: int
+    media_type: Literal["video/mp4"] = "video/mp4"
+    url: str | None = Field(None, description="where the file is, once it is completed")
+    file_name: str | None = Field(None, description="of the file, once it is completed")
+    inference_time_s: float | None = Field(None, description="from the begin of the work to its end")
+    stage_durations: dict[str, float] = Field(
+        default_factory=dict[str, float], description="seconds in each phase, once it is completed"
     )
 
 
@@ -81,27 +99,15 @@ class Models(BaseModel):
     data: list[Model]
 
 
-class ImageReference(BaseModel):
-    """A picture by URL: `data:` always, others where the operator allows URLs."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    image_url: str = Field(max_length=40_000_000)
-
-
-class VideoForm(BaseModel):
-    """The fields of POST /v1/videos besides a picture's file."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    prompt: str = Field(min_length=1, max_length=32_000, description="what is to be seen; recorded where unused")
-    model: str | None = Field(None, description="which checkpoint; GET /v1/models lists them")
-    seconds: str | None = Field(None, max_length=20, description="the nearest length the checkpoint makes is made")
-    size: str | None = Field(None, max_length=20, description="WIDTHxHEIGHT: the nearest the checkpoint makes is made")
-
-
 PROMPT_KEY: Final = "openai.prompt"
-"""Under which label the prompt lies in a job's metadata."""
+"""Under which label the prompt lies in a job's metadata, where the task takes none."""
+_USER_KEY: Final = "openai.user"
+_SIZE_KEY: Final = "openai.size"
+_FRAMES_KEY: Final = "openai.num_frames"
+_MAX_LABEL: Final = 2000
+"""Characters recorded of a prompt that the task does not use: it is written with every event of the job."""
+_INTERPOLATION_EXP: Final = 2
+"""Four times the frames, as the exponent of two."""
 _SIZE: Final = re.compile(r"(\d{1,5})x(\d{1,5})\Z")
 _SECONDS: Final = re.compile(r"\d{1,3}(\.\d{1,3})?\Z")
 _STATUSES: Final[dict[str, Literal["queued", "in_progress", "completed", "failed"]]] = {
@@ -112,14 +118,108 @@ _STATUSES: Final[dict[str, Literal["queued", "in_progress", "completed", "failed
     "cancelled": "failed",
     "expired": "failed",
 }
+_WARNINGS: Final = {PROMPT_KEY: "prompt_unused", _SIZE_KEY: "size_changed", _FRAMES_KEY: "num_frames_changed"}
 _ENDS: Final = {
     "cancelled": VideoError(code="cancelled", message="the job was cancelled"),
     "expired": VideoError(code="expired", message="the job did not begin in time, or its files were removed"),
 }
 
 
-def frames_for(entry: ModelEntry, seconds: str | None) -> int | None:
-    """The frame count nearest to `seconds` at the checkpoint's own fps; None for its default.
+def job_request(entry: ModelEntry, form: VideoForm, picture: PictureFile | bytes | str | None) -> JobRequest:
+    """The job that a form orders of this checkpoint.
+
+    Raises:
+        InvalidRequest: a field that the checkpoint's task cannot heed, or a value that means nothing.
+    """
+    takes_prompt = "prompt" in entry.task.settings
+    settings, labels = _clip(entry, form)
+    if takes_prompt:
+        settings["prompt"] = form.prompt
+    else:
+        labels[PROMPT_KEY] = form.prompt[:_MAX_LABEL]
+    if form.user is not None:
+        labels[_USER_KEY] = form.user
+    settings |= {"seed": form.seed, "num_inference_steps": form.num_inference_steps} | _guidance(entry, form)
+    if form.lora is not None:
+        settings |= {"lora": form.lora.name, "lora_scale": form.lora.scale}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    settings |= _extra(entry, form, settings)
+    return JobRequest(
+        task=entry.task.name,
+        model=entry.name,
+        settings=settings,
+        pictures=() if picture is None else (picture,),
+        body=form.model_dump(mode="json"),
+        metadata=labels,
+        interpolate=_interpolate(form),
+    )
+
+
+def _clip(entry: ModelEntry, form: VideoForm) -> tuple[dict[str, Any], dict[str, str]]:
+    """Frames, rate and size of the clip that is made, and the wishes that are not met."""
+    settings: dict[str, Any] = {"fps": form.wished("fps")}
+    labels: dict[str, str] = {}
+    wished = form.wished("num_frames")
+    if wished is None:
+        settings["num_frames"] = frames_for(entry, form.seconds, settings["fps"])
+    else:
+        settings["num_frames"] = _nearest_count(entry, wished)
+        if settings["num_frames"] != wished:
+            labels[_FRAMES_KEY] = str(wished)
+    size = size_for(entry, form.wished_size)
+    if size is not None:
+        settings["width"], settings["height"] = size
+        if form.wished_size != f"{size[0]}x{size[1]}":
+            labels[_SIZE_KEY] = form.wished_size or ""
+    return settings, labels
+
+
+def _guidance(entry: ModelEntry, form: VideoForm) -> dict[str, float]:
+    """`guidance_scale` is the largest along the frames; the smallest is at most that."""
+    if form.guidance_scale is None:
+        return {}
+    scale = form.guidance_scale
+    if "min_guidance_scale" not in entry.task.settings:
+        return {"max_guidance_scale": scale}
+    return {"max_guidance_scale": scale, "min_guidance_scale": min(scale, float(entry.defaults["min_guidance_scale"]))}
+
+
+def _interpolate(form: VideoForm) -> bool:
+    exponent = form.frame_interpolation_exp
+    if form.enable_frame_interpolation and exponent not in (None, _INTERPOLATION_EXP):
+        raise InvalidRequest(
+            f"frame_interpolation_exp must be {_INTERPOLATION_EXP}: the frames between are made three at a time, for "
+            f"{FACTOR} times the rate",
+            param="frame_interpolation_exp",
+        )
+    return form.enable_frame_interpolation
+
+
+def _extra(entry: ModelEntry, form: VideoForm, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The task's own settings in `extra_params`, checked as POST /generate/... checks them."""
+    extra = form.extra_params or {}
+    legal = sorted(entry.task.settings - {"prompt"})
+    for name in extra:
+        if name not in legal:
+            raise InvalidRequest(
+                f"{entry.task.name} has no setting {name[:100]!r}; extra_params takes {', '.join(legal)}",
+                code="unknown_field",
+                param=f"extra_params.{name[:100]}",
+            )
+        if name in settings:
+            raise InvalidRequest(f"{name} is given twice", code="duplicate_field", param=f"extra_params.{name}")
+    kind = REQUESTS[entry.task.name][0]
+    prompt = {"prompt": form.prompt} if "prompt" in entry.task.settings else {}
+    try:
+        checked = kind.model_validate({**prompt, **extra})
+    except ValidationError as error:
+        problem = first_problem(error, entry.task.name)
+        raise InvalidRequest(problem.message, code=problem.code, param=f"extra_params.{problem.param}") from error
+    return {name: getattr(checked, name) for name in extra}
+
+
+def frames_for(entry: ModelEntry, seconds: str | None, fps: int | None = None) -> int | None:
+    """The frame count nearest to `seconds` at `fps`, or the checkpoint's own; None for its default.
 
     Raises:
         InvalidRequest: not a positive number of seconds.
@@ -128,7 +228,10 @@ def frames_for(entry: ModelEntry, seconds: str | None) -> int | None:
         return None
     if not _SECONDS.match(seconds) or float(seconds) <= 0:
         raise InvalidRequest(f"seconds must be a positive number such as 4, not {seconds[:20]!r}", param="seconds")
-    wished = float(seconds) * float(entry.defaults["fps"])
+    return _nearest_count(entry, float(seconds) * float(fps or entry.defaults["fps"]))
+
+
+def _nearest_count(entry: ModelEntry, wished: float) -> int:
     return min(entry.num_frames, key=lambda count: (abs(count - wished), count))
 
 
@@ -156,12 +259,15 @@ def _rounded(side: float, unit: int, largest: int) -> int:
 
 
 def video(job: Job) -> Video:
-    """A job as OpenAI's clients read it."""
+    """A job as OpenAI's clients read it, and those of other servers."""
     params = job.params
+    frames, fps = _frames_and_fps(params)
     error = _ENDS.get(job.status)
     if job.error is not None:
         error = VideoError(code=job.error.code, message=job.error.message)
     prompt = job.metadata.get(PROMPT_KEY)
+    done = job.status == "completed"
+    took = job.started_at and job.completed_at and job.completed_at - job.started_at
     return Video(
         id=job.id,
         model=job.model,
@@ -171,16 +277,24 @@ def video(job: Job) -> Video:
         completed_at=None if job.completed_at is None else int(job.completed_at),
         expires_at=None if job.expires_at is None else int(job.expires_at),
         size=f"{params['width']}x{params['height']}",
-        seconds=_seconds(params),
+        seconds=f"{frames / fps:.3f}".rstrip("0").rstrip("."),
         prompt=params.get("prompt") or prompt,
         error=error,
-        warnings=[] if prompt is None else ["prompt_unused"],
+        warnings=[warning for key, warning in _WARNINGS.items() if key in job.metadata],
+        num_frames=frames,
+        fps=fps,
+        seed=job.seed,
+        num_inference_steps=params["num_inference_steps"],
+        url=f"/v1/videos/{job.id}/content" if done else None,
+        file_name=f"{job.id}.{params['output_format']}" if done else None,
+        inference_time_s=took if done else None,
+        stage_durations=job.timings,
     )
 
 
-def _seconds(params: Mapping[str, Any]) -> str:
-    """How long a job's clip plays; a chained one has more frames at a higher rate."""
+def _frames_and_fps(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Of a job's clip; a chained one has more frames at a higher rate."""
     frames, fps = params["num_frames"], params["fps"]
     if "interpolate" in params:
         frames, fps = FACTOR * (frames - 1) + 1, FACTOR * fps
-    return f"{frames / fps:.3f}".rstrip("0").rstrip(".")
+    return frames, fps

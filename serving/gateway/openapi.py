@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 from stillmotion.types import REQUESTS, BatchLine, BatchResult, ErrorResponse, JobEvent
 
 from model.tasks import TaskSpec, task
-from serving.gateway.openai_schema import ImageReference, VideoForm
+from serving.gateway.openai_request import URLENCODED, ImageReference, VideoForm
 
 _MEANINGS: Final[dict[int, str]] = {
     400: "The body cannot be parsed",
@@ -60,14 +60,34 @@ def _form_name(spec: TaskSpec) -> str:
 
 
 def video_body() -> dict[str, Any]:
-    """The request body of POST /v1/videos: as a form, or as JSON."""
-    both = VideoForm.model_json_schema(ref_template=_REF)
+    """The request body of POST /v1/videos: as a form, with parts or without, or as JSON."""
+    both = _inlined(VideoForm.model_json_schema())
+    url = {"type": "string", "description": "the picture's URL: data: always, others where the operator allows URLs"}
     picture = {"type": "string", "format": "binary", "description": "the picture; or input_reference[image_url]"}
-    form = {**both, "title": "VideoForm", "properties": {"input_reference": picture, **both["properties"]}}
-    reference = ImageReference.model_json_schema(ref_template=_REF)
-    body = {**both, "title": "VideoBody", "properties": {"input_reference": reference, **both["properties"]}}
-    content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": body}}
+    reference = ImageReference.model_json_schema()
+    elsewhere = {"image_reference": reference, "reference_url": url}
+    form = {"input_reference": picture, **elsewhere, **both["properties"]}
+    body = {"input_reference": {"anyOf": [reference, url]}, **elsewhere, **both["properties"]}
+    plain = {"input_reference": url, **elsewhere, **both["properties"]}
+    kinds = {"multipart/form-data": form, "application/json": body, URLENCODED: plain}
+    content = {kind: {"schema": {**both, "properties": fields}} for kind, fields in kinds.items()}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema with the models that it refers to in their places."""
+    models = schema.pop("$defs", {})
+
+    def put(value: Any) -> Any:
+        if isinstance(value, list):
+            return [put(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        name = str(value.get("$ref", "")).rpartition("/")[2]
+        return put(models[name]) if name in models else {key: put(item) for key, item in value.items()}
+
+    inlined: dict[str, Any] = put(schema)
+    return inlined
 
 
 def _schemas() -> dict[str, Any]:

@@ -1,140 +1,37 @@
 """The routes that OpenAI's stock clients call, under /v1: the same jobs in their words (docs/openai.md).
 
-POST /v1/videos is a multipart form, also where there is no file, as those clients send it; or the same as JSON.
+POST /v1/videos is a form, with parts or without, as the clients send it; or the same as JSON.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from fastapi import APIRouter, Header, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
-from stillmotion.types import Variant
+from stillmotion.types import Job, Variant
 
-from model.errors import InvalidRequest, UnreadableImage
+from model.errors import InvalidRequest
 from serving.background import run_in_thread
-from serving.gateway.auth import CallerDep, Submitter
-from serving.gateway.errors import Problem, first_problem
-from serving.gateway.images import PictureFile, room_for_uploads
-from serving.gateway.openai_schema import (
-    PROMPT_KEY,
-    ImageReference,
-    Model,
-    Models,
-    Video,
-    VideoDeleted,
-    VideoForm,
-    VideoList,
-    frames_for,
-    size_for,
-    video,
-)
+from serving.gateway.auth import CallerDep, IdempotencyKey, Submitter
+from serving.gateway.errors import Problem
+from serving.gateway.openai_request import VideoOrder, read_video_order
+from serving.gateway.openai_schema import Model, Models, Video, VideoDeleted, VideoList, job_request, video
 from serving.gateway.openapi import error_responses, video_body
-from serving.gateway.requests import JSON, MULTIPART, uploaded
-from serving.gateway.routes.content import CONTENT_RESPONSES, file_answer
+from serving.gateway.routes.content import CONTENT_RESPONSES, Conditions, file_answer
+from serving.gateway.routes.jobs import cancel_job
 from serving.gateway.services import Services, ServicesDep
 from serving.gateway.submit import JobRequest, submit
 from serving.jobs.dispatcher import QUEUE_TOPIC
-
-_PICTURE: Final = "input_reference"
-_URL: Final = "input_reference[image_url]"
-_MAX_PROMPT: Final = 2000
-"""Characters recorded of a prompt that the task does not use: it is written with every event of the job."""
-_MAX_FIELD_BYTES: Final = 30_000_000
-"""A picture may come as a data: URL in a field; the limit on the whole body holds besides."""
-
-
-@dataclass(frozen=True, slots=True)
-class VideoOrder:
-    """What a caller sent; the picture is its file, its URL, or absent."""
-
-    form: VideoForm
-    picture: PictureFile | bytes | str | None
-
-
-async def read_video_order(request: Request) -> VideoOrder:
-    """Read the body: the form that OpenAI's clients send, or the same as JSON.
-
-    Raises:
-        Problem: 415 for another content type, 400 for a body that cannot be parsed.
-        InvalidRequest: a field is unknown, missing or out of range; `param` names it.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    picture: PictureFile | bytes | str | None = None
-    if kind == MULTIPART:
-        values, picture = await _read_form(request)
-    elif kind == JSON:
-        values = _json_object(await request.body())
-    else:
-        raise Problem(415, "unsupported_media_type", f"send {MULTIPART} or {JSON}, not {kind or 'an untyped body'!r}")
-    reference = values.pop(_PICTURE, None)
-    if picture is None and reference is not None:
-        picture = _referenced(reference)
-    try:
-        return VideoOrder(VideoForm.model_validate(values), picture)
-    except ValidationError as error:
-        raise first_problem(error, "/v1/videos") from error
-
-
-async def _read_form(request: Request) -> tuple[dict[str, Any], PictureFile | None]:
-    values: dict[str, Any] = {}
-    picture: PictureFile | None = None
-    try:
-        with room_for_uploads():
-            form = await request.form(max_files=2, max_fields=32, max_part_size=_MAX_FIELD_BYTES)
-    except HTTPException as error:
-        raise Problem(400, "malformed_body", f"the multipart body cannot be read: {error.detail}") from error
-    for name, value in form.multi_items():
-        if name in values or (name == _PICTURE and picture is not None):
-            raise InvalidRequest(f"{name} is given twice", code="duplicate_field", param=name)
-        if name == _URL:
-            values[_PICTURE] = {"image_url": value}
-        elif not isinstance(value, UploadFile):
-            values[name] = value
-        elif name == _PICTURE:
-            picture = uploaded(value)
-        else:
-            raise InvalidRequest(f"{name} is not a file", code="unknown_field", param=name)
-    return values, picture
-
-
-def _json_object(body: bytes) -> dict[str, Any]:
-    from pydantic_core import from_json
-
-    try:
-        value = from_json(body)
-    except ValueError as error:
-        raise Problem(400, "malformed_body", f"the body is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise Problem(400, "malformed_body", "the body is no JSON object")
-    return value
-
-
-def _referenced(reference: Any) -> bytes | str:
-    try:
-        url = ImageReference.model_validate(reference).image_url
-    except ValidationError as error:
-        raise InvalidRequest(
-            "input_reference must be a file, or an object with image_url", code="invalid_value", param=_PICTURE
-        ) from error
-    if url[:5].lower() != "data:":  # a scheme has no case (RFC 3986, section 3.1)
-        return url
-    head, comma, data = url.partition(",")
-    if not comma or not head.lower().endswith(";base64"):
-        raise UnreadableImage("a data: URL must be base64: data:image/png;base64,...", param=_PICTURE)
-    try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise UnreadableImage(f"the data: URL is not plain base64 ({error})", param=_PICTURE) from error
-
+from serving.jobs.notifier import wait_notified
+from serving.keys import Caller
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
+_VIDEO_TYPES: Final = ("video/mp4", "video/webm", "image/gif")
+_LOOK_AGAIN_S: Final = 1.0
+"""How often, at least, a caller who waits is looked after."""
 _POLL: Final = {"openai-poll-after-ms": "500"}
 """How soon the stock client shall ask again; it waits a second by default."""
 _VARIANTS: Final[dict[str, Variant]] = {
@@ -164,6 +61,7 @@ class VideoContentQuery(BaseModel):
     variant: Literal["video", "thumbnail", "spritesheet", "manifest"] = Field(
         "video", description="spritesheet: a contact sheet of every frame"
     )
+    video_id: str | None = Field(None, description="the path's id once more, as LiteLLM's client sends it")
 
 
 @router.post(
@@ -176,18 +74,78 @@ async def create_video(
     request: Request,
     services: ServicesDep,
     caller: Submitter,
-    idempotency_key: Annotated[
-        str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, description="as elsewhere")
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
     """Make a video: of `input_reference` where there is one, else of the prompt alone."""
     services.check_accepting()
-    try:
-        job_request = _order(services, await read_video_order(request))
-        job, _ = await submit(services, caller, job_request, idempotency_key)
-    finally:
-        await request.close()
+    job, _ = await _submit(services, caller, request, idempotency_key)
     return JSONResponse(video(job).model_dump(mode="json"), 200, _POLL)
+
+
+@router.post(
+    "/videos/sync",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The finished video",
+            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in _VIDEO_TYPES},
+        },
+        **error_responses(400, 409, 413, 415, 429, 500, 503, 507),
+    },
+    openapi_extra=video_body(),
+)
+async def create_video_sync(
+    request: Request, services: ServicesDep, caller: Submitter, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Make a video, and answer with the file once it is done; who goes away before has the job cancelled.
+
+    `X-Video-Id` is the job's id, under which it remains to be found.
+    """
+    services.check_accepting()
+    job, is_new = await _submit(services, caller, request, idempotency_key)
+    job = await _until_terminal(services, caller, request, job, cancel=is_new)
+    if job.status != "completed":
+        raise _unfinished(job)
+    answer = await file_answer(services, caller, request, job.id, "video", Conditions())
+    answer.headers["X-Video-Id"] = job.id
+    return answer
+
+
+async def _submit(services: Services, caller: Caller, request: Request, key: str | None) -> tuple[Job, bool]:
+    try:
+        return await submit(services, caller, _order(services, await read_video_order(request)), key)
+    finally:
+        await request.close()  # and with it the picture's temporary file
+
+
+async def _until_terminal(services: Services, caller: Caller, request: Request, job: Job, *, cancel: bool) -> Job:
+    """The job once it has ended.
+
+    Args:
+        cancel: cancel it if the caller goes away.
+
+    Raises:
+        ClientDisconnect: the caller went away.
+    """
+    with services.notifier.subscribe(job.id) as notified:
+        while not job.is_terminal:
+            if await request.is_disconnected():
+                if cancel:
+                    await cancel_job(job.id, services, caller)
+                raise ClientDisconnect
+            notified.clear()
+            job = await run_in_thread(services.store.get, job.id, caller.owner)
+            if not job.is_terminal:
+                await wait_notified(notified, _LOOK_AGAIN_S)
+    return job
+
+
+def _unfinished(job: Job) -> Problem:
+    """Why there is no file: the job's own error, or that it was cancelled or expired meanwhile."""
+    headers = {"X-Video-Id": job.id}
+    if job.error is not None:
+        return Problem(500, job.error.code, job.error.message, headers=headers)
+    return Problem(409, job.status, f"the job was {job.status} before it was done", headers=headers)
 
 
 def _order(services: Services, order: VideoOrder) -> JobRequest:
@@ -199,22 +157,7 @@ def _order(services: Services, order: VideoOrder) -> JobRequest:
             code="missing_field",
             param="input_reference",
         )
-    entry = services.model(form.model, task)
-    settings: dict[str, Any] = {"num_frames": frames_for(entry, form.seconds)}
-    size = size_for(entry, form.size)
-    if size is not None:
-        settings["width"], settings["height"] = size
-    takes_prompt = "prompt" in entry.task.settings
-    if takes_prompt:
-        settings["prompt"] = form.prompt
-    return JobRequest(
-        task=task,
-        model=entry.name,
-        settings=settings,
-        pictures=() if order.picture is None else (order.picture,),
-        body=form.model_dump(mode="json"),
-        metadata={} if takes_prompt else {PROMPT_KEY: form.prompt[:_MAX_PROMPT]},
-    )
+    return job_request(services.model(form.model, task), form, order.picture)
 
 
 @router.get("/videos", responses=error_responses(404))
@@ -241,6 +184,8 @@ async def get_video_content(
     query: Annotated[VideoContentQuery, Query()],
 ) -> Response:
     """A file of a completed video."""
+    if query.video_id not in (None, video_id):
+        raise InvalidRequest("video_id is another one than the path's; leave it out", param="video_id")
     return await file_answer(services, caller, request, video_id, _VARIANTS[query.variant])
 
 
