@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Self
@@ -36,11 +37,11 @@ URLENCODED: Final = "application/x-www-form-urlencoded"
 _PICTURE: Final = "input_reference"
 _PICTURES: Final = (_PICTURE, "image_reference", "reference_url")
 """Where a picture may lie: OpenAI's field, vLLM-Omni's and SGLang's."""
-_URL: Final = "input_reference[image_url]"
 _MAX_FIELD_BYTES: Final = 30_000_000
 """A picture may come as a data: URL in a field; the limit on the whole body holds besides."""
 _OBJECTS: Final = frozenset({"image_reference", "video_params", "lora", "extra_params", "extra_body", "extra_json"})
-"""Fields that a form carries as JSON text."""
+"""Fields that a form carries as JSON text, or one by one: `extra_params[motion_bucket_id]`."""
+_NESTED: Final = re.compile(rf"({'|'.join(sorted(_OBJECTS | {_PICTURE}))})\[(\w{{1,100}})\]")
 _MERGED: Final = ("extra_body", "extra_json")
 """Objects whose fields stand for fields of the body itself (SGLang, FastVideo)."""
 
@@ -273,8 +274,9 @@ async def _read_form(request: Request) -> tuple[dict[str, Any], PictureFile | No
     for name, value in form.multi_items():
         if name in values or (name == _PICTURE and picture is not None):
             raise InvalidRequest(f"{name} is given twice", code="duplicate_field", param=name)
-        if name == _URL:
-            values[_PICTURE] = {"image_url": value}
+        nested = _NESTED.fullmatch(name)
+        if nested is not None and isinstance(value, str):
+            _put_nested(values, nested[1], nested[2], value)
         elif not isinstance(value, UploadFile):
             values[name] = _parse_object(name, value) if name in _OBJECTS and value else value
         elif name == _PICTURE:
@@ -282,6 +284,14 @@ async def _read_form(request: Request) -> tuple[dict[str, Any], PictureFile | No
         else:
             _refuse_file(name)
     return values, picture
+
+
+def _put_nested(values: dict[str, Any], outer: str, inner: str, value: str) -> None:
+    """A field of an object, as OpenAI's client writes it in a form: `extra_params[motion_bucket_id]`."""
+    fields = values.setdefault(outer, {})
+    if not isinstance(fields, dict) or inner in fields:
+        raise InvalidRequest(f"{outer}[{inner}] is given twice", code="duplicate_field", param=outer)
+    fields[inner] = value
 
 
 def _refuse_file(name: str) -> None:

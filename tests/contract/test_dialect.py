@@ -65,6 +65,11 @@ async def test_objects_in_a_form_are_json(tmp_path: Path) -> None:
         job = (await send(app, "parts", fields)).json()
         await app.until(job["id"], "completed")
         assert app.engine.requests[0].params.motion_bucket_id == 40
+        bracketed = {**FIELDS, "extra_params[motion_bucket_id]": "50", "video_params[fps]": "9"}
+        job = (await send(app, "parts", {name: text for name, text in bracketed.items() if name != "fps"})).json()
+        await app.until(job["id"], "completed")
+        params = app.engine.requests[1].params
+        assert (params.motion_bucket_id, params.fps) == (50, 9), "as OpenAI's client writes objects in a form"
         error = error_of(await send(app, "parts", {**FIELDS, "extra_params": "{"}))
         assert (error.code, error.param) == ("invalid_value", "extra_params")
 

@@ -29,7 +29,7 @@ from tests.support.fakes import ScriptedEngine
 SHELL = {"", "bash", "sh", "console", "indented"}
 DATA = {"text", "json", "toml", "python"}
 PLACEHOLDER = re.compile(r"^[\[<{(]?[A-Z][A-Z0-9_]+|\.\.\.|^\[")
-OUTSIDE = {"git", "cd", "mkdir", "npm", "uv", "export", "cp", "ln"}
+OUTSIDE = {"git", "cd", "mkdir", "npm", "uv", "export", "cp", "ln", "aiperf"}
 """Commands of other people's, of which nothing is checked."""
 
 
