@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from model.errors import InvalidRequest
@@ -122,6 +122,7 @@ def test_seconds_choose_the_nearest_frame_count(seconds: str, counts: list[int])
     assert frames_for(checkpoint, None) is None
 
 
+@example(32, 32)
 @given(st.integers(1, 99999), st.integers(1, 99999))
 def test_every_size_becomes_one_the_checkpoint_makes(width: int, height: int) -> None:
     checkpoint = entry()
@@ -129,8 +130,8 @@ def test_every_size_becomes_one_the_checkpoint_makes(width: int, height: int) ->
     assert made is not None
     params = checkpoint.resolve({"width": made[0], "height": made[1]}, 1)
     assert (params.width, params.height) == made
-    if 1 / 4 < width / height < 4:
-        assert abs(made[0] * made[1] / (96 * 64) - 1) < 0.7, "near the checkpoint's own area"
+    if made != (width, height) and 1 / 4 < width / height < 4:
+        assert abs(made[0] * made[1] / (96 * 64) - 1) < 0.7, "of that aspect, near the checkpoint's own area"
 
 
 @pytest.mark.parametrize("size", ["", "x", "12x", "0x10", "-1x5", "1e3x4", "100000x1", "64×64"])
