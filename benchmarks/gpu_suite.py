@@ -18,7 +18,6 @@ import argparse
 import fcntl
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -34,6 +33,7 @@ import torch
 
 from benchmarks import kernels as kernel_cases
 from benchmarks.entry import run_main
+from benchmarks.results import write_section
 from benchmarks.svd_xt import report
 from benchmarks.svd_xt.bench import Bench, relieve
 from benchmarks.svd_xt.parts import PARTS, ready
@@ -42,7 +42,6 @@ from model.denoiser import BackendOptions
 from model.optimized.kernels.block_ops import BlockOps
 from model.optimized.kernels.choice import seconds, trials
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
 BEGIN, END = "<!-- gpu_suite begin -->", "<!-- gpu_suite end -->"
 WORKERS = ("diffusers-compiled", "ours-compiled")
 REHEARSED = {"diffusers-compiled": "diffusers-eager", "ours-compiled": "ours"}
@@ -200,10 +199,10 @@ def profile(suite: Suite, _: Figures) -> Figures:
     for name, step in steps.items():
         with torch.no_grad():
             step()
-            with profiler(activities=activities) as seen:
+            with profiler(activities=activities) as profile:
                 step()
         order = "self_device_time_total" if cuda else "self_cpu_time_total"
-        events = sorted(seen.key_averages(), key=lambda event: -getattr(event, order))[:15]
+        events = sorted(profile.key_averages(), key=lambda event: -getattr(event, order))[:15]
         tables[name] = {event.key[:80]: getattr(event, order) / 1000 for event in events}
     return tables
 
@@ -398,11 +397,7 @@ def write(figures: Figures) -> None:
     run = figures.get("run", {})
     if run.get("size") != "svd-xt" or str(run.get("device", "cpu")).startswith("cpu"):
         raise SystemExit("RESULTS.md takes figures of a GPU at svd-xt's size only")
-    results, block = RESULTS.read_text(), f"{BEGIN}\n{section(figures)}\n{END}"
-    if BEGIN in results:
-        RESULTS.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: block, results, flags=re.DOTALL))
-    else:
-        RESULTS.write_text(results.rstrip() + "\n\n" + block + "\n")
+    write_section(BEGIN, END, section(figures))
 
 
 def main() -> None:

@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.entry import run_main
+from benchmarks.results import write_section
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
 BEGIN, END = "<!-- kernels: begin -->", "<!-- kernels: end -->"
 DTYPES = (torch.float16, torch.bfloat16)
 BOUNDS = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float32: 4e-6}
@@ -213,15 +211,6 @@ def compile_all(capability: int) -> list[str]:
     return lines
 
 
-def write(text: str) -> None:
-    """Put the table between its markers in RESULTS.md."""
-    results, block = RESULTS.read_text(), f"{BEGIN}\n{text}\n{END}"
-    if BEGIN in results:
-        RESULTS.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: block, results, flags=re.DOTALL))
-    else:
-        RESULTS.write_text(results.rstrip() + "\n\n" + block + "\n")
-
-
 def main() -> None:
     """Read the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -243,9 +232,11 @@ def main() -> None:
     print(text)
     if options.write:
         where = torch.cuda.get_device_name() if device.type == "cuda" else "a CPU, through Triton's interpreter"
-        write(
+        write_section(
+            BEGIN,
+            END,
             "## Triton kernels against float64\n\nWorst difference over the largest magnitude, with inputs already "
-            f"rounded to the dtype; on {where} (`python -m benchmarks.kernels --write`).\n\n{text}"
+            f"rounded to the dtype; on {where} (`python -m benchmarks.kernels --write`).\n\n{text}",
         )
 
 

@@ -10,7 +10,6 @@ docs/assets/policy-sim.png. All of it takes about a minute of one core.
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from benchmarks.policysim.measures import Measures, measure, pooled
 from benchmarks.policysim.report import Results, draw, main_table, scale_table
 from benchmarks.policysim.schedulers import SCHEDULERS
 from benchmarks.policysim.trace import make_trace
+from benchmarks.results import write_section
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "RESULTS.md"
 PICTURE = HERE.parent / "docs" / "assets" / "policy-sim.png"
 BEGIN, END = "<!-- policy_sim begin -->", "<!-- policy_sim end -->"
 
@@ -45,20 +44,15 @@ def write(results: Results) -> None:
     largest = max(results)
     section = "\n\n".join(
         (
-            BEGIN,
             (HERE / "policysim" / "section.md").read_text().strip(),
             f"At {largest:,} GPUs:",
             main_table(results[largest]),
             "By number of GPUs:",
             scale_table(results),
             "![slowdown over time, its distribution, and by number of GPUs](../docs/assets/policy-sim.png)",
-            END,
         )
     )
-    text = RESULTS.read_text() if RESULTS.exists() else "# Results\n\nEach section names the command that made it.\n"
-    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    text = pattern.sub(lambda _: section, text) if pattern.search(text) else f"{text.rstrip()}\n\n{section}\n"
-    RESULTS.write_text(text)
+    write_section(BEGIN, END, f"\n{section}\n")
     draw(results, PICTURE)
 
 

@@ -24,7 +24,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.entry import run_main
 from benchmarks.loopback_hub import LoopbackHub, Repository, serving
+from benchmarks.results import write_section
 from model.catalog import SIDECAR
 from model.checkpoint import save
 from model.encoders import build_conditioners
@@ -51,7 +51,6 @@ from model.unet import build_unet
 from model.vae import build_vae
 
 HERE: Final = Path(__file__).parent
-RESULTS: Final = HERE / "RESULTS.md"
 BEGIN, END = "<!-- published_layouts begin -->", "<!-- published_layouts end -->"
 STILL: Final = HERE.parent / "docs" / "assets" / "still.jpg"
 NETWORKS: Final = ("unet", "vae", "image_encoder")
@@ -284,16 +283,6 @@ def section(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_results(text: str) -> None:
-    """Put the section between its markers in RESULTS.md, or at its end."""
-    results, block = RESULTS.read_text(), f"{BEGIN}\n\n{text}\n{END}"
-    if BEGIN in results:
-        results = re.sub(f"{BEGIN}.*?{END}", lambda _: block, results, flags=re.DOTALL)
-    else:
-        results = f"{results.rstrip()}\n\n{block}\n"
-    RESULTS.write_text(results)
-
-
 def main() -> None:
     """Read the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -318,7 +307,7 @@ def main() -> None:
     text = section(rows)
     print(text)
     if options.write:
-        write_results(text)
+        write_section(BEGIN, END, f"\n{text}")
 
 
 if __name__ == "__main__":

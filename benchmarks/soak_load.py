@@ -282,7 +282,7 @@ class Load:
 
     async def count_doubles(self) -> None:
         """Look over the list of jobs now and then: a second one of the same number is a fault."""
-        seen: dict[str, str] = {}
+        first_ids: dict[str, str] = {}
         while not self.stopping:
             await asyncio.sleep(10)
             for key in self.server.keys:
@@ -294,11 +294,13 @@ class Load:
                         continue
                     for job in answer.json()["data"]:
                         number = job["metadata"].get("number", job["id"])
-                        if seen.setdefault(number, job["id"]) != job["id"]:
-                            self.ledger.faults.append(f"job {number} was made twice: {seen[number]} and {job['id']}")
+                        if first_ids.setdefault(number, job["id"]) != job["id"]:
+                            self.ledger.faults.append(
+                                f"job {number} was made twice: {first_ids[number]} and {job['id']}"
+                            )
 
     def check_webhooks(self) -> None:
-        """Every job with a good receiver told it of its end: at least once, and always by the same message."""
+        """Every job with a good receiver has sent its webhook: once or more often, and always the same message."""
         for job_id in self.ledger.expected_webhooks:
             messages = self.receivers.received.get(job_id, Counter())
             if len(messages) != 1:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import re
 import sys
 import time
 from datetime import UTC, datetime
@@ -28,11 +27,11 @@ sys.path[:0] = [path for path in (str(HERE.parent),) if path not in sys.path]
 import torch  # noqa: E402
 
 from benchmarks.entry import run_main  # noqa: E402
+from benchmarks.results import write_section  # noqa: E402
 from benchmarks.svd_xt.bench import Bench, relieve  # noqa: E402
 from benchmarks.svd_xt.parts import COMPILING, ON_GPU, PARTS  # noqa: E402
 from benchmarks.svd_xt.report import section, table  # noqa: E402
 
-RESULTS = HERE / "RESULTS.md"
 BEGIN, END = "<!-- svd_xt begin -->", "<!-- svd_xt end -->"
 
 
@@ -85,13 +84,7 @@ def about(bench: Bench) -> dict[str, Any]:
 
 def write(figures: dict[str, Any]) -> None:
     """Put the section between its markers in RESULTS.md."""
-    text = RESULTS.read_text()
-    block = f"{BEGIN}\n{section(figures)}\n{END}"
-    if BEGIN in text:
-        text = re.sub(f"{BEGIN}.*?{END}", lambda _: block, text, flags=re.DOTALL)
-    else:
-        text = text.rstrip() + "\n\n" + block + "\n"
-    RESULTS.write_text(text)
+    write_section(BEGIN, END, section(figures))
 
 
 def main() -> None:
