@@ -43,7 +43,7 @@ def training_items(data: Path, excluded: ExcludedClips | None = None) -> list[It
     """The dataset's training items.
 
     Args:
-        excluded: told of what cannot be read, which is then passed over.
+        excluded: records what cannot be read, which is then passed over.
 
     Raises:
         DataError: an item marked for training overlaps what is held out, or too much cannot be read.
@@ -85,7 +85,7 @@ def examples_of(
         network: what trains, as training.initial_weights builds it.
         data: the dataset folder.
         out: the folder of runs.
-        excluded: told of the clips that the run goes without.
+        excluded: records the clips that the run goes without.
 
     Raises:
         DataError: the folder is not of the kind of data this config trains on, too much of it cannot be read or none is
@@ -113,7 +113,7 @@ def camera_examples(
     Args:
         data: the dataset folder, whose photographs and film frames the camera moves over.
         out: the folder of runs.
-        excluded: told of the clips that the run goes without.
+        excluded: records the clips that the run goes without.
 
     Raises:
         DataError: the folder holds nothing to train on, too much of it cannot be read, or a motion that no clip can

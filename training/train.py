@@ -104,7 +104,7 @@ def build_objective(
     """The objective a config names, on its data, for the run in `folder`.
 
     Args:
-        excluded: told of the clips that the run goes without.
+        excluded: records the clips that the run goes without.
 
     Raises:
         InvalidRequest: the config wants several processes, and there is one; or one, and there are several.

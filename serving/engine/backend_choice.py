@@ -12,7 +12,7 @@ import importlib.util
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -133,11 +133,6 @@ def read_choice(folder: Path, settings: EngineSettings) -> BackendChoice | None:
         return BackendChoice(str(entry["backend"]), dict(entry["seconds"]), dict(entry["difference"]))
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def with_choice(settings: EngineSettings, choice: BackendChoice) -> EngineSettings:
-    """The settings with `auto` replaced by the choice."""
-    return replace(settings, backend=choice.backend)
 
 
 def _key(settings: EngineSettings) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -24,7 +25,7 @@ from model.sampling.row import Row
 from model.sampling.sampler import evaluate
 from model.shapes import chunk_sizes
 from model.vae import decode_chunk
-from serving.engine.backend_choice import at_hand, choose_backend, may_choose, read_choice, with_choice
+from serving.engine.backend_choice import at_hand, choose_backend, may_choose, read_choice
 from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.oom import free_cached_memory, is_out_of_memory, max_batch_size, release_traceback
 from serving.engine.profile import Profile, read_profile, write_profile
@@ -53,7 +54,9 @@ def load_fastest(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
         return model
     params = entry.resolve(dict(entry.task.sample_request), seed=0)
     choice = choose_backend(entry, settings, model.denoiser, _dummy_row(model, params))
-    return model if choice.backend == model.settings.backend else load_model(entry, with_choice(settings, choice))
+    if choice.backend == model.settings.backend:
+        return model
+    return load_model(entry, replace(settings, backend=choice.backend))
 
 
 def warm_up(model: LoadedModel) -> None:

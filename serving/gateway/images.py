@@ -16,7 +16,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, Final, Literal
 
@@ -152,12 +152,11 @@ class Fetcher:
         async with client, client.stream("GET", url, headers=headers) as answer:
             if answer.status_code != 200:
                 raise self._unreachable(f"it answers {answer.status_code}")
-            file: BinaryIO = tempfile.SpooledTemporaryFile(max_size=SPOOLED_BYTES)  # type: ignore[assignment]  # noqa: SIM115
-            try:
+            with ExitStack() as unless_whole:
+                file: BinaryIO = tempfile.SpooledTemporaryFile(max_size=SPOOLED_BYTES)  # type: ignore[assignment]  # noqa: SIM115
+                unless_whole.callback(file.close)
                 await self._receive(answer, file)
-            except BaseException:
-                file.close()
-                raise
+                unless_whole.pop_all()  # the caller closes it
             return PictureFile(file, file.tell())
 
     async def _receive(self, answer: httpx2.Response, file: BinaryIO) -> None:

@@ -14,7 +14,7 @@ class ExcludedClips:
     """The clips of a run's dataset that it goes without.
 
     Args:
-        report: told of each, as (what, 0, 0).
+        report: called for each, with (what, 0, 0).
         most: share of the clips that may be unreadable.
     """
 

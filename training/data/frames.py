@@ -88,7 +88,7 @@ def load_sized(
 
     Args:
         size_of: an item's size; may raise what broken files make one raise.
-        excluded: told of them; one that allows a tenth is made where it is left out.
+        excluded: records them; one that allows a tenth is made if it is None.
 
     Raises:
         DataError: more than `excluded` allows are; the message counts and names them.

@@ -137,7 +137,7 @@ def load_orbits(folder: Path, split: str, excluded: ExcludedClips | None = None,
     """The orbits of a split, each checked against its hash.
 
     Args:
-        excluded: told of orbits that cannot be read, which are then passed over.
+        excluded: records orbits that cannot be read, which are then passed over.
         side: of the views, pixels; they are averaged down to it.
 
     Raises:

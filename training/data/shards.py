@@ -75,7 +75,7 @@ def members(folder: Path, excluded: ExcludedClips | None = None) -> Iterator[Mem
     """The clips of a curated dataset, in the order of their ids.
 
     Args:
-        excluded: told of shards and clips that cannot be read, which are then passed over.
+        excluded: records shards and clips that cannot be read, which are then passed over.
 
     Raises:
         DataError: nobody is to be told, and a shard is missing, not the one that the manifest names, or broken.
@@ -88,7 +88,7 @@ def members(folder: Path, excluded: ExcludedClips | None = None) -> Iterator[Mem
                 if isinstance(fields, dict):
                     yield Member(file, fields)
                 elif excluded is None:
-                    raise DataError(f"{file} is told of by no valid JSON; run `stillmotion curate` again")
+                    raise DataError(f"{file} has no valid JSON beside it; run `stillmotion curate` again")
                 else:
                     excluded.cannot_read(file, "its JSON is broken", unseen=True)
             if count < shard["clips"]:  # tarfile takes a tar that is cut short for one that ends there

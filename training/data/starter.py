@@ -212,7 +212,7 @@ def load_items(folder: Path, excluded: ExcludedClips | None = None) -> list[Item
     """The items of a prepared dataset folder, the starter dataset's or a curated one's.
 
     Args:
-        excluded: told of a curated dataset's shards and clips that cannot be read, which are then passed over.
+        excluded: records a curated dataset's shards and clips that cannot be read, which are then passed over.
 
     Raises:
         DataError: not a dataset folder, or items.jsonl is not the one its manifest names; or a shard is not, or a clip
@@ -237,6 +237,6 @@ def _clip_item(member: Member, excluded: ExcludedClips | None) -> Item | None:
         return Item(*shot, dict(fields.get("captions", {})))
     except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
         if excluded is None:
-            raise DataError(f"{member.file} is told of incompletely ({error!r})") from error
+            raise DataError(f"{member.file} has an incomplete description ({error!r})") from error
         excluded.cannot_read(member.file, f"its JSON is incomplete: {error!r}", unseen=True)
         return None

@@ -73,7 +73,7 @@ PROTOCOL = (
 
 
 def conditioning_of(maker: ClipMaker, one: GenerationRequest) -> Conditioning:
-    """What the network is told of a request."""
+    """The conditioning of a request."""
     checkpoint, params = maker.checkpoint, maker.params_of(one)
     latent = params.shape.latent(checkpoint.latent_channels)
     noise = draw_noise(params.seed, checkpoint.entry.task, params.shape, latent)

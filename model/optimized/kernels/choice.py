@@ -5,6 +5,7 @@ Legend: B clips, T frames, N pixels, C channels of the first level.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -26,6 +27,8 @@ from model.optimized.kernels.block_ops import (
     BlockOps,
 )
 from model.optimized.rewrites import relative_difference
+
+logger = logging.getLogger(__name__)
 
 AUTO, NONE = "auto", "none"
 ROUNDS = 5
@@ -89,8 +92,8 @@ def _faster(clip: tuple[int, int, int], heads: int, device: torch.device, dtype:
         try:
             if _is_faster(name, run, device):
                 chosen.append(name)
-        except _refusals():
-            continue
+        except _refusals() as error:
+            logger.warning("the kernel %s is not used here: %s", name, error)
     return chosen
 
 

@@ -39,7 +39,7 @@ def condition_on_first_frame(
     """A stretch of a clip, conditioned on its first frame.
 
     Args:
-        told: fps - 1, and the motion bucket.
+        fps_and_bucket: fps - 1, and the motion bucket.
         dropout: share of conditions that are zeroed.
     """
     noise = lognormal(data.noise_aug_log_mean, data.noise_aug_log_std, draw)
