@@ -244,6 +244,7 @@ class Deliverer(Periodic):
         self._slots = DeliverySlots(limits)
         self._limited = False
         self._deliveries: set[asyncio.Task[None]] = set()
+        self._starting = asyncio.Lock()
 
     async def stop(self) -> None:
         """Stop; what is on its way is tried again at the next start."""
@@ -264,23 +265,24 @@ class Deliverer(Periodic):
 
     async def _start_due(self) -> int:
         """Begin to deliver what is due and within the limits; how many messages that are."""
-        busy = self._slots.busy_receivers(), self._slots.busy_owners()
-        due = await run_in_thread(self._outbox.due, *busy)
-        starting = {one.id: one for one in due if self._slots.acquire(one)}
-        self._limited = len(starting) < len(due) or any(busy)
-        try:
-            messages = await run_in_thread(self._outbox.claim, list(starting))
-        except BaseException:
-            for one in starting.values():
+        async with self._starting:  # what another call has claimed is among the deliveries when this one begins
+            busy = self._slots.busy_receivers(), self._slots.busy_owners()
+            due = await run_in_thread(self._outbox.due, *busy)
+            starting = {one.id: one for one in due if self._slots.acquire(one)}
+            self._limited = len(starting) < len(due) or any(busy)
+            try:
+                messages = await run_in_thread(self._outbox.claim, list(starting))
+            except BaseException:
+                for one in starting.values():
+                    self._slots.release(one)
+                raise
+            for message in messages:
+                task = asyncio.create_task(self._deliver(message, starting.pop(message.id)), name=message.id)
+                self._deliveries.add(task)
+                task.add_done_callback(self._deliveries.discard)
+            for one in starting.values():  # claimed by another server in the meantime
                 self._slots.release(one)
-            raise
-        for message in messages:
-            task = asyncio.create_task(self._deliver(message, starting.pop(message.id)), name=message.id)
-            self._deliveries.add(task)
-            task.add_done_callback(self._deliveries.discard)
-        for one in starting.values():  # claimed by another server in the meantime
-            self._slots.release(one)
-        return len(messages)
+            return len(messages)
 
     async def _deliver(self, message: Message, due: DueMessage) -> None:
         try:
