@@ -19,9 +19,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from model.errors import CheckpointError
+from model.memory.malloc import trim_freed_memory
 from model.sources.layout import INCOMPLETE, ComponentFiles, component_files, read_header
 
 _SHOWN: Final = 5
+_TRIM_EVERY: Final = 16 * 2**20
+"""Bytes after which what conversions freed goes back to the kernel: glibc reuses holes of one size badly."""
 Network = TypeVar("Network")
 _UNUSED: Final = ("position_ids",)
 """Ends of names that older versions of transformers wrote, and that are no weights."""
@@ -40,6 +43,7 @@ def load_network(kind: type[Any], files: ComponentFiles, device: torch.device | 
     wanted: Mapping[str, Tensor] = network.state_dict()
     found: dict[str, Tensor] = {}
     strangers: list[str] = []
+    untrimmed = 0
     for file in files.files:
         read_header(file)
         try:
@@ -49,7 +53,10 @@ def load_network(kind: type[Any], files: ComponentFiles, device: torch.device | 
                     if name is None:
                         strangers += [] if key.endswith(_UNUSED) else [key]
                         continue
-                    found[name] = _placed(opened.get_tensor(key), device, dtype)
+                    found[name] = placed = _placed(opened.get_tensor(key), device, dtype)
+                    if placed.device.type != "cpu" and (untrimmed := untrimmed + placed.nbytes) >= _TRIM_EVERY:
+                        untrimmed = 0
+                        trim_freed_memory()
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}; {INCOMPLETE}", param="model") from error
     _check(files.folder, wanted, found, strangers)
