@@ -111,15 +111,17 @@ BACKENDS: dict[str, Callable[[Checkpoint, CpuThreads, BackendOptions], Denoiser]
 def _openvino_decoder(checkpoint: Checkpoint, cores: CpuThreads, device: str) -> None:
     from model.backends.exported_networks import replace_decoder
     from model.backends.onnx_export import decoder_file
-    from model.backends.openvino import OpenVinoGraph, openvino_device, require_openvino
+    from model.backends.openvino import CPU, OpenVinoGraph, openvino_device, require_openvino
 
     require_openvino()
+    if openvino_device(device) == CPU:
+        return  # torch's fused blocks decode in 0.7 of the graph's time there (benchmarks/backends.py)
     graph = OpenVinoGraph(decoder_file(checkpoint), openvino_device(device), cores)
     replace_decoder(checkpoint.vae, graph)
 
 
 DECODERS: dict[str, Callable[[Checkpoint, CpuThreads, str], None]] = {"openvino": _openvino_decoder}
-"""Backends that decode too, where a checkpoint's weights are loaded; beside the others torch decodes."""
+"""Backends that decode too on devices of their own, where a checkpoint's weights are loaded; else torch decodes."""
 
 
 def place_decoder(backend: str, checkpoint: Checkpoint, cores: CpuThreads, device: str) -> None:

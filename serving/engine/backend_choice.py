@@ -34,7 +34,7 @@ from serving.engine.settings import EngineSettings
 logger = logging.getLogger(__name__)
 
 GRAPH_BACKENDS: Final[Mapping[str, tuple[str, ...]]] = {
-    "openvino": ("unet", "vae_decoder"),
+    "openvino": ("unet",),
     "onnxruntime": ("unet",),
 }
 """Backends that run cached graphs on a CPU, called as their packages are, and the graphs of each."""

@@ -22,12 +22,16 @@ from PIL import Image
 from export.parity import ParityError, Tolerance, psnr
 from export.pipeline import Backend, ExportOptions, export_model
 from export.repository import installed
-from model.backends.onnx_export import cached_graphs
+from model.backends.exported_networks import replace_decoder
+from model.backends.onnx_export import cached_graphs, decoder_file
+from model.backends.openvino import OpenVinoGraph
 from model.backends.registry import backend_for
 from model.catalog import ModelEntry
 from model.checkpoint import load
+from model.denoiser import CpuThreads
 from model.errors import CheckpointError, InvalidRequest
 from model.export_manifest import read_manifest
+from model.optimized.rewrites import relative_difference
 from model.presets import NoiseRange, Preset, UNetSize, VAESize, preset
 from model.sources.source import find
 from model.tasks import TASKS
@@ -178,10 +182,19 @@ def test_a_checkpoint_samples_and_decodes_in_openvino_as_in_torch(
     entry = build_random(tmp_path / "checkpoint", SPECK, TASKS["image-to-video"])
     frames = frames_of(entry)
     model = load_model(entry, dataclasses.replace(ON_CPU, backend="openvino", threads=2))
-    weights = [*model.checkpoint.unet.parameters(), *model.checkpoint.vae.decoder.parameters()]
-    assert sum(weight.numel() for weight in weights) == 0  # the graphs hold them
+    assert sum(weight.numel() for weight in model.checkpoint.unet.parameters()) == 0  # the graph holds them
     params = entry.resolve({"num_inference_steps": 3}, seed=3)
     assert psnr(generate(model, params, (png(0),)).frames, frames) >= 50.0
+    assert cached_graphs(entry, torch.float32) == ("unet",)  # torch decodes on a CPU
+
+    vae = load(entry).vae
+    latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = vae.decode(latents, num_frames=2).sample
+        replace_decoder(vae, OpenVinoGraph(decoder_file(load(entry)), "CPU", CpuThreads(2)))
+        decoded = vae.decode(latents, num_frames=2).sample
+    assert sum(weight.numel() for weight in vae.decoder.parameters()) == 0
+    assert relative_difference(decoded, expected) < 1e-4
     assert cached_graphs(entry, torch.float32) == ("unet", "vae_decoder")
 
 
