@@ -24,7 +24,7 @@ from model.errors import StillmotionError
 from serving.jobs.database import Database
 from serving.keys import KeyStore
 
-KEPT_S: Final = 120.0
+KEPT_S: Final = 360.0
 """Seconds until an ended job is removed: the store has a size at which it stays."""
 _START_S: Final = 1200.0
 """Seconds until it must be ready: a machine may be busy with other work."""
