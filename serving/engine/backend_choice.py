@@ -42,15 +42,20 @@ TOLERANCE: Final = 1e-5
 """Of float32: largest difference from torch over the largest magnitude of one evaluation."""
 WORTHWHILE: Final = 0.95
 """Of torch's seconds, at most: a gain within the noise of the measurement is none."""
+PROCESSOR: Final = 1.1
+"""Of torch's processor seconds, at most. Other work on the machine disturbs these less than seconds by the clock, and
+whoever shares the machine pays them."""
 RUNS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class BackendChoice:
-    """What `auto` takes, and why: seconds of one evaluation and the difference from torch, by backend."""
+    """What `auto` takes, and why, by backend: seconds of one evaluation by the clock and of a processor (of all cores),
+    and the difference from torch."""
 
     backend: str
     seconds: Mapping[str, float]
+    processor_seconds: Mapping[str, float]
     difference: Mapping[str, float]
 
 
@@ -112,25 +117,36 @@ def choose_backend(entry: ModelEntry, settings: EngineSettings, torch_denoiser: 
 def compare(denoisers: Mapping[str, Denoiser], call: Callable[[Denoiser], torch.Tensor]) -> BackendChoice:
     """The fastest denoiser that is equal to the first. They take turns, so that a machine that slows down slows all."""
     reference, *_ = denoisers
-    seconds = dict.fromkeys(denoisers, float("inf"))
+    seconds, processor = (dict.fromkeys(denoisers, float("inf")) for _ in range(2))
     outputs: dict[str, torch.Tensor] = {}
     for _ in range(RUNS):
         for name, denoiser in denoisers.items():
-            started = time.perf_counter()
+            started, started_cpu = time.perf_counter(), time.process_time()
             outputs[name] = call(denoiser)
+            processor[name] = min(processor[name], time.process_time() - started_cpu)
             seconds[name] = min(seconds[name], time.perf_counter() - started)
     difference = {name: relative_difference(output, outputs[reference]) for name, output in outputs.items()}
-    equal = [name for name in denoisers if difference[name] <= TOLERANCE]
-    fastest = min(equal, key=seconds.__getitem__)
-    worthwhile = seconds[fastest] <= WORTHWHILE * seconds[reference]
-    return BackendChoice(fastest if worthwhile else reference, seconds, difference)
+    eligible = [
+        name
+        for name in denoisers
+        if difference[name] <= TOLERANCE
+        and seconds[name] <= WORTHWHILE * seconds[reference]
+        and processor[name] <= PROCESSOR * processor[reference]
+    ]
+    fastest = min(eligible, key=seconds.__getitem__, default=reference)
+    return BackendChoice(fastest, seconds, processor, difference)
 
 
 def read_choice(folder: Path, settings: EngineSettings) -> BackendChoice | None:
     """The choice stored beside a checkpoint for this machine; None where there is none that can be read."""
     entry: Any = read_entry(folder, _key(settings))
     try:
-        return BackendChoice(str(entry["backend"]), dict(entry["seconds"]), dict(entry["difference"]))
+        return BackendChoice(
+            str(entry["backend"]),
+            dict(entry["seconds"]),
+            dict(entry["processor_seconds"]),
+            dict(entry["difference"]),
+        )
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -195,8 +195,9 @@ async function startExample(pictures, params) {
 }
 
 function refuse(error) {
-  if (error instanceof ApiError && error.status === 401) $("access").open = true;
-  complain(error instanceof TypeError ? "The server does not answer." : error.message, error.param);
+  if (error.status === 401) $("access").open = true;
+  const words = error instanceof TypeError ? "The server does not answer." : error.message;
+  complain(error.status === 401 ? "This service needs an API key: enter yours above." : words, error.param);
   if (!$("running").hidden) show("empty");
 }
 

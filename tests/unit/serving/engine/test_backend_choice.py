@@ -33,13 +33,17 @@ def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelEntry:
 
 
 class Clock:
-    """Stands for time.perf_counter; a call of a Stub takes its seconds."""
+    """Stands for the module time; a call of a Stub takes its seconds."""
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.processor = 0.0
 
     def perf_counter(self) -> float:
         return self.now
+
+    def process_time(self) -> float:
+        return self.processor
 
 
 @dataclasses.dataclass
@@ -49,9 +53,11 @@ class Stub:
     clock: Clock
     seconds: list[float]
     error: float = 0.0
+    processor: float = 1.0
 
     def __call__(self, inputs: DenoiserInputs) -> Tensor:
         self.clock.now += self.seconds.pop(0) if len(self.seconds) > 1 else self.seconds[0]
+        self.clock.processor += self.processor
         return torch.ones_like(inputs.latents) + self.error
 
 
@@ -78,6 +84,13 @@ def test_the_fastest_that_is_equal_is_taken(clock: Clock) -> None:
 def test_nan_is_not_equal_and_a_gain_within_noise_is_none(clock: Clock) -> None:
     assert compare({"torch": Stub(clock, [1.0]), "a": Stub(clock, [0.5], error=float("nan"))}, call).backend == "torch"
     assert compare({"torch": Stub(clock, [1.0]), "a": Stub(clock, [0.97])}, call).backend == "torch"
+
+
+def test_one_that_takes_more_of_the_processors_is_not_faster_only_luckier(clock: Clock) -> None:
+    """On a crowded machine the clock says little: the same call took 0.8 and 5.7 s there, and 1.4 of a processor."""
+    crowded = {"torch": Stub(clock, [5.7]), "a": Stub(clock, [3.1], processor=1.8)}
+    assert compare(crowded, call).backend == "torch"
+    assert compare({"torch": Stub(clock, [5.7]), "a": Stub(clock, [3.1], processor=1.05)}, call).backend == "a"
 
 
 def test_a_first_call_that_compiles_does_not_count(clock: Clock) -> None:
@@ -138,7 +151,7 @@ def test_the_choice_is_measured_once_and_followed(
 
 
 def test_a_choice_of_other_threads_or_a_broken_file_is_none(entry: ModelEntry) -> None:
-    choice = BackendChoice("openvino", {"torch": 1.0}, {"torch": 0.0})
+    choice = BackendChoice("openvino", {"torch": 1.0}, {"torch": 1.8}, {"torch": 0.0})
     assert backend_choice.write_entry(entry.path, backend_choice._key(AUTO), dataclasses.asdict(choice))
     assert read_choice(entry.path, AUTO) == choice
     assert read_choice(entry.path, dataclasses.replace(AUTO, threads=2)) is None
