@@ -26,8 +26,9 @@ from cli.options import (
 if TYPE_CHECKING:
     from cli.progress import Report
     from model.catalog import ModelEntry
-    from model.interpolation import InterpolationStage
+    from model.media.upscale import Upscalers
     from model.params import Params
+    from model.stages import Stages
     from model.tasks import TaskSpec
     from serving.engine.local import Generated
     from serving.engine.settings import EngineSettings
@@ -76,6 +77,15 @@ def generate(
         str | None,
         typer.Option(help="What interpolates: a shipped checkpoint, or a folder; implies --interpolate. [the shipped]"),
     ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="How long the video plays: beyond what the checkpoint makes at once, it is extended."),
+    ] = None,
+    upscale: Annotated[int | None, typer.Option(help="Make every frame 2, 3 or 4 times as large.")] = None,
+    upscaler: Annotated[
+        str | None,
+        typer.Option(metavar="NAME=FILE", help="An ONNX super-resolution network for --upscale. [Lanczos resampling]"),
+    ] = None,
     format: Annotated[FormatChoice | None, typer.Option(help="Container. [by the name of --out, else mp4]")] = None,
     overwrite: Overwrite = False,
     *,
@@ -84,11 +94,12 @@ def generate(
 ) -> None:
     """Turn a still, two stills or a prompt into a short video."""
     from cli.progress import reporting
-    from model.interpolation import plan_interpolation
     from model.media.image import fit_picture, open_picture, to_png
+    from model.media.upscale import Upscalers, parse_files
     from model.precision import resolve_dtype
     from model.sources.source import find
     from serving.engine.settings import EngineSettings
+    from serving.interpolation.plan import StageWishes, plan_stages, split_frames
     from serving.provenance.finish import finish
 
     stills = {name: path for name, path in (("image", image), ("last_image", last_image)) if path is not None}
@@ -116,21 +127,45 @@ def generate(
         "lora": adapter,
         "lora_scale": lora_scale,
     }
-    params = entry.resolve(fields, secrets.randbelow(2**31) if seed is None else seed)
-    pictures = tuple(to_png(fit_picture(opened[name], *params.picture_fit)) for name in entry.task.pictures)
-    opened.clear()  # photographs are large, and the pictures are all that the video is made of
     interpolator = (interpolation_model or SHIPPED_INTERPOLATOR) if interpolate or interpolation_model else None
     between = None if interpolator is None else find(interpolator, precision)
-    chain = None if between is None else (between, plan_interpolation(between, params))
+    upscalers = Upscalers(parse_files(upscaler or ""))
+    wishes = StageWishes(
+        interpolate=False if between is None else between.name,
+        upscale=upscale if upscale is not None or upscaler is None else 2,
+        upscaler=upscalers.names[-1],
+    )
+    if seconds is not None:
+        fields["num_frames"] = frames_of(entry, seconds, fps)
+    clip, frames = split_frames(entry, fields, wishes)
+    params = entry.resolve(clip, secrets.randbelow(2**31) if seed is None else seed)
+    pictures = tuple(to_png(fit_picture(opened[name], *params.picture_fit)) for name in entry.task.pictures)
+    opened.clear()  # photographs are large, and the pictures are all that the video is made of
+    extender = entry
+    if frames is not None and entry.task.name != "image-to-video":
+        extender = find("mini-image-to-video", precision)
+    served = [extender] if between is None else [extender, between]
+    stages = plan_stages(served, entry, params, wishes, frames, upscalers)
+    models = {"extend": extender} | ({} if between is None else {"interpolate": between})
     settings = EngineSettings(**engine_options)
     check_writable(video.parent)
     with reporting() as report:
-        generated = _sample(entry, chain, params, pictures, container, settings, report)
+        generated = _sample(entry, params, pictures, stages, models, upscalers, container, settings, report)
     finished = finish(generated.completed, params, pictures, container.value)
     write_whole(video, finished.video)
     write_whole(sheet, generated.completed.frames)
     answer = _answer(generated, finished, entry, params, video, sheet)
     typer.echo(json.dumps(answer, indent=2) if as_json else _summary(answer))
+
+
+def frames_of(entry: ModelEntry, seconds: float, fps: int | None) -> int:
+    """The frame count for so many seconds: the nearest that the checkpoint makes at once, or more than its most."""
+    wished = seconds * (fps or entry.defaults["fps"])
+    if wished <= 0:
+        raise typer.BadParameter("must be more than 0", param_hint="--seconds")
+    if wished > max(entry.num_frames):
+        return round(wished)
+    return min(entry.num_frames, key=lambda count: (abs(count - wished), count))
 
 
 def default_model(stills: Collection[str], prompt: str | None, elevation: float | None) -> str:
@@ -194,9 +229,11 @@ def outputs(stills: Sequence[Path], out: Path | None, format: FormatChoice | Non
 
 def _sample(
     entry: ModelEntry,
-    chain: tuple[ModelEntry, InterpolationStage] | None,
     params: Params,
     pictures: tuple[bytes, ...],
+    stages: Stages,
+    models: dict[str, ModelEntry],
+    upscalers: Upscalers,
     container: FormatChoice,
     settings: EngineSettings,
     report: Report,
@@ -204,21 +241,22 @@ def _sample(
     from cli.progress import of_events
 
     progress = of_events(report)
-    if chain is None:
+    if not stages:
         from serving.engine.local import generate as sample
 
         return sample(entry, params, pictures, output_format=container.value, progress=progress, settings=settings)
-    from serving.interpolation.local import generate_chained
+    from serving.interpolation.local import generate_stages
 
-    between, second = chain
-    return generate_chained(
-        (entry, between),
+    return generate_stages(
+        entry,
         params,
         pictures,
-        second,
+        stages,
+        models,
         output_format=container.value,
         progress=progress,
-        settings=(settings, settings),
+        settings=dict.fromkeys(("generate", "extend", "interpolate"), settings),
+        upscalers=upscalers,
     )
 
 

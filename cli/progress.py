@@ -73,6 +73,7 @@ def seconds(value: float) -> str:
 
 def of_events(report: Report) -> Callable[[EngineEvent], None]:
     """A callback for a generation's events that reports its steps, of either stage, and its decoded frames."""
+    from model.stages import NAMES
     from serving.engine.protocol import Decoded, PhaseStarted, Stepped
 
     phase = "denoise"
@@ -80,7 +81,7 @@ def of_events(report: Report) -> Callable[[EngineEvent], None]:
     def tell(event: EngineEvent) -> None:
         nonlocal phase
         if isinstance(event, PhaseStarted):
-            phase = "interpolate" if event.phase == "interpolate" else "denoise"
+            phase = event.phase if event.phase in NAMES else "denoise"
         elif isinstance(event, Stepped):
             report(phase, event.step, event.total)
         elif isinstance(event, Decoded):

@@ -27,7 +27,13 @@ def replay(
         typer.Option(exists=True, dir_okay=False, help="The LoRA's file, where the checkpoint does not offer it."),
     ] = None,
     interpolation_model: Annotated[
-        str | None, typer.Option(help="As --model, for the second stage of an interpolated video.")
+        str | None, typer.Option(help="As --model, for the frames between of an interpolated video.")
+    ] = None,
+    extension_model: Annotated[
+        str | None, typer.Option(help="As --model, for what goes on behind the clip of an extended video.")
+    ] = None,
+    upscaler: Annotated[
+        str | None, typer.Option(metavar="NAME=FILE", help="The ONNX network that made the frames larger.")
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -37,6 +43,7 @@ def replay(
     from model.catalog import with_lora
     from model.errors import InvalidRequest
     from model.lora.catalog import describe_lora
+    from model.media.upscale import Upscalers, parse_files
     from model.precision import resolve_dtype
     from model.sources.source import find
     from serving.provenance.finish import finish
@@ -53,14 +60,27 @@ def replay(
         if recipe.params.adapter is None:
             raise InvalidRequest("the video was made without a LoRA; leave --lora out", param="lora")
         entry = with_lora(entry, describe_lora(lora, recipe.params.adapter.name))
-    chain = recipe.interpolate
-    if chain is None and interpolation_model is not None:
-        raise typer.BadParameter("the video was not interpolated; leave it out", param_hint="--interpolation-model")
-    between = None if chain is None else find(interpolation_model or chain.model, precision)
+    sources = {"interpolate": interpolation_model, "extend": extension_model}
+    for stage, source_name in sources.items():
+        if source_name is not None and stage not in recipe.stage_models:
+            option = "--interpolation-model" if stage == "interpolate" else "--extension-model"
+            raise typer.BadParameter(f"the video has no stage {stage}; leave it out", param_hint=option)
+    models = {
+        stage: entry if sources[stage] is None and name == recipe.model else find(sources[stage] or name, precision)
+        for stage, (name, _) in recipe.stage_models.items()
+    }
     if out is not None:
         check_writable(out.parent)
     with reporting() as report:
-        done = again(recipe, entry, manifest, between=between, video=video, progress=of_events(report))
+        done = again(
+            recipe,
+            entry,
+            manifest,
+            models=models,
+            upscalers=Upscalers(parse_files(upscaler or "")),
+            video=video,
+            progress=of_events(report),
+        )
     if out is not None:
         finished = finish(done.generated.completed, recipe.params, recipe.pictures, recipe.output_format)
         write_whole(out, finished.video)

@@ -77,6 +77,10 @@ def serve(
             help="LoRAs to offer, besides those in a checkpoint's folder loras/; may be repeated.",
         ),
     ] = None,
+    upscaler: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="An ONNX super-resolution network to offer; may be repeated."),
+    ] = None,
     allow_unkeyed: Annotated[
         bool, typer.Option("--allow-unkeyed", help="Serve a public address although no API key was made.")
     ] = False,
@@ -107,6 +111,7 @@ def serve(
         "grace_s": grace,
         "allow_unkeyed": allow_unkeyed or None,
         "image_urls": image_urls and image_urls.value,
+        "upscalers": ",".join(upscaler) if upscaler else None,
         "log_json": log_json or None,
         "traces": traces or None,
     }

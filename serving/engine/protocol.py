@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from model.interpolation import InterpolationStage
 from model.params import OutputFormat, Params
+from model.stages import NO_STAGES, Stages
 
 Priority = Literal["high", "normal", "low", "offline"]
 
@@ -50,7 +50,7 @@ class EngineRequest:
         share: whose work it is, and how soon it is wanted.
         resume_from: the `state` of a Checkpointed event of the same job, to go on from there; None to begin.
         previews: whether Previewed events are wanted.
-        interpolate: a second stage (serving.interpolation); an engine that does not chain refuses it.
+        stages: what follows the clip (serving.interpolation); an engine that does not chain refuses them.
         raw: whether the result is for another stage: its video is then the frames as they are, RGB bytes
             [T, H, W, 3], without thumbnail and contact sheet, and its timings name its share of `compute`.
     """
@@ -63,7 +63,7 @@ class EngineRequest:
     share: Share = Share()
     resume_from: bytes | None = None
     previews: bool = False
-    interpolate: InterpolationStage | None = None
+    stages: Stages = NO_STAGES
     raw: bool = False
 
 
@@ -76,7 +76,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class PhaseStarted:
-    """A phase began: `encode`, `denoise`, `decode`, `interpolate` (of chained requests) or `mux`."""
+    """A phase began: `encode`, `denoise`, `decode`, then a chained request's (model.stages.NAMES), or `mux`."""
 
     phase: str
 
@@ -85,7 +85,7 @@ class PhaseStarted:
 class Stepped:
     """Solver step `step` of `total` is done; `eta_s` seconds are left, by measured step times (None while unknown).
 
-    Of the phase it comes in: `denoise`, or `interpolate`, whose steps are those of all pairs together.
+    Of the phase it comes in: `denoise`, or a later stage's, whose steps are those of all its requests together.
     """
 
     step: int
@@ -170,9 +170,9 @@ TERMINAL = (Completed, Failed, CancelledAt)
 
 def refuse_chained(request: EngineRequest) -> Failed | None:
     """What an engine of single stages answers to a chained request; None to any other."""
-    if request.interpolate is None:
+    if not request.stages:
         return None
-    message = "this engine runs single stages; put a ChainedEngine around it, or leave interpolate out"
+    message = "this engine runs single stages; put a ChainedEngine around it, or leave the stages out"
     return Failed("not_chained", message)
 
 

@@ -20,7 +20,7 @@ from sqlalchemy import select
 from model.errors import InvalidRequest, StillmotionError
 from serving.background import run_in_thread
 from serving.engine.protocol import Engine
-from serving.interpolation.pairs import estimate
+from serving.interpolation.progress import estimate
 from serving.jobs.database import Database
 from serving.jobs.records import params_from_json
 from serving.jobs.tables import JobRow

@@ -34,6 +34,7 @@ from serving.gateway.images import PictureFile, room_for_uploads
 from serving.gateway.requests import JSON, MULTIPART, uploaded
 
 URLENCODED: Final = "application/x-www-form-urlencoded"
+_SECONDS: Final = re.compile(r"\d{1,3}(\.\d{1,3})?\Z")
 _PICTURE: Final = "input_reference"
 _PICTURES: Final = (_PICTURE, "image_reference", "reference_url")
 """Where a picture may lie: OpenAI's field, vLLM-Omni's and SGLang's."""
@@ -200,15 +201,31 @@ async def read_video_order(request: Request) -> VideoOrder:
         Problem: 415 for another content type, 400 for a body that cannot be parsed.
         InvalidRequest: a field is unknown, unsupported, missing or out of range; `param` names it.
     """
+    return order(*await _read_body(request))
+
+
+async def read_fields(request: Request) -> dict[str, Any]:
+    """The fields of a body that has no file. Raises as `read_video_order`."""
+    values, picture = await _read_body(request)
+    if picture is not None:
+        raise InvalidRequest(f"{_PICTURE} is no field of this request", code="unknown_field", param=_PICTURE)
+    return values
+
+
+async def _read_body(request: Request) -> tuple[dict[str, Any], PictureFile | None]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    picture: PictureFile | None = None
     if kind in (MULTIPART, URLENCODED):
-        values, picture = await _read_form(request)
-    elif kind == JSON:
-        values = _json_object(await request.body())
-    else:
-        raise Problem(415, "unsupported_media_type", f"send {MULTIPART} or {JSON}, not {kind or 'an untyped body'!r}")
-    return order(values, picture)
+        return await _read_form(request)
+    if kind == JSON:
+        return _json_object(await request.body()), None
+    raise Problem(415, "unsupported_media_type", f"send {MULTIPART} or {JSON}, not {kind or 'an untyped body'!r}")
+
+
+def positive_seconds(seconds: str) -> float:
+    """A length that was sent as text. Raises InvalidRequest: it is no positive number."""
+    if not _SECONDS.match(seconds) or float(seconds) <= 0:
+        raise InvalidRequest(f"seconds must be a positive number such as 4, not {seconds[:20]!r}", param="seconds")
+    return float(seconds)
 
 
 def order(values: Mapping[str, Any], picture: PictureFile | bytes | None = None) -> VideoOrder:

@@ -17,10 +17,13 @@ from stillmotion.types import REQUESTS, Job
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
 from model.interpolation import FACTOR
+from model.stages import ClipSize
 from serving.gateway.errors import first_problem
 from serving.gateway.images import PictureFile
-from serving.gateway.openai_request import VideoForm
+from serving.gateway.openai_request import VideoForm, positive_seconds
 from serving.gateway.submit import JobRequest
+from serving.interpolation.plan import StageWishes
+from serving.jobs.records import params_from_json
 
 
 class VideoError(BaseModel):
@@ -109,7 +112,6 @@ _MAX_LABEL: Final = 2000
 _INTERPOLATION_EXP: Final = 2
 """Four times the frames, as the exponent of two."""
 _SIZE: Final = re.compile(r"(\d{1,5})x(\d{1,5})\Z")
-_SECONDS: Final = re.compile(r"\d{1,3}(\.\d{1,3})?\Z")
 _STATUSES: Final[dict[str, Literal["queued", "in_progress", "completed", "failed"]]] = {
     "queued": "queued",
     "in_progress": "in_progress",
@@ -151,7 +153,7 @@ def job_request(entry: ModelEntry, form: VideoForm, picture: PictureFile | bytes
         pictures=() if picture is None else (picture,),
         body=form.model_dump(mode="json"),
         metadata=labels,
-        interpolate=_interpolate(form),
+        stages=StageWishes(interpolate=_interpolate(form)),
     )
 
 
@@ -226,9 +228,7 @@ def frames_for(entry: ModelEntry, seconds: str | None, fps: int | None = None) -
     """
     if seconds is None:
         return None
-    if not _SECONDS.match(seconds) or float(seconds) <= 0:
-        raise InvalidRequest(f"seconds must be a positive number such as 4, not {seconds[:20]!r}", param="seconds")
-    return _nearest_count(entry, float(seconds) * float(fps or entry.defaults["fps"]))
+    return _nearest_count(entry, positive_seconds(seconds) * float(fps or entry.defaults["fps"]))
 
 
 def _nearest_count(entry: ModelEntry, wished: float) -> int:
@@ -261,7 +261,8 @@ def _rounded(side: float, unit: int, largest: int) -> int:
 def video(job: Job) -> Video:
     """A job as OpenAI's clients read it, and those of other servers."""
     params = job.params
-    frames, fps = _frames_and_fps(params)
+    made = _size(job)
+    frames, fps = made.num_frames, made.fps
     error = _ENDS.get(job.status)
     if job.error is not None:
         error = VideoError(code=job.error.code, message=job.error.message)
@@ -276,7 +277,7 @@ def video(job: Job) -> Video:
         created_at=int(job.created_at),
         completed_at=None if job.completed_at is None else int(job.completed_at),
         expires_at=None if job.expires_at is None else int(job.expires_at),
-        size=f"{params['width']}x{params['height']}",
+        size=f"{made.width}x{made.height}",
         seconds=f"{frames / fps:.3f}".rstrip("0").rstrip("."),
         prompt=params.get("prompt") or prompt,
         error=error,
@@ -292,9 +293,11 @@ def video(job: Job) -> Video:
     )
 
 
-def _frames_and_fps(params: Mapping[str, Any]) -> tuple[int, int]:
-    """Of a job's clip; a chained one has more frames at a higher rate."""
-    frames, fps = params["num_frames"], params["fps"]
-    if "interpolate" in params:
-        frames, fps = FACTOR * (frames - 1) + 1, FACTOR * fps
-    return frames, fps
+def _size(job: Job) -> ClipSize:
+    """What a job's video measures, its later stages included."""
+    try:
+        params, stages = params_from_json(job.task, job.params)
+    except (InvalidRequest, KeyError, TypeError):  # stored by another version
+        given = job.params
+        return ClipSize(given["num_frames"], given["height"], given["width"], given["fps"])
+    return stages.size(params)

@@ -74,6 +74,29 @@ def video_body() -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def extension_body(*, named: bool) -> dict[str, Any]:
+    """The request body of a route that makes a clip longer; `named`: with the video that it is about."""
+    properties = {
+        "seconds": {
+            "anyOf": [{"type": "string", "maxLength": 20}, {"type": "number"}],
+            "description": "how much longer the clip shall be",
+        },
+        "num_frames": {"type": "integer", "minimum": 2, "maximum": 1000, "description": "of the whole clip"},
+        "prompt": {"type": "string", "maxLength": 32_000, "description": "recorded"},
+    }
+    video = {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]}
+    schema = {
+        "type": "object",
+        "properties": properties | ({"video": video} if named else {}),
+        "additionalProperties": False,
+        **({"required": ["video"]} if named else {}),
+    }
+    form_fields = properties | ({"video[id]": {"type": "string"}} if named else {})
+    form = {**schema, "properties": form_fields, **({"required": ["video[id]"]} if named else {})}
+    content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
     """A schema with the models that it refers to in their places."""
     models = schema.pop("$defs", {})
@@ -105,11 +128,12 @@ def _form(spec: TaskSpec, settings: dict[str, Any]) -> dict[str, Any]:
     described = "the picture: JPEG, PNG, WebP, GIF, TIFF or BMP"
     pictures = {name: {"type": "string", "format": "binary", "description": described} for name in spec.pictures}
     written = {"type": "string", "contentMediaType": "application/json", "description": "a JSON object"}
+    stages = {"stages": {**written, "description": "a JSON list"}} if "stages" in settings["properties"] else {}
     return {
         **settings,
         "title": _form_name(spec),
         "description": "The settings as form fields, and each picture as a file part.",
-        "properties": {**pictures, **settings["properties"], "metadata": written, "webhook": written},
+        "properties": {**pictures, **settings["properties"], "metadata": written, "webhook": written, **stages},
         "required": [*spec.pictures, *settings.get("required", [])],
     }
 

@@ -17,19 +17,31 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from stillmotion.types import REQUESTS, BatchLine, GenerationRequest, ImageData
+from stillmotion.types import (
+    REQUESTS,
+    BatchLine,
+    ExtendRequest,
+    GenerationRequest,
+    ImageData,
+    ImageToVideoRequest,
+    InterpolateRequest,
+    TextToVideoRequest,
+    UpscaleRequest,
+)
 
 from model.errors import InvalidRequest, StillmotionError, UnreadableImage
+from model.stages import NAMES
 from model.tasks import TASKS, TaskSpec
 from serving.gateway.errors import Problem, first_problem
 from serving.gateway.images import PictureFile, room_for_uploads
 from serving.gateway.submit import JobRequest
+from serving.interpolation.plan import StageWishes
 from serving.jobs.records import WebhookTarget
 
 MULTIPART: Final = "multipart/form-data"
 JSON: Final = "application/json"
 _MAX_PARTS: Final = 64
-_JSON_FIELDS: Final = frozenset({"metadata", "webhook"})
+_JSON_FIELDS: Final = frozenset({"metadata", "stages", "webhook"})
 _MAX_FIELD_BYTES: Final = 64 * 1024
 
 
@@ -210,5 +222,34 @@ def to_job_request(submission: Submission, task: str) -> JobRequest:
         metadata=fields.metadata,
         webhook=webhook,
         previews=fields.previews,
-        interpolate=getattr(fields, "interpolate", False),
+        stages=_stages(fields),
     )
+
+
+def _stages(fields: GenerationRequest) -> StageWishes:
+    """The stages that a submission wants, in the short form or as a list."""
+    if not isinstance(fields, (ImageToVideoRequest, TextToVideoRequest)):
+        return StageWishes()
+    short = {"interpolate": fields.interpolate is not False, "upscale": fields.upscale is not None}
+    wishes: dict[str, Any] = {"interpolate": fields.interpolate, "upscale": fields.upscale}
+    if fields.upscaler is not None:
+        if fields.upscale is None:
+            raise InvalidRequest("upscaler goes with upscale, which is missing", param="upscaler")
+        wishes["upscaler"] = fields.upscaler
+    before = -1
+    for index, stage in enumerate(fields.stages):
+        place = NAMES.index(stage.kind)
+        if place <= before:
+            order = ", ".join(NAMES)
+            raise InvalidRequest(f"stages come in the order {order}, each at most once", param=f"stages.{index}")
+        before = place
+        if short.get(stage.kind):
+            raise InvalidRequest(f"{stage.kind} is given twice", code="duplicate_field", param=f"stages.{index}")
+        match stage:
+            case ExtendRequest(num_frames=frames, model=model):
+                wishes |= {"frames": frames, "extender": model}
+            case InterpolateRequest(model=model):
+                wishes["interpolate"] = True if model is None else model
+            case UpscaleRequest(factor=factor, network=network):
+                wishes |= {"upscale": factor, "upscaler": network}
+    return StageWishes(**wishes)

@@ -20,6 +20,7 @@ from fastapi import Depends, Request
 
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest, StillmotionError
+from model.media.upscale import Upscalers, parse_files
 from serving.background import run_in_thread
 from serving.engine.protocol import Engine
 from serving.gateway.deadlines import BacklogReader
@@ -54,12 +55,14 @@ class Integrations:
         safety: judges pictures; None for no filter.
         signer: signs mp4s; None for no signatures.
         traces: where spans go.
+        upscalers: what can make frames larger.
     """
 
     fetcher: Fetcher
     safety: SafetyFilter | None
     signer: Signer | None
     traces: Traces
+    upscalers: Upscalers = field(default_factory=Upscalers)
 
     @classmethod
     def of(cls, settings: Settings) -> Integrations:
@@ -67,6 +70,7 @@ class Integrations:
 
         Raises:
             MissingExtra: an optional dependency is not installed.
+            CheckpointError: an upscaler's file is no such network.
             InvalidRequest: key and certificate do not sign.
         """
         return cls(
@@ -74,7 +78,15 @@ class Integrations:
             safety=load(settings.safety, settings.safety_threshold),
             signer=_signer(settings),
             traces=otlp_traces() if settings.traces else NoTraces(),
+            upscalers=_upscalers(settings),
         )
+
+
+def _upscalers(settings: Settings) -> Upscalers:
+    """Loaded now, so that a file that is no network is told of at the start."""
+    upscalers = Upscalers(parse_files(settings.upscalers))
+    upscalers.check()
+    return upscalers
 
 
 def _signer(settings: Settings) -> Signer | None:
@@ -167,7 +179,7 @@ async def open_services(
     """
     artifacts = await run_in_thread(Artifacts.open, settings.artifacts)
     database = await run_in_thread(Database, settings.database_url)
-    engine = ChainedEngine(engine, artifacts, models)
+    engine = ChainedEngine(engine, artifacts, models, integrations.upscalers)
     engine = FinishingEngine(engine, partial(_notes, artifacts), integrations.signer)
     engine = InstrumentedEngine(engine, metrics, integrations.traces)
     metrics.read_at_scrape(QueueCollector(database), EngineCollector(engine))

@@ -68,6 +68,7 @@ class Settings(BaseSettings):
     decoders: int = Field(2, ge=1, description="pictures decoded at once, each at most max_image_pixels large")
     image_urls: UrlChoice = Field("off", description="pictures by URL: off, https, or http too; public addresses only")
     image_fetch_s: float = Field(20.0, gt=0, description="for fetching a picture, redirects included")
+    upscalers: str = Field("", description="ONNX super-resolution networks that requests may name: NAME=FILE,NAME=FILE")
     safety: SafetyChoice = Field("off", description="filter for input pictures: off, or opennsfw ([safety] extra)")
     safety_threshold: float = Field(0.8, gt=0, le=1, description="pictures are refused from this score on")
     allow_unkeyed: bool = Field(False, description="serve a public address although no API key was made")

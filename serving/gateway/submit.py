@@ -20,10 +20,10 @@ from stillmotion.webhooks import secret_bytes
 
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
-from model.interpolation import InterpolationStage, plan_interpolation
 from model.media.image import open_picture
 from model.memory.malloc import trim_freed_memory
 from model.params import Params
+from model.stages import Stages
 from model.tasks import TASKS
 from serving.background import run_in_thread, shielded
 from serving.engine.protocol import Priority
@@ -32,54 +32,14 @@ from serving.gateway.images import SPOOLED_BYTES, PictureFile, fitted_png
 from serving.gateway.safety import PictureRefused, Verdict
 from serving.gateway.services import NOTES_NAME, Services
 from serving.gateway.settings import Settings
-from serving.interpolation.pairs import estimate
+from serving.interpolation.plan import NO_WISHES, StageWishes, plan_stages, split_frames
+from serving.interpolation.progress import estimate
 from serving.jobs.admission import hash_body
 from serving.jobs.dispatcher import QUEUE_TOPIC
 from serving.jobs.errors import QueueFull
 from serving.jobs.records import PRIORITIES, NewJob, WebhookTarget, input_names, params_to_json, total_steps
 from serving.keys import Caller
 from serving.net import AddressRefused
-
-_PARAM = "interpolate"
-
-
-def interpolator(models: Sequence[ModelEntry], requested: bool | str) -> ModelEntry | None:
-    """The checkpoint that a request's `interpolate` means; None where it asks for none.
-
-    Args:
-        models: what is served.
-        requested: True for the only one there is, or a name.
-
-    Raises:
-        InvalidRequest: none is served, none of that name, or several and no name is given.
-    """
-    if requested is False:
-        return None
-    able = [entry for entry in models if entry.task.restores_ends]
-    names = ", ".join(entry.name for entry in able)
-    if not able:
-        raise InvalidRequest(
-            "no frame-interpolation model is served here: leave interpolate out, or have one served as well "
-            "(stillmotion serve --model ... --model mini-frame-interpolation)",
-            code="no_interpolation_model",
-            param=_PARAM,
-        )
-    if requested is True:
-        if len(able) > 1:
-            raise InvalidRequest(
-                f"several frame-interpolation models are served: name one of {names} in interpolate",
-                code="ambiguous_model",
-                param=_PARAM,
-            )
-        return able[0]
-    entry = next((entry for entry in able if entry.name == requested), None)
-    if entry is None:
-        raise InvalidRequest(
-            f"no model {requested[:200]!r} is served for frame-interpolation; served: {names}",
-            code="model_not_found",
-            param=_PARAM,
-        )
-    return entry
 
 
 def check_webhook(settings: Settings, webhook: WebhookTarget | None) -> None:
@@ -137,7 +97,7 @@ class JobRequest:
         pictures: the files, in memory or not, or URLs of them, in the order of the task's spec.
         body: all that the caller sent besides pictures, to tell a repeat from another request.
         webhook: where the news of its end goes.
-        interpolate: whether the clip is interpolated, or the name of the checkpoint that does it.
+        stages: what is done to the clip besides.
     """
 
     task: str
@@ -151,7 +111,7 @@ class JobRequest:
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     webhook: WebhookTarget | None = None
     previews: bool = False
-    interpolate: bool | str = False
+    stages: StageWishes = NO_WISHES
 
 
 async def submit(
@@ -170,16 +130,16 @@ async def submit(
         StorageFull: the disk is full.
     """
     check_webhook(services.settings, request.webhook)
-    entry, params, chain = _resolve(services, request)
+    entry, params, stages = _resolve(services, request)
     large = any(isinstance(one, PictureFile) and one.size > SPOOLED_BYTES for one in request.pictures)
     digests = await run_in_thread(_digests, request.pictures) if large else _digests(request.pictures)
-    new = _new_job(caller, entry, request, digests, params, chain, idempotency_key)
+    new = _new_job(caller, entry, request, digests, params, stages, idempotency_key)
     try:
         previous = await services.admissions.admit(new, caller.max_jobs)
         if previous is not None:
             return previous, False
         if request.deadline_s is not None:
-            own_s = estimate(services.engine, entry.name, params, chain)
+            own_s = estimate(services.engine, entry.name, params, stages)
             backlog = await services.backlog.now(fresh=True)
             deadlines.check_deadline(backlog, own_s, PRIORITIES[request.priority], request.deadline_s)
         job, is_new = await shielded(_store(services, request, new, params, caller.max_jobs))
@@ -193,13 +153,14 @@ async def submit(
     return job, is_new
 
 
-def _resolve(services: Services, request: JobRequest) -> tuple[ModelEntry, Params, InterpolationStage | None]:
+def _resolve(services: Services, request: JobRequest) -> tuple[ModelEntry, Params, Stages]:
     entry = services.model(request.model, request.task)
     check_previews(entry, request.previews, services.previewable)
     seed = request.settings.get("seed")
-    params = entry.resolve(dict(request.settings), secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed)
-    between = interpolator(services.models, request.interpolate)
-    return entry, params, None if between is None else plan_interpolation(between, params)
+    settings, frames = split_frames(entry, request.settings, request.stages)
+    params = entry.resolve(settings, secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed)
+    stages = plan_stages(services.models, entry, params, request.stages, frames, services.integrations.upscalers)
+    return entry, params, stages
 
 
 def _new_job(
@@ -208,7 +169,7 @@ def _new_job(
     request: JobRequest,
     digests: Sequence[bytes],
     params: Params,
-    chain: InterpolationStage | None,
+    stages: Stages,
     idempotency_key: str | None,
 ) -> NewJob:
     return NewJob(
@@ -217,8 +178,8 @@ def _new_job(
         model=entry.name,
         model_version=entry.version,
         seed=params.seed,
-        params=params_to_json(params, request.output_format, chain),
-        total_steps=total_steps(params, chain),
+        params=params_to_json(params, request.output_format, stages),
+        total_steps=total_steps(params, stages),
         output_format=request.output_format,
         priority=request.priority,
         metadata=request.metadata,
@@ -250,8 +211,8 @@ async def prepare(services: Services, caller: Caller, request: JobRequest) -> Ne
         StorageFull: the disk is full; nothing is left of the files.
     """
     check_webhook(services.settings, request.webhook)
-    entry, params, chain = _resolve(services, request)
-    new = _new_job(caller, entry, request, _digests(request.pictures), params, chain, None)
+    entry, params, stages = _resolve(services, request)
+    new = _new_job(caller, entry, request, _digests(request.pictures), params, stages, None)
     await _store_files(services, request, new.id, params)
     return new
 

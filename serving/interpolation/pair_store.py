@@ -3,6 +3,8 @@
     stage.kept           the first stage's frames
     pair-7.kept          the frames between frames 7 and 8 (from 0)
     pair-7.state         the last checkpoint of that pair's row
+    window-2.kept        the frames that a window has added (serving.interpolation.windows), and window-2.state
+    larger-3.kept        some frames, made larger (serving.interpolation.upscaling)
 
 A job that resumes begins with what is missing, so a crash costs what one request of the engine has done since its last
 checkpoint. A file begins with a header line that names its source; a file of another source (another version of the
@@ -25,6 +27,10 @@ from serving.jobs.artifacts import Artifacts
 
 _log = logging.getLogger(__name__)
 STAGE: Final = "stage.kept"
+OF_ONE_VIDEO: Final = frozenset(
+    {"task", "model", "model_version", "params", "seed", "output_format", "decode_chunks", "degraded", "drift"}
+)
+"""What a manifest says of one video; the rest is how its engine computes."""
 
 
 def pair_name(index: int) -> str:
@@ -37,9 +43,29 @@ def state_name(index: int) -> str:
     return f"pair-{index}.state"
 
 
-def stored_names(pairs: int) -> list[str]:
-    """Every file that a job of so many pairs may have here."""
-    return [STAGE, *(name for index in range(pairs) for name in (pair_name(index), state_name(index)))]
+def window_name(index: int) -> str:
+    """The file of the frames that a window has added."""
+    return f"window-{index}.kept"
+
+
+def window_state(index: int) -> str:
+    """The file of a window's last checkpoint."""
+    return f"window-{index}.state"
+
+
+def larger_name(index: int) -> str:
+    """The file of some frames, made larger."""
+    return f"larger-{index}.kept"
+
+
+def stored_names(pairs: int, windows: int = 0, larger: int = 0) -> list[str]:
+    """Every file that a job of so many pairs, windows and runs of larger frames may have here."""
+    return [
+        STAGE,
+        *(name for index in range(pairs) for name in (pair_name(index), state_name(index))),
+        *(name for index in range(windows) for name in (window_name(index), window_state(index))),
+        *(larger_name(index) for index in range(larger)),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +127,28 @@ class PairStore:
 
     def state(self, index: int, mark: str) -> bytes | None:
         """A pair's last checkpoint, if it is of what `mark` says."""
-        stored = self._read(state_name(index), mark)
-        return None if stored is None else stored[1]
+        return self.checkpoint(state_name(index), mark)
 
     def put_state(self, index: int, mark: str, state: bytes) -> None:
         """Store a pair's checkpoint in place of the one before."""
-        self._write(state_name(index), mark, {}, state)
+        self.put_checkpoint(state_name(index), mark, state)
 
     def discard_state(self, index: int) -> None:
         """A pair's checkpoint is of no use (any more)."""
-        self._artifacts.discard(self._job_id, state_name(index))
+        self.discard(state_name(index))
+
+    def checkpoint(self, name: str, mark: str) -> bytes | None:
+        """A request's last checkpoint, if it is of what `mark` says."""
+        stored = self._read(name, mark)
+        return None if stored is None else stored[1]
+
+    def put_checkpoint(self, name: str, mark: str, state: bytes) -> None:
+        """Store a request's checkpoint in place of the one before."""
+        self._write(name, mark, {}, state)
+
+    def discard(self, name: str) -> None:
+        """Remove a file; one that is not there is fine."""
+        self._artifacts.discard(self._job_id, name)
 
     def _read(self, name: str, mark: str) -> tuple[dict[str, Any], bytes] | None:
         try:

@@ -1,4 +1,4 @@
-"""The second stage of a chained job: each pair of neighbouring frames is an ordinary request of the engine.
+"""The interpolating stage of a chained job: each pair of neighbouring frames is an ordinary request of the engine.
 
 So rows of pairs are batched with each other and with everybody's, are parked, checkpointed and contained as any row is,
 and behind Triton go to whichever server is free. They are charged to the job's owner, in its class, with what is left
@@ -19,12 +19,22 @@ from typing import Final
 from PIL import Image
 
 from model.errors import InvalidRequest
-from model.interpolation import Frames, InterpolationStage, pairs_of
+from model.interpolation import Frames, InterpolationStage
 from model.media.image import to_png
-from model.params import Params
 from serving.background import run_in_thread
-from serving.engine.protocol import CancelledAt, Checkpointed, Completed, Engine, EngineRequest, Failed, Share, Stepped
+from serving.engine.protocol import (
+    CancelledAt,
+    Checkpointed,
+    Completed,
+    Engine,
+    EngineEvent,
+    EngineRequest,
+    Failed,
+    Share,
+    Stepped,
+)
 from serving.engine.wrapper import closing_events
+from serving.interpolation.assemble import interpolated
 from serving.interpolation.pair_store import PairStore, Rendered, pair_name
 
 _log = logging.getLogger(__name__)
@@ -38,25 +48,28 @@ class Pairs:
     Args:
         engine: of single stages.
         job: the chained request.
-        chain: its second stage.
-        frames: the first stage's, [T, H, W, 3].
-        kept: where results and checkpoints are kept.
+        chain: the stage.
+        clip: what is interpolated.
+        store: where results and checkpoints are kept.
         served: the checkpoint's version that is served now.
         share: whose work it is; of each pair, but for `beyond_s`.
     """
+
+    phase = "interpolate"
 
     def __init__(
         self,
         engine: Engine,
         job: EngineRequest,
         chain: InterpolationStage,
-        frames: Frames,
+        clip: Rendered,
         store: PairStore,
         *,
         served: str,
         share: Share,
     ) -> None:
-        self._engine, self._job, self._chain, self._frames, self._store = engine, job, chain, frames, store
+        self._engine, self._job, self._chain, self._clip, self._store = engine, job, chain, clip, store
+        self._frames = frames = clip.frames
         self._share = share
         self._mark = f"{chain.model}@{served}"
         self._count = len(frames) - 1
@@ -87,12 +100,16 @@ class Pairs:
             return Failed("generation_failed", "the engine ended a pair that nobody cancelled")
         return self._failure
 
+    def clip(self) -> Rendered:
+        """The clip, interpolated; blocks. Its manifest says how under `interpolate`."""
+        return interpolated(self._clip, [self.rendered[index] for index in range(self._count)], self._chain)
+
     def cancel(self) -> None:
         """Begin no more, and stop what runs at its next step."""
         self._cancelled = True
         self._stop_all()
 
-    async def run(self) -> AsyncGenerator[Stepped, None]:
+    async def run(self) -> AsyncGenerator[EngineEvent, None]:
         """Make every pair; progress as it happens."""
         everything = asyncio.create_task(self._all(), name=f"pairs of {self._job.job_id}")
         everything.add_done_callback(lambda _: self._progress.put_nowait(None))
@@ -218,27 +235,3 @@ def _digest(frames: Frames) -> str:
 
 def _png(frame: Frames) -> bytes:
     return to_png(Image.fromarray(frame))
-
-
-def estimate(engine: Engine, model: str, params: Params, chain: InterpolationStage | None) -> float | None:
-    """Seconds a request would take on an idle engine, both stages; None while unknown.
-
-    Pairs count as one after another: batching them makes it less.
-    """
-    first = engine.estimate(model, params)
-    if chain is None or first is None:
-        return first
-    pair = engine.estimate(chain.model, chain.params)
-    return None if pair is None else first + pairs_of(params) * pair
-
-
-def first_share(engine: Engine, model: str, params: Params, chain: InterpolationStage | None) -> float:
-    """The first stage's part of a request's work, for its progress: by measured times, else by frames and steps."""
-    if chain is None:
-        return 1.0
-    first, both = engine.estimate(model, params), estimate(engine, model, params, chain)
-    if first is not None and both:
-        return first / both
-    clip = params.num_frames * params.num_inference_steps
-    pairs = pairs_of(params) * chain.params.num_frames * chain.params.num_inference_steps
-    return clip / (clip + pairs)

@@ -1,7 +1,7 @@
 """The frozen types of the job store, and a stored job's parameters as JSON.
 
-A job's row becomes the wire's `Job` in `to_wire`; its `params` hold the settings of its task, and of its second stage
-(interpolation) where there is one.
+A job's row becomes the wire's `Job` in `to_wire`; its `params` hold the settings of its task, and of each of its later
+stages, by name (model.stages).
 """
 
 from __future__ import annotations
@@ -12,37 +12,34 @@ from typing import Any, Final
 
 from stillmotion.types import Job, JobError, JobOutput, JobUrls, Variant
 
-from model.interpolation import InterpolationStage
 from model.params import OutputFormat, Params
+from model.stages import NAMES, Stages
 from model.tasks import TASKS
 from serving.engine.protocol import Priority, Share
 from serving.jobs.tables import JobRow
 
-_BESIDE: Final = frozenset({"output_format", "interpolate"})
+_BESIDE: Final = frozenset({"output_format", *NAMES})
 """What lies among a job's params and is no setting of its task."""
 
 
-def params_to_json(params: Params, output_format: OutputFormat, chain: InterpolationStage | None) -> dict[str, Any]:
+def params_to_json(params: Params, output_format: OutputFormat, stages: Stages) -> dict[str, Any]:
     """A job's `params` as they are stored, and shown to callers."""
-    second = {} if chain is None else {"interpolate": chain.as_dict()}
-    return {**asdict(params), "output_format": output_format, **second}
+    return {**asdict(params), "output_format": output_format, **stages.as_dict()}
 
 
-def params_from_json(task: str, stored: Mapping[str, Any]) -> tuple[Params, InterpolationStage | None]:
+def params_from_json(task: str, stored: Mapping[str, Any]) -> tuple[Params, Stages]:
     """What `params_to_json` wrote.
 
     Raises:
         InvalidRequest, KeyError, TypeError: it was stored by another version.
     """
     params = TASKS[task].params(**{name: value for name, value in stored.items() if name not in _BESIDE})
-    second = stored.get("interpolate")
-    return params, None if second is None else InterpolationStage.from_dict(second, params.seed)
+    return params, Stages.from_dict(stored, params.seed)
 
 
-def total_steps(params: Params, chain: InterpolationStage | None) -> int:
-    """Solver steps of a job, both stages."""
-    second = 0 if chain is None else (params.num_frames - 1) * chain.params.num_inference_steps
-    return params.num_inference_steps + second
+def total_steps(params: Params, stages: Stages) -> int:
+    """Steps of a job, all stages: solver steps, and frames made larger."""
+    return params.num_inference_steps + sum(stages.steps(params).values())
 
 
 PRIORITIES: Final[dict[Priority, int]] = {"offline": -1, "low": 0, "normal": 1, "high": 2}

@@ -1,8 +1,8 @@
 """Job runner: one job from its lease to its end, its engine events stored as progress, checkpoints and previews.
 
 The end counts only while this server holds the lease. A stopped engine is no end: the job goes back into the queue and
-on from its last checkpoint. Progress is in per cent, a fixed share for each phase; a chained job has two stages, and
-the phases before `interpolate` share the first one's part of the work.
+on from its last checkpoint. Progress is in per cent, a fixed share for each phase; of a job with later stages, the
+first one's phases share its part of the work, and each later one is a phase of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sqlalchemy.exc import OperationalError
 from stillmotion.types import Job, JobOutput, OutputFormat, Variant
 
 from model.errors import GenerationFailed, InvalidRequest, StorageFull
+from model.stages import NAMES
 from model.tasks import TASKS
 from serving.background import run_in_thread
 from serving.engine.protocol import (
@@ -38,7 +39,8 @@ from serving.engine.protocol import (
     Stepped,
 )
 from serving.interpolation.pair_store import stored_names
-from serving.interpolation.pairs import first_share
+from serving.interpolation.progress import stage_spans
+from serving.interpolation.upscaling import runs_of
 from serving.jobs.artifacts import Artifacts
 from serving.jobs.errors import DatabaseBusy, LeaseLost
 from serving.jobs.leases import Leases
@@ -103,17 +105,21 @@ _START: Final[dict[str, int]] = {"queued": 0, "encode": 1, "denoise": 3, "decode
 _END: Final[dict[str, int]] = {"queued": 0, "encode": 3, "denoise": 85, "decode": 97, "mux": 99}
 
 
-def percent(phase: str, done: int = 0, total: int = 1, first: float = 1.0) -> int:
+def percent(
+    phase: str, done: int = 0, total: int = 1, first: float = 1.0, span: tuple[float, float] | None = None
+) -> int:
     """Per cent for `done` of `total` units within `phase`; 100 is kept for a completed job.
 
     Args:
-        first: the first stage's part of the work: 1 where there is no second.
+        first: the first stage's part of the work: 1 where there is no other.
+        span: of a later stage's phase: its part of the work, as begin and end; all that the first leaves if left out.
 
     Raises:
         KeyError: no such phase.
     """
-    if phase == "interpolate":
-        start, end = _START["mux"] * first, float(_START["mux"])
+    if phase in NAMES:
+        begin, stop = span or (first, 1.0)
+        start, end = _START["mux"] * begin, _START["mux"] * stop
     else:
         scale = 1.0 if phase == "mux" else first
         start, end = _START[phase] * scale, _END[phase] * scale
@@ -133,18 +139,30 @@ class RunState:
     """What is remembered of a running job between two events.
 
     Args:
-        first: the first stage's part of the work, of a chained job.
-        steps_before: of the stages before the present one.
+        spans: the stages' parts of the work, by name.
+        steps: of each stage, in order; `steps_before` of those before the present one.
     """
 
     job: LeasedJob
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     stepped: bool = False
     phase: str = "queued"
-    first: float = 1.0
+    spans: dict[str, tuple[float, float]] = field(default_factory=lambda: {"generate": (0.0, 1.0)})
+    steps: dict[str, int] = field(default_factory=dict[str, int])
     steps_before: int = 0
     written_at: float = -math.inf
     preview_at: float = -math.inf
+
+    def enter(self, phase: str) -> None:
+        """A phase begins."""
+        self.phase = phase
+        if phase in NAMES:
+            before = list(self.steps)[: list(self.steps).index(phase)]
+            self.steps_before = sum(self.steps[name] for name in before)
+
+    def percent(self, phase: str, done: int = 0, total: int = 1) -> int:
+        """Per cent of the whole job."""
+        return percent(phase, done, total, self.spans["generate"][1], self.spans.get(phase))
 
 
 class JobRunner:
@@ -196,7 +214,8 @@ class JobRunner:
         except (FileNotFoundError, InvalidRequest, KeyError, TypeError) as error:
             _log.exception("job %s cannot be read back", run.job.id)
             return Failed("job_unreadable", f"the stored job cannot be read back: {error}")
-        run.first = first_share(self._engine, request.model, request.params, request.interpolate)
+        run.spans = stage_spans(self._engine, request.model, request.params, request.stages)
+        run.steps = {"generate": request.params.num_inference_steps, **request.stages.steps(request.params)}
         outcome = await self._submit(run, request)
         unusable = isinstance(outcome, Failed) and outcome.code == InvalidRequest.code and not run.stepped
         if unusable and request.resume_from is not None:
@@ -232,12 +251,12 @@ class JobRunner:
         raise GenerationFailed("the engine ended the job's events without a result")
 
     async def _request(self, job: LeasedJob) -> EngineRequest:
-        params, chain = params_from_json(job.task, job.params)
+        params, stages = params_from_json(job.task, job.params)
         names = input_names(len(TASKS[job.task].pictures))
         images = tuple([await run_in_thread(self._artifacts.read, job.id, name) for name in names])
         checkpoint = await run_in_thread(self._checkpoint, job.id)
         identity = (job.id, job.model, params, images, job.output_format, job.share, checkpoint, job.previews)
-        return EngineRequest(*identity, interpolate=chain)
+        return EngineRequest(*identity, stages=stages)
 
     def _checkpoint(self, job_id: str) -> bytes | None:
         try:
@@ -252,13 +271,12 @@ class JobRunner:
                 name, is_boundary = "queued", True
                 change = ProgressUpdate("queued", percent("queued"), engine_position=position)
             case PhaseStarted(phase):
-                run.phase = phase
-                run.steps_before = int(run.job.params["num_inference_steps"]) if phase == "interpolate" else 0
-                name, change, is_boundary = "phase", ProgressUpdate(phase, percent(phase, first=run.first)), True
+                run.enter(phase)
+                name, change, is_boundary = "phase", ProgressUpdate(phase, run.percent(phase)), True
             case Stepped(step, total, eta_s):
                 run.stepped = True
-                phase = "interpolate" if run.phase == "interpolate" else "denoise"
-                done = percent(phase, step, total, run.first)
+                phase = run.phase if run.phase in NAMES else "denoise"
+                done = run.percent(phase, step, total)
                 name, change = "step", ProgressUpdate(phase, done, run.steps_before + step, eta_s)
                 is_boundary = step in (1, total)
             case Checkpointed(_, state):
@@ -268,7 +286,7 @@ class JobRunner:
                 await self._store_preview(run, step, jpeg)
                 return
             case Decoded(frames, total):
-                done = percent("decode", frames, total, run.first)
+                done = run.percent("decode", frames, total)
                 name, change, is_boundary = "decode", ProgressUpdate("decode", done), frames == total
             case _:
                 raise TypeError(f"not a progress event: {event!r}")
@@ -329,7 +347,7 @@ class JobRunner:
             if ended.error is not None and ended.error.code == StorageFull.code:
                 await run_in_thread(self._artifacts.remove, job.id)
             elif ended.is_terminal:
-                await run_in_thread(self._artifacts.discard, job.id, CHECKPOINT_NAME, *_interpolation_files(job))
+                await run_in_thread(self._artifacts.discard, job.id, CHECKPOINT_NAME, *_stage_files(job))
             self._notifier.notify(job.id)
             return
 
@@ -343,6 +361,15 @@ class JobRunner:
         return self._leases.complete(job, outcome)
 
 
-def _interpolation_files(job: LeasedJob) -> list[str]:
-    """The files of a chained job's frame pairs, which are needed until its end; none for any other job."""
-    return stored_names(int(job.params["num_frames"]) - 1) if "interpolate" in job.params else []
+def _stage_files(job: LeasedJob) -> list[str]:
+    """The files of a job's later stages, which are needed until its end; none where there is no such stage."""
+    try:
+        params, stages = params_from_json(job.task, job.params)
+    except (InvalidRequest, KeyError, TypeError):  # stored by another version, which could not be run either
+        return []
+    if not stages:
+        return []
+    pairs = 0 if stages.interpolate is None else stages.frames_to_interpolate(params) - 1
+    windows = 0 if stages.extend is None else stages.extend.windows
+    larger = 0 if stages.upscale is None else runs_of(stages.size(params).num_frames)
+    return stored_names(pairs, windows, larger)

@@ -17,6 +17,8 @@ import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -24,11 +26,14 @@ from stillmotion.types import REQUESTS, BatchLine, OutputFormat
 
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
+from model.media.upscale import Upscalers
 from model.params import Params
+from model.stages import NO_STAGES, Stages
 from model.tasks import IMAGE_TO_VIDEO, TaskSpec, task
 from serving.gateway.errors import first_problem
 from serving.gateway.images import PictureFile
 from serving.gateway.requests import Submission, read_json, to_job_request
+from serving.interpolation.plan import plan_stages, split_frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +120,13 @@ class RowContext:
         entries: the checkpoints that rows may name.
         defaults: fields of every row that does not say otherwise.
         base: the folder or URL that pictures named by a relative path lie below.
+        upscalers: ONNX networks that rows may name besides Lanczos: name and file.
     """
 
     entries: tuple[ModelEntry, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     base: str = ""
+    upscalers: tuple[tuple[str, Path], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +138,7 @@ class RowRequest:
         content: SHA-256, in hex, of what the row says and of the checkpoint's and the LoRA's versions, but for `id`
             itself. Pictures count by where they lie.
         pictures: bytes, or where they lie, in the order of the task's spec.
+        stages: what follows the clip.
     """
 
     id: str
@@ -140,6 +148,7 @@ class RowRequest:
     pictures: tuple[bytes | str, ...]
     output_format: OutputFormat
     metadata: Mapping[str, str]
+    stages: Stages = NO_STAGES
 
 
 def read_row(values: Mapping[str, Any], reading: RowContext, *, strict: bool) -> RowRequest:
@@ -160,21 +169,22 @@ def read_row(values: Mapping[str, Any], reading: RowContext, *, strict: bool) ->
     fields = {name: value for name, value in values.items() if name not in OWN_COLUMNS}
     submission = _read_json(fields, spec, reading.base) if strict else _read_form(fields, spec, reading.base)
     order = to_job_request(submission, spec.name)
-    if order.interpolate is not False:
-        raise InvalidRequest(
-            "offline rendering makes single stages; leave interpolate out, or send such rows to POST /batches",
-            code="not_chained",
-            param="interpolate",
-        )
     entry = entry_for(order.model, spec.name, reading.entries)
     settings = {name: value for name, value in order.settings.items() if value is not None}
+    settings, frames = split_frames(entry, settings, order.stages)
     # Before its id is computed: a bad setting is the more useful error.
-    settings |= _pinned(entry.resolve(settings, seed=0))
+    unseeded = entry.resolve(settings, seed=0)
+    settings |= _pinned(unseeded)
+    upscalers = Upscalers(dict(reading.upscalers))
+    plan = partial(plan_stages, reading.entries, entry, wishes=order.stages, frames=frames, upscalers=upscalers)
+    stages = plan(params=unseeded)
     pictures = tuple(one.read() if isinstance(one, PictureFile) else one for one in order.pictures)
-    content = _hash(entry, settings, pictures, order.output_format, order.metadata)
+    content = _hash(entry, settings, pictures, order.output_format, order.metadata, stages)
     row_id = _id(values.get("id"), content, pictures)
     params = entry.resolve(settings, settings.get("seed", _seed(row_id if "id" in values else content[:_SEED_DIGITS])))
-    return RowRequest(row_id, content, entry, params, pictures, order.output_format, order.metadata)
+    return RowRequest(
+        row_id, content, entry, params, pictures, order.output_format, order.metadata, plan(params=params)
+    )
 
 
 def entry_for(name: str | None, task_name: str, entries: tuple[ModelEntry, ...]) -> ModelEntry:
@@ -320,13 +330,15 @@ def _hash(
     pictures: tuple[bytes | str, ...],
     output_format: str,
     metadata: Mapping[str, str],
+    stages: Stages,
 ) -> str:
-    identity = {
+    identity: dict[str, Any] = {
         "task": entry.task.name,
         "model": f"{entry.name}@{entry.version}",
         "settings": settings,
         "pictures": [one if isinstance(one, str) else hashlib.sha256(one).hexdigest() for one in pictures],
         "output_format": output_format,
         "metadata": metadata,
+        **stages.as_dict(),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

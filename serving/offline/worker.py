@@ -28,8 +28,11 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from model.errors import GenerationFailed, InvalidRequest, StillmotionError, StorageFull
+from model.media.upscale import Upscalers
 from serving.engine.protocol import CancelledAt, Completed, Engine, EngineRequest, Failed, Share
 from serving.engine.settings import EngineSettings
+from serving.interpolation.engine import ChainedEngine
+from serving.jobs.artifacts import Artifacts
 from serving.offline.manifest import Line
 from serving.offline.output import ATTEMPTS, FAILURES, RECORDS, Output, PictureReader
 from serving.offline.result_log import Result, failure, parse, success, thumbnail_name, video_name
@@ -43,6 +46,8 @@ _log = logging.getLogger(__name__)
 _GONE: Final = frozenset({"engine_stopped", "engine_broken"})
 _HOPELESS: Final = frozenset({"not_finite", StorageFull.code})
 """Failures that come again however often they are tried."""
+STAGES: Final = "stages"
+"""The output's folder of what rows of several stages have made so far; each row's goes with its attempt."""
 LOSSES: Final = 3
 """Workers that one row may take down in a run: after so many it is taken for the cause."""
 
@@ -87,8 +92,15 @@ class RowRenderer:
 
     async def start(self) -> None:
         """Start the engine. Raises CheckpointError."""
-        self._engine = self._make_engine()
+        config = self._config
+        upscalers = Upscalers(dict(config.reading.upscalers))
+        made = self._make_engine()
+        self._engine = ChainedEngine(made, self._between_stages(), config.reading.entries, upscalers)
         await self._engine.start()
+
+    def _between_stages(self) -> Artifacts:
+        """Where rows of several stages have what they have made so far."""
+        return Artifacts.open(f"{self._config.out.rstrip('/')}/{STAGES}")
 
     async def stop(self) -> None:
         """Stop the engine."""
@@ -170,17 +182,27 @@ class RowRenderer:
         engine, job_id = self._engine, f"{request.id}-{uuid4().hex[:8]}"
         assert engine is not None
         job = EngineRequest(
-            job_id, request.entry.name, request.params, pictures, request.output_format, Share(priority="offline")
+            job_id,
+            request.entry.name,
+            request.params,
+            pictures,
+            request.output_format,
+            Share(priority="offline"),
+            stages=request.stages,
         )
-        async for event in engine.submit(job):
-            if isinstance(event, Completed):
-                return event
-            if isinstance(event, Failed):
-                if event.code in _GONE:
-                    await self._revive(engine)
-                raise GenerationFailed(event.message, code=event.code)
-            if isinstance(event, CancelledAt):
-                break
+        try:
+            async for event in engine.submit(job):
+                if isinstance(event, Completed):
+                    return event
+                if isinstance(event, Failed):
+                    if event.code in _GONE:
+                        await self._revive(engine)
+                    raise GenerationFailed(event.message, code=event.code)
+                if isinstance(event, CancelledAt):
+                    break
+        finally:
+            if request.stages:
+                await asyncio.to_thread(self._between_stages().remove, job_id)
         raise GenerationFailed("the engine ended the row without a result")
 
     def _keep(

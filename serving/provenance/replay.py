@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from model.backends.registry import backend_for, check_lora
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
-from model.interpolation import InterpolationStage
 from model.media import mp4_manifest
+from model.media.upscale import Upscalers
 from model.media.video import Frames, decode_video
 from model.params import OutputFormat, Params
+from model.stages import NO_STAGES, Stages
 from model.tasks import TASKS
 from serving.engine.local import Generated, generate
 from serving.engine.protocol import EngineEvent
 from serving.engine.settings import EngineSettings
-from serving.interpolation.local import generate_chained
+from serving.interpolation.local import generate_stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Recipe:
 
     Args:
         settings: of the engine, as far as the pixels depend on them.
-        interpolate, second_settings: the second stage of a chained job, and the settings of its engine.
+        stages, stage_settings: what follows the clip, and the settings of the engine in each stage, by its name.
     """
 
     task: str
@@ -39,8 +40,14 @@ class Recipe:
     output_format: OutputFormat
     frames_sha256: str
     settings: EngineSettings
-    interpolate: InterpolationStage | None = None
-    second_settings: EngineSettings = field(default_factory=EngineSettings)
+    stages: Stages = NO_STAGES
+    stage_settings: Mapping[str, EngineSettings] = field(default_factory=dict[str, EngineSettings])
+
+    @property
+    def stage_models(self) -> dict[str, tuple[str, str]]:
+        """Name and version of each later stage's checkpoint, by the stage's name."""
+        stages = {"extend": self.stages.extend, "interpolate": self.stages.interpolate}
+        return {name: (stage.model, stage.version) for name, stage in stages.items() if stage is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +74,14 @@ def read_recipe(manifest: Mapping[str, Any]) -> Recipe:
     """
     try:
         task = str(manifest["task"])
-        second = manifest.get("interpolate")
-        if second is not None and len({pair["model_version"] for pair in second["pairs"]}) > 1:
-            raise InvalidRequest(
-                "the frames between were made by several versions of one checkpoint, while it was replaced; "
-                "such a video cannot be made again",
-                code="other_version",
-            )
+        later = {name: manifest[name] for name in _REQUESTS if name in manifest}
+        for name, stage in later.items():
+            if len({request["model_version"] for request in stage[_REQUESTS[name]]}) > 1:
+                raise InvalidRequest(
+                    f"the stage {name} was made by several versions of one checkpoint, while it was replaced; "
+                    "such a video cannot be made again",
+                    code="other_version",
+                )
         return Recipe(
             task=task,
             model=str(manifest["model"]),
@@ -83,10 +91,8 @@ def read_recipe(manifest: Mapping[str, Any]) -> Recipe:
             output_format=manifest["output_format"],
             frames_sha256=str(manifest["output"]["frames_sha256"]),
             settings=EngineSettings.from_manifest(manifest),
-            interpolate=None
-            if second is None
-            else InterpolationStage.from_dict(second, int(manifest["params"]["seed"])),
-            second_settings=EngineSettings() if second is None else EngineSettings.from_manifest(second),
+            stages=Stages.from_dict(manifest, int(manifest["params"]["seed"])),
+            stage_settings={name: EngineSettings.from_manifest(stage) for name, stage in later.items()},
         )
     except (KeyError, TypeError) as error:
         raise InvalidRequest(
@@ -100,7 +106,8 @@ def replay(
     entry: ModelEntry,
     manifest: Mapping[str, Any],
     *,
-    between: ModelEntry | None = None,
+    models: Mapping[str, ModelEntry] | None = None,
+    upscalers: Upscalers | None = None,
     video: bytes | None = None,
     progress: Callable[[EngineEvent], None] | None = None,
 ) -> Replay:
@@ -108,16 +115,17 @@ def replay(
 
     Args:
         entry: the checkpoint; its version must be the manifest's.
-        between: the checkpoint of a chained video's second stage, likewise.
+        models: the checkpoints of later stages, by the stage's name, likewise.
+        upscalers: what can make frames larger.
         video: the old mp4, to say how near the new one is where they are not identical.
 
     Raises:
         InvalidRequest: another version of the checkpoint or of the LoRA, which makes another video.
     """
     _check_version(entry, recipe.model_version, "--model")
-    settings, chain = recipe.settings, recipe.interpolate
+    settings = recipe.settings
     check_lora(entry, backend_for(entry, settings.backend), recipe.params.adapter)
-    if chain is None:
+    if not recipe.stages:
         generated = generate(
             entry,
             recipe.params,
@@ -127,17 +135,22 @@ def replay(
             settings=settings,
         )
     else:
-        if between is None:
-            raise InvalidRequest(f"the second stage needs {chain.model}", param="interpolation_model")
-        _check_version(between, chain.version, "--interpolation-model")
-        generated = generate_chained(
-            (entry, between),
+        entries = dict(models or {})
+        for stage, (name, version) in recipe.stage_models.items():
+            if stage not in entries:
+                raise InvalidRequest(f"the stage {stage} needs {name}", param="model")
+            _check_version(entries[stage], version, _OPTIONS[stage])
+        _check_upscaler(recipe, upscalers or Upscalers())
+        generated = generate_stages(
+            entry,
             recipe.params,
             recipe.pictures,
-            chain,
+            recipe.stages,
+            entries,
             output_format=recipe.output_format,
             progress=progress,
-            settings=(settings, recipe.second_settings),
+            settings={"generate": settings, **recipe.stage_settings},
+            upscalers=upscalers,
         )
     identical = generated.completed.frames_sha256 == recipe.frames_sha256
     psnr = (
@@ -146,6 +159,22 @@ def replay(
         else psnr_db(decode_video(generated.completed.video)[0], decode_video(video)[0])
     )
     return Replay(generated, identical, psnr, _differences(manifest, generated.completed.manifest))
+
+
+_REQUESTS: Final = {"extend": "windows", "interpolate": "pairs"}
+"""Stages that are many requests of an engine, and under which name their manifest lists them."""
+_OPTIONS: Final = {"extend": "--extension-model", "interpolate": "--interpolation-model"}
+"""Which option of `stillmotion replay` names a stage's checkpoint."""
+
+
+def _check_upscaler(recipe: Recipe, upscalers: Upscalers) -> None:
+    stage = recipe.stages.upscale
+    if stage is not None and (found := upscalers.find(stage.network)).version != stage.version:
+        raise InvalidRequest(
+            f"the upscaler {stage.network} has version {found.version} here, and the video was made by {stage.version}",
+            code="other_version",
+            param="upscaler",
+        )
 
 
 def _check_version(entry: ModelEntry, version: str, option: str) -> None:

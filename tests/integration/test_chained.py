@@ -22,6 +22,7 @@ from model.checkpoint import load
 from model.interpolation import plan_interpolation
 from model.media.video import decode_video, frames_sha256
 from model.presets import NoiseRange, preset
+from model.stages import Stages
 from model.tasks import task
 from model.testing import build_random
 from serving.engine.inprocess import InProcessEngine
@@ -210,7 +211,7 @@ def chained(models: Models, picture: bytes, steps: int = PAIR_STEPS) -> EngineRe
     """A chained request, whose pairs take so many steps."""
     params = still_params(models)
     chain = plan_interpolation(with_steps(models.between, steps), params)
-    return EngineRequest("job", "still", params, (picture,), "mp4", interpolate=chain)
+    return EngineRequest("job", "still", params, (picture,), "mp4", stages=Stages(interpolate=chain))
 
 
 @asynccontextmanager

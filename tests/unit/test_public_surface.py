@@ -30,7 +30,7 @@ ERROR_CODES = {
 }
 
 CLIENT_METHODS = {
-    *("generate", "submit", "subscribe", "text_to_video", "frame_interpolation", "multi_view"),
+    *("generate", "submit", "subscribe", "text_to_video", "frame_interpolation", "multi_view", "extend"),
     *("get", "poll", "stream_events", "cancel", "delete", "list", "models", "content", "download_to", "close"),
     *("create_batch", "get_batch", "poll_batch", "cancel_batch", "batch_results"),
 }

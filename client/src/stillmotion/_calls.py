@@ -68,6 +68,12 @@ def _with_pictures(
     )
 
 
+def extend(job_id: str, settings: Mapping[str, Any], idempotency_key: str | None) -> Call:
+    """Submit a job's clip to be made longer."""
+    path = f"{_job(job_id)}/extend"
+    return Call("POST", path, headers=idempotent(idempotency_key), json=json_fields(settings))
+
+
 def get_job(job_id: str) -> Call:
     """A job's state."""
     return Call("GET", _job(job_id))

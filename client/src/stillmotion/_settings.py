@@ -48,6 +48,9 @@ class TextToVideoSettings(CommonSettings, total=False):
     lora: str | None
     lora_scale: float | None
     interpolate: bool | str
+    upscale: int | None
+    upscaler: str | None
+    stages: list[dict[str, Any]]
 
 
 class FrameInterpolationSettings(CommonSettings, total=False):
@@ -64,6 +67,9 @@ class ImageToVideoSettings(FrameInterpolationSettings, total=False):
     lora: str | None
     lora_scale: float | None
     interpolate: bool | str
+    upscale: int | None
+    upscaler: str | None
+    stages: list[dict[str, Any]]
 
 
 class MultiViewSettings(FrameInterpolationSettings, total=False):
@@ -74,9 +80,9 @@ class MultiViewSettings(FrameInterpolationSettings, total=False):
 
 
 def form_fields(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Settings as multipart fields: numbers in decimal, dictionaries as JSON, None left out."""
+    """Settings as multipart fields: numbers in decimal, dictionaries and lists as JSON, None left out."""
     return {
-        name: json.dumps(value) if isinstance(value, dict) else str(value)
+        name: json.dumps(value) if isinstance(value, (dict, list)) else str(value)
         for name, value in settings.items()
         if value is not None
     }

@@ -138,6 +138,21 @@ class AsyncClient:
         call = _calls.multi_view(image, settings, idempotency_key)
         return await self._driver.run(_flows.generated(self._context, call, wait, timeout, interval))
 
+    async def extend(
+        self,
+        job: Job | str,
+        *,
+        seconds: float | None = None,
+        num_frames: int | None = None,
+        wait: bool = True,
+        timeout: float | None = JOB_TIMEOUT,
+        interval: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Make a job's clip longer, by `seconds` or to `num_frames`."""
+        call = _calls.extend(id_of(job), {"seconds": seconds, "num_frames": num_frames}, idempotency_key)
+        return await self._driver.run(_flows.generated(self._context, call, wait, timeout, interval))
+
     async def get(self, job_id: str) -> Job:
         """The job's state now."""
         return await self._driver.run(_flows.ask(self._context, _calls.get_job(job_id), Job))

@@ -164,6 +164,28 @@ class Client:
         call = _calls.multi_view(image, settings, idempotency_key)
         return self._driver.run(_flows.generated(self._context, call, wait, timeout, interval))
 
+    def extend(
+        self,
+        job: Job | str,
+        *,
+        seconds: float | None = None,
+        num_frames: int | None = None,
+        wait: bool = True,
+        timeout: float | None = JOB_TIMEOUT,
+        interval: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Make a job's clip longer: another job, whose clip begins as that one's; errors as in `generate`.
+
+        Args:
+            job: the one to go on from.
+            seconds: how much longer the clip shall be; or
+            num_frames: of the whole clip, before interpolation.
+            wait: False: come back at once, with the job as it then is.
+        """
+        call = _calls.extend(id_of(job), {"seconds": seconds, "num_frames": num_frames}, idempotency_key)
+        return self._driver.run(_flows.generated(self._context, call, wait, timeout, interval))
+
     def get(self, job_id: str) -> Job:
         """The job's state now."""
         return self._driver.run(_flows.ask(self._context, _calls.get_job(job_id), Job))

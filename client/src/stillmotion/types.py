@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 JobStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
-JobPhase = Literal["queued", "encode", "denoise", "decode", "interpolate", "mux"]
+JobPhase = Literal["queued", "encode", "denoise", "decode", "extend", "interpolate", "upscale", "mux"]
 Solver = Literal["euler", "heun", "dpmpp-2m", "lcm"]
 Schedule = Literal["karras", "align-your-steps", "lcm"]
 ResizeMode = Literal["crop", "fit", "stretch"]
@@ -85,11 +85,42 @@ class Webhook(_Request):
     )
 
 
+class ExtendRequest(_Request):
+    """A stage: the clip goes on beyond what the checkpoint makes at once, window by window."""
+
+    kind: Literal["extend"]
+    num_frames: int = Field(ge=2, le=1000, description="of the whole clip, before interpolation")
+    model: str | None = Field(None, description="image-to-video checkpoint that goes on; the clip's own if left out")
+
+
+class InterpolateRequest(_Request):
+    """A stage: three frames between each two neighbours, at four times the frame rate."""
+
+    kind: Literal["interpolate"]
+    model: str | None = Field(None, description="frame-interpolation checkpoint; the only one served if left out")
+
+
+class UpscaleRequest(_Request):
+    """A stage: every frame larger."""
+
+    kind: Literal["upscale"]
+    factor: int = Field(2, ge=2, le=4)
+    network: str = Field("lanczos", max_length=100, description="lanczos, or a network of the server's")
+
+
+StageRequest = Annotated[ExtendRequest | InterpolateRequest | UpscaleRequest, Field(discriminator="kind")]
+_STAGES = "what is done to the clip, in the order extend, interpolate, upscale, each at most once; or in the short form"
+_UPSCALE = "make every frame so many times as large: 2, 3 or 4"
+_UPSCALER = "by what: lanczos, or a network of the server's"
+
+
 class GenerationRequest(_Request):
     """Settings that every task has. None: the checkpoint's own default."""
 
     model: str | None = Field(None, description="which checkpoint; GET /models lists them")
-    num_frames: int | None = Field(None, ge=1, le=128)
+    num_frames: int | None = Field(
+        None, ge=1, le=1000, description="more than the checkpoint makes at once: the clip is extended"
+    )
     width: int | None = Field(None, ge=8, le=4096)
     height: int | None = Field(None, ge=8, le=4096)
     fps: int | None = Field(None, ge=1, le=60, description="conditioned on, and played at")
@@ -123,6 +154,9 @@ class TextToVideoRequest(GenerationRequest):
     lora: LoraName | None = Field(None, description=_LORA)
     lora_scale: LoraScale | None = Field(None, description=_LORA_SCALE)
     interpolate: Interpolate = False
+    upscale: int | None = Field(None, ge=2, le=4, description=_UPSCALE)
+    upscaler: str | None = Field(None, max_length=100, description=_UPSCALER)
+    stages: list[StageRequest] = Field(default_factory=list[StageRequest], max_length=3, description=_STAGES)
 
 
 class _FromPictures(GenerationRequest):
@@ -137,6 +171,9 @@ class ImageToVideoRequest(_FromPictures):
     lora: LoraName | None = Field(None, description=_LORA)
     lora_scale: LoraScale | None = Field(None, description=_LORA_SCALE)
     interpolate: Interpolate = False
+    upscale: int | None = Field(None, ge=2, le=4, description=_UPSCALE)
+    upscaler: str | None = Field(None, max_length=100, description=_UPSCALER)
+    stages: list[StageRequest] = Field(default_factory=list[StageRequest], max_length=3, description=_STAGES)
 
 
 class FrameInterpolationRequest(_FromPictures):

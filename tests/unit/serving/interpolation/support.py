@@ -11,6 +11,7 @@ import numpy as np
 
 from model.interpolation import plan_interpolation
 from model.params import Params
+from model.stages import Stages
 from serving.engine.mux import build_result
 from serving.engine.protocol import (
     CancelledAt,
@@ -38,10 +39,14 @@ PAIRS, STEPS = 4, 4
 def request(share: Share | None = None, previews: bool = False) -> EngineRequest:
     """A chained request of 4 pairs."""
     params = STILL.resolve({}, 7)
-    chain = plan_interpolation(BETWEEN, params)
-    return EngineRequest(
-        "job", "still", params, (b"png",), "mp4", share or Share(), previews=previews, interpolate=chain
-    )
+    stages = Stages(interpolate=plan_interpolation(BETWEEN, params))
+    return staged(stages, share, previews)
+
+
+def staged(stages: Stages, share: Share | None = None, previews: bool = False) -> EngineRequest:
+    """A request of STILL's clip with these stages behind it."""
+    params = STILL.resolve({}, 7)
+    return EngineRequest("job", "still", params, (b"png",), "mp4", share or Share(), previews=previews, stages=stages)
 
 
 @dataclass

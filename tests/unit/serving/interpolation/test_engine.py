@@ -13,6 +13,7 @@ import pytest
 
 from model.interpolation import pair_seed
 from model.media.video import frames_sha256
+from model.stages import NO_STAGES
 from serving.engine.protocol import (
     CancelledAt,
     Checkpointed,
@@ -26,7 +27,7 @@ from serving.engine.protocol import (
     Stepped,
 )
 from serving.interpolation.pair_store import PairStore, Rendered, stored_names
-from serving.interpolation.pairs import estimate, first_share
+from serving.interpolation.progress import estimate, stage_spans
 from serving.jobs.artifacts import Artifacts
 from tests.unit.serving.interpolation.support import PAIRS, STEPS, Script, chained, request
 
@@ -75,7 +76,7 @@ async def test_the_result_has_every_given_frame_between_what_each_pair_s_own_see
     assert done.timings.keys() == {"denoise", "interpolate", "mux"}
     one = script.seen["job.pair-1"]
     assert len(set(one.images)) == 1, "both ends are frames of one colour"
-    assert (one.model, one.raw, one.interpolate, one.previews) == ("between", True, None, False)
+    assert (one.model, one.raw, one.stages, one.previews) == ("between", True, NO_STAGES, False)
 
 
 async def test_pairs_are_the_owner_s_in_its_class_within_its_deadline_and_no_more_than_fit(tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ async def test_who_stops_listening_leaves_nothing_running(tmp_path: Path) -> Non
 async def test_a_plain_request_passes_untouched(tmp_path: Path) -> None:
     script = Script()
     plain = request()
-    object.__setattr__(plain, "interpolate", None)
+    object.__setattr__(plain, "stages", NO_STAGES)
     told = [event async for event in chained(script, tmp_path).submit(plain)]
     assert script.seen["job"] is plain
     assert only_phases(told) == ["encode", "denoise", "decode", "mux"]
@@ -199,11 +200,13 @@ async def test_the_files_of_another_version_or_first_stage_are_as_good_as_none(t
 
 def test_estimates_and_shares_count_both_stages() -> None:
     asked = request()
-    chain, params = asked.interpolate, asked.params
+    stages, params = asked.stages, asked.params
     measured, unknown = Script(seconds=10.0), Script(seconds=None)
-    assert estimate(measured, "still", params, chain) == 10.0 + PAIRS * 10.0
-    assert estimate(measured, "still", params, None) == 10.0
-    assert estimate(unknown, "still", params, chain) is None
-    assert first_share(measured, "still", params, chain) == pytest.approx(1 / (1 + PAIRS))
-    assert first_share(unknown, "still", params, chain) == pytest.approx(5 * STEPS / (5 * STEPS + PAIRS * 5 * STEPS))
-    assert first_share(unknown, "still", params, None) == 1.0
+    assert estimate(measured, "still", params, stages) == 10.0 + PAIRS * 10.0
+    assert estimate(measured, "still", params, NO_STAGES) == 10.0
+    assert estimate(unknown, "still", params, stages) is None
+    both = stage_spans(measured, "still", params, stages)
+    assert both == {"generate": (0.0, pytest.approx(1 / (1 + PAIRS))), "interpolate": (pytest.approx(0.2), 1.0)}
+    by_frames = stage_spans(unknown, "still", params, stages)["generate"][1]
+    assert by_frames == pytest.approx(5 * STEPS / (5 * STEPS + PAIRS * 5 * STEPS))
+    assert stage_spans(unknown, "still", params, NO_STAGES) == {"generate": (0.0, 1.0)}

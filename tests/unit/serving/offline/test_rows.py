@@ -12,6 +12,7 @@ import pytest
 
 from model.errors import InvalidRequest
 from model.lora.catalog import LoraEntry, LoraUse
+from model.stages import UpscaleStage
 from model.tasks import task
 from serving.gateway.requests import read_json
 from serving.gateway.routes.generate import to_job_request
@@ -119,13 +120,18 @@ def test_a_line_of_a_batch_over_http_is_a_row() -> None:
         read_row({**line, "url": "/generate/nothing"}, reading(), strict=True)
 
 
-def test_interpolate_is_refused_and_never_left_undone() -> None:
+def test_a_row_may_have_stages() -> None:
+    plain = read_row(GOOD, reading(), strict=False)
+    assert not plain.stages
+    larger = read_row({**GOOD, "upscale": "2"}, reading(), strict=False)
+    assert (larger.stages.upscale, larger.params) == (UpscaleStage(2), plain.params)
+    assert larger.content != plain.content, "another row"
     for value, strict in ((True, True), ("between", True), ("true", False)):
-        with pytest.raises(InvalidRequest, match="POST /batches") as caught:
+        with pytest.raises(InvalidRequest) as caught:
             read_row({**GOOD, "interpolate": value}, reading(), strict=strict)
-        assert (caught.value.code, caught.value.param) == ("not_chained", "interpolate")
-    plain = read_row({**GOOD, "interpolate": "false"}, reading(), strict=False)
-    assert plain.params == read_row(GOOD, reading(), strict=False).params
+        assert (caught.value.code, caught.value.param) == ("no_interpolation_model", "interpolate")
+    left_out = read_row({**GOOD, "interpolate": "false"}, reading(), strict=False)
+    assert (left_out.params, left_out.content) == (plain.params, plain.content)
 
 
 def test_pictures_may_be_bytes() -> None:
