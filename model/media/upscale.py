@@ -138,7 +138,7 @@ class OnnxUpscaler:
             made = self._run(probe)
         except Exception as error:
             raise CheckpointError(f"the upscaler {self.name} does not run: {error}", param="upscalers") from error
-        factor = made.shape[0] // self._tile[0]
+        factor = int(made.shape[0] // self._tile[0])
         if made.shape != (factor * self._tile[0], factor * self._tile[1], 3) or factor not in FACTORS:
             raise CheckpointError(
                 f"the upscaler {self.name} makes {made.shape[:2]} of {self._tile}: none of {FACTORS} times that",

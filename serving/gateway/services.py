@@ -83,7 +83,7 @@ class Integrations:
 
 
 def _upscalers(settings: Settings) -> Upscalers:
-    """Loaded now, so that a file that is no network is told of at the start."""
+    """Loaded now, so that a file that is no such network stops the start."""
     upscalers = Upscalers(parse_files(settings.upscalers))
     upscalers.check()
     return upscalers

@@ -129,7 +129,6 @@ class Windows:
         """One window, on from its checkpoint if it has one that is of use; it is appended, or `ending` is set."""
         state = await run_in_thread(self._store.checkpoint, window_state(index), mark)
         for attempt in (state, None) if state is not None else (None,):
-            self.ending = None
             request = self._request(index, picture, attempt)
             async with aclosing(self._follow(request, index, mark)) as events:
                 async for event in events:
@@ -141,7 +140,7 @@ class Windows:
             await run_in_thread(self._store.discard, window_state(index))
 
     async def _follow(self, request: EngineRequest, index: int, mark: str) -> AsyncGenerator[EngineEvent, None]:
-        self._running = request.job_id
+        self._running, self.ending = request.job_id, None
         try:
             async with closing_events(self._engine, request) as events:
                 async for event in events:

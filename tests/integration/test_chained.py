@@ -183,7 +183,7 @@ async def test_a_chained_job_is_the_two_steps_made_by_hand(
 
     recipe = read_recipe(json.loads(json.dumps(manifest)))
     local: list[EngineEvent] = []
-    again = replay(recipe, models.still, manifest, between=models.between, progress=local.append)
+    again = replay(recipe, models.still, manifest, models={"interpolate": models.between}, progress=local.append)
     assert again.identical
     assert np.array_equal(again.generated.frames, by_hand)
     second = local[local.index(PhaseStarted("interpolate")) :]
@@ -204,7 +204,7 @@ async def test_a_lora_is_of_the_first_stage(
     assert done.output is not None, done.error
     expected = made_by_hand(offered, picture, **asked)
     assert done.output.frames_sha256 == frames_sha256(expected) != frames_sha256(by_hand)
-    assert replay(read_recipe(manifest), offered.still, manifest, between=models.between).identical
+    assert replay(read_recipe(manifest), offered.still, manifest, models={"interpolate": models.between}).identical
 
 
 def chained(models: Models, picture: bytes, steps: int = PAIR_STEPS) -> EngineRequest:

@@ -92,7 +92,7 @@ def test_the_seam_has_no_step_and_half_of_the_drift_is_taken_back(shift: int, fr
     """A decoder's constant offset is gone at the seam; a drift that grows along the window is halved at its end."""
     still = scene()
     offset = 5
-    grown = [np.full_like(still, 0) + still + offset + shift * index // (frames - 1) for index in range(frames)]
+    grown = [still.astype(int) + offset + shift * index // (frames - 1) for index in range(frames)]
     window = np.clip(np.stack(grown), 0, 255).astype(np.uint8)
     made, drift = continue_clip(still, still, window)
     first_step = abs(float(made[0].mean()) - float(still.mean()))

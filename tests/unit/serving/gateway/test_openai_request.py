@@ -93,9 +93,9 @@ def test_guidance_of_a_constant_kind_has_one_scale() -> None:
 
 
 def test_interpolation_is_fourfold() -> None:
-    assert requested(enable_frame_interpolation="true").interpolate is True
-    assert requested(enable_frame_interpolation=True, frame_interpolation_exp=2).interpolate is True
-    assert requested(frame_interpolation_exp=1).interpolate is False
+    assert requested(enable_frame_interpolation="true").stages.interpolate is True
+    assert requested(enable_frame_interpolation=True, frame_interpolation_exp=2).stages.interpolate is True
+    assert requested(frame_interpolation_exp=1).stages.interpolate is False
     with pytest.raises(InvalidRequest) as caught:
         requested(enable_frame_interpolation=True, frame_interpolation_exp=1)
     assert caught.value.param == "frame_interpolation_exp"

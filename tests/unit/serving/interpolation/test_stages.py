@@ -43,16 +43,16 @@ async def play(script: Script, folder: Path, stages: Stages = ALL) -> list[Engin
     return [event async for event in chained(script, folder).submit(staged(stages))]
 
 
-def phases(told: list[EngineEvent]) -> list[str]:
-    return [event.phase for event in told if isinstance(event, PhaseStarted)]
+def phases(events: list[EngineEvent]) -> list[str]:
+    return [event.phase for event in events if isinstance(event, PhaseStarted)]
 
 
 async def test_four_stages_are_one_job(tmp_path: Path) -> None:
     script = Script()
-    told = await play(script, tmp_path)
-    assert phases(told) == ["encode", "denoise", "decode", *NAMES, "mux"]
+    events = await play(script, tmp_path)
+    assert phases(events) == ["encode", "denoise", "decode", *NAMES, "mux"]
     phase, steps = "", dict[str, list[int]]()
-    for event in told:
+    for event in events:
         if isinstance(event, PhaseStarted):
             phase = event.phase
         elif isinstance(event, Stepped):
@@ -62,7 +62,7 @@ async def test_four_stages_are_one_job(tmp_path: Path) -> None:
     for name, count in EACH.items():
         assert sorted(set(steps[name])) == list(range(1, count + 1)), name
         assert steps[name] == sorted(steps[name])
-    done = told[-1]
+    done = events[-1]
     assert isinstance(done, Completed)
     assert (done.num_frames, done.fps, done.height, done.width) == (WHOLE, 28, 128, 192)
     assert done.frames_sha256 == frames_sha256(expected())
@@ -113,21 +113,21 @@ async def test_an_interrupted_stage_goes_on_in_its_middle(tmp_path: Path, stage:
     assert isinstance(stopped, Failed)
     assert stopped.code == "engine_stopped"
     script = Script()
-    told = await play(script, tmp_path)
-    assert phases(told)[0] == "extend", "the clip is there"
+    events = await play(script, tmp_path)
+    assert phases(events)[0] == "extend", "the clip is there"
     assert "job" not in script.seen
     assert f"job.{stage}-0" not in script.seen, "what was whole is not made again"
     assert script.seen[f"job.{stage}-1"].resume_from == b"3"
-    done = told[-1]
+    done = events[-1]
     assert isinstance(done, Completed)
     assert done.frames_sha256 == frames_sha256(expected())
 
 
 async def test_upscaling_goes_on_behind_the_frames_that_are_kept(tmp_path: Path) -> None:
     engine = chained(Script(), tmp_path)
-    async with aclosing(engine.submit(staged(ALL))) as told:  # type: ignore[type-var]
+    async with aclosing(engine.submit(staged(ALL))) as events:  # type: ignore[type-var]
         phase = ""
-        async for event in told:
+        async for event in events:
             phase = event.phase if isinstance(event, PhaseStarted) else phase
             if phase == "upscale" and isinstance(event, Stepped) and event.step == 20:
                 break
