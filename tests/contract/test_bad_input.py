@@ -126,7 +126,7 @@ FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"resize_mode": "zoom"}, "resize_mode", "invalid_value"),
     ({"output_format": "avi"}, "output_format", "invalid_value"),
     ({"priority": "urgent"}, "priority", "invalid_value"),
-    ({"num_frames": 14}, "num_frames", "invalid_value"),
+    ({"num_frames": 4}, "num_frames", "invalid_value"),
     ({"num_frames": 0}, "num_frames", "out_of_range"),
     ({"width": 100}, "width", "invalid_value"),
     ({"height": 4096}, "height", "invalid_value"),

@@ -10,7 +10,8 @@ from stillmotion.types import REQUESTS
 from model import params
 from model.tasks import TASKS
 
-ENVELOPE = {"model", "output_format", "priority", "deadline_s", "metadata", "webhook", "previews", "interpolate"}
+ENVELOPE = {"model", "output_format", "priority", "deadline_s", "metadata", "webhook", "previews"}
+ENVELOPE |= {"interpolate", "upscale", "upscaler", "stages"}
 """Request fields that are no settings of a generation: who makes it, when, and what becomes of it."""
 CHOICES = {"solver": params.SolverName, "schedule": params.ScheduleName, "resize_mode": params.ResizeMode}
 
