@@ -50,8 +50,10 @@ RUNS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class BackendChoice:
-    """What `auto` takes, and why, by backend: seconds of one evaluation by the clock and of a processor (of all cores),
-    and the difference from torch."""
+    """What `auto` takes, and why.
+
+    By backend: seconds of one evaluation by the clock and of a processor (of all cores), and the difference from torch.
+    """
 
     backend: str
     seconds: Mapping[str, float]
