@@ -201,6 +201,7 @@ def test_the_state_of_the_service(page: sync_api.Page) -> None:
     assert "Jobs waiting" in shown and "multi-view" in shown and "No API keys" in shown
 
 
+@pytest.mark.slow
 def test_a_service_that_warms_up_is_no_error_on_the_console(browser: sync_api.Browser, served: Served) -> None:
     """Two looks find it not ready; the contract tests hold that /health is a 200 then."""
     context = browser.new_context()
@@ -240,6 +241,7 @@ def test_a_permalink_a_reload_and_reused_settings(page: sync_api.Page, tmp_path:
     assert "little moves" in page.inner_text("output[for=f-motion_bucket_id]")
 
 
+@pytest.mark.slow
 def test_cancel(page: sync_api.Page, tmp_path: Path) -> None:
     choose(page, "image-to-video", tmp_path)
     page.fill("#f-num_inference_steps", "50")

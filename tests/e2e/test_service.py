@@ -228,6 +228,7 @@ def test_a_bad_picture_is_refused_and_makes_no_job(client: Client, photo: Path, 
     assert [job.id for job in client.list()] == before
 
 
+@pytest.mark.slow
 def test_a_restart_keeps_what_is_done_and_finishes_what_is_not(service: Service, photo: Path, tmp_path: Path) -> None:
     with Client(service.url) as client:
         done = client.generate(photo, seed=5, num_inference_steps=2)

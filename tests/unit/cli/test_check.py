@@ -39,6 +39,7 @@ def test_a_shipped_checkpoint_fits_on_one_screen() -> None:
     assert len(result.stdout.splitlines()) <= 24
 
 
+@pytest.mark.slow
 def test_a_published_folder_says_its_layout_licence_and_memory(plain: Path, tmp_path: Path) -> None:
     folder = as_variant(plain, tmp_path / "fp16")
     result = check(str(folder), "--json")

@@ -56,6 +56,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_had_not_been(uninterrupted: Path, tmp_path: Path) -> None:
     folder, stop = tmp_path / "run", random.SystemRandom().randint(4, 16)
     process = start(folder)

@@ -32,6 +32,7 @@ def test_the_published_denoiser_needs_what_was_counted_elsewhere() -> None:
     assert 70e12 < flops < 81e12
 
 
+@pytest.mark.slow
 def test_more_frames_and_larger_ones_need_more() -> None:
     vae = build_vae(preset("tiny"), device="meta")
     vae.to("meta")
