@@ -44,8 +44,7 @@ from model.catalog import ModelEntry
 from model.media.image import fit_picture, open_picture, to_png
 from model.media.video import encode_video
 from model.params import Params
-from model.sampling.prepare import prepare_row
-from model.sampling.sampler import advance
+from model.sampling.sampler import advance, prepare_row
 from model.sources.source import find
 from model.vae import decode
 from serving.engine.inprocess import InProcessEngine

@@ -29,8 +29,7 @@ from model.checkpoint import Checkpoint
 from model.denoiser import CpuThreads
 from model.errors import StillmotionError
 from model.optimized.rewrites import relative_difference
-from model.sampling.prepare import prepare_row
-from model.sampling.sampler import advance
+from model.sampling.sampler import advance, prepare_row
 from model.vae import decode
 
 

@@ -23,8 +23,7 @@ from model.denoiser import DenoiserInputs
 from model.encoders import ImageEncoder, TextEncoder
 from model.media.image import fit_picture, open_picture
 from model.params import Params
-from model.sampling.prepare import prepare_row
-from model.sampling.sampler import append_dims, precondition
+from model.sampling.sampler import append_dims, precondition, prepare_row
 from model.vae import encode_mode
 
 BATCHES = (1, 3)
@@ -46,7 +45,7 @@ class Samples:
     prompts: tuple[str, ...] = PROMPTS
 
     def request(self, entry: ModelEntry, index: int) -> tuple[Params, list[Image.Image]]:
-        """The settings and pictures of request `index`, as model.sampling.prepare.prepare_row takes them."""
+        """The settings and pictures of request `index`, as model.sampling.sampler.prepare_row takes them."""
         width, height = self.pictures[0].size
         settings: dict[str, Any] = {"num_inference_steps": STEPS, "width": width, "height": height}
         if "prompt" in entry.task.settings:

@@ -31,10 +31,9 @@ from model.catalog import SIDECAR, ModelEntry, describe
 from model.denoiser import CpuThreads
 from model.encoders import Conditioners, ImageEncoder, NetworkLoader, load_conditioners
 from model.presets import NoiseRange
-from model.sources.architecture import check_architecture, read_scheduler
+from model.sources.architecture import check_architecture, check_inputs, read_scheduler
 from model.sources.layout import Precision, component_files
 from model.tasks import TASKS
-from model.unet import check_inputs
 from model.weights import empty_network, load_network
 
 # No "Loading checkpoint shards" bars: a checkpoint's networks load within seconds.

@@ -11,9 +11,7 @@ Source: paper, section 4 and appendix D; the zero start is that of InstructPix2P
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
@@ -21,31 +19,10 @@ from torch import Tensor, nn
 
 from model.errors import CheckpointError
 from model.presets import Preset
+from model.sources.architecture import SCALAR_WIDTH, check_inputs
 from model.tasks import TaskSpec
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
-SCALAR_WIDTH = 256
-"""Sinusoidal numbers a scalar of the vector is embedded in."""
-
-
-def check_inputs(config: Mapping[str, Any], task: TaskSpec, source: Path | str) -> None:
-    """Refuse a network that takes another task's inputs.
-
-    Args:
-        config: the network's.
-        source: of the network, for the message.
-
-    Raises:
-        CheckpointError: its input channels or the width of its vector are not the task's.
-    """
-    takes = (int(config["in_channels"]), int(config["projection_class_embeddings_input_dim"]))
-    needs = (task.unet_in_channels(int(config["out_channels"])), task.vector_size)
-    if takes != needs:
-        raise CheckpointError(
-            f"{source} takes {takes[0]} channels and a vector of {takes[1]}; {task.name} needs "
-            f"{needs[0]} and {needs[1]}: it is a checkpoint of another task",
-            param="model",
-        )
 
 
 def grow_inputs(

@@ -41,8 +41,9 @@ from model.importers.sgm import read
 from model.importers.stable_diffusion import denoiser_from
 from model.optimized.rewrites import rewrite_exactly, temporal_convolutions
 from model.presets import PRESETS, Preset, preset
+from model.sources.architecture import SCALAR_WIDTH, check_inputs
 from model.tasks import TASKS, TaskSpec, task
-from model.unet import SCALAR_WIDTH, build_unet, check_inputs, grow_inputs
+from model.unet import build_unet, grow_inputs
 from model.weights import class_of, load_strict
 from training.config import DenoiserConfig
 from training.joint_image_video import enable_image_rows

@@ -21,8 +21,7 @@ from model.optimized.attention import KERNELS, usable
 from model.optimized.fused_blocks import fuse
 from model.optimized.kernels.choice import block_ops
 from model.optimized.rewrites import relative_difference
-from model.sampling.prepare import draw_noise, prepare_row
-from model.sampling.sampler import sample
+from model.sampling.sampler import draw_noise, prepare_row, sample
 from model.unet import build_unet
 from model.vae import decode, decode_clip, upcast_encoder
 from serving.engine.oom import max_batch_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,14 +16,16 @@ from model.lora.catalog import LoraUse, choose_lora
 from model.shapes import VideoShape
 from model.weights import release_weights
 
+if TYPE_CHECKING:
+    from model.optimized.kernels.block_ops import BlockOps
+
 
 def _torch(checkpoint: Checkpoint, cores: CpuThreads, tuning: BackendOptions) -> Denoiser:
     from model.backends.torch import TorchDenoiser
     from model.optimized.attention import AttentionDispatch
     from model.optimized.fused_blocks import fuse
-    from model.optimized.kernels.choice import block_ops
 
-    fuse(checkpoint.unet, AttentionDispatch(tuning.attention), block_ops(tuning.kernels, checkpoint.unet.device))
+    fuse(checkpoint.unet, AttentionDispatch(tuning.attention), fused_ops(tuning.kernels, checkpoint.unet.device))
     if tuning.reuse_every > 1:
         from model.optimized.feature_cache import FeatureCacheDenoiser
 
@@ -34,10 +37,9 @@ def _compiled(checkpoint: Checkpoint, cores: CpuThreads, tuning: BackendOptions)
     from model.backends.compiled import CompiledDenoiser, compile_blocks, require_compiler_on
     from model.optimized.attention import AttentionDispatch
     from model.optimized.fused_blocks import fuse
-    from model.optimized.kernels.choice import block_ops
 
     require_compiler_on(checkpoint.unet.device)
-    fuse(checkpoint.unet, AttentionDispatch(tuning.attention), block_ops(tuning.kernels, checkpoint.unet.device))
+    fuse(checkpoint.unet, AttentionDispatch(tuning.attention), fused_ops(tuning.kernels, checkpoint.unet.device))
     if tuning.reuse_every > 1:
         from model.optimized.feature_cache import FeatureCacheDenoiser
 
@@ -206,6 +208,19 @@ def check_lora(entry: ModelEntry, backend: str, lora: LoraUse | None) -> None:
     choose_lora(f"{lora.name}@{lora.version}", entry.loras, entry.name)
 
 
+def fused_ops(kernels: str, device: torch.device) -> BlockOps | None:
+    """What fused blocks use in place of torch's own operations; None on a CPU, where nothing of them is imported.
+
+    Args:
+        kernels: names with commas, as `resolve_options` gives them.
+    """
+    if device.type == "cpu":
+        return None
+    from model.optimized.kernels.choice import block_ops
+
+    return block_ops(kernels, device)
+
+
 def resolve_options(backend: str, checkpoint: Checkpoint, cores: CpuThreads, tuning: BackendOptions) -> BackendOptions:
     """The tuning with its `auto` replaced by what holds for the checkpoint on its device.
 
@@ -213,7 +228,6 @@ def resolve_options(backend: str, checkpoint: Checkpoint, cores: CpuThreads, tun
         InvalidRequest: an attention kernel, or another, that does not run there.
     """
     from model.optimized.attention import choose
-    from model.optimized.kernels.choice import choose_kernels
 
     if backend not in IN_TORCH:
         return tuning
@@ -225,7 +239,12 @@ def resolve_options(backend: str, checkpoint: Checkpoint, cores: CpuThreads, tun
     device, dtype = checkpoint.unet.device, checkpoint.unet.dtype
     attention = choose(tuning.attention, shape, device, dtype, pinned=cores.pinned)
     clip = (latent.num_frames, latent.height * latent.width, config["block_out_channels"][0])
-    kernels = choose_kernels(tuning.kernels, clip, first, device, dtype, pinned=cores.pinned)
+    if device.type == "cpu" and tuning.kernels in (AUTO, "none"):
+        kernels = "none"
+    else:
+        from model.optimized.kernels.choice import choose_kernels
+
+        kernels = choose_kernels(tuning.kernels, clip, first, device, dtype, pinned=cores.pinned)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not cores.pinned  # each shape of convolution is timed once, at the warm-up
     return replace(tuning, attention=attention, kernels=kernels)

@@ -154,7 +154,7 @@ def condition(
 
     Args:
         pictures: in the order of the task's spec; RGB, already of the clip's height and width.
-        noise: unit-variance augmentation noise, as `model.sampling.prepare.draw_noise` lays it out for the task;
+        noise: unit-variance augmentation noise, as `model.sampling.sampler.draw_noise` lays it out for the task;
             `noise_aug_strength` scales it.
 
     Raises:

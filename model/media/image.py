@@ -39,8 +39,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from model.errors import ImageTooLarge, InvalidRequest, UnreadableImage
 from model.media.color import Conversion, conversion_of, png_chunks
-from model.media.jpeg import is_progressive, with_end_marker
-from model.media.png import has_every_row
+from model.media.truncation import has_every_row, is_progressive, with_end_marker
 from model.params import ResizeMode
 
 _HEIC_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})

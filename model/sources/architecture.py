@@ -13,13 +13,14 @@ no effect   the betas and what interpolates between them: Karras sigmas with bot
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from model.errors import CheckpointError
 from model.shapes import VAE_STRIDE
+from model.tasks import TaskSpec
 
 SERVED: Final = frozenset({"StableVideoDiffusionPipeline", "Stillmotion"})
 """`_class_name` of a model_index.json that can be served."""
@@ -83,14 +84,14 @@ def not_served(where: str, what: str) -> CheckpointError:
 _DOWN_BLOCKS: Final = frozenset({"CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"})
 _UP_BLOCKS: Final = frozenset({"CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal"})
 _ENCODER_BLOCKS: Final = frozenset({"DownEncoderBlock2D"})
-_SCALAR_WIDTH: Final = 256
-"""Sinusoidal numbers that a scalar of the vector is embedded in (model.unet.SCALAR_WIDTH, which imports torch)."""
+SCALAR_WIDTH: Final = 256
+"""Sinusoidal numbers that a scalar of the vector is embedded in."""
 
 
 def check_architecture(path: Path) -> None:
     """Refuse networks whose shape is not served, by their configs: before a weight is read, and by name.
 
-    What a task's inputs need is checked by model.unet.check_inputs.
+    What a task's inputs need is checked by `check_inputs`.
 
     Args:
         path: a checkpoint's folder.
@@ -101,7 +102,7 @@ def check_architecture(path: Path) -> None:
     unet, vae = _config(path, "unet"), _config(path, "vae")
     _check_blocks(path / "unet", unet, {"down_block_types": _DOWN_BLOCKS, "up_block_types": _UP_BLOCKS})
     _check_blocks(path / "vae", vae, {"down_block_types": _ENCODER_BLOCKS})
-    _check_value(path / "unet", unet, "addition_time_embed_dim", _SCALAR_WIDTH, _SCALAR_WIDTH)
+    _check_value(path / "unet", unet, "addition_time_embed_dim", SCALAR_WIDTH, SCALAR_WIDTH)
     levels = len(vae.get("block_out_channels", ()))
     if 2 ** (levels - 1) != VAE_STRIDE:
         raise _shape_refused(
@@ -111,6 +112,26 @@ def check_architecture(path: Path) -> None:
     for name in ("in_channels", "out_channels"):
         _check_value(path / "vae", vae, name, 3, 3)
     _check_value(path / "vae", vae, "latent_channels", unet.get("out_channels", 4), 4)
+
+
+def check_inputs(config: Mapping[str, Any], task: TaskSpec, source: Path | str) -> None:
+    """Refuse a network that takes another task's inputs.
+
+    Args:
+        config: the network's.
+        source: of the network, for the message.
+
+    Raises:
+        CheckpointError: its input channels or the width of its vector are not the task's.
+    """
+    takes = (int(config["in_channels"]), int(config["projection_class_embeddings_input_dim"]))
+    needs = (task.unet_in_channels(int(config["out_channels"])), task.vector_size)
+    if takes != needs:
+        raise CheckpointError(
+            f"{source} takes {takes[0]} channels and a vector of {takes[1]}; {task.name} needs "
+            f"{needs[0]} and {needs[1]}: it is a checkpoint of another task",
+            param="model",
+        )
 
 
 def _config(path: Path, network: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from model.backends.registry import (
     LORA_BACKENDS,
     backend_for,
     check_lora,
+    fused_ops,
     make_denoiser,
     place_decoder,
     resolve_options,
@@ -33,7 +34,6 @@ from model.memory.malloc import retain_freed_memory
 from model.memory.plan import VramPlan
 from model.memory.tiled_decode import enable_tiled_decoding
 from model.optimized.fused_blocks import fuse
-from model.optimized.kernels.choice import block_ops
 from model.params import Params
 from model.precision import DtypeName, is_intel, resolve_device, resolve_dtype
 from model.sampling.row import BatchKey, guidance_scale, needs_unconditional
@@ -204,7 +204,7 @@ def optimize_vae(vae: AutoencoderKLTemporalDecoder, backend: str, device: torch.
     Args:
         kernels: names with commas, as `resolve_options` gives them.
     """
-    fuse(vae, ops=block_ops(kernels, device))
+    fuse(vae, ops=fused_ops(kernels, device))
     if backend in COMPILED and device.type == "cuda":
         compile_blocks(vae)
 

@@ -19,8 +19,8 @@ from model.errors import GenerationFailed
 from model.media.end_frames import restore_end_frames
 from model.media.image import fit_picture, open_picture
 from model.params import OutputFormat, Params
-from model.sampling.prepare import prepare_row
 from model.sampling.row import Row
+from model.sampling.sampler import prepare_row
 from serving.engine.job import DecodeProgress
 from serving.engine.loaded_model import LoadedModel
 from serving.engine.protocol import EngineRequest

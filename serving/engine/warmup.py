@@ -20,9 +20,8 @@ from model.checkpoint import Checkpoint
 from model.memory.compute import decoder_flops, denoiser_flops, device_flops
 from model.memory.malloc import resident_bytes, trim_freed_memory
 from model.params import Params
-from model.sampling.prepare import prepare_row
 from model.sampling.row import Row
-from model.sampling.sampler import evaluate
+from model.sampling.sampler import evaluate, prepare_row
 from model.shapes import chunk_sizes
 from model.vae import decode_chunk
 from serving.engine.backend_choice import at_hand, choose_backend, may_choose, read_choice

@@ -19,8 +19,7 @@ from model.catalog import describe
 from model.checkpoint import load
 from model.errors import DataError, InvalidRequest
 from model.media.video import encode_video
-from model.sampling.prepare import prepare_row
-from model.sampling.sampler import sample
+from model.sampling.sampler import prepare_row, sample
 from model.vae import decode
 from training.config import DenoiserConfig, with_overrides
 from training.data.orbits import prepare

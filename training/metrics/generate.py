@@ -27,8 +27,7 @@ from model.media.end_frames import restore_end_frames
 from model.media.video import Frames
 from model.optimized.rewrites import rewrite_exactly
 from model.params import Params
-from model.sampling.prepare import prepare_row
-from model.sampling.sampler import advance
+from model.sampling.sampler import advance, prepare_row
 from model.vae import decode, decode_clip, encode_mode, to_uint8
 from training.config import ProgressCallback
 

@@ -25,8 +25,7 @@ from model.conditioning import condition, picture_to_pixels
 from model.denoiser import Conditioning, Denoiser, DenoiserInputs
 from model.media.video import Frames
 from model.presets import NoiseRange
-from model.sampling.prepare import draw_noise
-from model.sampling.sampler import append_dims, precondition
+from model.sampling.sampler import append_dims, draw_noise, precondition
 from model.vae import encode_mode
 from training.config import ProgressCallback
 from training.metrics.generate import ClipMaker, GenerationRequest

@@ -18,8 +18,7 @@ from model.conditioning import image_conditioning
 from model.denoiser import CpuThreads
 from model.params import ImageToVideoParams
 from model.presets import UNetSize, preset
-from model.sampling.prepare import prepare_row
-from model.sampling.sampler import sample
+from model.sampling.sampler import prepare_row, sample
 from model.tasks import IMAGE_TO_VIDEO, TASKS, task_of
 from model.testing import build_random
 

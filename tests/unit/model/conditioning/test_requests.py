@@ -16,7 +16,7 @@ from model.denoiser import Conditioning
 from model.encoders import ImagePairEncoder, TextEncoder
 from model.errors import InvalidRequest
 from model.presets import preset
-from model.sampling.prepare import draw_noise
+from model.sampling.sampler import draw_noise
 from model.tasks import TASKS, task
 from model.testing import build_random
 
