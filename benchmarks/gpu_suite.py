@@ -3,13 +3,13 @@
     python -m benchmarks.gpu_suite --plan                 the stages of both calls, with their seconds
     python -m benchmarks.gpu_suite --call 1 --json F      at most ten minutes: ceilings, correctness, speed, profile
     python -m benchmarks.gpu_suite --call 2 --json F      at most 170 s, on call 1's warm compiler cache
-    python -m benchmarks.gpu_suite --rehearse --json F    both calls at the tiny size on a CPU: the same code
+    python -m benchmarks.gpu_suite --rehearse --json F    both calls at the smallest size on a CPU, in under a minute
     python -m benchmarks.gpu_suite --write --json F       measure nothing; put F's tables into benchmarks/RESULTS.md
 
 Two workers compile from the start (diffusers' UNet; our blocks) while this process checks correctness, and share one
-compiler cache. Whatever is timed is timed alone, under a file lock. A stage that runs out of its seconds, or fails, is
-recorded with its error, and the next one begins; a call that is cut off leaves the figures it had. Weights are random
-at the real size.
+compiler cache; a rehearsal runs the same code and compiles nothing. Whatever is timed is timed alone, under a file
+lock. A stage that runs out of its seconds, or fails, is recorded with its error, and the next one begins; a call that
+is cut off leaves the figures it had. Weights are random at the real size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from benchmarks.entry import run_main
 from benchmarks.results import write_section
 from benchmarks.svd_xt import report
 from benchmarks.svd_xt.bench import Bench, relieve
-from benchmarks.svd_xt.parts import PARTS, ready
+from benchmarks.svd_xt.parts import PARTS, compiled_by_torch, ready
 from benchmarks.svd_xt_gpu import about
 from model.denoiser import BackendOptions
 from model.optimized.kernels.block_ops import BlockOps
@@ -44,8 +44,6 @@ from model.optimized.kernels.choice import seconds, trials
 
 BEGIN, END = "<!-- gpu_suite begin -->", "<!-- gpu_suite end -->"
 WORKERS = ("diffusers-compiled", "ours-compiled")
-REHEARSED = {"diffusers-compiled": "diffusers-eager", "ours-compiled": "ours"}
-"""What a worker measures at a rehearsal, whose machine may have no compiler."""
 COMPILE_THREADS = "6"
 Figures = dict[str, Any]
 
@@ -265,7 +263,6 @@ STAGES = (
 )
 LIMITS = {1: 580, 2: 170}
 """Seconds of a call: no stage begins after them."""
-ON_GPU = frozenset({"ours-graphed"})
 
 
 def plan() -> str:
@@ -302,8 +299,6 @@ def run_call(suite: Suite, call: int, figures: Figures) -> None:
 
 def _run_stages(suite: Suite, stages: list[Stage], figures: Figures, started: float) -> None:
     for stage in stages:
-        if suite.bench.device.type == "cpu" and stage.name in ON_GPU:
-            continue
         left = int(LIMITS[stage.call] - (time.monotonic() - started))
         if left <= 0 and not suite.rehearsal:
             figures[stage.name] = {"error": {"type": "TimeoutError", "message": "not begun: the call's time was up"}}
@@ -343,10 +338,9 @@ def _worker(suite: Suite, name: str) -> subprocess.Popen[bytes]:
 def work(suite: Suite, name: str) -> None:
     """A worker: compile by calling once, then wait for the lock and measure, with what is now in the cache."""
     try:
-        if not suite.rehearsal:
-            _warm_up(suite.bench, name)
+        _warm_up(suite.bench, name)
         with alone(suite):
-            figures = PARTS[REHEARSED[name] if suite.rehearsal else name](suite.bench, {})
+            figures = PARTS[name](suite.bench, {})
     except Exception as error:  # noqa: BLE001 - the figures say what failed
         figures = {"error": {"type": type(error).__name__, "message": str(error)[:2000]}}
     _save(suite.worker_file(name), figures)
@@ -358,7 +352,7 @@ def _warm_up(bench: Bench, name: str) -> None:
         ready(bench, "torch-compiled")[1](inputs)
         return
     sample = torch.cat([inputs.latents, inputs.concat], 2).to(bench.dtype)
-    unet: Any = torch.compile(bench.plain.unet, fullgraph=True)
+    unet = compiled_by_torch(bench)
     with torch.no_grad():
         unet(
             sample, inputs.timestep[0], inputs.context.to(bench.dtype), added_time_ids=inputs.vector.to(bench.dtype),
@@ -400,6 +394,13 @@ def write(figures: Figures) -> None:
     write_section(BEGIN, END, section(figures))
 
 
+def rehearsal_bench() -> Bench:
+    """The smallest networks, eager on a CPU: two frames of 32x32, two steps."""
+    bench = Bench("tiny", torch.device("cpu"), torch.float32, 2, 1, rehearsal=True)
+    bench.preset = replace(bench.preset, num_frames=2, height=32, width=32)
+    return bench
+
+
 def main() -> None:
     """Read the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -421,7 +422,9 @@ def main() -> None:
     if not options.rehearse and not torch.cuda.is_available():
         raise SystemExit("there is no CUDA device here; try --rehearse, or --plan")
     if options.rehearse:
-        bench = Bench("tiny", torch.device("cpu"), torch.float32, 2, 1)
+        bench = rehearsal_bench()
+        if not options.worker:
+            print(plan(), flush=True)
     else:
         bench = Bench("svd-xt", torch.device("cuda"), torch.float16, 25, 5)
     suite = Suite(bench, file, options.rehearse)

@@ -23,7 +23,7 @@ from PIL import Image
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, scheduler_for
 from model.denoiser import DenoiserInputs
-from model.encoders import build_conditioners
+from model.encoders import CLIP_NORMALISATION, build_conditioners, clip_image_processor
 from model.params import Params
 from model.presets import Preset, preset
 from model.shapes import LatentShape
@@ -58,11 +58,16 @@ class Bench:
         size: a preset's name: svd-xt, svd or tiny.
         steps: of a guided generation.
         repeats: timed repetitions of a short piece; whole generations take fewer.
+        rehearsal: whether the program is run and its figures mean nothing: networks stay eager where they would be
+            compiled or recorded, and nothing is warmed up or repeated.
     """
 
-    def __init__(self, size: str, device: torch.device, dtype: torch.dtype, steps: int, repeats: int) -> None:
+    def __init__(
+        self, size: str, device: torch.device, dtype: torch.dtype, steps: int, repeats: int, *, rehearsal: bool = False
+    ) -> None:
         self.preset: Preset = preset(size)
         self.device, self.dtype, self.steps, self.repeats = device, dtype, steps, repeats
+        self.rehearsal = rehearsal
 
     @property
     def latent(self) -> LatentShape:
@@ -131,14 +136,13 @@ class Bench:
     def pipeline(self, checkpoint: Checkpoint) -> Any:
         """diffusers' pipeline over the networks."""
         from diffusers import StableVideoDiffusionPipeline
-        from transformers import CLIPImageProcessor
 
         pipeline = StableVideoDiffusionPipeline(
             vae=checkpoint.vae,
             image_encoder=checkpoint.conditioners.network,  # type: ignore[union-attr]
             unet=checkpoint.unet,
             scheduler=scheduler_for(checkpoint.noise),
-            feature_extractor=CLIPImageProcessor(),
+            feature_extractor=clip_image_processor(*CLIP_NORMALISATION),
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
@@ -158,9 +162,16 @@ class Bench:
         )
         return inputs.to(self.device)
 
+    def warm_up(self, work: Callable[[], object]) -> None:
+        """What a shorter generation before the timed ones is for; nothing at a rehearsal."""
+        if not self.rehearsal:
+            work()
+
     def timed(self, work: Callable[[], object], *, repeats: int | None = None, warm_ups: int = 2) -> Timed:
         """Run it, first for the warm-up, then against the clock."""
         on_gpu = self.device.type == "cuda"
+        if self.rehearsal:
+            repeats, warm_ups = 1, 0
         for _ in range(warm_ups):
             work()
         if on_gpu:

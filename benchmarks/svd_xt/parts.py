@@ -55,8 +55,13 @@ def diffusers_eager(bench: Bench, _: Found) -> Found:
 
 def diffusers_compiled(bench: Bench, _: Found) -> Found:
     """The same with `pipe.unet = torch.compile(pipe.unet, fullgraph=True)`."""
-    unet = torch.compile(bench.plain.unet, fullgraph=True)
-    return _diffusers(bench, replace(bench.plain, unet=unet))
+    return _diffusers(bench, replace(bench.plain, unet=compiled_by_torch(bench)))
+
+
+def compiled_by_torch(bench: Bench) -> Any:
+    """diffusers' UNet as its users compile it; as it is at a rehearsal."""
+    unet = bench.plain.unet
+    return unet if bench.rehearsal else torch.compile(unet, fullgraph=True)
 
 
 def _diffusers(bench: Bench, checkpoint: Checkpoint) -> Found:
@@ -83,7 +88,7 @@ def _diffusers(bench: Bench, checkpoint: Checkpoint) -> Found:
     def whole(**other: Any) -> None:
         pipeline(bench.still, generator=torch.Generator().manual_seed(7), **pipeline_settings(bench, **other))
 
-    whole(num_inference_steps=2)
+    bench.warm_up(lambda: whole(num_inference_steps=2))
     figures["end_to_end"] = bench.timed(whole, repeats=2, warm_ups=0).as_dict()
     return figures
 
@@ -119,7 +124,8 @@ def ours_graphed(bench: Bench, _: Found) -> Found:
 
 
 def ready(bench: Bench, backend: str, tuning: BackendOptions | None = None) -> tuple[Checkpoint, Denoiser]:
-    """A copy of the networks, as our engine would run them."""
+    """A copy of the networks, as our engine would run them; eager at a rehearsal: its machine may have no compiler."""
+    backend = "torch" if bench.rehearsal else backend
     checkpoint = bench.ours()
     if bench.dtype == torch.float16:
         upcast_encoder(checkpoint.vae)  # as diffusers' pipeline does
@@ -154,7 +160,7 @@ def _ours(bench: Bench, backend: str) -> Found:
     figures["decode"] = bench.timed(lambda: decode(checkpoint.vae, latents, 8), repeats=3, warm_ups=1).as_dict()
     frames = decode(checkpoint.vae, latents, 8)
     figures["encode"] = bench.timed(lambda: encode_video(frames, 7, "mp4"), repeats=3, warm_ups=0).as_dict()
-    generation(bench, checkpoint, denoiser, num_inference_steps=1)()
+    bench.warm_up(generation(bench, checkpoint, denoiser, num_inference_steps=1))
     whole = generation(bench, checkpoint, denoiser)
     figures["end_to_end"] = bench.timed(whole, repeats=2, warm_ups=0).as_dict()
     return figures
@@ -163,8 +169,9 @@ def _ours(bench: Bench, backend: str) -> Found:
 def ays(bench: Bench, figures: Found) -> Found:
     """Ten Align-Your-Steps steps, on the fastest of ours."""
     checkpoint, denoiser = ready(bench, fastest(figures))
-    whole = generation(bench, checkpoint, denoiser, num_inference_steps=10, schedule="align-your-steps")
-    return {"end_to_end": bench.timed(whole, repeats=2, warm_ups=1).as_dict(), "steps": 10}
+    steps = bench.steps if bench.rehearsal else 10
+    whole = generation(bench, checkpoint, denoiser, num_inference_steps=steps, schedule="align-your-steps")
+    return {"end_to_end": bench.timed(whole, repeats=2, warm_ups=1).as_dict(), "steps": steps}
 
 
 def reuse(bench: Bench, figures: Found) -> Found:
@@ -205,7 +212,7 @@ def attention(bench: Bench, _: Found) -> Found:
 def curve(bench: Bench, figures: Found) -> Found:
     """A call by number of places, and a guided call by number of frames."""
     _, denoiser = ready(bench, fastest(figures))
-    most = min(8, max_batch_size(bench.plain.unet, bench.latent))
+    most = min(2 if bench.rehearsal else 8, max_batch_size(bench.plain.unet, bench.latent))
     answers: Found = {"places": {}, "frames": {}}
     for batch_size in (count for count in (1, 2, 3, 4, 8) if count <= most):
         inputs = bench.inputs(batch_size)
@@ -228,7 +235,8 @@ def equality(bench: Bench, figures: Found) -> Found:
     steps = min(3, bench.steps)
     half = _latents(bench, bench.plain, steps, fastest(figures))
     relieve()
-    single = Bench(bench.preset.name, bench.device, torch.float32, bench.steps, bench.repeats)
+    single = copy.copy(bench)
+    single.dtype = torch.float32
     networks = copy.deepcopy(bench.plain)
     for part in (networks.unet, networks.vae, networks.conditioners.network):  # type: ignore[union-attr]
         part.float()

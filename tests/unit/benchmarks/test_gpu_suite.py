@@ -62,16 +62,52 @@ def test_what_was_not_measured_is_said_so_and_a_rehearsal_is_no_result(tmp_path:
         gpu_suite.write({"run": {"size": "tiny", "device": "cpu (x86_64)"}})
 
 
-@pytest.mark.full  # a quarter of an hour of two cores, most of it for compiling the stage "curve"
-@pytest.mark.timeout(1800)
+class Commands:
+    """subprocess.run as a record: what a stage would start, and an answer like pytest's."""
+
+    def __init__(self) -> None:
+        self.started: list[list[str]] = []
+
+    def __call__(self, command: list[str], **_: object) -> SimpleNamespace:
+        self.started.append(command)
+        return SimpleNamespace(returncode=0, stdout="collecting\n41 tests collected\n", stderr="")
+
+
 @pytest.mark.filterwarnings("default")  # as for its users, to whom a deprecation in a library is no error
-def test_a_rehearsal_runs_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_stage_runs_at_the_smallest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rehearsal's stages in this process, each once; its compiled parts are eager there, so they are left out."""
+    commands = Commands()
+    monkeypatch.setattr(gpu_suite.subprocess, "run", commands)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("a rehearsal compiles nothing"))
+    rehearsal = Suite(gpu_suite.rehearsal_bench(), tmp_path / "figures.json", True)
+    for name in gpu_suite.WORKERS:  # as if they had been timed, and were the fastest
+        rehearsal.worker_file(name).write_text(json.dumps({"step": {"median_s": 1e-9}}))
+    figures: dict[str, Any] = {}
+    for stage in STAGES:
+        if stage.name != "ours-graphed":
+            found = stage.run(rehearsal, figures)
+            figures.update(found if stage.name == "compiled" else {stage.name: found})
+    assert figures["equality"]["equal"]
+    assert figures["ours"]["step"]["median_s"] > 0 < figures["ours"]["encode"]["median_s"]
+    assert {"diffusers", "ours"} == figures["profile"].keys()
+    assert figures["kernels"]["times"]["geglu"]["torch_s"] > 0
+    assert figures["tests"]["summary"] == "41 tests collected"
+    assert [command[-1] for command in commands.started] == ["--collect-only", "--help"]
+    assert gpu_suite.section(figures).count("not yet measured") < gpu_suite.section({}).count("not yet measured")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("default")  # as for its users, to whom a deprecation in a library is no error
+def test_a_rehearsal_runs_both_calls_with_their_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "figures.json"
     monkeypatch.setattr(sys, "argv", ["gpu_suite", "--rehearse", "--json", str(file)])
     gpu_suite.main()
     figures = json.loads(file.read_text())
     assert not {name: own["error"] for name, own in figures.items() if "error" in own}
-    expected = {stage.name for stage in STAGES} - gpu_suite.ON_GPU - {"compiled"}
-    assert expected | set(gpu_suite.WORKERS) <= figures.keys()
+    assert {stage.name for stage in STAGES} - {"compiled"} | set(gpu_suite.WORKERS) <= figures.keys()
     assert figures["equality"]["equal"]
     assert figures["tests"]["exit"] == 0
+    assert gpu_suite.plan() in capsys.readouterr().out
