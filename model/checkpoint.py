@@ -24,12 +24,11 @@ from diffusers import (
 )
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
-from transformers import CLIPImageProcessor
 from transformers.utils import logging as transformers_logging
 
 from model.catalog import SIDECAR, ModelEntry, describe
 from model.denoiser import CpuThreads
-from model.encoders import Conditioners, ImageEncoder, NetworkLoader, load_conditioners
+from model.encoders import Conditioners, ImageEncoder, NetworkLoader, clip_image_processor, load_conditioners
 from model.presets import NoiseRange
 from model.sources.architecture import check_architecture, check_inputs, read_scheduler
 from model.sources.layout import Precision, component_files
@@ -165,7 +164,7 @@ def save(
             image_encoder=encoder.network,
             unet=unet,
             scheduler=scheduler_for(noise),
-            feature_extractor=CLIPImageProcessor(image_mean=list(encoder.mean), image_std=list(encoder.std)),
+            feature_extractor=clip_image_processor(encoder.mean, encoder.std),
         )
         pipeline.save_pretrained(folder, safe_serialization=True)
     else:

@@ -12,7 +12,7 @@ Legend: C latent channels.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,6 @@ from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
-    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
@@ -32,12 +31,30 @@ from transformers import (
     CLIPVisionModelWithProjection,
     PreTrainedTokenizerBase,
 )
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from model.errors import CheckpointError
 from model.presets import ImageEncoderSize, Preset, TextEncoderSize
 from model.tasks import ContextSource, TaskSpec
 
 MASK_FILE = "conditioning.safetensors"
+
+
+CLIP_NORMALISATION = (tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD))
+"""Mean and standard deviation of CLIP's training pictures, a number a channel."""
+
+
+def clip_image_processor(mean: Sequence[float], std: Sequence[float]) -> Any:
+    """transformers' feature extractor, which diffusers' pipelines hold and checkpoint folders describe.
+
+    The one in PIL, where transformers has several: the other needs torchvision, and asking for that one without it
+    logs a notice. Nothing here preprocesses with either (model.conditioning.clip_input).
+    """
+    try:
+        from transformers import CLIPImageProcessorPil as Processor
+    except ImportError:  # before transformers had two
+        from transformers import CLIPImageProcessor as Processor
+    return Processor(image_mean=list(mean), image_std=list(std))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +72,7 @@ class ImageEncoder:
     def save(self, folder: Path) -> None:
         """Write it into a checkpoint's folder."""
         self.network.save_pretrained(folder / "image_encoder")
-        processor = CLIPImageProcessor(image_mean=list(self.mean), image_std=list(self.std))
-        processor.save_pretrained(folder / "feature_extractor")
+        clip_image_processor(self.mean, self.std).save_pretrained(folder / "feature_extractor")
 
     def cast(self, dtype: torch.dtype) -> ImageEncoder:
         """It in another dtype, in place."""
@@ -201,9 +217,7 @@ def build_conditioners(preset: Preset, task: TaskSpec) -> Conditioners:
 
 
 def _build_vision(preset: Preset, _: TaskSpec) -> ImageEncoder:
-    processor = CLIPImageProcessor()
-    network = build_image_encoder(preset.image_encoder)
-    return ImageEncoder(network, tuple(processor.image_mean), tuple(processor.image_std))
+    return ImageEncoder(build_image_encoder(preset.image_encoder), *CLIP_NORMALISATION)
 
 
 def _build_pair(preset: Preset, task: TaskSpec) -> ImagePairEncoder:

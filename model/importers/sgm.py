@@ -27,11 +27,11 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection
 
 from model.catalog import PUBLISHED, ModelEntry, describe
 from model.checkpoint import save
-from model.encoders import ImageEncoder, build_image_encoder
+from model.encoders import CLIP_NORMALISATION, ImageEncoder, build_image_encoder
 from model.errors import CheckpointError
 from model.presets import Preset
 from model.tasks import TASKS
@@ -283,8 +283,7 @@ def read(file: Path, preset: Preset, only: Part | None = None, names: Names = "s
 
 def image_encoder_of(networks: Networks) -> ImageEncoder:
     """The picture encoder of such a file, with OpenCLIP's normalisation, which no weight tells."""
-    processor = CLIPImageProcessor()
-    return ImageEncoder(networks.encoder, tuple(processor.image_mean), tuple(processor.image_std))
+    return ImageEncoder(networks.encoder, *CLIP_NORMALISATION)
 
 
 def adapt(

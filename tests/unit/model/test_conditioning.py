@@ -12,10 +12,10 @@ from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import CLIPImageProcessor
 
 from model.checkpoint import Checkpoint, load
 from model.conditioning import clip_input, condition, picture_to_pixels, resize_antialiased
+from model.encoders import CLIP_NORMALISATION, clip_image_processor
 from model.errors import InvalidRequest
 from model.params import ImageToVideoParams
 from model.presets import preset
@@ -50,7 +50,7 @@ def test_the_resize_is_that_of_the_published_pipeline(height: int, width: int) -
 
 def test_clip_sees_what_its_feature_extractor_would_give() -> None:
     still = picture(224, 224)
-    extractor = CLIPImageProcessor()
+    extractor = clip_image_processor(*CLIP_NORMALISATION)
     theirs = extractor(still, do_resize=False, do_center_crop=False, return_tensors="pt").pixel_values
     ours = clip_input(picture_to_pixels(still)[None], extractor.image_mean, extractor.image_std)
     assert torch.allclose(ours, theirs, atol=1e-5)
