@@ -68,6 +68,12 @@ def serve(
             "checkpointed and wait for the next start. [30]",
         ),
     ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="cuda:0,cuda:1|all", help="Several GPUs: a process each, and every job where least work is left."
+        ),
+    ] = None,
     *,
     engine_options: dict[str, Any],
     lora: Annotated[
@@ -128,10 +134,18 @@ def serve(
         raise InvalidRequest(
             "LoRAs are the Triton servers': put the files into the folder loras of the model's checkpoint", param="lora"
         )
+    if devices and engine_settings.cfg_parallel:
+        raise InvalidRequest("--cfg-parallel is for one engine; leave it or --devices out", param="cfg_parallel")
+    if devices and (triton_url or engine_settings.device != "auto"):
+        raise InvalidRequest(
+            "--devices takes the place of --device, in this process; with Triton, instance groups of the model's "
+            "config.pbtxt say which GPUs it takes",
+            param="devices",
+        )
     served, entries = (
         _triton(triton_url, model or [], engine_settings)
         if triton_url
-        else _in_process(model or [], lora or [], engine_settings)
+        else _in_process(model or [], lora or [], engine_settings, devices)
     )
     listener = server.listen(settings.host, settings.port)
     names = ", ".join(entry.name for entry in entries)
@@ -153,15 +167,18 @@ def serve(
 
 
 def _in_process(
-    names: Sequence[str], loras: Sequence[str], settings: EngineSettings
+    names: Sequence[str], loras: Sequence[str], settings: EngineSettings, devices: str | None
 ) -> tuple[Engine, Sequence[ModelEntry]]:
+    """The engine in this process; with `devices`, one in a process of its own on each of them."""
     from model.backends.registry import LORA_BACKENDS, with_usable_loras
     from model.catalog import attach_loras, zoo
-    from model.precision import resolve_dtype
+    from model.precision import resolve_devices, resolve_dtype
     from model.sources.source import find_all
+    from serving.engine.data_parallel import engines_on
     from serving.engine.inprocess import InProcessEngine
 
-    precision = resolve_dtype(settings.dtype, settings.device)
+    on_devices = resolve_devices(devices) if devices else []
+    precision = resolve_dtype(settings.dtype, on_devices[0] if on_devices else settings.device)
     entries = find_all(names, precision) if names else zoo()
     if not entries:
         raise InvalidRequest("no checkpoint is shipped here; name a diffusers folder with --model DIR", param="model")
@@ -172,7 +189,7 @@ def _in_process(
             param="lora",
         )
     entries = [with_usable_loras(entry, settings.backend) for entry in attach_loras(entries, loras)]
-    return InProcessEngine(entries, settings), entries
+    return engines_on(on_devices, entries, settings) if on_devices else InProcessEngine(entries, settings), entries
 
 
 def _triton(urls: Sequence[str], names: Sequence[str], settings: EngineSettings) -> tuple[Engine, Sequence[ModelEntry]]:

@@ -52,3 +52,26 @@ def resolve_device(name: str) -> str:
             param="device",
         )
     return name
+
+
+def resolve_devices(names: str) -> list[str]:
+    """The devices of `cuda:0,cuda:1`, or of `all`: every CUDA device that torch sees.
+
+    Raises:
+        InvalidRequest: there is none, one is not here, or a GPU is named twice.
+    """
+    if names == "all":
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise InvalidRequest("--devices all: torch sees no CUDA device here; leave --devices out", param="devices")
+        return [f"cuda:{number}" for number in range(count)]
+    devices = ["cuda:0" if name == "cuda" else name for name in names.split(",")]
+    for name in devices:
+        if name != "cpu" and not name.startswith("cuda"):
+            raise InvalidRequest(f"--devices takes cuda:0,cuda:1 or all, not {names!r}", param="devices")
+        resolve_device(name)
+        if name != "cpu" and devices.count(name) > 1:
+            raise InvalidRequest(f"--devices has {name} twice", param="devices")
+    return devices

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -11,9 +12,11 @@ from typing import cast
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
+from model.backends.cfg_parallel import CfgParallelDenoiser
 from model.backends.compiled import compile_blocks
 from model.backends.registry import (
     AUTO,
+    IN_TORCH,
     LORA_BACKENDS,
     backend_for,
     check_lora,
@@ -113,6 +116,7 @@ class LoadedModel:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else other
         suffix = "" if settings.attention in ("auto", "sdpa") else f"+{settings.attention}"
         suffix += "" if settings.kernels in ("auto", "none") else "+kernels"
+        suffix += "" if settings.cfg_parallel is None else "+cfg2"
         suffix += "" if settings.reuse_every == 1 else f"+reuse{settings.reuse_every}"
         return Machine(
             name, settings.backend + suffix, settings.dtype, settings.cores, settings.deterministic, torch.__version__
@@ -149,6 +153,7 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
         BackendOptions(settings.attention, settings.reuse_every, settings.kernels, settings.device),
     )
     settings = replace(settings, attention=options.attention, kernels=options.kernels)
+    second = second_copy(checkpoint, settings)
     if not entry.exported:
         optimize_vae(checkpoint.vae, settings.backend, checkpoint.unet.device, options.kernels)
     loras = _loras(checkpoint, settings.backend)
@@ -162,17 +167,50 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
         denoiser = limit_batch(denoiser, vram.max_batch_size)
     elif vram is not None:
         settings = replace(settings, max_batch=min(settings.max_batch or vram.max_batch_size, vram.max_batch_size))
-    if settings.deterministic and checkpoint.unet.device.type != "cpu":
-        from model.backends.batch_size import FixedBatchDenoiser
-
-        denoiser = FixedBatchDenoiser(denoiser, settings.max_batch or FIXED_BATCH)
-    if loras:
-        denoiser = with_loras(denoiser, checkpoint.unet, loras)
+    fixed = (settings.max_batch or FIXED_BATCH) if settings.deterministic and device != "cpu" else None
+    if second is None:
+        denoiser = _wrapped(denoiser, checkpoint, fixed, loras)
+    else:
+        fixed = None if fixed is None else max(1, fixed // 2)
+        other = make_denoiser(settings.backend, second, cores, options)
+        other = _wrapped(other, second, fixed, _loras(second, settings.backend))
+        denoiser = CfgParallelDenoiser(_wrapped(denoiser, checkpoint, fixed, loras), other, second.unet.device)
     offload = CpuOffload(torch.device(device)) if vram is not None and vram.offload else None
     if offload is not None:
         with LoadedModel(checkpoint, denoiser, settings, offload=offload).encoding():
             pass  # from now on they live where they are offloaded to
     return LoadedModel(checkpoint, denoiser, settings, latent_colours(entry), vram=vram, offload=offload)
+
+
+def _wrapped(denoiser: Denoiser, checkpoint: Checkpoint, fixed: int | None, loras: Mapping[str, Lora]) -> Denoiser:
+    """The denoiser of one device, at a fixed batch size if one is given, able to apply the LoRAs."""
+    if fixed is not None:
+        from model.backends.batch_size import FixedBatchDenoiser
+
+        denoiser = FixedBatchDenoiser(denoiser, fixed)
+    return with_loras(denoiser, checkpoint.unet, loras) if loras else denoiser
+
+
+def second_copy(checkpoint: Checkpoint, settings: EngineSettings) -> Checkpoint | None:
+    """The checkpoint with a copy of its denoiser on the second device, before anything is fused; None without one.
+
+    Raises:
+        InvalidRequest: the device is not here, or is the first; or the backend does not run weights in torch.
+    """
+    if settings.cfg_parallel is None:
+        return None
+    device = torch.device(resolve_device(settings.cfg_parallel))
+    first = checkpoint.unet.device
+    if device.type != first.type or (device.type == "cuda" and device.index == (first.index or 0)):
+        raise InvalidRequest(
+            f"--cfg-parallel {device} is to be another GPU than {first}, where the rest runs", param="cfg_parallel"
+        )
+    if checkpoint.entry.exported or settings.backend not in IN_TORCH:
+        raise InvalidRequest(
+            f"{settings.backend} runs on one device; take --denoiser torch, or leave --cfg-parallel out",
+            param="cfg_parallel",
+        )
+    return replace(checkpoint, unet=copy.deepcopy(checkpoint.unet).to(device))
 
 
 def _on_device(entry: ModelEntry, settings: EngineSettings) -> str:

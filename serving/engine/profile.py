@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.catalog import PROFILE
+from model.catalog import PROFILE, ModelEntry
 from model.params import Params
 from model.shapes import LatentShape, even_chunks
 
@@ -219,6 +220,42 @@ def write_entry(folder: Path, key: str, entry: object) -> bool:
     except OSError:
         return False
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRates:
+    """Two numbers from which another process estimates requests: of one with a checkpoint's defaults.
+
+    Args:
+        fixed_s: seconds without its denoiser evaluations.
+        step_s: seconds of each evaluation.
+    """
+
+    fixed_s: float
+    step_s: float
+
+    @classmethod
+    def measured(cls, entry: ModelEntry, estimate: Callable[[str, Params], float | None]) -> RequestRates | None:
+        """The rates by an engine's estimates; None while it has none."""
+        samples = [
+            entry.resolve({**entry.task.sample_request, "num_inference_steps": steps}, seed=0) for steps in (1, 2)
+        ]
+        one, two = (estimate(entry.name, params) for params in samples)
+        if one is None or two is None:
+            return None
+        more = denoiser_evaluations(samples[1]) - denoiser_evaluations(samples[0])
+        step = max(0.0, two - one) / more
+        return cls(max(0.0, one - step), step)
+
+    def seconds(self, entry: ModelEntry, params: Params) -> float:
+        """Of a request alone; another size in proportion to its pixels."""
+        size = params.num_frames * params.height * params.width / (entry.num_frames[0] * entry.height * entry.width)
+        return size * (self.fixed_s + denoiser_evaluations(params) * self.step_s)
+
+
+def denoiser_evaluations(params: Params) -> int:
+    """Evaluations of the denoiser that a request takes, each one or two batch slots wide."""
+    return 2 * params.num_inference_steps - 1 if params.solver == "heun" else params.num_inference_steps
 
 
 def _blend(known: float | None, seconds: float) -> float:

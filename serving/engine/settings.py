@@ -19,6 +19,7 @@ from model.shapes import CHUNK_PLANS, ChunkPlan
 _OFF: Final = "off"
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 _KEY: Final = "option"
+_TORCH_DEVICE: Final = re.compile(r"cpu|cuda:\d+")
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?|xpu(:\d+)?|npu")
 
 
@@ -89,6 +90,8 @@ class EngineSettings:
         decode_chunk_plan: how a clip is split into chunks of decode_chunk_size frames (model.shapes.chunk_sizes).
         guidance_interval: noise levels (low, high] at which rows are guided; None for all. Costs quality.
         vram_budget_gib: memory of the GPU to stay within (model.memory.plan); None for no plan.
+        cfg_parallel: a second device, on which a copy of the denoiser computes the other half of the slots of each call
+            (model.backends.cfg_parallel); None for none.
         max_batch: batch slots of one denoiser call, at most (a guided request takes two); None lets the measured
             profile choose.
         max_rows: requests being encoded, denoised or decoded at once; the others wait or are parked.
@@ -214,6 +217,16 @@ class EngineSettings:
             recorded=True,
         ),
     )
+    cfg_parallel: str | None = field(
+        default=None,
+        metadata=_option(
+            "cfg_parallel",
+            commands=_ONE_MACHINE,
+            help="A second GPU, for the other half of guided calls: cuda:1. Half the time of a step.",
+            metavar="DEVICE",
+            recorded=True,
+        ),
+    )
     max_batch: int | None = field(
         default=None,
         metadata=_option(
@@ -233,13 +246,15 @@ class EngineSettings:
         """Check the counts.
 
         Raises:
-            InvalidRequest: a count below 1, a negative time, an empty interval, reuse in deterministic mode, or a name
-                that no device has.
+            InvalidRequest: a count below 1, a negative time, an empty interval, reuse in deterministic mode or on two
+                devices, or a name that no device has.
         """
         if _DEVICE.fullmatch(self.device) is None:
             raise InvalidRequest(
                 f"a device is auto, cpu, cuda, cuda:1, xpu, xpu:1 or npu, not {self.device!r}", param="device"
             )
+        if self.cfg_parallel is not None:
+            self._check_cfg_parallel()
         for name in ("max_rows", "max_batch", "mux_threads", "threads", "reuse_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -261,6 +276,20 @@ class EngineSettings:
             raise InvalidRequest("a guidance interval is two noise levels, 0 <= LOW < HIGH", param="guidance_interval")
         if self.vram_budget_gib is not None and self.vram_budget_gib <= 0:
             raise InvalidRequest("a budget of GPU memory must be above 0", param="vram_budget")
+
+    def _check_cfg_parallel(self) -> None:
+        if self.cfg_parallel is None or _TORCH_DEVICE.fullmatch(self.cfg_parallel) is None:
+            raise InvalidRequest(
+                f"the second device is cuda:1 or another, not {self.cfg_parallel!r}", param="cfg_parallel"
+            )
+        if self.reuse_every > 1:
+            raise InvalidRequest(
+                "reused features stay on one device; leave --reuse-every or --cfg-parallel out", param="cfg_parallel"
+            )
+        if self.vram_budget_gib is not None:
+            raise InvalidRequest(
+                "a budget of memory is for one device; leave --vram-budget or --cfg-parallel out", param="cfg_parallel"
+            )
 
     def as_manifest(self) -> dict[str, Any]:
         """What a video's manifest says of them, as JSON-ready values: the settings the pixels may depend on."""

@@ -17,9 +17,10 @@ from uuid import uuid4
 from model.catalog import ModelEntry
 from model.errors import StillmotionError
 from model.params import Params
+from serving.engine.profile import RequestRates
 from serving.engine.protocol import TERMINAL, CancelledAt, EngineEvent, EngineRequest, Failed, Stepped, refuse_chained
 from serving.triton.pool import Pool, RemoteJob, Replica, Server, ServerLost, choose_replica
-from serving.triton.wire import pack_control, pack_request, request_size, state_version
+from serving.triton.wire import pack_control, pack_request, state_version
 
 _log = logging.getLogger(__name__)
 ENGINE_STOPPED: Final = "engine_stopped"
@@ -89,10 +90,7 @@ class TritonEngine:
         hosted = self._pool.hosted(model)
         if hosted is None or hosted.status.fixed_s is None or hosted.status.step_s is None:
             return None
-        entry = hosted.entry
-        pixels, evaluations = request_size(params)
-        size = pixels / (entry.num_frames[0] * entry.height * entry.width)
-        return size * (hosted.status.fixed_s + evaluations * hosted.status.step_s)
+        return RequestRates(hosted.status.fixed_s, hosted.status.step_s).seconds(hosted.entry, params)
 
     async def submit(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
         """Take a request; its events, as they happen, until a terminal one."""

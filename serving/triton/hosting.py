@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest, StillmotionError
-from model.params import Params
+from serving.engine.profile import RequestRates
 from serving.engine.protocol import (
     TERMINAL,
     CancelledAt,
@@ -198,7 +198,7 @@ class Host:
             await asyncio.gather(task, return_exceptions=True)
 
     def _status(self, client: str) -> Status:
-        fixed, step = self._rates()
+        rates = RequestRates.measured(self._entry, self._engine.estimate)
         stats = self._stats()
         return Status(
             entry=entry_fields(self._entry),
@@ -206,23 +206,11 @@ class Host:
             capacity=self._engine.capacity,
             in_flight=self.in_flight,
             others_s=sum(one.left() for one in self._running.values() if one.request.client != client),
-            fixed_s=fixed,
-            step_s=step,
+            fixed_s=None if rates is None else rates.fixed_s,
+            step_s=None if rates is None else rates.step_s,
             draining=self._draining or not self._engine.ready,
             stats={} if stats is None else _stats_message(stats),
         )
-
-    def _rates(self) -> tuple[float | None, float | None]:
-        """Seconds of a request with the defaults, without its evaluations and for each; None while not measured."""
-        one, two = (self._engine.estimate(self._entry.name, self._sample(steps)) for steps in (1, 2))
-        if one is None or two is None:
-            return None, None
-        evaluations = 2 if self._sample(2).solver == "heun" else 1
-        step = max(0.0, two - one) / evaluations
-        return max(0.0, one - step), step
-
-    def _sample(self, steps: int) -> Params:
-        return self._entry.resolve({**self._entry.task.sample_request, "num_inference_steps": steps}, seed=0)
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ from typing import Any, Final, Literal, cast, get_args
 from model.catalog import ModelEntry
 from model.errors import CheckpointError, InvalidRequest
 from model.lora.catalog import LoraEntry
-from model.params import OutputFormat, Params
+from model.params import OutputFormat
 from model.tasks import TASKS
 from serving.engine.protocol import EngineEvent, EngineRequest, Share
 
@@ -62,13 +62,6 @@ def entry_from_fields(message: Mapping[str, Any], source: str) -> ModelEntry:
         return ModelEntry(**values | {"path": Path(source)})
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{source} serves a model that this version does not know: {error}") from error
-
-
-def request_size(params: Params) -> tuple[float, int]:
-    """How much a request is: pixels of its video, and evaluations of the denoiser (each one or two places wide)."""
-    steps = params.num_inference_steps
-    pixels = float(params.num_frames * params.height * params.width)
-    return pixels, 2 * steps - 1 if params.solver == "heun" else steps
 
 
 MODEL_KEY: Final = "model"
