@@ -28,6 +28,7 @@ from training.data.moves import camera_moves
 from training.data.orbits import load_orbits
 from training.data.split import refuse_held_out
 from training.data.starter import Item, load_items
+from training.distributed import join_processes
 from training.frozen_networks import frozen_text, frozen_vae, frozen_vision, has_vision
 from training.initial_weights import Denoiser
 from training.objectives.buckets import WeightedExamples, make_buckets, sort_clips
@@ -136,7 +137,9 @@ def camera_examples(
     )
     if not rendered:
         raise DataError(f"{data} has no footage to move a camera over")
-    encoder = cast(ImageEncoder, base.conditioners)
+    encoder, device = cast(ImageEncoder, base.conditioners), join_processes()
+    for network in (encoder.network, base.vae):
+        cast(nn.Module, network).to(device)
     clips = encode_clips([clip for clip, _ in rendered], base.vae, encoder, cache, (1,), report)
     return CameraExamples(config, clips, base.vae, MotionMap())
 
@@ -158,7 +161,8 @@ class ExampleBuilder:
         self.cache.mkdir(parents=True, exist_ok=True)
         self.shapes = shapes_of(config)
         self.own = next(shape for shape in self.shapes if self._is_own(shape))
-        self.vae = frozen_vae(resolve_source(config.vae, out, "vae"), self.size)
+        self.device = join_processes()
+        self.vae = frozen_vae(resolve_source(config.vae, out, "vae"), self.size).to(self.device)
         self.towers = resolve_source(config.image_encoder, out, "image_encoder")
         self.scaling = float(self.vae.config["scaling_factor"])
         self.motion = MotionMap()
@@ -172,6 +176,8 @@ class ExampleBuilder:
         # A network that is told words alone needs no embeddings of pictures; a run's towers give them all the same.
         settings = bool(task(self.config.task).pictures) or has_vision(self.towers)
         vision = frozen_vision(self.towers, self.size) if settings else None
+        if vision is not None:
+            cast(nn.Module, vision.network).to(self.device)
         return encode_clips(clips, self.vae, vision, self.cache, strides, self.report)
 
     def film(self, items: list[Item], keep_every: int) -> list[Clip]:

@@ -127,7 +127,7 @@ def build_objective(
                 param="set",
             )
         network = build_network(config, out).to(device)
-        vae = frozen_vae(resolve_source(config.vae, out, "vae"), preset(config.preset))
+        vae = frozen_vae(resolve_source(config.vae, out, "vae"), preset(config.preset)).to(device)
         with main_process_first():
             examples = examples_of(config, network, data, out, report, excluded)
         return DenoiseObjective(config, network, examples, lambda latents: decode(vae, latents, 7))
@@ -141,16 +141,16 @@ def build_objective(
     if isinstance(config, VAEConfig):
         from training.objectives.vae import VAEObjective
 
-        return VAEObjective(config, clips)
+        return VAEObjective(config, clips, join_processes())
     if isinstance(config, EquivarianceConfig):
         from training.frozen_networks import frozen_vae
         from training.objectives.equivariance import EquivarianceObjective
 
-        vae = frozen_vae(resolve_source(config.vae, out, "vae"), preset(config.preset))
+        vae = frozen_vae(resolve_source(config.vae, out, "vae"), preset(config.preset)).to(join_processes())
         return EquivarianceObjective(config, vae, clips)
     from training.objectives.contrastive import ContrastiveObjective
 
-    towers = ContrastiveObjective(config, clips)
+    towers = ContrastiveObjective(config, clips, join_processes())
     towers.tokenizer.save_pretrained(folder / "tokenizer")
     return towers
 
@@ -162,7 +162,7 @@ def _decoder_objective(
     from training.frozen_networks import frozen_vae
     from training.objectives.decoder import DecoderObjective
 
-    vae = frozen_vae(resolve_source(config.vae, out, "vae"), preset(config.preset))
+    vae = frozen_vae(resolve_source(config.vae, out, "vae"), preset(config.preset)).to(join_processes())
     if dataset_identity(data)["name"] == orbits.NAME:
         return DecoderObjective(config, vae, [orbit.clip for orbit in orbits.load_orbits(data, "train", excluded)])
     items = training_items(data, excluded)

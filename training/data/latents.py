@@ -51,7 +51,7 @@ def weights_digest(*networks: nn.Module) -> str:
     for network in networks:
         for name, p in sorted(network.state_dict().items()):
             digest.update(name.encode())
-            digest.update(p.detach().float().contiguous().numpy().tobytes())
+            digest.update(p.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -67,7 +67,8 @@ def encode_clips(
     """Latents, embeddings and flows of the clips, from the cache or computed into it.
 
     Args:
-        vision: reads the pictures; None where no embeddings are wanted, which are then of width 0.
+        vae: encodes them, on the device where it is.
+        vision: reads the pictures, on the same device; None where no embeddings are wanted, which are then of width 0.
     """
     networks = [vae.encoder] if vision is None else [vae.encoder, vision.network]
     folder = cache / f"latents-{weights_hash(*networks)}"
@@ -99,12 +100,12 @@ def _encode(clip: Clip, vae: AutoencoderKLTemporalDecoder, vision: ImageEncoder 
     latents: list[Tensor] = []
     embeds: list[Tensor] = []
     for first in range(0, len(clip.frames), 16):
-        pixels = to_pixels(clip.frames[first : first + 16])
-        latents.append(encode_mode(vae, pixels).half())
+        pixels = to_pixels(clip.frames[first : first + 16]).to(vae.device)
+        latents.append(encode_mode(vae, pixels).half().cpu())
         if vision is None:
             embeds.append(torch.zeros(len(pixels), 0))
         else:
-            embeds.append(vision.network(clip_input(pixels, vision.mean, vision.std)).image_embeds)
+            embeds.append(vision.network(clip_input(pixels, vision.mean, vision.std)).image_embeds.cpu())
     return torch.cat(latents).numpy(), torch.cat(embeds).numpy()
 
 

@@ -81,14 +81,14 @@ class Towers(nn.Module):
 class ContrastiveObjective:
     """Pairs of frames of B shots, and their captions."""
 
-    def __init__(self, config: ImageEncoderConfig, clips: list[Clip]) -> None:
+    def __init__(self, config: ImageEncoderConfig, clips: list[Clip], device: torch.device | None = None) -> None:
         self.config, self.clips = config, clips
         torch.manual_seed(config.optim.seed)
         captions = [
             attribute_caption(clip.frames[t], clip.item.kind) for clip in clips for t in range(len(clip.frames))
         ]
         self.tokenizer = learn_tokenizer(captions)
-        self.towers = Towers(config, self.tokenizer)
+        self.towers = Towers(config, self.tokenizer).to(device)
 
     @property
     def module(self) -> nn.Module:
@@ -134,17 +134,19 @@ class ContrastiveObjective:
         """Cross-entropy of picture against caption, and of frame against frame."""
         pixels, captions = self.batch(step)
         towers = self.towers
+        device = towers.log_scale.device
+        pixels = pixels.to(device)
         image = F.normalize(towers.image(clip_input(pixels, CLIP_MEAN, CLIP_STD)).image_embeds, dim=-1)
         tokens = self.tokenizer(captions, padding="max_length", max_length=24, truncation=True, return_tensors="pt")
-        text = F.normalize(towers.text(**tokens).text_embeds, dim=-1)
+        text = F.normalize(towers.text(**tokens.to(device)).text_embeds, dim=-1)
         scale = towers.log_scale.exp().clamp(max=100)
-        same = torch.tensor([[float(a == b) for b in captions] for a in captions])
+        same = torch.tensor([[float(a == b) for b in captions] for a in captions], device=device)
         target = same / same.sum(1, keepdim=True)
         logits = scale * image @ text.T
         with_text = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         first, second = image.chunk(2)
         pairs = scale * first @ second.T
-        labels = torch.arange(len(first))
+        labels = torch.arange(len(first), device=device)
         with_frames = (F.cross_entropy(pairs, labels) + F.cross_entropy(pairs.T, labels)) / 2
         total = self.config.text_weight * with_text + with_frames
         top = (pairs.argmax(1) == labels).float().mean().item()

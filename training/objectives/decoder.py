@@ -42,9 +42,9 @@ class DecoderObjective(AutoencoderObjective):
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Reconstruct the crops of iteration `step`."""
         config, draw = self.config, generator(self.config.optim.seed, step)
-        pixels = random_crops(self.clips, config.optim.batch, config.frames, config.crop, draw)
+        pixels = random_crops(self.clips, config.optim.batch, config.frames, config.crop, draw).to(self.device)
         with torch.no_grad():  # on a CPU, torch 2.13 dies in the backward pass of a half-frozen decoder, channels last
             latents = self.vae.encode(pixels).latent_dist.mode().contiguous()
-        noise = torch.randn(latents.shape, generator=draw)
+        noise = torch.randn(latents.shape, generator=draw).to(self.device)
         decoded = self.vae.decode(latents + config.latent_noise * noise, num_frames=config.frames).sample
         return reconstruction_loss(decoded, pixels, config.gradient_weight)

@@ -99,7 +99,7 @@ class EquivarianceObjective(AutoencoderObjective):
 
     def decode(self, latents: Tensor, draw: torch.Generator) -> Tensor:
         """Pictures of latents with a little noise on them."""
-        noise = torch.randn(latents.shape, generator=draw)
+        noise = torch.randn(latents.shape, generator=draw).to(self.device)
         decoded = self.vae.decode(latents + self.config.latent_noise * noise, num_frames=1)
         return cast(Tensor, decoded.sample)
 
@@ -107,7 +107,7 @@ class EquivarianceObjective(AutoencoderObjective):
         """Crops of iteration `step`, and the same crops transformed."""
         config = self.config
         draw = generator(config.optim.seed, step)
-        wide = random_crops(self.clips, config.optim.batch, 1, config.crop + VAE_STRIDE, draw)
+        wide = random_crops(self.clips, config.optim.batch, 1, config.crop + VAE_STRIDE, draw).to(self.device)
         pixels = wide[..., : config.crop, : config.crop]
         latents = self.encode(pixels)
         moved, moved_latents = self._transformed(wide, latents, generator(config.optim.seed, step, _TRANSFORM))

@@ -121,6 +121,11 @@ class AutoencoderObjective(ABC):
         """The autoencoder."""
         return cast(nn.Module, self.vae)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it trains. Crops and noise are drawn on the CPU, and are so the same everywhere."""
+        return next(self.module.parameters()).device
+
     def enter(self, step: int) -> None:  # noqa: B027 - not every one has phases
         """Begin a phase; without phases, nothing."""
 
@@ -148,13 +153,14 @@ class AutoencoderObjective(ABC):
 class VAEObjective(AutoencoderObjective):
     """The loss: L1 of pixels and of their spatial differences, and the latents' distance from their target."""
 
-    def __init__(self, config: VAEConfig, clips: list[Clip]) -> None:
+    def __init__(self, config: VAEConfig, clips: list[Clip], device: torch.device | None = None) -> None:
         torch.manual_seed(config.optim.seed)
         super().__init__(build_vae(preset(config.preset)), clips)
         self.config = config
         prepare(self.vae)
         sample = self.crops(step=-1, count=512, frames=1)
-        self.target = PatchPCA(sample, int(self.vae.config["latent_channels"]), config.whitening)
+        self.target = PatchPCA(sample, int(self.vae.config["latent_channels"]), config.whitening).to(device)
+        self.module.to(device)
 
     def enter(self, step: int) -> None:
         """Switch branches on as their phase begins."""
@@ -180,11 +186,11 @@ class VAEObjective(AutoencoderObjective):
         config = self.config
         frames = config.frames if step >= config.spatial_until else 1
         count = config.optim.batch if step < config.skeleton_until else config.phase_batch
-        pixels = self.crops(step, count // frames, frames)
+        pixels = self.crops(step, count // frames, frames).to(self.device)
         with torch.set_grad_enabled(step < config.skeleton_until):
             latents = self.vae.encode(pixels).latent_dist.mode()
             target_error = F.mse_loss(latents, self.target(pixels))
-        noise = torch.randn(latents.shape, generator=generator(config.optim.seed, step, 1))
+        noise = torch.randn(latents.shape, generator=generator(config.optim.seed, step, 1)).to(self.device)
         decoded = self.vae.decode(latents + config.latent_noise * noise, num_frames=frames).sample
         loss, parts = reconstruction_loss(decoded, pixels, config.gradient_weight)
         return loss + config.target_weight * target_error, {**parts, "held": target_error.item()}

@@ -73,4 +73,5 @@ def noisy_latent(
 ) -> Float[Tensor, "C h w"]:
     """The unscaled mode of a frame with noise on its PIXELS, as the condition is made at inference."""
     pixels = to_pixels(clip.clip.frames[frame : frame + 1])
-    return encode_mode(vae, pixels + noise * torch.randn(pixels.shape, generator=draw))[0]
+    noisy = pixels + noise * torch.randn(pixels.shape, generator=draw)
+    return encode_mode(vae, noisy.to(vae.device))[0].cpu()

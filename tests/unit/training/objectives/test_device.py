@@ -1,0 +1,71 @@
+"""Every objective computes where its network is: on the meta device, in place of a GPU.
+
+torch refuses an operation on tensors there and on the CPU, as it does on a GPU's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.presets import preset
+from model.vae import build_vae
+from tests.unit.training.support import moving_square
+from training.objectives import decoder, equivariance, vae
+from training.objectives.contrastive import ContrastiveObjective
+from training.objectives.decoder import DecoderObjective
+from training.objectives.equivariance import EquivarianceObjective
+from training.objectives.vae import VAEObjective
+from training.recipes.image_encoder import mini_image_encoder
+from training.recipes.vae import mini_decoder_orbits, mini_vae, mini_vae_equivariant
+
+META = torch.device("meta")
+CLIPS = [moving_square(f"c{i}", frames=4, seed=i) for i in range(3)]
+
+
+def small(recipe: Any, **changes: Any) -> Any:
+    return dataclasses.replace(recipe, preset="tiny", optim=dataclasses.replace(recipe.optim, batch=2), **changes)
+
+
+def autoencoder() -> Any:
+    return VAEObjective(small(mini_vae(), phase_batch=2, crop=32, frames=2), CLIPS)
+
+
+def fitted_decoder() -> Any:
+    return DecoderObjective(small(mini_decoder_orbits(), crop=32, frames=2), build_vae(preset("tiny")), CLIPS)
+
+
+def equivariant() -> Any:
+    return EquivarianceObjective(small(mini_vae_equivariant(), crop=40), build_vae(preset("tiny")), CLIPS)
+
+
+def contrastive() -> Any:
+    return ContrastiveObjective(small(mini_image_encoder()), CLIPS)
+
+
+def drawn(clips: object, count: int, frames: int, side: int, draw: object) -> Tensor:
+    """In place of random_crops, which reads numbers."""
+    return torch.zeros(count * frames, 3, side, side)
+
+
+@pytest.mark.parametrize("make", [autoencoder, fitted_decoder, equivariant, contrastive])
+def test_a_loss_is_computed_where_the_network_is(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = make()
+    for module in (vae, decoder, equivariance):
+        monkeypatch.setattr(module, "random_crops", drawn)
+    if isinstance(objective, ContrastiveObjective):
+        captions = objective.batch(0)[1]
+        monkeypatch.setattr(objective, "batch", lambda _: (torch.zeros(4, 3, 64, 64), captions))
+    monkeypatch.setattr(Tensor, "item", lambda _: 0.0)  # of the log's numbers
+    objective.module.to(META)
+    if isinstance(objective, VAEObjective):
+        objective.target.to(META)
+    for step in (0, 10**6):
+        objective.enter(step)
+        loss, _ = objective.loss(step)
+        assert loss.device == META
