@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.presets import preset
 from model.vae import build_vae
@@ -48,6 +49,17 @@ def contrastive() -> Any:
     return ContrastiveObjective(small(mini_image_encoder()), CLIPS)
 
 
+class Text(nn.Module):
+    """In place of the text tower, whose attention mask reads numbers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, width)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(text_embeds=(self.embed(input_ids) * attention_mask[..., None]).mean(1))
+
+
 def drawn(clips: object, count: int, frames: int, side: int, draw: object) -> Tensor:
     """In place of random_crops, which reads numbers."""
     return torch.zeros(count * frames, 3, side, side)
@@ -61,6 +73,7 @@ def test_a_loss_is_computed_where_the_network_is(make: Callable[[], Any], monkey
     if isinstance(objective, ContrastiveObjective):
         captions = objective.batch(0)[1]
         monkeypatch.setattr(objective, "batch", lambda _: (torch.zeros(4, 3, 64, 64), captions))
+        objective.towers.text = Text(preset("tiny").image_encoder.projection)
     monkeypatch.setattr(Tensor, "item", lambda _: 0.0)  # of the log's numbers
     objective.module.to(META)
     if isinstance(objective, VAEObjective):
