@@ -167,7 +167,7 @@ def serve(
 
 
 def _in_process(
-    names: Sequence[str], loras: Sequence[str], settings: EngineSettings, devices: str | None
+    names: Sequence[str], loras: Sequence[str], settings: EngineSettings, devices: str | None = None
 ) -> tuple[Engine, Sequence[ModelEntry]]:
     """The engine in this process; with `devices`, one in a process of its own on each of them."""
     from model.backends.registry import LORA_BACKENDS, with_usable_loras
