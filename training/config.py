@@ -13,6 +13,8 @@ from typing import Any, get_type_hints
 from model.errors import InvalidRequest
 
 METHODS = ("adamw", "muon")
+DISTILLED_LEVELS = 40
+"""model.sampling.schedule.LCM_LEVELS, which this module states again to stay free of numpy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +330,68 @@ class DenoiserConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Distillation:
+    """How a teacher's guided solves are distilled into single unguided evaluations (training.objectives.consistency).
+
+    Args:
+        teacher: checkpoint whose solves are learnt, named as `init` is; empty: `init` itself.
+        min_guidance, max_guidance: guidance scale of the teacher's first and last frame; between them in the task's
+            shape over frames.
+        levels: how many noise levels the student is trained at, of the 40 that schedule `lcm` chooses from; several
+            numbers are a curriculum of equal shares of the iterations.
+        substeps: DPM++ 2M steps of the teacher from one level to the next.
+        solve_to_end: the teacher solves down to the clean clip, and every level that it passes trains (direct
+            distillation); otherwise it solves to the next level and the student answers there (consistency).
+        huber: where the pseudo-Huber loss turns from square to linear, as a root mean square error of the network's
+            output.
+        default_steps: sampling steps of the released checkpoint.
+
+    Raises:
+        InvalidRequest: no levels, more than 40 or a number that does not divide 40, no substeps, a loss that never
+            turns, or sampling steps that were not trained.
+    """
+
+    teacher: str = ""
+    min_guidance: float = 1.0
+    max_guidance: float = 2.0
+    levels: tuple[int, ...] = (4,)
+    substeps: int = 1
+    solve_to_end: bool = True
+    huber: float = 0.03
+    default_steps: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.levels or any(count < 1 or DISTILLED_LEVELS % count for count in self.levels):
+            raise InvalidRequest(f"distil.levels must divide {DISTILLED_LEVELS}, not {self.levels}", param="set")
+        if self.substeps < 1 or self.huber <= 0:
+            raise InvalidRequest("distil.substeps must be at least 1, and distil.huber above 0", param="set")
+        if self.default_steps < 1 or self.levels[-1] % self.default_steps:
+            raise InvalidRequest(
+                f"distil.default_steps must divide the {self.levels[-1]} levels trained last, not {self.default_steps}",
+                param="set",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ConsistencyConfig(DenoiserConfig):
+    """A checkpoint distilled for a few unguided steps; `init` is what the student starts as.
+
+    The levels are drawn as ln(sigma) ~ N(p_mean, p_std), each for the stretch down to the next.
+
+    Raises:
+        InvalidRequest: condition dropout (the student is never guided), or no trained start.
+    """
+
+    distil: Distillation = Distillation()
+
+    def __post_init__(self) -> None:
+        if self.condition_dropout:
+            raise InvalidRequest("a distilled denoiser is never guided: set condition_dropout=0", param="set")
+        if not self.init:
+            raise InvalidRequest("a distillation starts from a trained denoiser: set init=NAME", param="set")
+
+
+@dataclass(frozen=True, slots=True)
 class LoraConfig:
     """Training of a camera-motion LoRA: adapters of the temporal attention of image-to-video (paper, section 4.3).
 
@@ -380,7 +444,7 @@ class LoraConfig:
 
 
 Denoising = DenoiserConfig | LoraConfig
-"""What trains on the denoising objective."""
+"""What trains on the denoising objective, or, where it is a ConsistencyConfig, on the consistency one."""
 Config = VAEConfig | DecoderConfig | EquivarianceConfig | ImageEncoderConfig | Denoising
 
 

@@ -24,8 +24,8 @@ from model.sources.source import find
 from training.config import LoraConfig
 from training.data.seeding import generator
 from training.distributed import rank_and_size
-from training.objectives.denoise import Decode, DenoiseObjective
-from training.objectives.protocol import Examples
+from training.objectives.denoise import DenoiseObjective
+from training.objectives.protocol import Decode, Examples
 
 FILE = "lora.safetensors"
 _BASE = "base.json"

@@ -6,6 +6,7 @@ the image encoder of `OUT/mini-vae` and `OUT/mini-image-encoder`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -18,6 +19,7 @@ from model.memory.malloc import retain_freed_memory
 from model.presets import preset
 from training.config import (
     Config,
+    ConsistencyConfig,
     DecoderConfig,
     DenoiserConfig,
     EquivarianceConfig,
@@ -34,7 +36,7 @@ from training.distributed import distributed, join_processes, main_process_first
 from training.examples import examples_of, training_items
 from training.lora import LoraObjective, base_entry, load_base, pin_base, release_lora
 from training.memory_plan import describe, plan
-from training.objectives.protocol import Objective
+from training.objectives.protocol import Decode, Examples, Objective
 from training.recipes import PUBLISHED, RECIPES
 from training.runs import resolve_source
 from training.trainer import Trainer, has_state
@@ -130,6 +132,8 @@ def build_objective(
         vae = frozen_vae(resolve_source(config.vae, out, "vae"), preset(config.preset)).to(device)
         with main_process_first():
             examples = examples_of(config, network, data, out, report, excluded)
+        if isinstance(config, ConsistencyConfig):
+            return _consistency_objective(config, network, examples, out, lambda latents: decode(vae, latents, 7))
         return DenoiseObjective(config, network, examples, lambda latents: decode(vae, latents, 7))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InvalidRequest("only denoisers train in several processes; start this recipe in one", param="recipe")
@@ -153,6 +157,17 @@ def build_objective(
     towers = ContrastiveObjective(config, clips, join_processes())
     towers.tokenizer.save_pretrained(folder / "tokenizer")
     return towers
+
+
+def _consistency_objective(
+    config: ConsistencyConfig, network: nn.Module, examples: Examples, out: Path, decode: Decode
+) -> Objective:
+    """The objective of a distillation, with its teacher beside the network."""
+    from training.initial_weights import build_network, unet_of
+    from training.objectives.consistency import ConsistencyObjective
+
+    teacher = unet_of(build_network(dataclasses.replace(config, init=config.distil.teacher or config.init), out))
+    return ConsistencyObjective(config, network, teacher.to(unet_of(network).device), examples, decode)
 
 
 def _decoder_objective(

@@ -16,7 +16,6 @@ Legend: B clips, T frames, C latent channels, H, W pixels; h, w latent.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -29,6 +28,7 @@ from model.backends.torch import TorchDenoiser
 from model.denoiser import Conditioning, CpuThreads
 from model.errors import InvalidRequest
 from model.media.video import Frames
+from model.params import ScheduleName, SolverName
 from model.presets import NoiseRange, preset
 from model.sampling.row import BatchKey, Row
 from model.sampling.sampler import append_dims, precondition, sample
@@ -43,6 +43,7 @@ from training.joint_image_video import fill_temporal_gradients, image_rows
 from training.objectives.buckets import BucketedExamples
 from training.objectives.protocol import (
     Batch,
+    Decode,
     Examples,
     backward_in_parallel,
     crop_batch,
@@ -52,8 +53,6 @@ from training.objectives.protocol import (
 
 _WINDOW, _NOISE, _BUCKET = 1, 2, 3
 _SAMPLE_STEPS = 8
-
-Decode = Callable[[Tensor], Frames]
 
 
 class DenoiseObjective:
@@ -177,10 +176,11 @@ class DenoiseObjective:
         if row.pictures:
             return {}
         noise = preset(self.config.preset).noise
-        return {
-            "sampled": self.decode(sample_clip(self.unet, row, noise, _SAMPLE_STEPS, self.config.optim.seed)),
-            "target": self.decode(row.clean[0]),
-        }
+        return {"sampled": self.decode(self._sample(row, noise)), "target": self.decode(row.clean[0])}
+
+    def _sample(self, row: Batch, noise: NoiseRange) -> Float[Tensor, "T C h w"]:
+        """The latents of a clip that the run shows of itself."""
+        return sample_clip(self.unet, row, noise, _SAMPLE_STEPS, self.config.optim.seed)
 
     def noise(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         """ln-normal sigma [B] and noise like the clips, each from the clip's name."""
@@ -227,15 +227,21 @@ def denoising_error(
 
 
 def sample_clip(
-    unet: UNetSpatioTemporalConditionModel, row: Batch, noise: NoiseRange, steps: int, seed: int
+    unet: UNetSpatioTemporalConditionModel,
+    row: Batch,
+    noise: NoiseRange,
+    steps: int,
+    seed: int,
+    solver: SolverName = "euler",
+    schedule: ScheduleName = "karras",
 ) -> Float[Tensor, "T C h w"]:
-    """The scaled latents that the network makes of a row's condition, unguided, by Euler's method."""
+    """The scaled latents that the network makes of a row's condition, unguided."""
     frames, channels, height, width = row.clean.shape[1:]
     inputs = row.to(unet.device)
     start = Row.begin(
         BatchKey("training", LatentShape(frames, channels, height, width), "float32"),
-        solver="euler",
-        sigmas=make_schedule("karras", steps, sigma_min=noise.sigma_min, sigma_max=noise.sigma_max, rho=noise.rho),
+        solver=solver,
+        sigmas=make_schedule(schedule, steps, sigma_min=noise.sigma_min, sigma_max=noise.sigma_max, rho=noise.rho),
         noise=torch.randn(row.clean.shape[1:], generator=generator(seed)).to(unet.device),
         conditioning=Conditioning(inputs.context[0].detach(), inputs.concat[0].detach(), inputs.vector[0]),
         scale=torch.ones(frames),

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from model.media.video import Frames
 from training.data.latents import LatentClip
 
+Decode = Callable[[Tensor], Frames]
+"""Scaled latents [T, C, h, w] to frames."""
+
 
 class Objective(Protocol):
     """A network and the loss that trains it."""

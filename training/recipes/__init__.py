@@ -16,6 +16,7 @@ from training.recipes.image_encoder import mini_image_encoder
 from training.recipes.image_to_video import (
     mini_image_to_video,
     mini_image_to_video_chained,
+    mini_image_to_video_fast,
     mini_image_to_video_long,
     mini_image_to_video_pan,
     mini_image_to_video_photographs,
@@ -70,6 +71,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "mini-multi-view-shapes": mini_multi_view_shapes,
     "mini-multi-view-shapes-on": mini_multi_view_shapes_on,
     "mini-multi-view": mini_multi_view,
+    "mini-image-to-video-fast": mini_image_to_video_fast,
     "mini-camera-lora-horizontal": mini_camera_lora_horizontal,
     "mini-camera-lora-zoom": mini_camera_lora_zoom,
     "mini-camera-lora-static": mini_camera_lora_static,
@@ -83,6 +85,7 @@ PUBLISHED: dict[str, Callable[[], Denoising]] = {
     "image-to-video-low": published.image_to_video_low,
     "image-to-video-14": published.image_to_video_14,
     "image-to-video-25": published.image_to_video_25,
+    "image-to-video-25-fast": published.image_to_video_25_fast,
     "frame-interpolation": published.frame_interpolation,
     "multi-view": published.multi_view,
     "camera-lora-horizontal": published.camera_lora_horizontal,

@@ -3,7 +3,7 @@
 import dataclasses
 
 from model.tasks import IMAGE_TO_VIDEO
-from training.config import DenoiserConfig, FilmData, Optim, Runtime
+from training.config import ConsistencyConfig, DenoiserConfig, Distillation, FilmData, Optim, Runtime
 
 MINI_OPTIM = Optim(
     iterations=1700,
@@ -139,4 +139,35 @@ def mini_image_to_video_pan() -> DenoiserConfig:
             noise_aug_log_std=0.5,
             renderer="slow-pan",
         ),
+    )
+
+
+def mini_image_to_video_fast() -> ConsistencyConfig:
+    """The shipped checkpoint's guided solves in 2 to 4 unguided evaluations, for solver `lcm` (docs/adr/0015)."""
+    long = mini_image_to_video_long()
+    fields = {field.name: getattr(long, field.name) for field in dataclasses.fields(long)}
+    optim = dataclasses.replace(
+        long.optim,
+        iterations=1500,
+        lr=4e-4,
+        warmup=20,
+        final_lr_share=0.05,
+        ema_decay=0.98,
+        seed=29,
+        checkpoint_every=25,
+        log_every=5,
+        method="muon",
+    )
+    return ConsistencyConfig(
+        **fields
+        | {
+            "optim": optim,
+            "runtime": Runtime(fast_blocks=True),
+            "init": "mini-image-to-video-long",
+            "p_mean": 2.0,
+            "condition_dropout": 0.0,
+            "copying_start": False,
+            "window_until": 1000,
+        },
+        distil=Distillation(),
     )
