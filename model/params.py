@@ -21,6 +21,8 @@ OutputFormat = Literal["mp4", "webm", "gif"]
 SOLVERS: tuple[SolverName, ...] = ("euler", "heun", "dpmpp-2m", "lcm")
 SCHEDULES: tuple[ScheduleName, ...] = ("karras", "align-your-steps", "lcm")
 MAX_STEPS = 200
+LCM_LEVELS = 40
+"""Karras levels that schedule `lcm` chooses from: those that AnimateLCM-SVD was distilled on."""
 MAX_SEED = 2**63 - 1
 MAX_PROMPT = 2000
 """Characters."""
@@ -76,6 +78,8 @@ class Params:
             raise InvalidRequest(f"solver must be one of {', '.join(SOLVERS)}", param="solver")
         if self.schedule not in SCHEDULES:
             raise InvalidRequest(f"schedule must be one of {', '.join(SCHEDULES)}", param="schedule")
+        if self.schedule == "lcm":
+            check_lcm_steps(self.num_inference_steps)
 
     @property
     def shape(self) -> VideoShape:
@@ -188,6 +192,14 @@ def check_prompt(prompt: str) -> None:
     if len(prompt) > MAX_PROMPT:
         raise InvalidRequest(
             f"prompt may have at most {MAX_PROMPT} characters, not {len(prompt)}", param="prompt", code="out_of_range"
+        )
+
+
+def check_lcm_steps(steps: int) -> None:
+    """Refuse more steps than schedule `lcm` has levels. Raises InvalidRequest."""
+    if steps > LCM_LEVELS:
+        raise InvalidRequest(
+            f"schedule lcm has {LCM_LEVELS} levels, so at most as many steps, not {steps}", param="num_inference_steps"
         )
 
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from model.errors import InvalidRequest
+from model.params import LCM_LEVELS
 
 METHODS = ("adamw", "muon")
-DISTILLED_LEVELS = 40
-"""model.sampling.schedule.LCM_LEVELS, which this module states again to stay free of numpy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,8 +360,8 @@ class Distillation:
     default_steps: int = 4
 
     def __post_init__(self) -> None:
-        if not self.levels or any(count < 1 or DISTILLED_LEVELS % count for count in self.levels):
-            raise InvalidRequest(f"distil.levels must divide {DISTILLED_LEVELS}, not {self.levels}", param="set")
+        if not self.levels or any(count < 1 or LCM_LEVELS % count for count in self.levels):
+            raise InvalidRequest(f"distil.levels must divide {LCM_LEVELS}, not {self.levels}", param="set")
         if self.substeps < 1 or self.huber <= 0:
             raise InvalidRequest("distil.substeps must be at least 1, and distil.huber above 0", param="set")
         if self.default_steps < 1 or self.levels[-1] % self.default_steps:

@@ -8,7 +8,13 @@ keep of that run is counted, tensor by tensor. So the figures are of the real ne
     + the largest block once more, whole, if sharded
     + what autograd keeps of one call; with checkpointing the blocks' inputs, and the insides of the largest one
 
+    + of a distillation, the teacher's weights in float32, whole in every process
+
 Not counted: the frozen networks (latents are cached), the allocator's slack, and the kernels' own scratch space.
+
+Arithmetic is counted on the meta device too (model.memory.compute): a gradient step costs three forward passes, four
+with checkpointing; a distillation adds its teacher's solves. GPU hours are that over 40% of an H100's dense bfloat16
+rate, which is an assumption, not a measurement.
 
 `PeakMemory` measures what training really takes. On a GPU: the most that was allocated. On a CPU: how far the resident
 memory grew at its peak, and what the network, its average and the optimizer held when counting began.
@@ -29,14 +35,17 @@ from diffusers.models.resnet import AlphaBlender
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from model.memory.compute import denoiser_flops
 from model.memory.malloc import trim_freed_memory
 from model.memory.plan import GIB, AttentionReplaced
 from model.optimized.rewrites import blend_weight, rewrite_exactly
 from model.presets import preset
-from model.shapes import VAE_STRIDE
+from model.sampling.schedule import lcm_sigmas
+from model.shapes import VAE_STRIDE, LatentShape
 from model.tasks import task
 from model.unet import build_unet, count_parameters
-from training.config import Denoising, LoraConfig
+from training.config import ConsistencyConfig, Denoising, LoraConfig
+from training.distilled_levels import level_weights
 from training.lora import adapt
 from training.optimizers import count_moments
 
@@ -97,6 +106,8 @@ def _both(predicted: int | None, measured: int | None) -> tuple[tuple[str, int |
 
 
 FLOAT32 = 4
+GPU_RATE = 0.4 * 989e12
+"""Floating-point operations a second that a plan takes a GPU to do: 40% of an H100 SXM's dense bfloat16 peak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +120,8 @@ class MemoryPlan:
         states: weights, gradients, moments and average.
         whole_block: the largest block gathered, if sharded.
         activations: what autograd keeps of one call.
+        teacher: weights of a distillation's teacher.
+        flops: floating-point operations of the whole run, over all processes.
     """
 
     parameters: int
@@ -117,20 +130,25 @@ class MemoryPlan:
     states: int
     whole_block: int
     activations: int
+    teacher: int
+    flops: int
 
     @property
     def bytes(self) -> int:
         """All of it."""
-        return self.states + self.whole_block + self.activations
+        return self.states + self.whole_block + self.activations + self.teacher
 
     def lines(self) -> list[str]:
         """For a person to read."""
         parts = {"states": self.states, "whole block": self.whole_block, "activations": self.activations}
+        parts |= {"teacher": self.teacher} if self.teacher else {}
         parts_text = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
         return [
             f"parameters {self.parameters:,}, of which {self.trainable:,} train",
             *(f"{name} {list(shape)}" for name, shape in self.inputs.items()),
             f"memory of one process: {self.bytes / GIB:.2f} GiB ({parts_text})",
+            f"arithmetic of the run: {self.flops / 1e15:,.3g} PFLOP, {self.flops / GPU_RATE / 3600:,.3g} GPU hours at "
+            f"{GPU_RATE / 1e12:.0f} TFLOP/s",
         ]
 
 
@@ -198,7 +216,38 @@ def plan(config: Denoising, processes: int = 1) -> MemoryPlan:
         states=FLOAT32 * (-(-numbers // processes) if sharded else numbers),
         whole_block=FLOAT32 * max(blocks) * 2 if sharded else 0,
         activations=_kept(unet, config, inputs),
+        teacher=FLOAT32 * parameters if isinstance(config, ConsistencyConfig) else 0,
+        flops=run_flops(config),
     )
+
+
+def run_flops(config: Denoising) -> int:
+    """Floating-point operations of the whole run; windows count as a share of the clip, attention within included."""
+    spec = task(config.task)
+    unet = build_unet(preset(config.preset), spec, device="meta", num_frames=config.num_frames)
+    _, frames, channels, height, width = inputs_of(config, 1)["noisy"]
+    forward = denoiser_flops(unet, LatentShape(frames, channels, height, width))
+    passes = forward_passes(config)
+    windowed = min(config.window_until, config.optim.iterations)
+    share = config.window_height * config.window_width / (config.height * config.width)
+    iterations = config.optim.iterations - windowed + windowed * share
+    return int(forward * passes * iterations * config.optim.batch)
+
+
+def forward_passes(config: Denoising) -> float:
+    """Forward passes that one row of an iteration costs as much as, on average over the run."""
+    step = 4 if config.runtime.checkpointing else 3
+    if not isinstance(config, ConsistencyConfig):
+        return step
+    distil, noise, total = config.distil, preset(config.preset).noise, 0.0
+    halves = 1 if distil.min_guidance == distil.max_guidance == 1 else 2
+    for count in distil.levels:
+        levels = lcm_sigmas(count, noise.sigma_min, noise.sigma_max, noise.rho)
+        weights = level_weights(levels, noise, config.p_mean, config.p_std)
+        left = float((weights / weights.sum() * torch.arange(count, 0, -1)).sum())  # levels from the drawn one on
+        points, solved, answers = (left, left, 0) if distil.solve_to_end else (1.0, 1.0, 1)
+        total += points * step + solved * distil.substeps * halves + answers
+    return total / len(distil.levels)
 
 
 def _kept(unet: UNetSpatioTemporalConditionModel, config: Denoising, inputs: dict[str, tuple[int, ...]]) -> int:

@@ -28,6 +28,7 @@ from model.encoders import Conditioners, ImagePairEncoder
 from model.errors import DataError
 from model.presets import Preset, preset
 from model.shapes import VAE_STRIDE
+from model.sources.denoiser_file import FEW_STEPS
 from model.sources.hub import repository_name
 from model.tasks import TaskSpec, task
 from training.data.latents import LatentClip
@@ -166,7 +167,7 @@ def release(
         "task": spec.name,
         "width": values["width"],
         "height": values["height"],
-        "defaults": DEFAULTS | PREFERRED.get(spec.name, {}) | (defaults or {}),
+        "defaults": DEFAULTS | PREFERRED.get(spec.name, {}) | distilled_defaults(values) | (defaults or {}),
         "latent_colours": latent_colours,
         "motion_map": dataclasses.asdict(MotionMap()),
         **({"frame_noise": FRAME_NOISE} if spec.restores_ends else {}),
@@ -189,6 +190,17 @@ def release(
     plot_curves(folders, folder / CURVE)
     if "init" in published and (published["init"] / CURVE).exists():
         _put_above(published["init"] / CURVE, folder / CURVE)
+
+
+def distilled_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of a distillation prefers: solver `lcm` at the levels it was trained at, and no guidance.
+
+    Args:
+        values: the run's config.
+    """
+    if "distil" not in values:
+        return {}
+    return FEW_STEPS | {"num_inference_steps": values["distil"]["default_steps"]}
 
 
 def _earlier_runs(path: Path) -> dict[str, Any]:

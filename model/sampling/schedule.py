@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 
 from model.errors import InvalidRequest
-from model.params import ScheduleName
+from model.params import LCM_LEVELS, ScheduleName, check_lcm_steps
 
 Sigmas = tuple[float, ...]
 """n + 1 noise levels, strictly falling, the last 0; each exactly representable in float32."""
@@ -49,20 +49,13 @@ def align_your_steps(steps: int, sigma_min: float = 0.002, sigma_max: float = 70
     return _finish(np.exp(np.interp(np.linspace(first, last, steps + 1)[:-1], position, levels)))
 
 
-LCM_LEVELS = 40
-"""Karras levels that AnimateLCM-SVD was distilled on; a sampler takes every (40 // steps)-th."""
-
-
 def lcm_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Sigmas:
     """Every (40 // steps)-th of 40 Karras levels, from the top; then 0.
 
     Raises:
         InvalidRequest: fewer than one step, or more than there are levels.
     """
-    if steps > LCM_LEVELS:
-        raise InvalidRequest(
-            f"schedule lcm has {LCM_LEVELS} levels, so at most as many steps, not {steps}", param="num_inference_steps"
-        )
+    check_lcm_steps(steps)
     _check(steps)
     levels = karras_sigmas(LCM_LEVELS, sigma_min, sigma_max, rho)
     return (*levels[: steps * (LCM_LEVELS // steps) : LCM_LEVELS // steps], 0.0)

@@ -183,8 +183,8 @@ def single_file_kind(where: str, names: Collection[str]) -> Literal["sgm", "diff
         if any(".lora" in name or "lora_" in name for name in names):
             raise CheckpointError(f"{where} is a LoRA: give it to --lora, beside the --model it is of", param="model")
         raise CheckpointError(
-            f"{where} is a denoiser alone, in diffusers' names: put it into a copy of a Stable Video Diffusion folder "
-            "as unet/diffusion_pytorch_model.safetensors, and name that folder",
+            f"{where} is a denoiser alone, in diffusers' names: name the checkpoint that has the rest, too, as "
+            f"BASE+FILE (stabilityai/stable-video-diffusion-img2vid-xt+{where})",
             param="model",
         )
     if any("lora" in name for name in names):

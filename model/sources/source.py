@@ -4,6 +4,7 @@ mini-image-to-video                              a shipped checkpoint
 DIR                                              a folder in any layout that diffusers writes or the hub serves
 stabilityai/stable-video-diffusion-img2vid-xt    a repository of the hub; @REVISION for a branch, tag or commit
 svd_xt.safetensors                               a single file, of Stability's or diffusers' names
+BASE+FILE                                        a denoiser's own file (AnimateLCM-SVD-xt) on any of these
 NAME=SOURCE                                      any of these, named
 """
 
@@ -17,6 +18,7 @@ from typing import Final
 
 from model.catalog import ZOO, ModelEntry, describe, zoo
 from model.errors import CheckpointError, InvalidRequest
+from model.sources.denoiser_file import combine_once
 from model.sources.hub import HubId, fetch, is_complete, parse_hub_id, pulled
 from model.sources.layout import PICKLES, Precision, pickle_refused
 from model.user_cache import cache_folder
@@ -45,6 +47,9 @@ def find(text: str, precision: Precision = "float32") -> ModelEntry:
         return _of_folder(path, precision)
     if path.is_file():
         return _of_file(path, path.stem)
+    base, plus, file = text.rpartition("+")
+    if plus and base and Path(file).is_file():
+        return combine_once(find(base, precision), Path(file), Path(file).stem)
     if (source := parse_hub_id(text)) is not None:
         return of_hub(source, precision)
     known = ", ".join(entry.name for entry in zoo()) or "none"

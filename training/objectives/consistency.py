@@ -4,19 +4,19 @@ At a few Karras levels sigma_i, the ones that the solver later steps through, th
 guided probability-flow ODE ends:
 
     x = y + sigma_i n;   target = the end of the teacher's solve from (x, sigma_i);   L = d(D(x; sigma_i), target)
-    d(e) = sqrt(mean |e / c_out|^2 + c^2) - c                       (pseudo-Huber, as in arXiv 2310.14189, equation 6)
+    d(e) = sqrt(mean |e / c_out|^2 + c^2) - c                       (pseudo-Huber, as in arXiv 2310.14189)
 
 D is the student's denoised clip (EDM, equation 7). Its c_skip goes to 1 and c_out to 0 with sigma, which is all of the
 boundary condition f(x; 0) = x that consistency models ask for. Two kinds of target:
 
 - consistency (Song et al. 2023, arXiv 2303.01469, algorithm 2): the teacher solves to sigma_(i+1), and the student
   itself, without gradient, answers there. The target network is the student of the moment, not an average
-  (arXiv 2310.14189, section 3.2), so a run's state is that of any other and resumes exactly.
+  (Song and Dhariwal 2023, arXiv 2310.14189), so a run's state is that of any other and resumes exactly.
 - direct (`solve_to_end`; Luhman and Luhman 2021, arXiv 2101.02388): the teacher solves down to 0. One solve serves
   every level that it passes: (x at sigma_j on the path, the same end) for each j >= i. Nothing is bootstrapped.
 
-Levels are drawn with the mass of ln(sigma) ~ N(P_mean, P_std^2) between a level and the next (arXiv 2310.14189,
-equation 10), and what a row draws follows from (seed, iteration, clip), as in training.objectives.denoise.
+Levels are drawn with the mass of ln(sigma) ~ N(P_mean, P_std^2) between a level and the next (arXiv 2310.14189),
+and what a row draws follows from (seed, iteration, clip), as in training.objectives.denoise.
 
 Legend: N points (x, sigma), T frames, C latent channels; h, w latent.
 """
@@ -24,12 +24,9 @@ Legend: N points (x, sigma), T frames, C latent channels; h, w latent.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 import zlib
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from jaxtyping import Float
@@ -47,6 +44,7 @@ from model.shapes import LatentShape
 from model.tasks import task
 from training.config import ConsistencyConfig
 from training.data.seeding import generator
+from training.distilled_levels import level_weights, teacher_sigmas
 from training.fast_blocks import speed_up
 from training.initial_weights import Denoiser
 from training.objectives.denoise import DenoiseObjective, denoising_error, sample_clip
@@ -92,7 +90,7 @@ class ConsistencyObjective(DenoiseObjective):
         decode: Decode | None = None,
     ) -> None:
         super().__init__(config, network, examples, decode)
-        frozen: nn.Module = teacher  # type: ignore[assignment]
+        frozen: nn.Module = teacher
         frozen.requires_grad_(False)
         if config.runtime.fast_blocks:
             speed_up(frozen)
@@ -197,27 +195,6 @@ class ConsistencyObjective(DenoiseObjective):
     def _sample(self, row: Batch, noise: NoiseRange) -> Float[Tensor, "T C h w"]:
         steps, seed = self.config.distil.default_steps, self.config.optim.seed
         return sample_clip(self.unet, row, noise, steps, seed, solver="lcm", schedule="lcm")
-
-
-def teacher_sigmas(levels: Sigmas, substeps: int, noise: NoiseRange) -> Sigmas:
-    """The teacher's levels: `substeps` steps from each of the student's to the next, even in sigma^(1/rho).
-
-    Onto 0 there is no even step: the last stretch is laid out down to the checkpoint's smallest level, and ends at 0.
-    """
-    out: list[float] = []
-    for high, low in itertools.pairwise(levels):
-        ends = high ** (1 / noise.rho), max(low, noise.sigma_min) ** (1 / noise.rho)
-        stretch = np.linspace(*ends, substeps + 1)[:-1] ** noise.rho
-        out += [high, *(float(sigma) for sigma in stretch[1:].astype(np.float32))]
-    return (*out, levels[-1])
-
-
-def level_weights(levels: Sigmas, noise: NoiseRange, mean: float, std: float) -> Float[Tensor, " N"]:
-    """Mass of ln(sigma) ~ N(mean, std^2) between each level and the next; the last reaches down to sigma_min."""
-    edges = [math.log(max(sigma, noise.sigma_min)) for sigma in levels]
-    below = [math.erf((edge - mean) / (math.sqrt(2) * std)) for edge in edges]
-    mass = torch.tensor([high - low for high, low in itertools.pairwise(below)], dtype=torch.float64)
-    return mass.clamp_min(1e-6)
 
 
 def _split(batch: Batch) -> list[Batch]:

@@ -141,7 +141,7 @@ def image_to_video_25_fast() -> ConsistencyConfig:
     base = image_to_video_25()
     fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
     return ConsistencyConfig(
-        **fields | {"optim": _optim(10_000, 64, 1e-5, 0.999), "init": "image-to-video-25", "condition_dropout": 0.0},
+        **fields | {"optim": _optim(10_000, 64, 1e-5), "init": "image-to-video-25", "condition_dropout": 0.0},
         distil=Distillation(max_guidance=3.0, levels=(10, 20, 40), solve_to_end=False, huber=1e-3, default_steps=4),
     )
 

@@ -59,6 +59,14 @@ def test_a_value_out_of_range_names_its_field(field: str, value: object) -> None
     assert caught.value.param == field
 
 
+def test_schedule_lcm_has_as_many_steps_as_levels() -> None:
+    lcm = {**GOOD, "solver": "lcm", "schedule": "lcm"}
+    assert ImageToVideoParams(**{**lcm, "num_inference_steps": 40}).num_inference_steps == 40
+    with pytest.raises(InvalidRequest, match="40 levels") as caught:
+        ImageToVideoParams(**{**lcm, "num_inference_steps": 41})
+    assert caught.value.param == "num_inference_steps"
+
+
 def test_every_setting_is_required_but_a_lora_s() -> None:
     """Those may be missing, as in jobs and manifests of versions that had none."""
     optional = {field.name for field in dataclasses.fields(ImageToVideoParams) if field.name.startswith("lora")}

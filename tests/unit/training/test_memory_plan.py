@@ -7,13 +7,15 @@ import dataclasses
 import pytest
 import torch
 
+from model.memory.compute import denoiser_flops
 from model.optimized.rewrites import rewrite_exactly
+from model.shapes import LatentShape
 from model.tasks import task
 from tests.unit.training import toy_run
-from training.config import DenoiserConfig, Runtime
+from training.config import ConsistencyConfig, DenoiserConfig, Runtime
 from training.initial_weights import empty_network, unet_of
-from training.memory_plan import GIB, inputs_of, plan
-from training.recipes import PUBLISHED
+from training.memory_plan import GIB, forward_passes, inputs_of, meta_network, plan, run_flops
+from training.recipes import PUBLISHED, RECIPES
 
 
 def kept_of_a_real_call(config: DenoiserConfig) -> int:
@@ -59,6 +61,34 @@ def test_recomputing_and_more_processes_take_less() -> None:
     sharded = plan(dataclasses.replace(config, runtime=Runtime(sharding="fsdp2")), processes=4)
     assert sharded.states <= plain.states / 4 + 100
     assert plan(dataclasses.replace(config, runtime=Runtime(accumulate=2))).inputs["noisy"][0] == 1
+
+
+@pytest.mark.slow
+def test_arithmetic_is_passes_times_what_a_call_takes() -> None:
+    """A step is three forward passes, four where blocks are computed again; a distillation adds its teacher."""
+    config = dataclasses.replace(toy_run.config(), height=64, width=64)
+    once = run_flops(config) / (3 * config.optim.iterations * config.optim.batch)
+    assert run_flops(dataclasses.replace(config, runtime=Runtime(checkpointing=True))) == pytest.approx(
+        4 / 3 * run_flops(config)
+    )
+    halved = dataclasses.replace(config, window_until=config.optim.iterations, window_height=32, window_width=64)
+    assert run_flops(halved) == pytest.approx(run_flops(config) / 2)
+    unet = meta_network(config)
+    assert once == pytest.approx(denoiser_flops(unet, LatentShape(config.num_frames, 4, 8, 8)), rel=0.01)
+
+
+def test_a_distillation_counts_its_teacher() -> None:
+    fast = RECIPES["mini-image-to-video-fast"]()
+    assert isinstance(fast, ConsistencyConfig)
+    one = dataclasses.replace(fast.distil, levels=(1,), default_steps=1, substeps=2)
+    assert forward_passes(dataclasses.replace(fast, distil=one)) == 3 + 2 * 2  # a step; two guided steps of the teacher
+    consistency = dataclasses.replace(one, solve_to_end=False, substeps=1, max_guidance=1.0)
+    assert forward_passes(dataclasses.replace(fast, distil=consistency)) == 3 + 1 + 1
+    four = forward_passes(fast)
+    assert 3 + 2 < four < 4 * (3 + 2), "a solve serves the levels that it passes"
+    planned = plan(dataclasses.replace(fast, preset="tiny", height=64, width=64, num_frames=3))
+    assert planned.teacher == 4 * planned.parameters
+    assert "teacher" in planned.lines()[-2] and "GPU hours" in planned.lines()[-1]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import EDMDPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import CMStochasticIterativeScheduler, EDMDPMSolverMultistepScheduler, EulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -108,6 +108,29 @@ def test_dpmpp_2m_is_that_of_diffusers() -> None:
         raw = (gaussian(x, sigma) - skip * x) / out
         x = scheduler.step(raw, moment, x).prev_sample
     assert torch.allclose(ours, x, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [2, 4, 8])
+def test_lcm_is_diffusers_multistep_consistency_sampling(steps: int) -> None:
+    """Levels, samples and noise, given the denoised clip; its noise leaves out sigma_min^2, here of no account."""
+    scheduler = CMStochasticIterativeScheduler(
+        num_train_timesteps=40, sigma_min=0.002, sigma_max=700.0, sigma_data=1.0, rho=7.0, clip_denoised=False
+    )
+    scheduler.set_timesteps(steps)
+    sigmas = lcm_sigmas(steps, 0.002, 700.0)
+    assert torch.allclose(scheduler.sigmas[:-1], torch.tensor(sigmas[:-1]))
+    shape = (2, 1, 2, 2)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 700
+    drawn, theirs = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    noise = [torch.randn(shape, generator=drawn) for _ in range(steps)]
+    state, how = SolverState(x), solver("lcm")
+    for step, moment in enumerate(scheduler.timesteps):
+        state = how.advance(state, sigmas, slope(state.x, sigmas[step]), noise.__getitem__)
+        skip, out = scheduler.get_scalings_for_boundary_condition(scheduler.sigmas[step])
+        raw = (gaussian(x, sigmas[step]) - skip * x) / out
+        scheduler.scale_model_input(x, moment)
+        x = scheduler.step(raw, moment, x, generator=theirs).prev_sample
+        assert torch.allclose(state.x, x, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
