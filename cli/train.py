@@ -55,7 +55,7 @@ def train(
 def _plan(recipe: str | None, overrides: list[str], processes: int) -> list[str]:
     """What a denoiser's run needs; the published recipes can be planned too."""
     from training.config import DenoiserConfig, LoraConfig, with_overrides
-    from training.memory_plan import plan
+    from training.memory_plan import describe_arithmetic, plan
     from training.recipes import PUBLISHED, RECIPES
 
     known = {**RECIPES, **PUBLISHED}
@@ -64,4 +64,4 @@ def _plan(recipe: str | None, overrides: list[str], processes: int) -> list[str]
     config = with_overrides(known[recipe](), overrides)
     if not isinstance(config, DenoiserConfig | LoraConfig):
         raise typer.BadParameter(f"{recipe} trains no denoiser; only denoisers are planned", param_hint="RECIPE")
-    return plan(config, processes).lines()
+    return [*plan(config, processes).lines(), describe_arithmetic(config)]

@@ -121,7 +121,6 @@ class MemoryPlan:
         whole_block: the largest block gathered, if sharded.
         activations: what autograd keeps of one call.
         teacher: weights of a distillation's teacher.
-        flops: floating-point operations of the whole run, over all processes.
     """
 
     parameters: int
@@ -131,7 +130,6 @@ class MemoryPlan:
     whole_block: int
     activations: int
     teacher: int
-    flops: int
 
     @property
     def bytes(self) -> int:
@@ -147,8 +145,6 @@ class MemoryPlan:
             f"parameters {self.parameters:,}, of which {self.trainable:,} train",
             *(f"{name} {list(shape)}" for name, shape in self.inputs.items()),
             f"memory of one process: {self.bytes / GIB:.2f} GiB ({parts_text})",
-            f"arithmetic of the run: {self.flops / 1e15:,.3g} PFLOP, {self.flops / GPU_RATE / 3600:,.3g} GPU hours at "
-            f"{GPU_RATE / 1e12:.0f} TFLOP/s",
         ]
 
 
@@ -217,7 +213,15 @@ def plan(config: Denoising, processes: int = 1) -> MemoryPlan:
         whole_block=FLOAT32 * max(blocks) * 2 if sharded else 0,
         activations=_kept(unet, config, inputs),
         teacher=FLOAT32 * parameters if isinstance(config, ConsistencyConfig) else 0,
-        flops=run_flops(config),
+    )
+
+
+def describe_arithmetic(config: Denoising) -> str:
+    """What a whole run computes, for a person to read."""
+    flops = run_flops(config)
+    return (
+        f"arithmetic of the run: {flops / 1e15:,.3g} PFLOP, {flops / GPU_RATE / 3600:,.3g} GPU hours at "
+        f"{GPU_RATE / 1e12:.0f} TFLOP/s"
     )
 
 
