@@ -11,8 +11,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 INPUTS := pyproject.toml constraints.txt client/pyproject.toml
 
-# Two threads suit one clip; tests run many small things, where more threads only wait for each other.
-TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# Two threads suit one clip; tests run many small things, where more threads only wait for each other. Compiled modules are
+# kept, whatever the shell says: each command that a test starts would compile ours again.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
 MINI_ROAD := mini-vae mini-image-encoder mini-image-to-video mini-image-to-video-long \
 	mini-image mini-video mini-video-small mini-video-left mini-video-pans mini-video-zooms \
 	mini-video-zoom-in mini-video-zoom-in-on mini-video-words mini-text-to-video mini-frame-interpolation \
@@ -53,7 +54,7 @@ format: $(VENV)/.ready-dev ## rewrite the code in the one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(VENV)/.ready-dev ## the tests to run while working: every promise of the contract once
+test: $(VENV)/.ready-dev ## the tests to run while working: every promise once, but what needs a browser or Triton
 	$(TEST_ENV) $(BIN)/python -m pytest -q $(SPREAD)
 
 test-slow: $(VENV)/.ready-dev ## what else guards a merge: CI runs it after `make test`

@@ -27,6 +27,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 expect = sync_api.expect
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
+    pytest.mark.slow,  # a browser, and a service with four checkpoints
     pytest.mark.timeout(600),  # seconds on a busy machine
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (Debian: apt-get install chromium)"),
 ]
@@ -169,7 +170,7 @@ def choose(page: sync_api.Page, name: str, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["image-to-video", *(pytest.param(name, marks=pytest.mark.slow) for name in TASKS if name != "image-to-video")],
+    list(TASKS),
 )
 def test_each_task_to_a_finished_video(page: sync_api.Page, name: str, tmp_path: Path) -> None:
     choose(page, name, tmp_path)
@@ -183,7 +184,6 @@ def test_each_task_to_a_finished_video(page: sync_api.Page, name: str, tmp_path:
     expect(page.locator("#manifest")).to_contain_text(f'"task": "{name}"')
 
 
-@pytest.mark.slow
 def test_an_example_is_a_click(page: sync_api.Page) -> None:
     page.click("#tab-image-to-video")
     page.locator("#more").evaluate("one => { one.open = true; }")
@@ -193,7 +193,6 @@ def test_an_example_is_a_click(page: sync_api.Page) -> None:
     assert page.evaluate(PLAYS)
 
 
-@pytest.mark.slow
 def test_the_state_of_the_service(page: sync_api.Page) -> None:
     page.click("#open-admin")
     page.wait_for_selector("#admin table")
@@ -201,7 +200,6 @@ def test_the_state_of_the_service(page: sync_api.Page) -> None:
     assert "Jobs waiting" in shown and "multi-view" in shown and "No API keys" in shown
 
 
-@pytest.mark.slow
 def test_a_service_that_warms_up_is_no_error_on_the_console(browser: sync_api.Browser, served: Served) -> None:
     """Two looks find it not ready; the contract tests hold that /health is a 200 then."""
     context = browser.new_context()
@@ -224,7 +222,6 @@ def test_a_service_that_warms_up_is_no_error_on_the_console(browser: sync_api.Br
     context.close()
 
 
-@pytest.mark.slow
 def test_a_permalink_a_reload_and_reused_settings(page: sync_api.Page, tmp_path: Path) -> None:
     choose(page, "image-to-video", tmp_path)
     page.fill("#f-seed", "11")
@@ -241,7 +238,6 @@ def test_a_permalink_a_reload_and_reused_settings(page: sync_api.Page, tmp_path:
     assert "little moves" in page.inner_text("output[for=f-motion_bucket_id]")
 
 
-@pytest.mark.slow
 def test_cancel(page: sync_api.Page, tmp_path: Path) -> None:
     choose(page, "image-to-video", tmp_path)
     page.fill("#f-num_inference_steps", "50")
@@ -268,7 +264,6 @@ def test_faults_stand_beside_their_field(page: sync_api.Page, tmp_path: Path) ->
     expect(page.locator("#p-width")).to_be_visible()
 
 
-@pytest.mark.slow
 def test_a_dropped_mp4_gives_its_settings(page: sync_api.Page, tmp_path: Path) -> None:
     choose(page, "image-to-video", tmp_path)
     page.fill("#f-seed", "23")
@@ -290,7 +285,6 @@ def test_a_dropped_mp4_gives_its_settings(page: sync_api.Page, tmp_path: Path) -
     expect(page.locator("#manifest")).to_contain_text('"format": "stillmotion-manifest/1"')
 
 
-@pytest.mark.slow
 def test_two_jobs_side_by_side(page: sync_api.Page, tmp_path: Path) -> None:
     for seed in ("31", "32"):
         choose(page, "image-to-video", tmp_path)
@@ -305,7 +299,6 @@ def test_two_jobs_side_by_side(page: sync_api.Page, tmp_path: Path) -> None:
     assert "seed 31" in page.inner_text("#compare")
 
 
-@pytest.mark.slow
 def test_a_server_killed_and_back(page: sync_api.Page, served: Served, tmp_path: Path) -> None:
     choose(page, "image-to-video", tmp_path)
     page.fill("#f-num_inference_steps", "50")
@@ -327,8 +320,8 @@ def test_tabs_by_keyboard(page: sync_api.Page) -> None:
     assert page.evaluate("document.activeElement.getAttribute('role')") == "tab"
 
 
-@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("size", [pytest.param((1280, 900), marks=pytest.mark.slow), (390, 844)])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1280, 900), (390, 844)])
 def test_axe_and_the_width_of_a_phone(
     browser: sync_api.Browser, served: Served, scheme: str, size: tuple[int, int]
 ) -> None:

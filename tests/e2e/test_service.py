@@ -133,6 +133,7 @@ def test_it_says_one_line_and_serves_the_checkpoint(service: Service, client: Cl
     assert (model.id, model.num_frames, model.height, model.width) == ("tiny", [SIZE[0]], *SIZE[1:])
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_frames(client: Client, photo: Path) -> None:
     first, again, other = (client.generate(photo, seed=seed, num_inference_steps=2) for seed in (7, 7, 8))
     assert first.output and again.output and other.output
@@ -183,6 +184,7 @@ def test_progress_is_told_while_it_happens(client: Client, photo: Path) -> None:
     assert [event.id for event in client.stream_events(job)] == [event.id for _, event in seen]
 
 
+@pytest.mark.slow
 def test_cancel_stops_between_steps_and_frees_the_engine(client: Client, photo: Path) -> None:
     job = client.submit(photo, seed=4, num_inference_steps=200)
     for event in client.stream_events(job):
@@ -217,6 +219,7 @@ async def test_four_at_once_equal_their_solo_runs(service: Service, client: Clie
     assert np.square(differences).sum() / (len(differences) * np.prod([*SIZE, 3])) <= 255**2 / 10**9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "truncated"])
 def test_a_bad_picture_is_refused_and_makes_no_job(client: Client, photo: Path, kind: str) -> None:
     before = [job.id for job in client.list()]

@@ -43,7 +43,7 @@ from tests.integration.triton_support import (
     undisturbed,
 )
 
-pytestmark = pytest.mark.timeout(1500)  # seconds on a busy machine
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # seconds on a busy machine
 STILL = "image-to-video"
 ASKED: dict[str, dict[str, Any]] = {
     STILL: {},
@@ -89,9 +89,7 @@ def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
         yield Hosted(server, folder / "repository", {STILL: entry}, folder / "a.log")
 
 
-@pytest.mark.parametrize(
-    "task", [STILL, *(pytest.param(task, marks=pytest.mark.slow) for task in sorted(TASKS) if task != STILL)]
-)
+@pytest.mark.parametrize("task", sorted(TASKS, key=lambda task: task != STILL))
 async def test_every_task_gives_the_frames_it_gives_in_process(hosted: Hosted, task: str, tmp_path: Path) -> None:
     entry, asked = await hosted.entry(task), ASKED[task] | {"num_inference_steps": 3}
     async with gateway(tmp_path, hosted.url) as service:
@@ -103,7 +101,6 @@ async def test_every_task_gives_the_frames_it_gives_in_process(hosted: Hosted, t
     assert manifest["deterministic"]
 
 
-@pytest.mark.slow
 async def test_a_chain_gives_the_frames_it_gives_in_process(hosted: Hosted, tmp_path: Path) -> None:
     still, between = await hosted.entry(STILL), await hosted.entry("frame-interpolation")
     async with gateway(tmp_path, hosted.url) as service:
@@ -118,7 +115,6 @@ async def test_a_chain_gives_the_frames_it_gives_in_process(hosted: Hosted, tmp_
     assert {"denoise", "interpolate", "mux"} <= {now.phase for now in told}
 
 
-@pytest.mark.slow
 async def test_step_events_arrive_as_the_steps_happen(hosted: Hosted, tmp_path: Path) -> None:
     steps = 12
     async with gateway(tmp_path, hosted.url) as service:
@@ -154,7 +150,6 @@ async def denoiser_calls(url: str) -> int:
     return int(status.stats["denoiser_calls"])
 
 
-@pytest.mark.slow
 async def test_a_thousand_questions_leave_the_server_up(hosted: Hosted) -> None:
     """Cancels that crossed a stream's end crashed this server after some four hundred (its issue 7368)."""
     channel = Channel(hosted.url)
@@ -165,7 +160,6 @@ async def test_a_thousand_questions_leave_the_server_up(hosted: Hosted) -> None:
         await channel.close()
 
 
-@pytest.mark.slow
 async def test_a_caller_that_goes_away_frees_the_compute(hosted: Hosted, tmp_path: Path) -> None:
     async with gateway(tmp_path, hosted.url) as service:
         job = await service.submit(hosted.entries[STILL], 3, num_inference_steps=200)
@@ -180,7 +174,6 @@ async def test_a_caller_that_goes_away_frees_the_compute(hosted: Hosted, tmp_pat
     assert re.search(rf"job {job.id} after step \d+: cancelled", hosted.log.read_text())
 
 
-@pytest.mark.slow
 def test_the_documented_load_through_tritonclient_alone(hosted: Hosted, tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "triton.md").read_text(), re.DOTALL)
     assert len(example.strip().splitlines()) <= 20
@@ -233,7 +226,6 @@ async def test_twenty_jobs_survive_a_killed_server(hosted: Hosted, tmp_path: Pat
     await survive(hosted, tmp_path, jobs=20, steps=25)
 
 
-@pytest.mark.slow
 async def test_a_new_version_goes_live_under_load(hosted: Hosted, tmp_path: Path) -> None:
     old, steps = hosted.entries[STILL], 6
     new = checkpoint(tmp_path / "new", STILL, seed=6)

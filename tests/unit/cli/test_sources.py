@@ -51,7 +51,11 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     return Sources(named, folder / "still.png", folder / "hub")
 
 
-KINDS = ("fp16", "sharded", "snapshot", "hub id", "Stability's file", "diffusers' file", "named")
+KINDS = (
+    *("hub id", "Stability's file", "diffusers' file"),
+    *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fp16", "sharded", "snapshot", "named")),
+)
+"""tests/unit/model/sources/test_layout.py compares the weights of every layout by default."""
 
 
 @pytest.fixture(autouse=True)

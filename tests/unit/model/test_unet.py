@@ -18,8 +18,8 @@ from model.unet import build_unet, grow_inputs
 C, T, SIDE, WIDTH = 4, 3, 4, 32
 GROWTHS = [
     ("text-to-video", "image-to-video"),
-    ("text-to-video", "frame-interpolation"),
-    ("image-to-video", "multi-view"),
+    pytest.param("text-to-video", "frame-interpolation", marks=pytest.mark.slow),
+    pytest.param("image-to-video", "multi-view", marks=pytest.mark.slow),
 ]
 
 

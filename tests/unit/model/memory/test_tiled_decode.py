@@ -35,6 +35,7 @@ def test_a_random_decoder_gives_the_same_in_strips(rows: int, fused: bool) -> No
     assert float((whole - tiled).abs().max()) < 1e-4 * float(whole.abs().max())  # more than 80 dB
 
 
+@pytest.mark.slow
 def test_a_photograph_has_no_seams(root: Path) -> None:
     """The trained decoder on a real picture, 14 frames' worth of movement: far above 40 dB at every row."""
     checkpoint = load(find("mini-image-to-video"))

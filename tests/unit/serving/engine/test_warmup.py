@@ -46,6 +46,7 @@ def test_a_model_that_is_quick_here_is_measured_once(model: LoadedModel, monkeyp
     assert again.profile.as_dict() == stored.as_dict() or again.profile.as_dict()["calls"] == stored.as_dict()["calls"]
 
 
+@pytest.mark.slow
 def test_measuring_stays_within_its_memory_and_gives_it_back(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
