@@ -69,11 +69,15 @@ FRAMES = 15
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
 @pytest.mark.parametrize("stage", FILES)
-def test_a_job_of_four_stages_survives_a_kill_in_each(tmp_path: Path, stage: str) -> None:
+def test_a_job_of_four_stages_survives_a_kill_in_each(
+    tmp_path: Path, stage: str, database: str, request: pytest.FixtureRequest
+) -> None:
     still, between = build_model(tmp_path), build_interpolator(tmp_path)
     photo = draw_photo(tmp_path / "photo.jpg")
-    server = Server(still, tmp_path, f"sqlite:///{tmp_path}/jobs.db", arguments=("--model", str(between)))
+    url = f"sqlite:///{tmp_path}/jobs.db" if database == "sqlite" else request.getfixturevalue("postgres")
+    server = Server(still, tmp_path, url, arguments=("--model", str(between)))
     with serving(server):
         with Client(server.url) as client:
             job = client.submit(

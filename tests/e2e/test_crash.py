@@ -7,11 +7,8 @@ frames of a job that nothing happened to. The short form runs in `make test`, th
 from __future__ import annotations
 
 import random
-import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -42,16 +39,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_photo(tmp_path_factory.mktemp("photo") / "photo.jpg")
-
-
-@pytest.fixture
-def postgres() -> Iterator[str]:
-    pgserver = pytest.importorskip("pgserver")
-    folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: a socket's path has a length limit
-    server = pgserver.get_server(folder)
-    yield server.get_uri()
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def survive(model: Path, photo: Path, folder: Path, *, jobs: int, kills: int, steps: int) -> None:
