@@ -11,6 +11,7 @@ Any folder that diffusers' StableVideoDiffusionPipeline.save_pretrained wrote lo
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,12 +24,13 @@ from diffusers import (
     UNetSpatioTemporalConditionModel,
 )
 from diffusers.utils import logging as diffusers_logging
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from model.catalog import SIDECAR, ModelEntry, describe
 from model.denoiser import CpuThreads
 from model.encoders import Conditioners, ImageEncoder, NetworkLoader, clip_image_processor, load_conditioners
+from model.encoding_cache import EncodingCache, EncodingKind
 from model.presets import NoiseRange
 from model.sources.architecture import check_architecture, check_inputs, read_scheduler
 from model.sources.layout import Precision, component_files
@@ -48,6 +50,7 @@ class Checkpoint:
         entry: what its folder says of itself.
         conditioners: what reads its requests' pictures or prompts, as its task has it.
         noise: the sampler's sigma range, from the scheduler's config.
+        encodings: those of earlier requests; None where every request encodes anew.
     """
 
     entry: ModelEntry
@@ -55,11 +58,16 @@ class Checkpoint:
     vae: AutoencoderKLTemporalDecoder
     conditioners: Conditioners
     noise: NoiseRange
+    encodings: EncodingCache | None = None
 
     @property
     def latent_channels(self) -> int:
         """C."""
         return int(self.unet.config["out_channels"])
+
+    def encoded(self, kind: EncodingKind, source: Tensor | str, encode: Callable[[], Tensor]) -> Tensor:
+        """What `encode` makes of `source`: of an earlier request if there is one (EncodingCache.once)."""
+        return encode() if self.encodings is None else self.encodings.once(kind, source, encode)
 
     @property
     def scaling_factor(self) -> float:

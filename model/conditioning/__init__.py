@@ -186,9 +186,10 @@ def image_conditioning(
     checkpoint: Checkpoint, params: PictureParams, pixels: list[Float[Tensor, "3 H W"]], noise: Float[Tensor, "..."]
 ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "T K h w"]]:
     """The ConditioningBuilder of a still: its embedding, and its latent in every frame, unscaled."""
-    encoder = cast(ImageEncoder, checkpoint.conditioners)
-    latents = image_latents(checkpoint.vae, torch.stack(pixels) + params.noise_aug_strength * noise)
-    return image_context(encoder, torch.stack(pixels)), latents.expand(params.num_frames, -1, -1, -1)
+    stills = torch.stack(pixels)
+    noisy = stills + params.noise_aug_strength * noise
+    latents = checkpoint.encoded("latent", noisy, lambda: image_latents(checkpoint.vae, noisy))
+    return _embeddings(checkpoint, stills), latents.expand(params.num_frames, -1, -1, -1)
 
 
 def image_pair_conditioning(
@@ -196,9 +197,17 @@ def image_pair_conditioning(
 ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "T K h w"]]:
     """The ConditioningBuilder of a clip's two ends: their embeddings, their scaled latents and the mask between."""
     encoder = cast(ImagePairEncoder, checkpoint.conditioners)
-    latents = image_latents(checkpoint.vae, torch.stack(pixels)) * checkpoint.scaling_factor
+    stills = torch.stack(pixels)
+    encoded = checkpoint.encoded("latent", stills, lambda: image_latents(checkpoint.vae, stills))
+    latents = encoded * checkpoint.scaling_factor
     start, end = latents + params.noise_aug_strength * noise.to(latents.device)
-    return image_context(encoder, torch.stack(pixels)), between_ends(start, end, encoder.mask, params.num_frames)
+    return _embeddings(checkpoint, stills), between_ends(start, end, encoder.mask, params.num_frames)
+
+
+def _embeddings(checkpoint: Checkpoint, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+    """The embeddings of a request's pictures."""
+    encoder = cast(ImageEncoder | ImagePairEncoder, checkpoint.conditioners)
+    return checkpoint.encoded("embedding", pixels, lambda: image_context(encoder, pixels))
 
 
 def text_conditioning(
@@ -210,7 +219,8 @@ def text_conditioning(
     """The ConditioningBuilder of a prompt: its tokens, and nothing concatenated."""
     latent = params.shape.latent(checkpoint.latent_channels)
     concat = torch.zeros(params.num_frames, 0, latent.height, latent.width, device=checkpoint.unet.device)
-    return text_context(cast(TextEncoder, checkpoint.conditioners), params.prompt), concat
+    encoder = cast(TextEncoder, checkpoint.conditioners)
+    return checkpoint.encoded("prompt", params.prompt, lambda: text_context(encoder, params.prompt)), concat
 
 
 def _scalar(name: VectorField, params: Params) -> float:

@@ -28,6 +28,7 @@ from model.backends.registry import (
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, load
 from model.denoiser import BackendOptions, CpuThreads, Denoiser, caching
+from model.encoding_cache import EncodingCache
 from model.errors import CheckpointError, InvalidRequest
 from model.latent_preview import LatentColours, latent_colours
 from model.lora.merge import switching_bytes, with_loras
@@ -139,6 +140,7 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     if device == "cpu":
         retain_freed_memory()
     checkpoint = load(entry, device=device, dtype=getattr(torch, settings.dtype), graphs_on=settings.device)
+    checkpoint = replace(checkpoint, encodings=EncodingCache())
     # An export keeps its own dtype, whatever is requested.
     settings = replace(settings, dtype=cast(DtypeName, str(checkpoint.unet.dtype).removeprefix("torch.")))
     cores = CpuThreads(settings.cores, settings.deterministic)

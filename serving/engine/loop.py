@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -124,7 +125,15 @@ class StepLoop:
         with self._changed:
             waiting = sum(job.phase == "queued" for job in self._jobs.values())
             active = sum(job.phase in ("encode", "denoise", "decode") for job in self._jobs.values())
-            return self._recorder.snapshot(waiting, active)
+        return self._recorder.snapshot(waiting, active, self._encodings())
+
+    def _encodings(self) -> dict[str, int]:
+        """How often each kind of encoding was computed and reused, all models together."""
+        counts: Counter[str] = Counter()
+        for model in self._models.values():
+            if model.checkpoint.encodings is not None:
+                counts.update(model.checkpoint.encodings.counts())
+        return dict(counts)
 
     @property
     def healthy(self) -> bool:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from serving.engine.protocol import CancelledAt, Completed, Failed
@@ -31,6 +31,7 @@ class EngineStats:
         out_of_memory: times that memory ran out and a request failed for it.
         degraded: completed requests whose chunk plan memory changed.
         waiting, active: requests in the queue, and being encoded, denoised or decoded, now.
+        encodings: of pictures and prompts, by `KIND computed` and `KIND reused` (model.encoding_cache).
     """
 
     denoiser_calls: int
@@ -48,6 +49,7 @@ class EngineStats:
     degraded: int
     waiting: int
     active: int
+    encodings: dict[str, int] = field(default_factory=dict[str, int])
 
     @property
     def rows_stepped(self) -> int:
@@ -107,7 +109,7 @@ class Recorder:
                 if expected is not None:
                     self._eta_errors.append((expected[1], time.perf_counter() - expected[0]))
 
-    def snapshot(self, waiting: int, active: int) -> EngineStats:
+    def snapshot(self, waiting: int, active: int, encodings: dict[str, int]) -> EngineStats:
         """The counts now."""
         with self._lock:
             return EngineStats(
@@ -126,6 +128,7 @@ class Recorder:
                 degraded=self._degraded,
                 waiting=waiting,
                 active=active,
+                encodings=encodings,
             )
 
 

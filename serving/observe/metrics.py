@@ -80,6 +80,12 @@ class EngineCollector(Collector):
             ("stillmotion_denoiser_places", "Places used in denoiser calls; a guided job takes two", stats.batch_slots),
         ):
             yield CounterMetricFamily(name, description, value=value)
+        encodings = CounterMetricFamily(
+            "stillmotion_encodings", "Pictures and prompts encoded, or found encoded", labels=["kind", "outcome"]
+        )
+        for name, count in stats.encodings.items():
+            encodings.add_metric(name.split(), count)
+        yield encodings
         active = GaugeMetricFamily("stillmotion_engine_jobs", "Jobs in the engine", labels=["state"])
         active.add_metric(["waiting"], stats.waiting)
         active.add_metric(["active"], stats.active)

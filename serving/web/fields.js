@@ -3,7 +3,7 @@
 const MAIN = ["prompt", "motion_bucket_id", "elevation", "seed"];
 const GROUPS = {
   Sampling: ["num_inference_steps", "min_guidance_scale", "max_guidance_scale", "noise_aug_strength", "solver", "schedule"],
-  "Frames and size": ["num_frames", "fps", "interpolate", "width", "height", "resize_mode", "decode_chunk_size"],
+  "Frames and size": ["num_frames", "fps", "interpolate", "upscale", "upscaler", "width", "height", "resize_mode", "decode_chunk_size"],
   Adapter: ["lora", "lora_scale"],
   Output: ["output_format", "priority"],
 };
@@ -14,7 +14,7 @@ const LABELS = {
   min_guidance_scale: "Guidance, first frame", max_guidance_scale: "Guidance, last frame", num_frames: "Frames",
   noise_aug_strength: "Noise on the picture", resize_mode: "Fit of the picture", output_format: "File format",
   lora: "Adapter (LoRA)", lora_scale: "Adapter's strength", interpolate: "Four times the frame rate",
-  decode_chunk_size: "Frames decoded at once",
+  decode_chunk_size: "Frames decoded at once", upscale: "Enlargement", upscaler: "Enlarged by",
 };
 const HINTS = { num_inference_steps: "more steps take longer" };
 const MOTION = [[25, "hardly anything moves"], [80, "little moves"], [160, "moves"], [220, "moves a lot"], [255, "moves very much"]];

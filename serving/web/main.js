@@ -94,6 +94,8 @@ function describe(job) {
   if (job.status === "queued") return job.queue_position ? `Waiting, ${job.queue_position} ahead` : "Waiting";
   if (job.phase === "denoise") return `Sampling, step ${job.step} of ${job.total_steps}`;
   if (job.phase === "interpolate") return `Making the frames between, step ${job.step} of ${job.total_steps}`;
+  if (job.phase === "extend") return `Making the clip longer, step ${job.step} of ${job.total_steps}`;
+  if (job.phase === "upscale") return "Making the frames larger";
   return PHASES[job.phase] || "Starting";
 }
 

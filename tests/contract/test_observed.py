@@ -35,6 +35,7 @@ class CountingEngine(ScriptedEngine):
                 "denoiser_calls": 7,
                 "rows_per_call": {1: 4, 3: 3},
                 "denoise_s": 1.5,
+                "encodings": {"embedding computed": 1, "embedding reused": 49},
             }
         )
 
@@ -77,6 +78,8 @@ async def test_what_happened_is_what_is_told(tmp_path: Path) -> None:
         assert value(found, "stillmotion_http_requests_total", status="422", **posts) == 1
         assert value(found, "stillmotion_http_requests_total", method="GET", route="(none)", status="404") == 1
         assert not re.search(r"job_[0-9a-f]{8}|nothing", str(found)), "no label of a caller's choosing"
+        reused = {"kind": "embedding", "outcome": "reused"}
+        assert value(found, "stillmotion_encodings_total", **reused) == 49
         assert value(found, "stillmotion_batch_rows_sum") == 4 * 1 + 3 * 3
         assert value(found, "stillmotion_batch_rows_bucket", le="2.0") == 4
         assert value(found, "stillmotion_engine_ready") == 1
