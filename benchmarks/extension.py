@@ -122,6 +122,7 @@ def measure(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
     return {
         "picture": path.name,
         "frames": len(frames),
+        "begin": stage.begin,
         "fps": params.fps,
         "seconds": [asdict(one) for one in by_second(frames, params.fps)],
         "seams": asdict(at_seams(frames, stage.begin, stage.params.num_frames - 1)),
@@ -132,10 +133,11 @@ def measure(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
 def table(clips: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     """The figures as Markdown."""
     lines = ["## A clip extended to eight seconds", ""]
-    size = f" --steps {arguments.steps}" if arguments.steps else ""
+    begin, size = clips[0]["begin"], f" --steps {arguments.steps}" if arguments.steps else ""
     lines += [
         f"`python -m benchmarks.extension OUT --seconds {arguments.seconds:g}{size} --seed {arguments.seed}`, "
-        f"{arguments.model}; what the columns are stands in the program. The unextended clip is the first seconds.",
+        f"{arguments.model}; what the columns are stands in the program. "
+        f"The first {begin} frames are the unextended clip.",
         "",
     ]
     for clip in clips:
