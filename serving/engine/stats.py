@@ -109,7 +109,7 @@ class Recorder:
                 if expected is not None:
                     self._eta_errors.append((expected[1], time.perf_counter() - expected[0]))
 
-    def snapshot(self, waiting: int, active: int, encodings: dict[str, int]) -> EngineStats:
+    def snapshot(self, waiting: int, active: int, encodings: Mapping[str, int] | None = None) -> EngineStats:
         """The counts now."""
         with self._lock:
             return EngineStats(
@@ -128,7 +128,7 @@ class Recorder:
                 degraded=self._degraded,
                 waiting=waiting,
                 active=active,
-                encodings=encodings,
+                encodings=dict(encodings or {}),
             )
 
 
