@@ -238,8 +238,8 @@ class Touchy:
         (RuntimeError("bad kernel"), "generation_failed"),
         pytest.param(MemoryError(), "out_of_memory", marks=pytest.mark.slow),
         pytest.param(torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", marks=pytest.mark.slow),
-        (InvalidRequest("not that", code="odd"), "odd"),
-        (KeyError("a bug"), "internal_error"),
+        pytest.param(InvalidRequest("not that", code="odd"), "odd", marks=pytest.mark.slow),
+        pytest.param(KeyError("a bug"), "internal_error", marks=pytest.mark.slow),
     ],
 )
 def test_a_failing_row_fails_alone(desk: Desk, picture: bytes, error: Exception, code: str) -> None:

@@ -94,7 +94,7 @@ def test_image_to_video_goes_on_from_stable_video_diffusion(place: tuple[Path, P
 @pytest.mark.parametrize(
     ("name", "init"),
     [
-        ("frame-interpolation", "../svd"),
+        pytest.param("frame-interpolation", "../svd", marks=pytest.mark.slow),
         ("image-to-video-low", "stable-diffusion-2-1"),
         pytest.param("image-pretraining", "stable-diffusion-2-1", marks=pytest.mark.full),
         pytest.param("text-to-video", "stable-diffusion-2-1", marks=pytest.mark.full),
