@@ -3,7 +3,7 @@
     python -m benchmarks.gpu_suite --plan                 the stages of both calls, with their seconds
     python -m benchmarks.gpu_suite --call 1 --json F      at most ten minutes: ceilings, correctness, speed, profile
     python -m benchmarks.gpu_suite --call 2 --json F      at most 170 s, on call 1's warm compiler cache
-    python -m benchmarks.gpu_suite --rehearse --json F    both calls at the smallest size on a CPU, in under a minute
+    python -m benchmarks.gpu_suite --rehearse --json F    both calls at the smallest size on a CPU, compiling nothing
     python -m benchmarks.gpu_suite --write --json F       measure nothing; put F's tables into benchmarks/RESULTS.md
 
 Two workers compile from the start (diffusers' UNet; our blocks) while this process checks correctness, and share one
@@ -226,8 +226,9 @@ def program(module: str, *options: str) -> Callable[[Suite, Figures], Figures]:
 
     def run(suite: Suite, _: Figures) -> Figures:
         arguments = ["--help"] if suite.rehearsal else list(options)
+        limit = 600 if suite.rehearsal else 120
         done = subprocess.run(
-            [sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=limit, check=False
         )
         if done.returncode:
             raise RuntimeError(f"{module}: {done.stderr.strip().splitlines()[-1:]}")

@@ -18,6 +18,8 @@ from serving.engine.protocol import EngineRequest
 from tests.integration.engine_support import KEEP_ALL, Script, ask
 from tests.support.loras import drawn_lora
 from tests.unit.training import toy_run
+from tests.unit.training.objectives.test_device import autoencoder, contrastive, equivariant, fitted_decoder
+from training.objectives.vae import VAEObjective
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
@@ -100,3 +102,15 @@ def test_a_lora_is_applied_and_gone_again(entry: ModelEntry, picture: bytes, tmp
 def test_training_steps_run_on_the_device(tmp_path: Path, precision: str) -> None:
     toy_run.main(tmp_path, ["optim.iterations=3", f"runtime.precision={precision}"])
     assert torch.cuda.max_memory_allocated() > 0
+
+
+@pytest.mark.parametrize("make", [autoencoder, fitted_decoder, equivariant, contrastive])
+def test_a_step_of_the_networks_that_a_denoiser_stands_on_runs_on_the_device(make: Any, device: torch.device) -> None:
+    objective = make()
+    objective.module.to(device)
+    if isinstance(objective, VAEObjective):
+        objective.target.to(device)
+    objective.enter(0)
+    assert objective.backward(0)["loss"] > 0
+    gradients = [p.grad for p in objective.module.parameters() if p.grad is not None]
+    assert gradients and all(one.is_cuda and bool(one.isfinite().all()) for one in gradients)

@@ -97,7 +97,7 @@ def test_every_stage_runs_at_the_smallest_size(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.filterwarnings("default")  # as for its users, to whom a deprecation in a library is no error
 def test_a_rehearsal_runs_both_calls_with_their_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.backends.cuda_graph import CudaGraphDenoiser, Recording
 from model.backends.torch import TorchDenoiser
 from model.denoiser import AdaptableDenoiser, CpuThreads, Denoiser, DenoiserInputs, caching
 from model.errors import CheckpointError, InvalidRequest
@@ -230,3 +232,28 @@ def test_a_file_of_another_size_or_with_nan_is_refused(
     save_file(load_file(loras["a"].entry.path), tmp_path / "nan.safetensors")
     with pytest.raises(CheckpointError, match="has changed since"):
         read_lora(entry, unet)
+
+
+def test_a_recorded_call_reads_the_weights_where_a_switch_writes_them(
+    unet: UNetSpatioTemporalConditionModel, loras: dict[str, Lora]
+) -> None:
+    """As a CUDA graph does, which holds addresses: a switch moves no weight, and a replay sees it."""
+    ours = copy.deepcopy(unet)
+    fuse(ours, scaled_dot_product)
+    plain = adapted(unet, loras)
+    graphed = LoraDenoiser(CudaGraphDenoiser(TorchDenoiser(ours, CpuThreads(1)), Replays()), ours, loras)
+    addresses = {name: tensor.data_ptr() for name, tensor in (*ours.named_parameters(), *ours.named_buffers())}
+    for name in (None, "a", "b", None):
+        for denoiser in (plain, graphed):
+            denoiser.set_lora(None if name is None else use(loras, name))
+        assert torch.equal(graphed(inputs()), plain(inputs()))
+    assert addresses == {name: tensor.data_ptr() for name, tensor in (*ours.named_parameters(), *ours.named_buffers())}
+
+
+class Replays:
+    """A Recorder whose replays make the recorded call again."""
+
+    def record(self, call: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
+        output = call()
+        replay = SimpleNamespace(replay=lambda: output.copy_(call()))
+        return replay, output

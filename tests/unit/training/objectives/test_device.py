@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from model.presets import preset
 from model.vae import build_vae
 from tests.unit.training.support import moving_square
+from training.data import latents
 from training.objectives import decoder, equivariance, vae
 from training.objectives.contrastive import ContrastiveObjective
 from training.objectives.decoder import DecoderObjective
 from training.objectives.equivariance import EquivarianceObjective
+from training.objectives.examples import drawing
 from training.objectives.vae import VAEObjective
 from training.recipes.image_encoder import mini_image_encoder
 from training.recipes.vae import mini_decoder_orbits, mini_vae, mini_vae_equivariant
@@ -82,3 +84,17 @@ def test_a_loss_is_computed_where_the_network_is(make: Callable[[], Any], monkey
         objective.enter(step)
         loss, _ = objective.loss(step)
         assert loss.device == META
+
+
+def test_latents_are_encoded_where_the_autoencoder_is_and_stored_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(_: object, pixels: Tensor) -> Tensor:
+        assert pixels.device == META
+        return torch.zeros(len(pixels), 4, 8, 8)
+
+    monkeypatch.setattr(latents, "encode_mode", encode)
+    monkeypatch.setattr(drawing, "encode_mode", encode)
+    encoder: Any = build_vae(preset("tiny"), device=META).to(META)
+    encoded, embeds = latents._encode(CLIPS[0], encoder, None)
+    assert encoded.shape == (4, 4, 8, 8) and embeds.shape == (4, 0)
+    clip = latents.LatentClip(CLIPS[0], encoded, embeds, {})
+    assert drawing.noisy_latent(encoder, clip, 1, 0.02, torch.Generator()).device == torch.device("cpu")
