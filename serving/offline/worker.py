@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 _GONE: Final = frozenset({"engine_stopped", "engine_broken"})
 _HOPELESS: Final = frozenset({"not_finite", StorageFull.code})
 """Failures that come again however often they are tried."""
-STAGES: Final = "stages"
+STAGES: Final = ".stages"
 """The output's folder of what rows of several stages have made so far; each row's goes with its attempt."""
 LOSSES: Final = 3
 """Workers that one row may take down in a run: after so many it is taken for the cause."""
