@@ -61,6 +61,11 @@ async def read_extension(request: Request) -> tuple[ExtensionForm, str | None]:
     return form, video_id
 
 
+async def find_job(services: Services, caller: Caller, job_id: str) -> Job:
+    """The job that is to be extended. Raises JobNotFound where the caller has none of that id."""
+    return await run_in_thread(services.store.get, job_id, caller.owner)
+
+
 async def extend(
     services: Services, caller: Caller, job_id: str, form: ExtensionForm, idempotency_key: str | None
 ) -> tuple[Job, bool]:
@@ -75,7 +80,7 @@ async def extend(
         InvalidRequest, QueueFull, QuotaFull, StorageFull: as `submit`.
     """
     services.check_accepting()
-    job = await run_in_thread(services.store.get, job_id, caller.owner)
+    job = await find_job(services, caller, job_id)
     request = await run_in_thread(_request, services, job, form)
     return await submit(services, caller, request, idempotency_key)
 

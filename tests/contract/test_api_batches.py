@@ -71,7 +71,7 @@ async def test_results_come_while_it_runs_and_others_go_first(tmp_path: Path) ->
         (line("b", fps=1000), "line 2: fps"),
         (line("b", nonsense=1), "line 2: nonsense"),
         (line("b", priority="high"), "line 2: priority"),
-        (line("b", num_frames=77), "line 2: num_frames"),
+        (line("b", num_frames=1001), "line 2: num_frames"),
         (line("a"), "line 2: custom_id"),
         (line("b", url="/generate/lunch"), "line 2: url"),
         ({"custom_id": "b", "url": "/generate/image-to-video", "body": {}}, "line 2: image"),

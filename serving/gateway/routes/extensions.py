@@ -10,7 +10,7 @@ from stillmotion.types import Job
 
 from model.errors import InvalidRequest
 from serving.gateway.auth import IdempotencyKey, Submitter
-from serving.gateway.extensions import extend, read_extension
+from serving.gateway.extensions import extend, find_job, read_extension
 from serving.gateway.openai_schema import Video, video
 from serving.gateway.openapi import error_responses, extension_body
 from serving.gateway.services import ServicesDep
@@ -32,6 +32,7 @@ async def extend_job(
     job_id: str, request: Request, services: ServicesDep, caller: Submitter, key: IdempotencyKey = None
 ) -> JSONResponse:
     """Make a job's clip longer: another job, with the same settings, seed and pictures, whose clip begins the same."""
+    await find_job(services, caller, job_id)  # before the body: another's job is answered as none is
     form, other = await read_extension(request)
     _check_named(job_id, other)
     job, is_new = await extend(services, caller, job_id, form, key)
@@ -66,6 +67,7 @@ async def extend_video(
     video_id: str, request: Request, services: ServicesDep, caller: Submitter, key: IdempotencyKey = None
 ) -> JSONResponse:
     """Make a video longer."""
+    await find_job(services, caller, video_id)  # before the body: another's job is answered as none is
     form, other = await read_extension(request)
     _check_named(video_id, other)
     job, _ = await extend(services, caller, video_id, form, key)
