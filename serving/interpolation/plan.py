@@ -137,6 +137,13 @@ def interpolator(models: Sequence[ModelEntry], requested: bool | str) -> ModelEn
         return None
     able = [entry for entry in models if entry.task.restores_ends]
     names = ", ".join(entry.name for entry in able)
+    other = next((entry for entry in models if entry.name == requested and entry not in able), None)
+    if other is not None and requested not in {entry.name for entry in able}:
+        raise InvalidRequest(
+            f"{other.name} is a model of {other.task.name}, not frame-interpolation",
+            code="model_not_found",
+            param=_PARAM,
+        )
     if not able:
         raise InvalidRequest(
             "no frame-interpolation model is served here: leave interpolate out, or have one served as well "
