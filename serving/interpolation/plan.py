@@ -140,7 +140,7 @@ def interpolator(models: Sequence[ModelEntry], requested: bool | str) -> ModelEn
     other = next((entry for entry in models if entry.name == requested and entry not in able), None)
     if other is not None and requested not in {entry.name for entry in able}:
         raise InvalidRequest(
-            f"{other.name} is a model of {other.task.name}, not frame-interpolation",
+            f"{other.name} is a model of {other.task.name}, not frame-interpolation; served: {names or 'none'}",
             code="model_not_found",
             param=_PARAM,
         )
