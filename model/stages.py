@@ -65,7 +65,7 @@ class ExtendStage:
         """How many windows are made."""
         return math.ceil((self.num_frames - self.begin) / (self.params.num_frames - 1))
 
-    def kept(self, index: int) -> int:
+    def window_frames(self, index: int) -> int:
         """Frames of a window that go into the clip; the last window may have more than are wanted."""
         each = self.params.num_frames - 1
         return min(each, self.num_frames - self.begin - index * each)

@@ -129,7 +129,7 @@ def _extend(
         frames, drift = continue_clip(clip.frames[0], last, made.frames)
         window = _rendered(made)
         manifest = {**window.manifest, "drift": asdict(drift)}
-        windows.append(replace(window, frames=frames[: stage.kept(index)], manifest=manifest))
+        windows.append(replace(window, frames=frames[: stage.window_frames(index)], manifest=manifest))
         last = windows[-1].frames[-1]
     return extended(clip, windows, stage)
 

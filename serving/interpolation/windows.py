@@ -123,7 +123,7 @@ class Windows:
     def _joined(self, index: int, last: Frames, window: Rendered) -> Rendered:
         frames, drift = continue_clip(self._clip.frames[0], last, window.frames)
         manifest: dict[str, Any] = {**window.manifest, "drift": asdict(drift)}
-        return replace(window, frames=frames[: self._stage.kept(index)], manifest=manifest)
+        return replace(window, frames=frames[: self._stage.window_frames(index)], manifest=manifest)
 
     async def _make(self, index: int, picture: bytes, mark: str) -> AsyncGenerator[EngineEvent, None]:
         """One window, on from its checkpoint if it has one that is of use; it is appended, or `ending` is set."""

@@ -23,7 +23,7 @@ ORBIT = model_entry("multi-view", defaults={**STILL.defaults, "elevation": 0.0})
 @given(begin=st.sampled_from([5, 9]), more=st.integers(1, 200))
 def test_windows_add_up_to_the_whole(begin: int, more: int) -> None:
     stage = plan_extension(STILL, STILL.resolve({"num_frames": begin}, 1), begin + more)
-    kept = [stage.kept(index) for index in range(stage.windows)]
+    kept = [stage.window_frames(index) for index in range(stage.windows)]
     assert begin + sum(kept) == stage.num_frames
     assert all(0 < count <= stage.params.num_frames - 1 for count in kept)
     assert all(count == stage.params.num_frames - 1 for count in kept[:-1])
