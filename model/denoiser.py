@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from model.errors import InvalidRequest
 from model.lora.catalog import LoraUse
 
 
@@ -162,6 +163,22 @@ class AdaptableDenoiser(Denoiser, Protocol):
     def set_lora(self, lora: LoraUse | None) -> None:
         """Apply this LoRA from the next call on; None: none. Raises InvalidRequest for one that is not loaded."""
         ...
+
+
+def apply_lora(denoiser: Denoiser, lora: LoraUse | None) -> None:
+    """Have a denoiser apply this LoRA from its next call on; None: none.
+
+    Raises:
+        InvalidRequest: the denoiser applies none at all, or does not have this one loaded.
+    """
+    if isinstance(denoiser, AdaptableDenoiser):
+        denoiser.set_lora(lora)
+    elif lora is not None:
+        raise InvalidRequest(
+            f"this denoiser cannot apply the LoRA {lora.name!r}; serve the checkpoint with --denoiser torch",
+            code="lora_unsupported",
+            param="lora",
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

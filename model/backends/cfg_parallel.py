@@ -17,8 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.denoiser import AdaptableDenoiser, Denoiser, DenoiserInputs
-from model.errors import InvalidRequest
+from model.denoiser import Denoiser, DenoiserInputs, apply_lora
 from model.lora.catalog import LoraUse
 
 
@@ -50,14 +49,7 @@ class CfgParallelDenoiser:
     def set_lora(self, lora: LoraUse | None) -> None:
         """See AdaptableDenoiser; on both devices."""
         for denoiser in (self._first, self._second):
-            if isinstance(denoiser, AdaptableDenoiser):
-                denoiser.set_lora(lora)
-            elif lora is not None:
-                raise InvalidRequest(
-                    f"this denoiser cannot apply the LoRA {lora.name!r}; serve the checkpoint with --denoiser torch",
-                    code="lora_unsupported",
-                    param="lora",
-                )
+            apply_lora(denoiser, lora)
 
     def _run_second(self, inputs: DenoiserInputs) -> Tensor:
         with _on(self._device):  # kernels in Triton are launched on the current device

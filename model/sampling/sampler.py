@@ -36,7 +36,7 @@ from torch import Tensor
 
 from model.checkpoint import Checkpoint
 from model.conditioning import condition
-from model.denoiser import AdaptableDenoiser, Denoiser, DenoiserInputs, caching
+from model.denoiser import Denoiser, DenoiserInputs, apply_lora, caching
 from model.errors import InvalidRequest
 from model.params import Params
 from model.sampling.row import BatchKey, Row, guidance_scale, guide
@@ -145,14 +145,7 @@ def _set_lora(denoiser: Denoiser, rows: Sequence[Row]) -> None:
     lora = rows[0].key.lora
     if any(row.key.lora != lora for row in rows):
         raise InvalidRequest("rows of different LoRAs cannot share a call", param="lora")
-    if isinstance(denoiser, AdaptableDenoiser):
-        denoiser.set_lora(lora)
-    elif lora is not None:
-        raise InvalidRequest(
-            f"this denoiser cannot apply the LoRA {lora.name!r}; serve the checkpoint with --denoiser torch",
-            code="lora_unsupported",
-            param="lora",
-        )
+    apply_lora(denoiser, lora)
 
 
 def advance(denoiser: Denoiser, rows: Sequence[Row]) -> list[Row]:
