@@ -24,6 +24,7 @@ from serving.gateway.submit import JobRequest, submit
 from serving.interpolation.plan import StageWishes
 from serving.jobs.errors import Conflict
 from serving.jobs.records import input_names, params_from_json
+from serving.jobs.reuse import Origin
 from serving.keys import Caller
 
 EXTENDS_KEY: Final = "extends"
@@ -68,11 +69,11 @@ async def find_job(services: Services, caller: Caller, job_id: str) -> Job:
 
 async def extend(
     services: Services, caller: Caller, job_id: str, form: ExtensionForm, idempotency_key: str | None
-) -> tuple[Job, bool]:
+) -> tuple[Job, Origin]:
     """Store the job that makes another one's clip longer.
 
     Returns:
-        The job, and whether it is new.
+        The job, and whether it is new or was made before by the idempotency key.
 
     Raises:
         JobNotFound: there is no such job of the caller's.

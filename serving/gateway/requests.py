@@ -152,6 +152,10 @@ def _picture(name: str, image: ImageData) -> bytes | str:
         raise UnreadableImage(f"{name}.data is not plain base64 ({error})", param=f"{name}.data") from error
 
 
+_NOT_IN_BATCHES: Final = {
+    "priority": "a batch's rows are offline work",
+    "reuse": "each row of a batch is a job of its own",
+}
 JSON_LINES: Final = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 
 
@@ -188,9 +192,9 @@ def _read_line(number: int, line: bytes) -> tuple[BatchLine, JobRequest]:
         parsed = BatchLine.model_validate_json(line)
     except ValidationError as error:
         at_fault(number, first_problem(error, "a batch's line"))
-    if "priority" in parsed.body:
-        problem = InvalidRequest("a batch's rows are offline work; leave priority out", param="priority")
-        at_fault(number, problem)
+    for name, reason in _NOT_IN_BATCHES.items():
+        if name in parsed.body:
+            at_fault(number, InvalidRequest(f"{reason}; leave {name} out", param=name))
     task = TASKS[parsed.url.rpartition("/")[2]]
     try:
         request = to_job_request(read_json(json.dumps(parsed.body).encode(), task), task.name)
@@ -223,6 +227,7 @@ def to_job_request(submission: Submission, task: str) -> JobRequest:
         webhook=webhook,
         previews=fields.previews,
         stages=_stages(fields),
+        reuse=fields.reuse,
     )
 
 

@@ -37,6 +37,7 @@ from serving.jobs.group_commit import GroupCommit
 from serving.jobs.leases import Leases
 from serving.jobs.notifier import Notifier, RemoteChangePoller
 from serving.jobs.retention import Janitor, Retention
+from serving.jobs.reuse import ReuseStore
 from serving.jobs.store import JobStore
 from serving.jobs.webhooks import Deliverer, Outbox
 from serving.keys import KeyRing, KeyStore
@@ -134,7 +135,9 @@ class Services:
     change_poller: RemoteChangePoller
     deliverer: Deliverer
     batches: BatchStore
+    reuse: ReuseStore
     keys: KeyRing
+    metrics: Metrics
     backlog: BacklogReader
     integrations: Integrations
     decoding: asyncio.Semaphore
@@ -201,7 +204,9 @@ async def open_services(
         change_poller=RemoteChangePoller(store, notifier),
         deliverer=Deliverer(Outbox(database), PublicOnly(settings.webhook_policy), _webhook_secret(settings)),
         batches=BatchStore(database, terms=settings.terms),
+        reuse=ReuseStore(database, artifacts, terms=settings.terms),
         keys=KeyRing(KeyStore(database)),
+        metrics=metrics,
         backlog=BacklogReader(database, engine),
         integrations=integrations,
         decoding=asyncio.Semaphore(settings.decoders),

@@ -10,7 +10,7 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from uuid import uuid4
 
@@ -38,6 +38,7 @@ from serving.jobs.admission import hash_body
 from serving.jobs.dispatcher import QUEUE_TOPIC
 from serving.jobs.errors import QueueFull
 from serving.jobs.records import PRIORITIES, NewJob, WebhookTarget, input_names, params_to_json, total_steps
+from serving.jobs.reuse import Origin, clip_identity
 from serving.keys import Caller
 from serving.net import AddressRefused
 
@@ -98,6 +99,7 @@ class JobRequest:
         body: all that the caller sent besides pictures, to tell a repeat from another request.
         webhook: where the news of its end goes.
         stages: what is done to the clip besides.
+        reuse: whether a finished job of the same video is as good.
     """
 
     task: str
@@ -112,15 +114,29 @@ class JobRequest:
     webhook: WebhookTarget | None = None
     previews: bool = False
     stages: StageWishes = NO_WISHES
+    reuse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FittedPictures:
+    """A request's pictures as they are stored.
+
+    Args:
+        pngs: fitted to the clip, in the order of the task's spec.
+        verdicts: the safety filter's, JSON-ready.
+    """
+
+    pngs: tuple[bytes, ...] = ()
+    verdicts: tuple[dict[str, Any], ...] = ()
 
 
 async def submit(
     services: Services, caller: Caller, request: JobRequest, idempotency_key: str | None
-) -> tuple[Job, bool]:
+) -> tuple[Job, Origin]:
     """Store pictures and job, and wake the dispatcher.
 
     Returns:
-        The job, and whether it is new: False if the idempotency key had already made it.
+        The job, and where it comes from: with `reuse`, an identical finished one of the caller's goes before a new one.
 
     Raises:
         InvalidRequest: a setting or a picture.
@@ -134,15 +150,20 @@ async def submit(
     large = any(isinstance(one, PictureFile) and one.size > SPOOLED_BYTES for one in request.pictures)
     digests = await run_in_thread(_digests, request.pictures) if large else _digests(request.pictures)
     new = _new_job(caller, entry, request, digests, params, stages, idempotency_key)
+    fitted = None
+    if request.reuse:
+        found, new, fitted = await _reuse(services, request, new, params)
+        if found is not None:
+            return found
     try:
         previous = await services.admissions.admit(new, caller.max_jobs)
         if previous is not None:
-            return previous, False
+            return previous, "repeated"
         if request.deadline_s is not None:
             own_s = estimate(services.engine, entry.name, params, stages)
             backlog = await services.backlog.now(fresh=True)
             deadlines.check_deadline(backlog, own_s, PRIORITIES[request.priority], request.deadline_s)
-        job, is_new = await shielded(_store(services, request, new, params, caller.max_jobs))
+        job, is_new = await shielded(_store(services, request, new, params, caller.max_jobs, fitted))
     except QueueFull as error:
         # The store knows how long jobs took; the engine knows better what those take that lie before this one.
         seconds = deadlines.retry_after(await services.backlog.now(), error.retry_after_s)
@@ -150,7 +171,34 @@ async def submit(
     if is_new:
         services.integrations.traces.remember(job.id)
     services.notifier.notify(QUEUE_TOPIC)
-    return job, is_new
+    return job, "new" if is_new else "repeated"
+
+
+async def _reuse(
+    services: Services, request: JobRequest, new: NewJob, params: Params
+) -> tuple[tuple[Job, Origin] | None, NewJob, FittedPictures | None]:
+    """The finished job that answers a request, if there is one; else the job to make, and its pictures.
+
+    A full queue refuses nothing here: a job that is there takes no place. A seed that was drawn for this request is
+    nobody's before.
+    """
+    outcomes = services.metrics.reuse
+    if request.settings.get("seed") is None:
+        outcomes.labels("no_seed").inc()
+        return None, new, None
+    if new.idempotency_key is not None:
+        previous = await run_in_thread(services.reuse.repeated, new)
+        if previous is not None:
+            return (previous, "repeated"), new, None
+    fitted = await _fit(services, request, params)
+    new = replace(new, identity=clip_identity(new, fitted.pngs))
+    found = await run_in_thread(services.reuse.find, new)
+    if found is None:
+        outcomes.labels("computed").inc()
+        return None, new, fitted
+    if found[1] == "reused":
+        outcomes.labels("reused").inc()
+    return found, new, None
 
 
 def _resolve(services: Services, request: JobRequest) -> tuple[ModelEntry, Params, Stages]:
@@ -213,12 +261,18 @@ async def prepare(services: Services, caller: Caller, request: JobRequest) -> Ne
     check_webhook(services.settings, request.webhook)
     entry, params, stages = _resolve(services, request)
     new = _new_job(caller, entry, request, _digests(request.pictures), params, stages, None)
-    await _store_files(services, request, new.id, params)
-    return new
+    fitted = await _fit(services, request, params)
+    if fitted.pngs:
+        await run_in_thread(_put, services, new.id, fitted)
+    return replace(new, identity=clip_identity(new, fitted.pngs))
 
 
-async def _store_files(services: Services, request: JobRequest, job_id: str, params: Params) -> None:
-    """Fetch and decode the request's pictures, and store them fitted. Raises as `prepare`."""
+async def _fit(services: Services, request: JobRequest, params: Params) -> FittedPictures:
+    """Fetch and decode the request's pictures, and fit them to the clip.
+
+    Raises:
+        InvalidRequest: a picture is none, is too large, cannot be fetched or is refused; `param` names it.
+    """
     pictures: list[tuple[str, PictureFile | bytes]] = []
     with ExitStack() as fetched:
         for name, source in zip(TASKS[request.task].pictures, request.pictures, strict=True):
@@ -227,26 +281,30 @@ async def _store_files(services: Services, request: JobRequest, job_id: str, par
                     source = await services.integrations.fetcher.fetch(source)
                 fetched.callback(source.file.close)
             pictures.append((name, source))
-        if pictures:
-            async with services.decoding:
-                await run_in_thread(_decode_and_store, services, job_id, pictures, params)
+        if not pictures:
+            return FittedPictures()
+        async with services.decoding:
+            return await run_in_thread(_decode, services, pictures, params)
 
 
-def _decode_and_store(
-    services: Services, job_id: str, pictures: list[tuple[str, PictureFile | bytes]], params: Params
-) -> None:
-    cleaned, verdicts = [], []
+def _decode(services: Services, pictures: list[tuple[str, PictureFile | bytes]], params: Params) -> FittedPictures:
+    pngs, verdicts = [], []
     for name, data in pictures:
         with _named(name):
             png, verdict = _clean(services, data, params)
-        cleaned.append(png)
+        pngs.append(png)
         if verdict is not None:
             verdicts.append(verdict.as_json())
+    return FittedPictures(tuple(pngs), tuple(verdicts))
+
+
+def _put(services: Services, job_id: str, fitted: FittedPictures) -> None:
+    """Store a job's pictures, and what its manifest shall say of them; all or nothing."""
     try:
-        for name, png in zip(input_names(len(cleaned)), cleaned, strict=True):
+        for name, png in zip(input_names(len(fitted.pngs)), fitted.pngs, strict=True):
             services.artifacts.put(job_id, name, png)
-        if verdicts:
-            services.artifacts.put(job_id, NOTES_NAME, json.dumps({"safety": verdicts}).encode())
+        if fitted.verdicts:
+            services.artifacts.put(job_id, NOTES_NAME, json.dumps({"safety": fitted.verdicts}).encode())
     except BaseException:
         services.artifacts.remove(job_id)
         raise
@@ -281,10 +339,20 @@ def _clean(services: Services, source: PictureFile | bytes, params: Params) -> t
 
 
 async def _store(
-    services: Services, request: JobRequest, new: NewJob, params: Params, quota: int | None
+    services: Services,
+    request: JobRequest,
+    new: NewJob,
+    params: Params,
+    quota: int | None,
+    fitted: FittedPictures | None,
 ) -> tuple[Job, bool]:
     """The files first, then the row: a job in the store always has its pictures."""
-    await _store_files(services, request, new.id, params)
+    if fitted is None:
+        fitted = await _fit(services, request, params)
+        new = replace(new, identity=clip_identity(new, fitted.pngs))
+    if fitted.pngs:
+        await run_in_thread(_put, services, new.id, fitted)
+    del fitted
     is_new = False
     try:
         job, is_new = await services.admissions.create(new, quota)

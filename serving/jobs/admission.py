@@ -87,6 +87,7 @@ def _values(new: NewJob, now: float, terms: Lifetimes) -> dict[str, Any]:
         "deadline_s": new.deadline_s,
         "attempt": 0,
         "previews": new.previews,
+        "identity": new.identity,
         "webhook_url": None if new.webhook is None else new.webhook.url,
         "webhook_secret": None if new.webhook is None else new.webhook.secret,
         "batch_id": None if new.batch is None else new.batch.batch_id,

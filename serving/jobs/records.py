@@ -96,6 +96,7 @@ class NewJob:
         owner: the API key's id; empty where there are no keys.
         weight: of the owner's share of the engine.
         deadline_s: seconds from now by which the result is wanted; a job that has not begun by then expires.
+        identity: hash of all that its video depends on (`serving.jobs.reuse`).
     """
 
     id: str
@@ -116,6 +117,7 @@ class NewJob:
     webhook: WebhookTarget | None = None
     batch: BatchPlace | None = None
     previews: bool = False
+    identity: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

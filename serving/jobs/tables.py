@@ -22,7 +22,8 @@ class JobRow(Base):
     `seq` orders jobs by arrival; `last_event` is the id of the newest event. `owner` is the API key's id, empty where
     there are no keys. While the job runs, `lease_owner` names the server that runs it, until `lease_until` unless it
     says more; `attempt` counts the leases, so a lease is told from a later one of the same server. `expires_at` is
-    when a waiting job is given up and an ended one removed.
+    when a waiting job is given up and an ended one removed. `identity` is the hash of all that its video depends on
+    (`serving.jobs.reuse`), null in rows of earlier versions.
     """
 
     __tablename__ = "jobs"
@@ -32,6 +33,7 @@ class JobRow(Base):
         Index("jobs_expiry", "expires_at"),
         Index("jobs_started", "started_at"),
         Index("jobs_batch", "batch_id", "batch_row"),
+        Index("jobs_identity", "owner", "identity"),
         {"sqlite_autoincrement": True},
     )
 
@@ -76,6 +78,7 @@ class JobRow(Base):
     batch_row: Mapped[int | None] = mapped_column(Integer)
     custom_id: Mapped[str | None] = mapped_column(String(255))
     previews: Mapped[bool] = mapped_column(Boolean, server_default=false())
+    identity: Mapped[str | None] = mapped_column(String(64))
 
 
 class EventRow(Base):

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from stillmotion.types import TERMINAL_STATUSES, Job, JobStatus
 
 from serving.jobs.errors import IllegalTransition, JobNotFound
-from serving.jobs.records import OFFLINE, to_wire
+from serving.jobs.records import OFFLINE, WebhookTarget, to_wire
 from serving.jobs.tables import DeliveryRow, EventRow, IdempotencyRow, JobRow
 
 TRANSITIONS: Final[dict[JobStatus, frozenset[JobStatus]]] = {
@@ -109,7 +109,19 @@ def end(session: Session, row: JobRow, status: Ended, now: float, kept_s: float 
     row.eta_s = row.engine_position = row.lease_owner = row.lease_until = None
     job = emit(session, row, status)
     if row.webhook_url is not None:
-        session.add(_delivery(row, job, now))
+        session.add(_delivery(row, job, now, WebhookTarget(row.webhook_url, row.webhook_secret)))
+    return job
+
+
+def renew(session: Session, row: JobRow, now: float, kept_s: float | None, webhook: WebhookTarget | None) -> Job:
+    """An ended job is the answer to another request: it stays as long as if it had ended now, and `webhook` is told.
+
+    No event: what callers see of the job's course does not change.
+    """
+    row.expires_at = None if kept_s is None else now + kept_s
+    job = wire(session, row)
+    if webhook is not None:
+        session.add(_delivery(row, job, now, webhook))
     return job
 
 
@@ -152,15 +164,15 @@ def without_offline(waiting: Mapping[int, int]) -> int:
     return sum(count for priority, count in waiting.items() if priority > OFFLINE)
 
 
-def _delivery(row: JobRow, job: Job, now: float) -> DeliveryRow:
+def _delivery(row: JobRow, job: Job, now: float, webhook: WebhookTarget) -> DeliveryRow:
     """The message: https://www.standardwebhooks.com gives its outer form."""
     at = datetime.fromtimestamp(now, UTC).isoformat().replace("+00:00", "Z")
     message = {"type": f"job.{row.status}", "timestamp": at, "data": job.model_dump(mode="json")}
     return DeliveryRow(
         id=f"msg_{uuid4().hex}",
         job_id=row.id,
-        url=row.webhook_url,
-        secret=row.webhook_secret,
+        url=webhook.url,
+        secret=webhook.secret,
         body=json.dumps(message, separators=(",", ":")),
         created_at=now,
         next_at=now,

@@ -129,6 +129,12 @@ class Metrics:
         self.rejected = Counter(
             "stillmotion_rejected", "Requests refused, by the error's code", ["code"], registry=registry
         )
+        self.reuse = Counter(
+            "stillmotion_reuse",
+            "Submissions with `reuse`: answered with a finished job (reused), made anew (computed, no_seed)",
+            ["outcome"],
+            registry=registry,
+        )
         self.jobs_ended = Counter(
             "stillmotion_jobs_ended", "Jobs that ended in the engine", ["model", "status"], registry=registry
         )

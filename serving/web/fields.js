@@ -7,7 +7,7 @@ const GROUPS = {
   Adapter: ["lora", "lora_scale"],
   Output: ["output_format", "priority"],
 };
-const HIDDEN = ["model", "previews", "webhook", "metadata", "deadline_s", "stages"];
+const HIDDEN = ["model", "previews", "reuse", "webhook", "metadata", "deadline_s", "stages"];
 const SLIDERS = { motion_bucket_id: [1, 255], fps: [1, 30], num_inference_steps: [1, 50], elevation: [-90, 90] };
 const LABELS = {
   motion_bucket_id: "Motion", fps: "Frames a second", num_inference_steps: "Steps", seed: "Seed", prompt: "Prompt",

@@ -55,8 +55,9 @@ def value(found: Samples, name: str, **labels: str) -> float:
 
 async def used(app: Running) -> Samples:
     """The metrics after a job, a refusal and a wrong address."""
-    job = await app.until((await app.submit(num_inference_steps=3)).id, "completed")
+    job = await app.until((await app.submit(num_inference_steps=3, seed=1)).id, "completed")
     await app.post(fps=1000)
+    assert (await app.post(num_inference_steps=3, seed=1, reuse=True)).json()["id"] == job.id
     await app.client.get(f"/jobs/{job.id}")
     await app.client.get("/nothing/here")
     return await samples(app)
@@ -72,6 +73,7 @@ async def test_what_happened_is_what_is_told(tmp_path: Path) -> None:
             assert value(found, "stillmotion_phase_seconds_count", phase=phase, **model) == 1
         assert value(found, "stillmotion_eta_error_ratio_count", **model) == 1
         assert value(found, "stillmotion_key_jobs_total", key="") == 1
+        assert value(found, "stillmotion_reuse_total", outcome="reused") == 1
         assert value(found, "stillmotion_rejected_total", code="out_of_range") == 1
         posts = {"method": "POST", "route": "/generate/image-to-video"}
         assert value(found, "stillmotion_http_requests_total", status="202", **posts) == 1

@@ -11,7 +11,7 @@ from model import params
 from model.tasks import TASKS
 
 ENVELOPE = {"model", "output_format", "priority", "deadline_s", "metadata", "webhook", "previews"}
-ENVELOPE |= {"interpolate", "upscale", "upscaler", "stages"}
+ENVELOPE |= {"interpolate", "upscale", "upscaler", "stages", "reuse"}
 """Request fields that are no settings of a generation: who makes it, when, and what becomes of it."""
 CHOICES = {"solver": params.SolverName, "schedule": params.ScheduleName, "resize_mode": params.ResizeMode}
 

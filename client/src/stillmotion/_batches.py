@@ -31,7 +31,7 @@ def batch_line(
         custom_id: your own name for it, unique in the batch; its result bears it.
         image, last_image: as in `Client.generate`; what the task has.
         task: image-to-video, text-to-video (give `prompt`), frame-interpolation or multi-view.
-        settings: the fields of the task's request, `priority` aside: a batch is offline work.
+        settings: the fields of the task's request, `priority` and `reuse` aside.
 
     Raises:
         ValueError: no such task.

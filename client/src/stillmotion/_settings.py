@@ -40,6 +40,7 @@ class CommonSettings(TypedDict, total=False):
     metadata: dict[str, str]
     webhook: WebhookSettings | None
     previews: bool
+    reuse: bool
 
 
 class TextToVideoSettings(CommonSettings, total=False):

@@ -145,6 +145,10 @@ class GenerationRequest(_Request):
     )
     webhook: Webhook | None = Field(None, description="told when the job has ended")
     previews: bool = Field(False, description="small pictures of what is coming, among the job's events; see /models")
+    reuse: bool = Field(
+        False,
+        description="answer with a finished job of yours that made the same video, if there is one; with `seed` only",
+    )
 
 
 class TextToVideoRequest(GenerationRequest):
@@ -324,7 +328,9 @@ class BatchLine(_Request):
         "/generate/frame-interpolation",
         "/generate/multi-view",
     ]
-    body: dict[str, Any] = Field(description="as the JSON body of `url`, without `priority`: rows are offline work")
+    body: dict[str, Any] = Field(
+        description="as the JSON body of `url`, without `priority` (rows are offline work) and `reuse` (each is a job)"
+    )
 
 
 class BatchCounts(_Answer):

@@ -35,8 +35,8 @@ async def extend_job(
     await find_job(services, caller, job_id)  # before the body: another's job is answered as none is
     form, other = await read_extension(request)
     _check_named(job_id, other)
-    job, is_new = await extend(services, caller, job_id, form, key)
-    headers = {"Location": job.urls.self} | ({} if is_new else {"Idempotent-Replayed": "true"})
+    job, origin = await extend(services, caller, job_id, form, key)
+    headers = {"Location": job.urls.self} | ({} if origin == "new" else {"Idempotent-Replayed": "true"})
     return JSONResponse(job.model_dump(mode="json"), 202, headers)
 
 

@@ -65,7 +65,10 @@ def _documented(task: TaskSpec) -> dict[str, Any]:
         "status_code": 202,
         "response_model": Job,
         "responses": {
-            200: {"model": Job, "description": "The job has ended within the time of `Prefer: wait=N`"},
+            200: {
+                "model": Job,
+                "description": "The job has ended within the time of `Prefer: wait=N`, or is reused",
+            },
             202: {"model": Job, "description": "The job is stored and waits or runs; `Location` is where to follow it"},
             **error_responses(400, 409, 413, 415, 429, 503, 507),
         },
@@ -107,7 +110,7 @@ async def _answer(context: SubmissionContext, task: TaskSpec) -> JSONResponse:
     services.check_accepting()
     try:
         submission = await read_submission(context.request, task)
-        job, is_new = await submit(services, caller, to_job_request(submission, task.name), context.idempotency_key)
+        job, origin = await submit(services, caller, to_job_request(submission, task.name), context.idempotency_key)
     finally:
         await context.request.close()
     if wait_s:
@@ -115,9 +118,11 @@ async def _answer(context: SubmissionContext, task: TaskSpec) -> JSONResponse:
     headers = {"Location": job.urls.self}
     if wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s}"
-    if not is_new:
+    if origin == "repeated":
         headers["Idempotent-Replayed"] = "true"
-    status = 200 if wait_s is not None and job.is_terminal else 202
+    if origin == "reused":
+        headers["Job-Reused"] = "true"
+    status = 200 if job.is_terminal and (wait_s is not None or origin == "reused") else 202
     return JSONResponse(job.model_dump(mode="json"), status, headers)
 
 

@@ -26,6 +26,7 @@ from serving.gateway.services import Services, ServicesDep
 from serving.gateway.submit import JobRequest, submit
 from serving.jobs.dispatcher import QUEUE_TOPIC
 from serving.jobs.notifier import wait_notified
+from serving.jobs.reuse import Origin
 from serving.keys import Caller
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
@@ -102,8 +103,8 @@ async def create_video_sync(
     `X-Video-Id` is the job's id, under which it remains to be found.
     """
     services.check_accepting()
-    job, is_new = await _submit(services, caller, request, idempotency_key)
-    job = await _until_terminal(services, caller, request, job, cancel=is_new)
+    job, origin = await _submit(services, caller, request, idempotency_key)
+    job = await _until_terminal(services, caller, request, job, cancel=origin == "new")
     if job.status != "completed":
         raise _unfinished(job)
     answer = await file_answer(services, caller, request, job.id, "video", Conditions())
@@ -111,7 +112,7 @@ async def create_video_sync(
     return answer
 
 
-async def _submit(services: Services, caller: Caller, request: Request, key: str | None) -> tuple[Job, bool]:
+async def _submit(services: Services, caller: Caller, request: Request, key: str | None) -> tuple[Job, Origin]:
     try:
         return await submit(services, caller, _order(services, await read_video_order(request)), key)
     finally:
