@@ -73,6 +73,14 @@ _OPENERS: Final[dict[str, tuple[Callable[[bytes], bool], Callable[[io.BytesIO], 
 }
 ACCEPTED: Final = ", ".join(_OPENERS)
 """The formats taken, for messages."""
+HEAD_BYTES: Final = 12
+"""How much of a file says which format it has."""
+
+
+def picture_format(head: bytes) -> str | None:
+    """The format that a file's first bytes claim; None for no picture that is taken."""
+    return next((name for name, (claims, _) in _OPENERS.items() if claims(head)), None)
+
 
 # What Pillow's parsers raise on hostile bytes.
 _BROKEN: Final = (

@@ -14,7 +14,7 @@ from serving.engine.protocol import Engine
 from serving.gateway import errors, openapi
 from serving.gateway.auth import authenticated
 from serving.gateway.middleware import AccessLog, BodyLimit, HeadAsGet, RequestId
-from serving.gateway.routes import batches, content, events, extensions, generate, jobs, openai, system
+from serving.gateway.routes import batches, content, events, extensions, generate, jobs, openai, system, uploads
 from serving.gateway.services import Integrations, close_services, open_services
 from serving.gateway.settings import Settings
 from serving.observe.metrics import Metrics
@@ -73,12 +73,13 @@ def create_app(
         limit=settings.max_body_bytes,
         form_limit=settings.max_form_bytes,
         total=settings.max_uploads_bytes,
-        larger={"/batches": settings.max_batch_bytes},
+        larger={"/batches": settings.max_batch_bytes, "/uploads": settings.max_upload_bytes},
+        streamed=frozenset({"/uploads"}),
     )
     app.add_middleware(RequestId)
     app.add_middleware(AccessLog, metrics=metrics, traces=beyond.traces)  # outermost, so that it counts every 500
     app.state.metrics = metrics
-    for part in (generate, batches, jobs, events, content, system, extensions, openai):
+    for part in (generate, batches, uploads, jobs, events, content, system, extensions, openai):
         app.include_router(part.router, dependencies=[Depends(authenticated)], responses=openapi.error_responses(401))
     app.include_router(system.public)
     openapi.install(app)

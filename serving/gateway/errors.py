@@ -19,7 +19,15 @@ from stillmotion.types import ErrorBody, ErrorResponse
 
 from model.errors import ImageTooLarge, InvalidRequest, StillmotionError, StorageFull
 from serving.gateway.deadlines import DeadlineInfeasible
-from serving.jobs.errors import BatchNotFound, Conflict, DatabaseBusy, JobNotFound, QueueFull
+from serving.jobs.errors import (
+    BatchNotFound,
+    Conflict,
+    DatabaseBusy,
+    JobNotFound,
+    QueueFull,
+    UploadNotFound,
+    UploadsFull,
+)
 
 _TYPES: Final[dict[int, str]] = {
     401: "authentication",
@@ -37,12 +45,15 @@ _STATUSES: Final[tuple[tuple[type[StillmotionError], int], ...]] = (
     (InvalidRequest, 422),
     (JobNotFound, 404),
     (BatchNotFound, 404),
+    (UploadNotFound, 404),
     (Conflict, 409),
     (QueueFull, 429),
+    (UploadsFull, 429),
     (DeadlineInfeasible, 409),
     (StorageFull, 507),
     (DatabaseBusy, 503),
 )
+_RETRIED: Final = (QueueFull, UploadsFull, DatabaseBusy)
 _PYDANTIC_CODES: Final[dict[str, str]] = {
     "missing": "missing_field",
     "extra_forbidden": "unknown_field",
@@ -131,7 +142,7 @@ async def _on_stillmotion_error(request: Request, error: Exception) -> JSONRespo
         status, headers = error.status, error.headers
     else:
         status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
-        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, (QueueFull, DatabaseBusy)) else {}
+        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, _RETRIED) else {}
     request.scope["refusal"] = error.code
     return answer(request_id(request), status, error.code, error.message, param=error.param, headers=headers)
 

@@ -12,6 +12,7 @@ import asyncio
 import errno
 import hashlib
 import logging
+import re
 import struct
 import tempfile
 import zlib
@@ -65,6 +66,26 @@ class PictureFile:
         while piece := self.file.read(SPOOLED_BYTES):
             digest.update(piece)
         return digest.digest()
+
+
+UPLOAD_ID: Final = re.compile(r"upload_([0-9a-f]{64})")
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRef:
+    """A picture that was uploaded before, by its id (serving.jobs.uploads)."""
+
+    id: str
+
+    @property
+    def digest(self) -> bytes:
+        """The SHA-256 of its bytes, which the id says."""
+        match = UPLOAD_ID.fullmatch(self.id)
+        return bytes.fromhex(match[1]) if match else b""
+
+
+PictureSource = PictureFile | UploadRef | bytes | str
+"""A picture of a request: its file, an upload, its bytes, or a URL."""
 
 
 @contextmanager

@@ -85,14 +85,24 @@ class BodyLimit:
         form_limit: of a multipart form, whose pictures are in memory only while they are decoded.
         total: bytes of all bodies of requests in progress.
         larger: limits of single paths, in place of `limit`.
+        streamed: paths whose bodies are stored as they come, and so do not count towards `total`; forms do.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, form_limit: int, total: int, larger: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        limit: int,
+        form_limit: int,
+        total: int,
+        larger: Mapping[str, int],
+        streamed: frozenset[str] = frozenset(),
+    ) -> None:
         self._app = app
         self._limit = limit
         self._form_limit = form_limit
         self._total = total
         self._larger = dict(larger)
+        self._streamed = streamed
         self._in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,22 +115,24 @@ class BodyLimit:
         limit = self._larger.get(scope["path"], self._form_limit if is_form else self._limit)
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > limit:
-            problem = _too_large(limit)
+            problem = _too_large(limit, is_form or scope["path"] in self._larger)
             response = answer(scope.get("request_id"), problem.status, problem.code, problem.message)
             await response(scope, receive, send)
             return
-        received = 0
+        received = held = 0
+        counts = is_form or scope["path"] not in self._streamed
 
         async def receive_limited() -> Message:
-            nonlocal received
+            nonlocal received, held
             message = await receive()
             if message["type"] == "http.request":
                 size = len(message.get("body", b""))
                 received += size
-                self._in_progress += size
+                held += size * counts
+                self._in_progress += size * counts
                 if received > limit:
-                    raise _too_large(limit)
-                if self._in_progress > self._total and received < self._in_progress:
+                    raise _too_large(limit, is_form or scope["path"] in self._larger)
+                if counts and self._in_progress > self._total and received < self._in_progress:
                     raise Problem(
                         503,
                         "too_many_uploads",
@@ -132,15 +144,13 @@ class BodyLimit:
         try:
             await self._app(scope, receive_limited, send)
         finally:
-            self._in_progress -= received
+            self._in_progress -= held
 
 
-def _too_large(limit: int) -> Problem:
-    return Problem(
-        413,
-        "body_too_large",
-        f"the request is larger than {limit} bytes; send a smaller picture, or a large one as {_FORM}",
-    )
+def _too_large(limit: int, largest: bool) -> Problem:
+    """`largest`: there is no larger limit for another kind of body."""
+    advice = "send less at once" if largest else f"send a smaller picture, or a large one as {_FORM}"
+    return Problem(413, "body_too_large", f"the request is larger than {limit} bytes; {advice}")
 
 
 class HeadAsGet:

@@ -30,7 +30,7 @@ from starlette.exceptions import HTTPException
 
 from model.errors import InvalidRequest, UnreadableImage
 from serving.gateway.errors import Problem, first_problem
-from serving.gateway.images import PictureFile, room_for_uploads
+from serving.gateway.images import UPLOAD_ID, PictureFile, PictureSource, UploadRef, room_for_uploads
 from serving.gateway.requests import JSON, MULTIPART, uploaded
 
 URLENCODED: Final = "application/x-www-form-urlencoded"
@@ -188,10 +188,10 @@ class VideoForm(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class VideoOrder:
-    """What a caller sent; the picture is its file, its URL, or absent."""
+    """What a caller sent; the picture is its file, its URL, an upload, or absent."""
 
     form: VideoForm
-    picture: PictureFile | bytes | str | None
+    picture: PictureSource | None
 
 
 async def read_video_order(request: Request) -> VideoOrder:
@@ -239,7 +239,7 @@ def order(values: Mapping[str, Any], picture: PictureFile | bytes | None = None)
         InvalidRequest: as `read_video_order`.
     """
     fields = dict(_supported(_merged(values)))
-    sources: list[PictureFile | bytes | str] = [] if picture is None else [picture]
+    sources: list[PictureSource] = [] if picture is None else [picture]
     for name in _PICTURES:
         if name in fields:
             sources.append(_referenced(name, fields.pop(name)))
@@ -335,14 +335,17 @@ def _json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _referenced(name: str, reference: Any) -> bytes | str:
-    """The picture that a field names: a URL as text, or in an object."""
+def _referenced(name: str, reference: Any) -> PictureSource:
+    """The picture that a field names: a URL as text or in an object, or an upload's id as either."""
     if isinstance(reference, str) and reference.lstrip().startswith("{"):
         reference = _parse_object(name, reference)
+    upload = reference.get("file_id") if isinstance(reference, dict) and len(reference) == 1 else reference
+    if isinstance(upload, str) and UPLOAD_ID.fullmatch(upload):
+        return UploadRef(upload)
     if isinstance(reference, dict) and "file_id" in reference:
         raise InvalidRequest(
-            f"{name}.file_id is not supported: this service keeps no files; send the picture, or image_url",
-            code="unsupported_field",
+            f"{name}.file_id must be the id of an upload (POST /uploads), and nothing beside it; or send image_url",
+            code="invalid_value",
             param=f"{name}.file_id",
         )
     try:

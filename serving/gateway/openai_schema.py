@@ -19,7 +19,7 @@ from model.errors import InvalidRequest
 from model.interpolation import FACTOR
 from model.stages import ClipSize
 from serving.gateway.errors import first_problem
-from serving.gateway.images import PictureFile
+from serving.gateway.images import PictureSource
 from serving.gateway.openai_request import VideoForm, positive_seconds
 from serving.gateway.submit import JobRequest
 from serving.interpolation.plan import StageWishes
@@ -127,7 +127,7 @@ _ENDS: Final = {
 }
 
 
-def job_request(entry: ModelEntry, form: VideoForm, picture: PictureFile | bytes | str | None) -> JobRequest:
+def job_request(entry: ModelEntry, form: VideoForm, picture: PictureSource | None) -> JobRequest:
     """The job that a form orders of this checkpoint.
 
     Raises:

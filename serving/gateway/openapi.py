@@ -16,13 +16,13 @@ _MEANINGS: Final[dict[int, str]] = {
     400: "The body cannot be parsed",
     401: "No API key, or one that is not valid (any more)",
     403: "The key may not do this",
-    404: "No such job, or another key's",
+    404: "No such job, batch or upload, or another key's",
     409: "The job's present state, an Idempotency-Key used before, or an infeasible deadline does not allow it",
     413: "The body or the picture is too large",
     415: "Another content type than multipart/form-data or application/json",
     416: "The range lies outside of the file",
     422: "A field is unknown, missing or out of range; `param` names it",
-    429: "The queue is full, or the key's rate or quota is used up; see Retry-After",
+    429: "The queue is full, or the key's rate, quota or room for uploads is used up; see Retry-After",
     500: "An unexpected error",
     503: "Not ready; see Retry-After",
     507: "The server's disk is full",
@@ -53,6 +53,14 @@ def submission_body(spec: TaskSpec) -> dict[str, Any]:
             },
         }
     }
+
+
+def upload_body(field: str) -> dict[str, Any]:
+    """The request body of POST /uploads: the picture's file, or a form with it."""
+    file = {"type": "string", "format": "binary"}
+    form = {"type": "object", "properties": {field: file}, "required": [field], "additionalProperties": False}
+    content = {"application/octet-stream": {"schema": file}, "multipart/form-data": {"schema": form}}
+    return {"requestBody": {"required": True, "description": "The picture's file.", "content": content}}
 
 
 def _form_name(spec: TaskSpec) -> str:
@@ -125,7 +133,7 @@ def _schemas() -> dict[str, Any]:
 
 def _form(spec: TaskSpec, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings as form fields, with a file part for each picture."""
-    described = "the picture: JPEG, PNG, WebP, GIF, TIFF or BMP"
+    described = "the picture: JPEG, PNG, WebP, GIF, TIFF or BMP; or the id of an upload, as text"
     pictures = {name: {"type": "string", "format": "binary", "description": described} for name in spec.pictures}
     written = {"type": "string", "contentMediaType": "application/json", "description": "a JSON object"}
     stages = {"stages": {**written, "description": "a JSON list"}} if "stages" in settings["properties"] else {}

@@ -33,7 +33,7 @@ from model.errors import InvalidRequest, StillmotionError, UnreadableImage
 from model.stages import NAMES
 from model.tasks import TASKS, TaskSpec
 from serving.gateway.errors import Problem, first_problem
-from serving.gateway.images import PictureFile, room_for_uploads
+from serving.gateway.images import UPLOAD_ID, PictureFile, PictureSource, UploadRef, room_for_uploads
 from serving.gateway.submit import JobRequest
 from serving.interpolation.plan import StageWishes
 from serving.jobs.records import WebhookTarget
@@ -50,12 +50,12 @@ class Submission:
     """What a caller sent: checked one by one, not yet against a checkpoint.
 
     Args:
-        images: the pictures, or URLs of them, in the order of the task's spec. Files of a form are closed with the
-            request (`Request.close`).
+        images: the pictures, URLs or uploads of them, in the order of the task's spec. Files of a form are closed
+            with the request (`Request.close`).
     """
 
     fields: GenerationRequest
-    images: tuple[PictureFile | bytes | str, ...]
+    images: tuple[PictureSource, ...]
 
 
 async def read_submission(request: Request, task: TaskSpec) -> Submission:
@@ -79,7 +79,7 @@ async def _read_form(request: Request, task: TaskSpec) -> Submission:
         with room_for_uploads():
             form = await request.form(max_files=4, max_fields=_MAX_PARTS, max_part_size=_MAX_FIELD_BYTES)
         values, files = _split_form(form, task)
-        images = tuple([uploaded(files[name]) for name in task.pictures])
+        images = tuple([_form_picture(files[name]) for name in task.pictures])
     except HTTPException as error:
         raise Problem(400, "malformed_body", f"the multipart body cannot be read: {error.detail}") from error
     settings, _ = REQUESTS[task.name]
@@ -94,16 +94,20 @@ def uploaded(part: UploadFile) -> PictureFile:
     return PictureFile(part.file, part.size or 0)
 
 
-def _split_form(form: FormData, task: TaskSpec) -> tuple[dict[str, Any], dict[str, UploadFile]]:
-    """The plain fields and the pictures' parts."""
+def _form_picture(part: UploadFile | str) -> PictureSource:
+    return UploadRef(part) if isinstance(part, str) else uploaded(part)
+
+
+def _split_form(form: FormData, task: TaskSpec) -> tuple[dict[str, Any], dict[str, UploadFile | str]]:
+    """The plain fields and the pictures' parts: files, or ids of uploads."""
     values: dict[str, Any] = {}
-    files: dict[str, UploadFile] = {}
+    files: dict[str, UploadFile | str] = {}
     for name, value in form.multi_items():
         if name in values or name in files:
             raise InvalidRequest(f"{name} is given twice", code="duplicate_field", param=name)
         if name in task.pictures:
-            if not isinstance(value, UploadFile):
-                raise InvalidRequest(f"{name} must be a file part, with a filename", param=name)
+            if isinstance(value, str) and not UPLOAD_ID.fullmatch(value):
+                raise InvalidRequest(f"{name} must be a file part, with a filename, or an upload's id", param=name)
             files[name] = value
         elif isinstance(value, UploadFile):
             takes = f"its file parts are: {', '.join(task.pictures)}" if task.pictures else "it takes no files"
@@ -137,14 +141,18 @@ def read_json(body: bytes, task: TaskSpec) -> Submission:
     return Submission(settings(**fields.model_dump(exclude=set(task.pictures))), images)
 
 
-def _picture(name: str, image: ImageData) -> bytes | str:
+def _picture(name: str, image: ImageData) -> PictureSource:
+    if sum(value is not None for value in (image.data, image.url, image.upload)) > 1:
+        raise InvalidRequest(f"send one of {name}.data, {name}.upload and {name}.url", param=name)
+    if image.upload is not None:
+        return UploadRef(image.upload)
     if image.url is not None:
-        if image.data is not None:
-            raise InvalidRequest(f"send {name}.data or {name}.url, not both", param=name)
         return str(image.url)
     if image.data is None:
         raise InvalidRequest(
-            f"{name}.data is required: the picture, base64", code="missing_field", param=f"{name}.data"
+            f"{name}.data is required: the picture, base64; or {name}.upload",
+            code="missing_field",
+            param=f"{name}.data",
         )
     try:
         return base64.b64decode(image.data, validate=True)

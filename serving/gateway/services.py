@@ -39,6 +39,7 @@ from serving.jobs.notifier import Notifier, RemoteChangePoller
 from serving.jobs.retention import Janitor, Retention
 from serving.jobs.reuse import ReuseStore
 from serving.jobs.store import JobStore
+from serving.jobs.uploads import UploadStore
 from serving.jobs.webhooks import Deliverer, Outbox
 from serving.keys import KeyRing, KeyStore
 from serving.net import PublicOnly
@@ -136,6 +137,7 @@ class Services:
     deliverer: Deliverer
     batches: BatchStore
     reuse: ReuseStore
+    uploads: UploadStore
     keys: KeyRing
     metrics: Metrics
     backlog: BacklogReader
@@ -189,7 +191,8 @@ async def open_services(
     store, notifier = JobStore(database, terms=settings.terms), Notifier()
     leases = Leases(database, _server_name(), terms=settings.terms)
     dispatcher = Dispatcher(engine, leases, artifacts, notifier, settings.progress_interval_s)
-    janitor = Janitor(Retention(database, terms=settings.terms), store, artifacts, notifier)
+    uploads = UploadStore(database, artifacts, terms=settings.upload_terms)
+    janitor = Janitor(Retention(database, terms=settings.terms), store, artifacts, notifier, uploads=uploads)
     return Services(
         settings=settings,
         engine=engine,
@@ -205,6 +208,7 @@ async def open_services(
         deliverer=Deliverer(Outbox(database), PublicOnly(settings.webhook_policy), _webhook_secret(settings)),
         batches=BatchStore(database, terms=settings.terms),
         reuse=ReuseStore(database, artifacts, terms=settings.terms),
+        uploads=uploads,
         keys=KeyRing(KeyStore(database)),
         metrics=metrics,
         backlog=BacklogReader(database, engine),

@@ -13,6 +13,7 @@ from model.media.image import ImageLimits
 from serving.gateway.images import UrlChoice
 from serving.gateway.safety import SafetyChoice
 from serving.jobs.records import Lifetimes
+from serving.jobs.uploads import UploadTerms
 from serving.net import AddressPolicy, networks
 from serving.provenance.c2pa import Algorithm
 
@@ -56,6 +57,14 @@ class Settings(BaseSettings):
     )
     max_uploads_bytes: int = Field(1_000_000_000, ge=1024, description="of all requests' bodies at once; beyond: 503")
     max_batch_bytes: int = Field(100_000_000, ge=1024, description="of a whole batch")
+    max_upload_bytes: int = Field(100_000_000, ge=1024, description="of one picture sent to /uploads")
+    max_key_uploads_bytes: int = Field(
+        20_000_000_000, ge=1024, description="of all uploads of one API key that have not expired; beyond: 429"
+    )
+    upload_kept_s: float = Field(86400.0, gt=0, description="an upload is removed after this time")
+    signed_url_s: int = Field(
+        900, ge=1, le=604_800, description="a URL of S3 that is given to a caller is good so long"
+    )
     max_header_bytes: int = Field(64 * 1024, ge=4096, description="of a request's line and headers")
     header_timeout_s: float = Field(10.0, gt=0, description="from a connection's begin, or a request's, to its headers")
     min_body_bytes_per_s: int = Field(1000, ge=0, description="slower uploads are closed; averaged over ten seconds")
@@ -120,6 +129,11 @@ class Settings(BaseSettings):
             connections=self.max_connections,
             per_address=self.max_connections_per_address,
         )
+
+    @property
+    def upload_terms(self) -> UploadTerms:
+        """What uploads may take."""
+        return UploadTerms(self.upload_kept_s, self.max_key_uploads_bytes, self.signed_url_s)
 
     @property
     def image_limits(self) -> ImageLimits:

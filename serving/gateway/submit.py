@@ -28,7 +28,7 @@ from model.tasks import TASKS
 from serving.background import run_in_thread, shielded
 from serving.engine.protocol import Priority
 from serving.gateway import deadlines
-from serving.gateway.images import SPOOLED_BYTES, PictureFile, fitted_png
+from serving.gateway.images import SPOOLED_BYTES, PictureFile, PictureSource, UploadRef, fitted_png
 from serving.gateway.safety import PictureRefused, Verdict
 from serving.gateway.services import NOTES_NAME, Services
 from serving.gateway.settings import Settings
@@ -36,7 +36,7 @@ from serving.interpolation.plan import NO_WISHES, StageWishes, plan_stages, spli
 from serving.interpolation.progress import estimate
 from serving.jobs.admission import hash_body
 from serving.jobs.dispatcher import QUEUE_TOPIC
-from serving.jobs.errors import QueueFull
+from serving.jobs.errors import QueueFull, UploadNotFound
 from serving.jobs.records import PRIORITIES, NewJob, WebhookTarget, input_names, params_to_json, total_steps
 from serving.jobs.reuse import Origin, clip_identity
 from serving.keys import Caller
@@ -95,7 +95,7 @@ class JobRequest:
         task: which task.
         model: which checkpoint; None for the task's first.
         settings: the task's settings, by name; None or absent: the checkpoint's default.
-        pictures: the files, in memory or not, or URLs of them, in the order of the task's spec.
+        pictures: the files, in memory or not, uploads or URLs of them, in the order of the task's spec.
         body: all that the caller sent besides pictures, to tell a repeat from another request.
         webhook: where the news of its end goes.
         stages: what is done to the clip besides.
@@ -105,7 +105,7 @@ class JobRequest:
     task: str
     model: str | None
     settings: Mapping[str, Any]
-    pictures: tuple[PictureFile | bytes | str, ...]
+    pictures: tuple[PictureSource, ...]
     body: Mapping[str, Any]
     output_format: OutputFormat = "mp4"
     priority: Priority = "normal"
@@ -142,6 +142,7 @@ async def submit(
         InvalidRequest: a setting or a picture.
         Conflict: the idempotency key came before with another order.
         QueueFull, QuotaFull: no place is free; with the seconds until one should be.
+        UploadNotFound: the caller has no such upload.
         DeadlineInfeasible: it would not be done in time.
         StorageFull: the disk is full.
     """
@@ -190,7 +191,7 @@ async def _reuse(
         previous = await run_in_thread(services.reuse.repeated, new)
         if previous is not None:
             return (previous, "repeated"), new, None
-    fitted = await _fit(services, request, params)
+    fitted = await _fit(services, new.owner, request, params)
     new = replace(new, identity=clip_identity(new, fitted.pngs))
     found = await run_in_thread(services.reuse.find, new)
     if found is None:
@@ -241,14 +242,21 @@ def _new_job(
     )
 
 
-def _digests(pictures: Sequence[PictureFile | bytes | str]) -> list[bytes]:
-    """The SHA-256 of each picture's bytes, or of its URL."""
-    return [
-        picture.sha256()
-        if isinstance(picture, PictureFile)
-        else hashlib.sha256(picture.encode() if isinstance(picture, str) else picture).digest()
-        for picture in pictures
-    ]
+def _digests(pictures: Sequence[PictureSource]) -> list[bytes]:
+    return [_digest(picture) for picture in pictures]
+
+
+def _digest(picture: PictureSource) -> bytes:
+    """The SHA-256 of a picture's bytes, or of its URL."""
+    match picture:
+        case PictureFile():
+            return picture.sha256()
+        case UploadRef():
+            return picture.digest
+        case str():
+            return hashlib.sha256(picture.encode()).digest()
+        case _:
+            return hashlib.sha256(picture).digest()
 
 
 async def prepare(services: Services, caller: Caller, request: JobRequest) -> NewJob:
@@ -256,24 +264,26 @@ async def prepare(services: Services, caller: Caller, request: JobRequest) -> Ne
 
     Raises:
         InvalidRequest: a setting, a picture, or the webhook.
+        UploadNotFound: the caller has no such upload.
         StorageFull: the disk is full; nothing is left of the files.
     """
     check_webhook(services.settings, request.webhook)
     entry, params, stages = _resolve(services, request)
     new = _new_job(caller, entry, request, _digests(request.pictures), params, stages, None)
-    fitted = await _fit(services, request, params)
+    fitted = await _fit(services, caller.owner, request, params)
     if fitted.pngs:
         await run_in_thread(_put, services, new.id, fitted)
     return replace(new, identity=clip_identity(new, fitted.pngs))
 
 
-async def _fit(services: Services, request: JobRequest, params: Params) -> FittedPictures:
+async def _fit(services: Services, owner: str, request: JobRequest, params: Params) -> FittedPictures:
     """Fetch and decode the request's pictures, and fit them to the clip.
 
     Raises:
+        UploadNotFound: the owner has no such upload.
         InvalidRequest: a picture is none, is too large, cannot be fetched or is refused; `param` names it.
     """
-    pictures: list[tuple[str, PictureFile | bytes]] = []
+    pictures: list[tuple[str, PictureFile | UploadRef | bytes]] = []
     with ExitStack() as fetched:
         for name, source in zip(TASKS[request.task].pictures, request.pictures, strict=True):
             if isinstance(source, str):
@@ -284,14 +294,19 @@ async def _fit(services: Services, request: JobRequest, params: Params) -> Fitte
         if not pictures:
             return FittedPictures()
         async with services.decoding:
-            return await run_in_thread(_decode, services, pictures, params)
+            return await run_in_thread(_decode, services, owner, pictures, params)
 
 
-def _decode(services: Services, pictures: list[tuple[str, PictureFile | bytes]], params: Params) -> FittedPictures:
+def _decode(
+    services: Services, owner: str, pictures: list[tuple[str, PictureFile | UploadRef | bytes]], params: Params
+) -> FittedPictures:
     pngs, verdicts = [], []
-    for name, data in pictures:
+    for name, source in pictures:
         with _named(name):
-            png, verdict = _clean(services, data, params)
+            if isinstance(source, UploadRef):
+                source = services.uploads.read(owner, source.id, services.settings.image_limits)
+            png, verdict = _clean(services, source, params)
+        del source
         pngs.append(png)
         if verdict is not None:
             verdicts.append(verdict.as_json())
@@ -315,6 +330,9 @@ def _named(name: str) -> Iterator[None]:
     """Who decodes or fetches one picture knows it as `image`, whichever of the request's it is."""
     try:
         yield
+    except UploadNotFound as error:
+        error.param = name
+        raise
     except InvalidRequest as error:
         error.param = None if error.param is None else error.param.replace("image", name, 1)
         raise
@@ -348,7 +366,7 @@ async def _store(
 ) -> tuple[Job, bool]:
     """The files first, then the row: a job in the store always has its pictures."""
     if fitted is None:
-        fitted = await _fit(services, request, params)
+        fitted = await _fit(services, new.owner, request, params)
         new = replace(new, identity=clip_identity(new, fitted.pngs))
     if fitted.pngs:
         await run_in_thread(_put, services, new.id, fitted)

@@ -23,6 +23,31 @@ class BatchNotFound(StillmotionError):
         super().__init__(f"no batch has the id {batch_id!r}; it may have been removed")
 
 
+class UploadNotFound(StillmotionError):
+    """No upload of the caller's has this id (any more)."""
+
+    code = "upload_not_found"
+
+    def __init__(self, upload_id: str, *, param: str | None = None) -> None:
+        message = f"no upload has the id {upload_id[:80]!r}; it may have expired: send the picture to /uploads again"
+        super().__init__(message, param=param)
+
+
+class UploadsFull(StillmotionError):
+    """The caller's uploads take as much room as they may.
+
+    Args:
+        limit: in bytes.
+        retry_after_s: when the first of them expires.
+    """
+
+    code = "uploads_full"
+
+    def __init__(self, limit: int, retry_after_s: int) -> None:
+        super().__init__(f"your uploads take {limit} bytes, which is the limit; delete some, or wait until they expire")
+        self.retry_after_s = retry_after_s
+
+
 class Conflict(StillmotionError):
     """The request does not fit the job's present state."""
 

@@ -22,6 +22,8 @@ from serving.jobs.notifier import Notifier
 from serving.jobs.records import Lifetimes
 from serving.jobs.store import JobStore
 from serving.jobs.tables import BatchRow, JobRow
+from serving.jobs.uploads import FOLDER as UPLOADS
+from serving.jobs.uploads import UploadStore
 
 _AT_ONCE: Final = 100
 """Rows a transaction: others must not wait long for it."""
@@ -85,22 +87,30 @@ _STRAYS_EVERY_S: Final = 3600.0
 
 
 class Janitor(Periodic):
-    """The periodic sweep: expiry, removal, and files that belong to no job.
+    """The periodic sweep: expiry, removal, and files that belong to no job and no upload.
 
     Args:
         retention, store, artifacts: what is swept.
         notifier: notified of every job that changes.
         every_s: seconds between two sweeps.
+        uploads: swept too, where there are any.
     """
 
     def __init__(
-        self, retention: Retention, store: JobStore, artifacts: Artifacts, notifier: Notifier, every_s: float = 30.0
+        self,
+        retention: Retention,
+        store: JobStore,
+        artifacts: Artifacts,
+        notifier: Notifier,
+        every_s: float = 30.0,
+        uploads: UploadStore | None = None,
     ) -> None:
         super().__init__(self.sweep, every_s, "retention sweep")
         self._retention = retention
         self._store = store
         self._artifacts = artifacts
         self._notifier = notifier
+        self._uploads = uploads
         self._strays_at = float("-inf")
 
     async def sweep(self) -> None:
@@ -112,8 +122,12 @@ class Janitor(Periodic):
             for job_id in removed:
                 await run_in_thread(self._artifacts.remove, job_id)
                 self._notifier.notify(job_id)
+        if self._uploads is not None:
+            await run_in_thread(self._uploads.expire)
         if time.monotonic() - self._strays_at >= _STRAYS_EVERY_S:
             self._strays_at = time.monotonic()
             job_ids = await run_in_thread(self._store.ids)
-            for name in await run_in_thread(self._artifacts.sweep, job_ids):
+            for name in await run_in_thread(self._artifacts.sweep, job_ids | {UPLOADS}):
                 _log.warning("removed the files of %s, which is no job", name)
+            if self._uploads is not None:
+                await run_in_thread(self._uploads.sweep)

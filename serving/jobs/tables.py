@@ -1,4 +1,4 @@
-"""The tables: jobs and their events, what idempotency keys made, webhooks to deliver, batches.
+"""The tables: jobs and their events, what idempotency keys made, webhooks to deliver, batches, uploads, API keys.
 
 The migrations make them; a test holds the two equal.
 """
@@ -130,6 +130,23 @@ class BatchRow(Base):
     owner: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[float] = mapped_column(Float)
     total: Mapped[int] = mapped_column(Integer)
+
+
+class UploadRow(Base):
+    """A picture that was sent apart from a request; `id` has the SHA-256 of its bytes, `file` its name in the store.
+
+    Until a picture that goes to S3 directly has come, its row is there and its file is not.
+    """
+
+    __tablename__ = "uploads"
+    __table_args__ = (Index("uploads_expiry", "expires_at"),)
+
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    file: Mapped[str] = mapped_column(String(40))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[float] = mapped_column(Float)
+    expires_at: Mapped[float] = mapped_column(Float)
 
 
 class ApiKeyRow(Base):

@@ -31,7 +31,7 @@ from model.params import Params
 from model.stages import NO_STAGES, Stages
 from model.tasks import IMAGE_TO_VIDEO, TaskSpec, task
 from serving.gateway.errors import first_problem
-from serving.gateway.images import PictureFile
+from serving.gateway.images import PictureFile, PictureSource, UploadRef
 from serving.gateway.requests import Submission, read_json, to_job_request
 from serving.interpolation.plan import plan_stages, split_frames
 
@@ -103,6 +103,7 @@ _NOT_OFFLINE: Final = {
     "priority": "every row is offline work",
     "deadline_s": "offline rendering keeps no deadlines",
     "webhook": "offline rendering tells nobody; read the result table",
+    "reuse": "offline rendering knows no jobs; a row that is done already is not rendered again",
 }
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -178,7 +179,7 @@ def read_row(values: Mapping[str, Any], reading: RowContext, *, strict: bool) ->
     upscalers = Upscalers(dict(reading.upscalers))
     plan = partial(plan_stages, reading.entries, entry, wishes=order.stages, frames=frames, upscalers=upscalers)
     stages = plan(params=unseeded)
-    pictures = tuple(one.read() if isinstance(one, PictureFile) else one for one in order.pictures)
+    pictures = tuple(_local_picture(name, one) for name, one in zip(spec.pictures, order.pictures, strict=True))
     content = _hash(entry, settings, pictures, order.output_format, order.metadata, stages)
     row_id = _id(values.get("id"), content, pictures)
     params = entry.resolve(settings, settings.get("seed", _seed(row_id if "id" in values else content[:_SEED_DIGITS])))
@@ -284,6 +285,12 @@ def _read_form(fields: dict[str, Any], spec: TaskSpec, base: str) -> Submission:
         return Submission(REQUESTS[spec.name][0].model_validate(values), images)
     except ValidationError as error:
         raise first_problem(error, spec.name) from error
+
+
+def _local_picture(name: str, source: PictureSource) -> bytes | str:
+    if isinstance(source, UploadRef):
+        raise InvalidRequest(f"{name}.upload is a server's; give a path, a URL or data", param=f"{name}.upload")
+    return source.read() if isinstance(source, PictureFile) else source
 
 
 def _picture(name: str, value: Any, base: str) -> bytes | str:

@@ -66,6 +66,7 @@ async def test_one_key_never_meets_anothers_work(tmp_path: Path) -> None:
         job = await app.submit(headers=mine)
         line = {"custom_id": "a", "url": "/generate/image-to-video", "body": {"image": {"data": "AAAA"}}}
         ids = {"job_id": job.id, "video_id": job.id, "batch_id": await batch(app, mine, line), "delivery_id": "none"}
+        ids["upload_id"] = (await app.client.post("/uploads", content=picture(), headers=mine)).json()["id"]
         named = [(method, path) for method, path in await operations(app) if "{" in path and "model_id" not in path]
         assert {"/jobs/{job_id}", "/jobs/{job_id}/content", "/v1/videos/{video_id}"} <= {path for _, path in named}
         for method, path in named:
@@ -86,6 +87,11 @@ async def test_one_key_never_meets_anothers_work(tmp_path: Path) -> None:
             assert job.id in [found["id"] for found in (await app.client.get(path, headers=mine)).json()["data"]]
             answer = await app.client.get(path, headers=theirs, params={"after": job.id})
             assert answer.status_code == 404
+        for upload in (ids["upload_id"], absent["upload_id"]):
+            answer = await app.client.post(
+                "/generate/image-to-video", json={"image": {"upload": f"upload_{upload[7:]:0<64}"}}, headers=theirs
+            )
+            assert (answer.status_code, error_of(answer).code) == (404, "upload_not_found")
         assert app.engine.cancelled == set()
         assert (await app.client.get(job.urls.self, headers=mine)).json()["status"] in ("queued", "in_progress")
         assert (await app.client.post(job.urls.cancel, headers=mine)).status_code == 200

@@ -82,14 +82,15 @@ def test_every_operation_answers_as_documented(schemathesis: Any, served: tuple[
 def drive(operation: Any, checks: list[Any], address: str, headers: dict[str, str]) -> set[int]:
     """Try one operation; the statuses it answered with."""
     job_id = submitted(address, headers)
+    there = {"job_id": job_id, "video_id": job_id, "upload_id": uploaded(address, headers)}
     seen: set[int] = set()
 
     @_BOUNDED
     @given(case=operation.as_strategy())
     def one(case: Any) -> None:
-        for name in {"job_id", "video_id"} & set(case.path_parameters):
+        for name in there.keys() & case.path_parameters.keys():
             if len(case.path_parameters[name]) % 2:
-                case.path_parameters[name] = job_id  # half of the cases meet a job that is there
+                case.path_parameters[name] = there[name]  # half of the cases meet a job or an upload that is there
         answer = case.call(base_url=address, headers=headers, timeout=_PATIENCE_S)
         seen.add(answer.status_code)
         case.validate_response(answer, checks=checks)
@@ -102,6 +103,12 @@ def submitted(address: str, headers: dict[str, str]) -> str:
     """A job that is there."""
     files = {"image": ("x.png", picture(), "image/png")}
     answer = httpx2.post(f"{address}/generate/image-to-video", files=files, headers=headers, timeout=_PATIENCE_S)
+    return str(answer.json()["id"])
+
+
+def uploaded(address: str, headers: dict[str, str]) -> str:
+    """An upload that is there."""
+    answer = httpx2.post(f"{address}/uploads", content=picture(), headers=headers, timeout=_PATIENCE_S)
     return str(answer.json()["id"])
 
 

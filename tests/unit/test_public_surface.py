@@ -32,7 +32,7 @@ ERROR_CODES = {
 CLIENT_METHODS = {
     *("generate", "submit", "subscribe", "text_to_video", "frame_interpolation", "multi_view", "extend"),
     *("get", "poll", "stream_events", "cancel", "delete", "list", "models", "content", "download_to", "close"),
-    *("create_batch", "get_batch", "poll_batch", "cancel_batch", "batch_results"),
+    *("upload", "create_batch", "get_batch", "poll_batch", "cancel_batch", "batch_results"),
 }
 
 
@@ -42,7 +42,9 @@ def test_error_codes() -> None:
 
 
 def test_the_sdk_offers_what_it_lists() -> None:
-    assert {"Client", "AsyncClient", "Job", "JobEvent", "StillmotionError", "RateLimited"} <= set(stillmotion.__all__)
+    assert {"Client", "AsyncClient", "Job", "JobEvent", "Upload", "StillmotionError", "RateLimited"} <= set(
+        stillmotion.__all__
+    )
     assert all(hasattr(stillmotion, name) for name in stillmotion.__all__)
 
 

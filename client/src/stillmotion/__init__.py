@@ -43,7 +43,18 @@ from stillmotion.errors import (
     Unprocessable,
     UnsupportedMediaType,
 )
-from stillmotion.types import Batch, BatchLine, BatchResult, Job, JobEvent, JobOutput, LoraInfo, ModelInfo, Preview
+from stillmotion.types import (
+    Batch,
+    BatchLine,
+    BatchResult,
+    Job,
+    JobEvent,
+    JobOutput,
+    LoraInfo,
+    ModelInfo,
+    Preview,
+    Upload,
+)
 
 __all__ = [
     "APIConnectionError",
@@ -86,6 +97,7 @@ __all__ = [
     "UnexpectedAnswer",
     "Unprocessable",
     "UnsupportedMediaType",
+    "Upload",
     "__version__",
     "batch_line",
 ]

@@ -14,7 +14,7 @@ from stillmotion._calls import Call, idempotent, segment
 from stillmotion._flows import Close, Context, Emit, Flow, Read, Sleep, ask, send
 from stillmotion._image import ImageSource, read_image
 from stillmotion._settings import json_fields
-from stillmotion.types import Batch, BatchLine, BatchResult
+from stillmotion.types import Batch, BatchLine, BatchResult, Upload
 
 
 def batch_line(
@@ -48,6 +48,8 @@ def batch_line(
 
 
 def _inline(picture: ImageSource) -> dict[str, str]:
+    if isinstance(picture, Upload):
+        return {"upload": picture.id}
     return {"data": base64.b64encode(read_image(picture).data).decode()}
 
 

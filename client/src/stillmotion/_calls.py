@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from stillmotion._image import ImageSource, Upload, read_image
+from stillmotion._image import ImageSource, LocalImage, PicturePart, read_image
 from stillmotion._settings import form_fields, json_fields
-from stillmotion.types import Batch, Job, JobStatus, Variant
+from stillmotion.types import Batch, Job, JobStatus, Upload, Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Call:
     params: dict[str, str] = field(default_factory=dict[str, str])
     headers: dict[str, str] = field(default_factory=dict[str, str])
     form: dict[str, str] | None = None
-    pictures: dict[str, Upload] = field(default_factory=dict[str, Upload])
+    pictures: dict[str, PicturePart] = field(default_factory=dict[str, PicturePart])
     json: dict[str, Any] | None = None
     content: bytes | None = None
 
@@ -59,13 +59,19 @@ def multi_view(image: ImageSource, settings: Mapping[str, Any], idempotency_key:
 def _with_pictures(
     task: str, pictures: Mapping[str, ImageSource], settings: Mapping[str, Any], idempotency_key: str | None
 ) -> Call:
-    return Call(
-        "POST",
-        f"generate/{task}",
-        headers=idempotent(idempotency_key),
-        form=form_fields(settings),
-        pictures={name: read_image(picture) for name, picture in pictures.items()},
-    )
+    uploads = {name: picture.id for name, picture in pictures.items() if isinstance(picture, Upload)}
+    parts = {name: read_image(picture) for name, picture in pictures.items() if not isinstance(picture, Upload)}
+    headers = idempotent(idempotency_key)
+    if not parts:  # httpx2 sends a form without files URL-encoded, which the service does not read here
+        body = {name: {"upload": upload} for name, upload in uploads.items()} | json_fields(settings)
+        return Call("POST", f"generate/{task}", headers=headers, json=body)
+    return Call("POST", f"generate/{task}", headers=headers, form=form_fields(settings) | uploads, pictures=parts)
+
+
+def upload(image: LocalImage) -> Call:
+    """Send a picture to be named later."""
+    part = read_image(image)
+    return Call("POST", "uploads", headers={"Content-Type": part.content_type}, content=part.data)
 
 
 def extend(job_id: str, settings: Mapping[str, Any], idempotency_key: str | None) -> Call:

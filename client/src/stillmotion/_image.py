@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from stillmotion.types import Upload
+
 
 class Readable(Protocol):
     """A file opened for reading bytes."""
@@ -32,8 +34,10 @@ class PillowImage(Protocol):
         ...
 
 
-ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Readable | PillowImage
+LocalImage = str | os.PathLike[str] | bytes | bytearray | memoryview | Readable | PillowImage
 """A path, the bytes of a file, an open binary file, or a Pillow image."""
+ImageSource = LocalImage | Upload
+"""A picture that is here, or one that `Client.upload` has sent."""
 
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -47,7 +51,7 @@ _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
 
 
 @dataclass(frozen=True, slots=True)
-class Upload:
+class PicturePart:
     """A picture as a multipart part."""
 
     name: str
@@ -55,7 +59,7 @@ class Upload:
     content_type: str
 
 
-def read_image(image: ImageSource) -> Upload:
+def read_image(image: LocalImage) -> PicturePart:
     """Read a picture whole, so that a retry can send it again.
 
     Raises:
@@ -78,7 +82,7 @@ def read_image(image: ImageSource) -> Upload:
         raise TypeError(f"image must be a path, bytes, an open file or a Pillow image, not {type(image).__name__}")
     if not data:
         raise ValueError("the image is empty")
-    return Upload(name, data, content_type(data))
+    return PicturePart(name, data, content_type(data))
 
 
 def content_type(data: bytes) -> str:

@@ -15,7 +15,7 @@ from stillmotion import _batches, _calls, _config, _flows, _streaming, errors
 from stillmotion._calls import id_of
 from stillmotion._config import JOB_TIMEOUT
 from stillmotion._drivers import AsyncDriver
-from stillmotion._image import ImageSource
+from stillmotion._image import ImageSource, LocalImage
 from stillmotion._retry import RetryPolicy
 from stillmotion._settings import (
     FrameInterpolationSettings,
@@ -32,6 +32,7 @@ from stillmotion.types import (
     JobStatus,
     ModelInfo,
     ModelList,
+    Upload,
     Variant,
 )
 
@@ -152,6 +153,10 @@ class AsyncClient:
         """Make a job's clip longer, by `seconds` or to `num_frames`."""
         call = _calls.extend(id_of(job), {"seconds": seconds, "num_frames": num_frames}, idempotency_key)
         return await self._driver.run(_flows.generated(self._context, call, wait, timeout, interval))
+
+    async def upload(self, image: LocalImage) -> Upload:
+        """Send a picture that later requests, or the lines of a batch, name in place of a file."""
+        return await self._driver.run(_flows.ask(self._context, _calls.upload(image), Upload))
 
     async def get(self, job_id: str) -> Job:
         """The job's state now."""

@@ -14,7 +14,7 @@ from stillmotion import _batches, _calls, _config, _flows, _streaming, errors
 from stillmotion._calls import id_of
 from stillmotion._config import JOB_TIMEOUT
 from stillmotion._drivers import Driver
-from stillmotion._image import ImageSource
+from stillmotion._image import ImageSource, LocalImage
 from stillmotion._retry import RetryPolicy
 from stillmotion._settings import (
     FrameInterpolationSettings,
@@ -31,6 +31,7 @@ from stillmotion.types import (
     JobStatus,
     ModelInfo,
     ModelList,
+    Upload,
     Variant,
 )
 
@@ -77,7 +78,7 @@ class Client:
         """Turn a still into a video and wait for it.
 
         Args:
-            image: a path, the bytes of a file, an open binary file, or a Pillow image.
+            image: a path, the bytes of a file, an open binary file, a Pillow image, or an upload (`upload`).
             timeout: seconds to wait; None for ever.
             interval: seconds between looks; growing from 0.2 to 2 if left out.
             idempotency_key: the same key with the same request gives the same job; a fresh one if left out.
@@ -185,6 +186,13 @@ class Client:
         """
         call = _calls.extend(id_of(job), {"seconds": seconds, "num_frames": num_frames}, idempotency_key)
         return self._driver.run(_flows.generated(self._context, call, wait, timeout, interval))
+
+    def upload(self, image: LocalImage) -> Upload:
+        """Send a picture that later requests, or the lines of a batch, name in place of a file.
+
+        The same bytes are the same upload. It expires (`expires_at`); nobody but the same API key can name it.
+        """
+        return self._driver.run(_flows.ask(self._context, _calls.upload(image), Upload))
 
     def get(self, job_id: str) -> Job:
         """The job's state now."""

@@ -62,8 +62,11 @@ class _Answer(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+UploadId = Annotated[str, Field(pattern=r"^upload_[0-9a-f]{64}$")]
+
+
 class ImageData(_Request):
-    """A picture inside a JSON body: base64, or a URL where the server allows URLs."""
+    """A picture in a JSON body: base64, the id of an upload, or a URL where the server allows URLs; one of them."""
 
     data: str | None = Field(None, description="base64 of the picture's bytes")
     url: str | None = Field(
@@ -71,6 +74,7 @@ class ImageData(_Request):
         max_length=2048,
         description="https URL the server fetches it from; off unless the operator allows it",
     )
+    upload: UploadId | None = Field(None, description="what POST /uploads answered")
 
 
 class Webhook(_Request):
@@ -350,6 +354,33 @@ class BatchUrls(_Answer):
     self: str
     cancel: str
     results: str
+
+
+class Upload(_Answer):
+    """A picture that was sent apart from the requests that name it. Times are Unix seconds."""
+
+    id: str = Field(description="upload_ and the SHA-256 of its bytes; goes into `image: {upload: ...}`")
+    object: Literal["upload"] = "upload"
+    status: Literal["waiting", "stored"] = Field(description="waiting: it was not PUT to S3 yet")
+    bytes: int
+    created_at: float
+    expires_at: float
+
+
+class UploadIntent(_Request):
+    """A picture that is to go to S3 directly."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of its bytes, in hex")
+    bytes: int = Field(ge=1, le=2**40)
+
+
+class SignedUpload(_Answer):
+    """Where to PUT a picture; `url` is null where it is there already."""
+
+    upload: Upload
+    method: Literal["PUT"] = "PUT"
+    url: str | None = Field(description="of S3, good for some minutes, for this one picture")
+    headers: dict[str, str] = Field(description="to send with it, as they are")
 
 
 class Batch(_Answer):

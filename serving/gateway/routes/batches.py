@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
@@ -21,7 +22,7 @@ from serving.gateway.submit import JobRequest, prepare
 from serving.jobs.admission import hash_body
 from serving.jobs.batches import NewBatch
 from serving.jobs.dispatcher import QUEUE_TOPIC
-from serving.jobs.errors import BatchNotFound
+from serving.jobs.errors import BatchNotFound, UploadNotFound
 from serving.jobs.records import BatchPlace, NewJob
 from serving.keys import Caller
 
@@ -60,9 +61,16 @@ async def create_batch(request: Request, services: ServicesDep, caller: Submitte
     jobs: list[NewJob] = []
     is_new = False
     try:
-        for number, (line, job_request) in enumerate(rows, 1):
-            batch_row_ = BatchPlace(batch_id, number - 1, line.custom_id)
-            jobs.append(await _prepare_row(services, caller, batch_row_, job_request))
+        for first in range(0, len(rows), services.settings.decoders):
+            some = list(enumerate(rows))[first : first + services.settings.decoders]
+            places = [(BatchPlace(batch_id, row, line.custom_id), request) for row, (line, request) in some]
+            prepared = await asyncio.gather(
+                *(_prepare_row(services, caller, place, request) for place, request in places), return_exceptions=True
+            )
+            jobs += [one for one in prepared if isinstance(one, NewJob)]
+            for one in prepared:
+                if isinstance(one, BaseException):
+                    raise one
         new = NewBatch(id=batch_id, owner=caller.owner, jobs=jobs, repeat=repeat, quota=caller.max_jobs)
         batch, is_new = await run_in_thread(services.batches.create, new, services.settings.offline_limit)
     finally:
@@ -110,7 +118,7 @@ async def _prepare_row(services: Services, caller: Caller, batch_row_: BatchPlac
     """Check one row against its checkpoint, and store its files."""
     try:
         return replace(await prepare(services, caller, job_request), batch=batch_row_)
-    except InvalidRequest as error:
+    except (InvalidRequest, UploadNotFound) as error:
         at_fault(batch_row_.row + 1, error)
 
 

@@ -76,6 +76,10 @@ def matches(header: str | None, etag: str) -> bool:
 
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
+REDIRECT: Final = (
+    "where the files lie on S3, answer with a URL there, good for some minutes, in place of the file; elsewhere, and "
+    "for previews, the file is the answer all the same"
+)
 _MEDIA: dict[str, Any] = {
     kind: {"schema": {"type": "string", "format": "binary"}}
     for kind in ("video/mp4", "video/webm", "image/gif", "image/jpeg", "image/png", "application/json")
@@ -83,6 +87,7 @@ _MEDIA: dict[str, Any] = {
 CONTENT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The whole file", "content": _MEDIA},
     206: {"description": "The range asked for", "content": _MEDIA},
+    307: {"description": "With `redirect`, where the files lie on S3: `Location` is the file, for some minutes"},
     304: {"description": "Not modified: If-None-Match names the present ETag"},
     **error_responses(404, 409, 416),
 }
@@ -97,6 +102,7 @@ class ContentQuery(BaseModel):
         "video",
         description="video, thumbnail (JPEG), frames (contact sheet, PNG), manifest (JSON); preview (JPEG): the newest",
     )
+    redirect: bool = Field(False, description=REDIRECT)
 
 
 @router.get("/{job_id}/content", response_class=Response, responses=CONTENT_RESPONSES)
@@ -115,7 +121,7 @@ async def get_content(
     One byte range a request; several give the whole file.
     """
     conditions = Conditions(range_header, if_range, if_none_match)
-    return await file_answer(services, caller, request, job_id, query.variant, conditions)
+    return await file_answer(services, caller, request, job_id, query.variant, conditions, redirect=query.redirect)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +146,13 @@ async def file_answer(
     job_id: str,
     variant: Variant,
     conditions: Conditions | None = None,
+    *,
+    redirect: bool = False,
 ) -> Response:
     """A file of a completed job, or as much of it as the request's headers ask for.
+
+    Args:
+        redirect: answer with its URL, where the store has one.
 
     Raises:
         JobNotFound, Conflict: as the store.
@@ -156,6 +167,8 @@ async def file_answer(
     headers = _headers(job_id, file)
     if matches(conditions.if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
+    if redirect and services.artifacts.signs_urls and not is_head(request):
+        return await _redirect(services, job_id, file)
     span = _span(file, conditions.range if conditions.if_range in (None, headers["ETag"]) else None)
     start, stop = (0, file.bytes) if span is None else (span.start, span.stop)
     headers["Content-Length"] = str(stop - start)
@@ -166,6 +179,13 @@ async def file_answer(
         return Response(status_code=status, headers=headers, media_type=file.media_type)
     pieces = services.artifacts.pieces(job_id, file.name, start, stop)
     return StreamingResponse(pieces, status, headers, file.media_type)
+
+
+async def _redirect(services: Services, job_id: str, file: StoredFile) -> Response:
+    """The file's own URL, which is nobody's to cache: it is a key to the file."""
+    seconds, name = services.settings.signed_url_s, f"{job_id}-{file.name}"
+    url = await run_in_thread(services.artifacts.signed_get, job_id, file.name, file.media_type, name, seconds)
+    return Response(status_code=307, headers={"Location": url, "Cache-Control": "no-store"})
 
 
 async def _preview(services: Services, caller: Caller, job_id: str, file: StoredFile) -> Response:

@@ -70,7 +70,7 @@ def _documented(task: TaskSpec) -> dict[str, Any]:
                 "description": "The job has ended within the time of `Prefer: wait=N`, or is reused",
             },
             202: {"model": Job, "description": "The job is stored and waits or runs; `Location` is where to follow it"},
-            **error_responses(400, 409, 413, 415, 429, 503, 507),
+            **error_responses(400, 404, 409, 413, 415, 429, 503, 507),
         },
         "openapi_extra": submission_body(task),
     }

@@ -20,7 +20,7 @@ from serving.gateway.errors import Problem
 from serving.gateway.openai_request import VideoOrder, read_video_order
 from serving.gateway.openai_schema import Model, Models, Video, VideoDeleted, VideoList, job_request, video
 from serving.gateway.openapi import error_responses, video_body
-from serving.gateway.routes.content import CONTENT_RESPONSES, Conditions, file_answer
+from serving.gateway.routes.content import CONTENT_RESPONSES, REDIRECT, Conditions, file_answer
 from serving.gateway.routes.jobs import cancel_job
 from serving.gateway.services import Services, ServicesDep
 from serving.gateway.submit import JobRequest, submit
@@ -63,11 +63,12 @@ class VideoContentQuery(BaseModel):
         "video", description="spritesheet: a contact sheet of every frame"
     )
     video_id: str | None = Field(None, description="the path's id once more, as LiteLLM's client sends it")
+    redirect: bool = Field(False, description=REDIRECT)
 
 
 @router.post(
     "/videos",
-    responses={200: {"model": Video}, **error_responses(400, 409, 413, 415, 429, 503, 507)},
+    responses={200: {"model": Video}, **error_responses(400, 404, 409, 413, 415, 429, 503, 507)},
     response_model=Video,
     openapi_extra=video_body(),
 )
@@ -91,7 +92,7 @@ async def create_video(
             "description": "The finished video",
             "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in _VIDEO_TYPES},
         },
-        **error_responses(400, 409, 413, 415, 429, 500, 503, 507),
+        **error_responses(400, 404, 409, 413, 415, 429, 500, 503, 507),
     },
     openapi_extra=video_body(),
 )
@@ -187,7 +188,8 @@ async def get_video_content(
     """A file of a completed video."""
     if query.video_id not in (None, video_id):
         raise InvalidRequest("video_id is another one than the path's; leave it out", param="video_id")
-    return await file_answer(services, caller, request, video_id, _VARIANTS[query.variant])
+    variant = _VARIANTS[query.variant]
+    return await file_answer(services, caller, request, video_id, variant, redirect=query.redirect)
 
 
 @router.delete("/videos/{video_id}", responses=error_responses(404, 409))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from model.errors import InvalidRequest, UnreadableImage
+from serving.gateway.images import UploadRef
 from serving.gateway.openai_request import order
 from serving.gateway.openai_schema import job_request
 from serving.gateway.submit import JobRequest
@@ -117,7 +118,10 @@ def test_pictures(name: str) -> None:
             order({"prompt": "x", name: broken})
     with pytest.raises(InvalidRequest) as caught:
         order({"prompt": "x", name: {"file_id": "file_1"}})
-    assert (caught.value.code, caught.value.param) == ("unsupported_field", f"{name}.file_id")
+    assert (caught.value.code, caught.value.param) == ("invalid_value", f"{name}.file_id")
+    upload = f"upload_{'0' * 64}"
+    for named in (upload, {"file_id": upload}, f'{{"file_id": "{upload}"}}'):
+        assert order({"prompt": "x", name: named}).picture == UploadRef(upload)
     with pytest.raises(InvalidRequest, match="more than one"):
         order({"prompt": "x", name: url}, PICTURE)
 
