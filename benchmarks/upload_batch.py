@@ -36,10 +36,10 @@ def picture(megapixels: float) -> bytes:
     """A JPEG with as much detail as a photograph's."""
     height = round((megapixels * 1e6 * 9 / 16) ** 0.5)
     width = round(height * 16 / 9)
-    noise = np.random.default_rng(0).normal(0, 12, (height, width, 3))
+    noise = np.random.default_rng(0).normal(0, 25, (height, width, 3))
     ramp = np.linspace(40, 215, width)[None, :, None]
     out = io.BytesIO()
-    Image.fromarray(np.clip(ramp + noise, 0, 255).astype(np.uint8)).save(out, "JPEG", quality=88)
+    Image.fromarray(np.clip(ramp + noise, 0, 255).astype(np.uint8)).save(out, "JPEG", quality=92)
     return out.getvalue()
 
 

@@ -16,6 +16,9 @@ from stillmotion._image import ImageSource, read_image
 from stillmotion._settings import json_fields
 from stillmotion.types import Batch, BatchLine, BatchResult, Upload
 
+_PATIENCE_S = 900.0
+"""Every picture of a batch is decoded before its answer comes."""
+
 
 def batch_line(
     custom_id: str,
@@ -57,7 +60,7 @@ def create(lines: Iterable[BatchLine], idempotency_key: str | None) -> Call:
     """Submit lines."""
     body = b"".join(f"{line.model_dump_json()}\n".encode() for line in lines)
     headers = idempotent(idempotency_key) | {"Content-Type": "application/jsonl"}
-    return Call("POST", "batches", headers=headers, content=body)
+    return Call("POST", "batches", headers=headers, content=body, patience_s=_PATIENCE_S)
 
 
 def get(batch_id: str) -> Call:

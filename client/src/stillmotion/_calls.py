@@ -15,7 +15,11 @@ from stillmotion.types import Batch, Job, JobStatus, Upload, Variant
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request; sent again as it is on a retry, its idempotency key included."""
+    """One request; sent again as it is on a retry, its idempotency key included.
+
+    Args:
+        patience_s: seconds that the answer may take at least, where the client's timeout is shorter.
+    """
 
     method: str
     path: str
@@ -25,6 +29,7 @@ class Call:
     pictures: dict[str, PicturePart] = field(default_factory=dict[str, PicturePart])
     json: dict[str, Any] | None = None
     content: bytes | None = None
+    patience_s: float | None = None
 
     @property
     def files(self) -> dict[str, tuple[str, bytes, str]] | None:

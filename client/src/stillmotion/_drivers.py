@@ -32,9 +32,13 @@ def advance(flow: Flow[Any], reply: Any, error: httpx2.RequestError | None) -> C
         return Done(stop.value)
 
 
-def _arguments(call: Call) -> dict[str, Any]:
+def _arguments(call: Call, timeout: httpx2.Timeout) -> dict[str, Any]:
+    if call.patience_s is not None and timeout.read is not None:
+        read = max(timeout.read, call.patience_s)
+        timeout = httpx2.Timeout(connect=timeout.connect, read=read, write=timeout.write, pool=timeout.pool)
     # The path is relative: httpx2 joins it to the base URL, path prefix included.
     return {
+        "timeout": timeout,
         "method": call.method,
         "url": call.path,
         "params": call.params,
@@ -89,7 +93,9 @@ class Driver:
         match command:
             case Send(call, stream):
                 opened.close()
-                response = self._http.send(self._http.build_request(**_arguments(call)), stream=stream)
+                response = self._http.send(
+                    self._http.build_request(**_arguments(call, self._http.timeout)), stream=stream
+                )
                 if stream and response.status_code >= 300:
                     with closing(response):
                         response.read()
@@ -164,7 +170,9 @@ class AsyncDriver:
         match command:
             case Send(call, stream):
                 await opened.close()
-                response = await self._http.send(self._http.build_request(**_arguments(call)), stream=stream)
+                response = await self._http.send(
+                    self._http.build_request(**_arguments(call, self._http.timeout)), stream=stream
+                )
                 if stream and response.status_code >= 300:
                     try:
                         await response.aread()

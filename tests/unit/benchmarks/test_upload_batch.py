@@ -24,6 +24,6 @@ async def test_sixty_two_megapixel_pictures_take_no_memory_of_their_own() -> Non
     """All 1,000: `python -m benchmarks.upload_batch`. Held at once, 60 files would be 60 MiB, and decoded 340 MiB."""
     found = await measure(60)
     assert found["completed"] == 60
-    assert found["picture_bytes"] > 700_000
+    assert found["picture_bytes"] > 1_000_000
     assert found["request_bytes"] < 60 * 400
-    assert max(found["memory_mib"].values()) < 40, found
+    assert max(found["memory_mib"].values()) < 80, found  # two are decoded at once, which takes 40

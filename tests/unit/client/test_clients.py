@@ -65,6 +65,18 @@ def test_settings_are_the_wire_types_fields() -> None:
         assert set(get_type_hints(kind)) == set(REQUESTS[task][0].model_fields) - {"prompt"}, task
 
 
+def test_a_batch_is_waited_for_longer_than_other_answers_and_no_less_than_was_asked() -> None:
+    batch = {"id": "b", "status": "completed", "created_at": 1.0, "total": 0, "counts": {}, "urls": {}}
+    batch["urls"] = {"self": "/b", "cancel": "/c", "results": "/r"}
+    for timeout, reads in ((None, [900.0, 60.0]), (1200.0, [1200.0, 1200.0])):
+        script = Script(httpx2.Response(202, json=batch), httpx2.Response(200, json=batch))
+        with sync_client(script, timeout=timeout) as client:
+            client.create_batch([])
+            client.get_batch("b")
+        assert [request.extensions["timeout"]["read"] for request in script.requests] == reads
+        assert [request.extensions["timeout"]["connect"] for request in script.requests] == [timeout or 10.0] * 2
+
+
 def test_a_submission_on_the_wire() -> None:
     script = Script(httpx2.Response(503, headers={"Retry-After": "0"}), job("queued"))
     with sync_client(script, api_key="secret") as client:
