@@ -6,7 +6,8 @@ guessing passwords that people chose, nobody guesses 256 random bits, and a slow
 be a way to overload the server. The salt hides equal secrets. Compared in constant time; an unknown id costs the same
 comparison, against a hash that nothing has.
 
-Rates are token buckets, counted by each gateway. A running gateway reads the keys every other second.
+Rates are token buckets: in Postgres, where the job store is one that several gateways share, else in the process. A
+running gateway reads the keys every other second.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import select
+from sqlalchemy import extract, func, select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from model.errors import InvalidRequest
 from serving.background import run_in_thread
 from serving.jobs.database import Database
-from serving.jobs.tables import ApiKeyRow
+from serving.jobs.tables import ApiKeyRow, RateRow
 
 
 @dataclass(slots=True)
@@ -69,6 +72,41 @@ class Bucket:
     def _refill(self, now: float) -> None:
         self.level = min(self.capacity, self.level + max(0.0, now - self.at) * self.per_second)
         self.at = now
+
+
+class SharedBuckets:
+    """Token buckets in a database, one a key, whichever gateway takes from it. Every method blocks.
+
+    Time is the database's, since the gateways' clocks differ.
+
+    Args:
+        database: Postgres, with the tables in place.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def take(self, key_id: str, limit: int) -> float:
+        """Take one of `limit` a minute, as `Bucket.take`."""
+        with self._locked(key_id, limit) as (bucket, now):
+            return bucket.take(now)
+
+    def charge(self, key_id: str, limit: int, more: int) -> None:
+        """Take so many more, as `Bucket.charge`."""
+        with self._locked(key_id, limit) as (bucket, now):
+            bucket.charge(more, now)
+
+    @contextmanager
+    def _locked(self, key_id: str, limit: int) -> Iterator[tuple[Bucket, float]]:
+        """The key's bucket and the time, written back at the end; others wait until then."""
+        with self._database.write() as session:
+            now = float(session.scalar(select(extract("epoch", func.clock_timestamp()))) or 0.0)
+            full = insert(RateRow).values(key_id=key_id, level=float(limit), at=now)
+            session.execute(full.on_conflict_do_nothing())
+            row = session.get_one(RateRow, key_id, with_for_update=True, populate_existing=True)
+            bucket = Bucket(float(limit), limit / 60, row.level, row.at)
+            yield bucket, now
+            row.level, row.at = bucket.level, bucket.at
 
 
 _SHAPE: Final = re.compile(r"sm_([0-9a-f]{12})_([0-9a-f]{64})\Z")
@@ -128,7 +166,7 @@ class Key:
     Args:
         id: public; owns jobs.
         weight: of its share of the engine, against the other keys'.
-        per_minute: submissions a minute, all at once if need be, counted by each gateway; None for no limit.
+        per_minute: submissions a minute, all at once if need be; None for no limit.
         max_jobs: jobs waiting or running at once; None for no limit.
         operator: may read /metrics, which tells of every key's usage; sees no other key's jobs either.
         created_at, revoked_at: Unix seconds.
@@ -281,11 +319,15 @@ class KeyRing:
     Args:
         store: where the keys are.
         clock: seconds, monotonic.
+        shared: where rates are counted together with other gateways; None: they are counted here.
     """
 
-    def __init__(self, store: KeyStore, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, store: KeyStore, clock: Callable[[], float] = time.monotonic, shared: SharedBuckets | None = None
+    ) -> None:
         self._store = store
         self._clock = clock
+        self._shared = shared
         self._keys: dict[str, StoredKey] = {}
         self._read_at = -math.inf
         self._reading = asyncio.Lock()
@@ -309,26 +351,31 @@ class KeyRing:
             return None
         return Caller(stored.key)
 
-    def take(self, caller: Caller) -> float:
+    async def take(self, caller: Caller) -> float:
         """Count one submission: 0.0 if it may come in, else seconds until the next may."""
-        now = self._clock()
-        bucket = self._bucket(caller, now)
-        return 0.0 if bucket is None else bucket.take(now)
-
-    def charge(self, caller: Caller, more: int) -> None:
-        """Count so many more for one submission that held many: the next may come when they are paid for."""
-        now = self._clock()
-        bucket = self._bucket(caller, now)
-        if bucket is not None:
-            bucket.charge(more, now)
-
-    def _bucket(self, caller: Caller, now: float) -> Bucket | None:
         key = caller.key
         if key is None or key.per_minute is None:
-            return None
-        bucket = self._buckets.get(key.id)
-        if bucket is None or bucket.capacity != key.per_minute:
-            bucket = self._buckets[key.id] = Bucket.per_minute(key.per_minute, now)
+            return 0.0
+        if self._shared is not None:
+            return await run_in_thread(self._shared.take, key.id, key.per_minute)
+        now = self._clock()
+        return self._bucket(key.id, key.per_minute, now).take(now)
+
+    async def charge(self, caller: Caller, more: int) -> None:
+        """Count so many more for one submission that held many: the next may come when they are paid for."""
+        key = caller.key
+        if key is None or key.per_minute is None:
+            return
+        if self._shared is not None:
+            await run_in_thread(self._shared.charge, key.id, key.per_minute, more)
+            return
+        now = self._clock()
+        self._bucket(key.id, key.per_minute, now).charge(more, now)
+
+    def _bucket(self, key_id: str, per_minute: int, now: float) -> Bucket:
+        bucket = self._buckets.get(key_id)
+        if bucket is None or bucket.capacity != per_minute:
+            bucket = self._buckets[key_id] = Bucket.per_minute(per_minute, now)
         return bucket
 
     async def _refresh(self) -> None:

@@ -52,6 +52,7 @@ def video_manifest(
         "decode_chunks": decoding.sizes,
         "degraded": decoding.degraded,
         **settings.as_manifest(),
+        "engine": {"host": platform.node(), "device": settings.device, "device_name": model.machine.device},
         "lora": _lora(model, params),
         "software": {
             "python": platform.python_version(),

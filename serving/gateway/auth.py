@@ -54,7 +54,7 @@ async def rate_limited(caller: CallerDep, services: ServicesDep) -> Caller:
     Raises:
         Problem: 429 beyond the key's rate, with Retry-After.
     """
-    wait_s = services.keys.take(caller)
+    wait_s = await services.keys.take(caller)
     if wait_s:
         seconds = max(1, math.ceil(wait_s))
         raise Problem(

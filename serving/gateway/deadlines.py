@@ -141,6 +141,10 @@ class BacklogReader:
                 self._read_at = self._clock()
             return self._found
 
+    def waiting(self) -> list[tuple[int, float | None]]:
+        """Class and seconds of each job that waits now; blocks."""
+        return [(work.priority, work.seconds) for work in self._read().waiting]
+
     def _read(self) -> Backlog:
         columns = (JobRow.status, JobRow.task, JobRow.model, JobRow.params, JobRow.priority, JobRow.progress)
         running: list[PendingWork] = []

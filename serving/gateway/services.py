@@ -41,9 +41,9 @@ from serving.jobs.reuse import ReuseStore
 from serving.jobs.store import JobStore
 from serving.jobs.uploads import UploadStore
 from serving.jobs.webhooks import Deliverer, Outbox
-from serving.keys import KeyRing, KeyStore
+from serving.keys import KeyRing, KeyStore, SharedBuckets
 from serving.net import PublicOnly
-from serving.observe.metrics import EngineCollector, InstrumentedEngine, Metrics, QueueCollector
+from serving.observe.metrics import EngineCollector, InstrumentedEngine, Metrics, QueueCollector, WorkCollector
 from serving.observe.traces import NoTraces, Traces, otlp_traces
 from serving.provenance.finish import FinishingEngine, Signer
 
@@ -187,7 +187,9 @@ async def open_services(
     engine = ChainedEngine(engine, artifacts, models, integrations.upscalers)
     engine = FinishingEngine(engine, partial(_notes, artifacts), integrations.signer)
     engine = InstrumentedEngine(engine, metrics, integrations.traces)
-    metrics.read_at_scrape(QueueCollector(database), EngineCollector(engine))
+    backlog = BacklogReader(database, engine)
+    work = WorkCollector(backlog.waiting, database)
+    metrics.read_at_scrape(QueueCollector(database), work, EngineCollector(engine))
     store, notifier = JobStore(database, terms=settings.terms), Notifier()
     leases = Leases(database, _server_name(), terms=settings.terms)
     dispatcher = Dispatcher(engine, leases, artifacts, notifier, settings.progress_interval_s)
@@ -209,9 +211,9 @@ async def open_services(
         batches=BatchStore(database, terms=settings.terms),
         reuse=ReuseStore(database, artifacts, terms=settings.terms),
         uploads=uploads,
-        keys=KeyRing(KeyStore(database)),
+        keys=KeyRing(KeyStore(database), shared=SharedBuckets(database) if database.shared else None),
         metrics=metrics,
-        backlog=BacklogReader(database, engine),
+        backlog=backlog,
         integrations=integrations,
         decoding=asyncio.Semaphore(settings.decoders),
         previewable=frozenset(entry.name for entry in models if entry.previews),

@@ -28,7 +28,18 @@ from serving.jobs.artifacts import Artifacts
 _log = logging.getLogger(__name__)
 STAGE: Final = "stage.kept"
 OF_ONE_VIDEO: Final = frozenset(
-    {"task", "model", "model_version", "params", "seed", "output_format", "decode_chunks", "degraded", "drift"}
+    {
+        "task",
+        "model",
+        "model_version",
+        "params",
+        "seed",
+        "output_format",
+        "decode_chunks",
+        "degraded",
+        "drift",
+        "engine",
+    }
 )
 """What a manifest says of one video; the rest is how its engine computes."""
 

@@ -260,6 +260,11 @@ def check_quota(session: Session, owner: str, quota: int | None, more: int) -> N
 
 def retry_after(session: Session) -> int:
     """Seconds until the queue should have room: what a job takes, by the newest completed ones."""
+    return min(max(1, math.ceil(typical_seconds(session))), _LONGEST_WAIT_S)
+
+
+def typical_seconds(session: Session) -> float:
+    """What a job takes, by the newest completed ones; a guess where there is none."""
     recent = (
         select(JobRow.completed_at - JobRow.started_at)
         .where(JobRow.status == "completed")
@@ -267,5 +272,4 @@ def retry_after(session: Session) -> int:
         .limit(_RECENT)
     )
     took = [seconds for seconds in session.scalars(recent) if seconds is not None]
-    typical = sum(took) / len(took) if took else _UNKNOWN_JOB_S
-    return min(max(1, math.ceil(typical)), _LONGEST_WAIT_S)
+    return sum(took) / len(took) if took else _UNKNOWN_JOB_S

@@ -139,6 +139,11 @@ class Database:
         if not self._sqlite:
             session.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _ADMITTING})
 
+    @property
+    def shared(self) -> bool:
+        """Whether servers on several machines may use it: on Postgres."""
+        return not self._sqlite
+
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()

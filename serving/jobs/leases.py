@@ -160,6 +160,7 @@ class Leases:
             row.output = success.output.model_dump(mode="json")
             row.files = row.files | {variant: asdict(file) for variant, file in success.files.items()}
             row.timings = dict(success.timings)
+            row.engine = None if success.engine is None else dict(success.engine)
             row.progress, row.phase, row.step = 100, "mux", row.total_steps
             return transitions.end(session, row, "completed", self._clock(), self._terms.kept_s)
 

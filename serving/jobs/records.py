@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from stillmotion.types import Job, JobError, JobOutput, JobUrls, Variant
+from stillmotion.types import Job, JobEngine, JobError, JobOutput, JobUrls, Variant
 
 from model.params import OutputFormat, Params
 from model.stages import NAMES, Stages
@@ -161,11 +161,12 @@ class ProgressUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Success:
-    """A completed job's result."""
+    """A completed job's result; `engine` says which ran it (of several stages, the first)."""
 
     output: JobOutput
     files: Mapping[Variant, StoredFile]
     timings: Mapping[str, float] = field(default_factory=dict[str, float])
+    engine: Mapping[str, str] | None = None
 
 
 def preview_name(step: int, attempt: int) -> str:
@@ -210,6 +211,7 @@ def to_wire(row: JobRow, queue_position: int | None) -> Job:
         metadata=row.labels,
         timings=row.timings,
         cancelled_at_step=row.cancelled_at_step,
+        engine=None if row.engine is None else JobEngine.model_validate(row.engine),
         output=None if row.output is None else JobOutput.model_validate(row.output),
         error=error,
         urls=job_urls(row.id),

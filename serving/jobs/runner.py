@@ -55,6 +55,7 @@ from serving.jobs.records import (
     params_from_json,
     preview_name,
 )
+from serving.provenance.finish import public
 
 Outcome = Success | Failed | CancelledAt
 
@@ -72,7 +73,8 @@ def store_result(artifacts: Artifacts, request: EngineRequest, result: Completed
         StorageFull: no room.
     """
     media_type = MEDIA_TYPES[request.output_format]
-    manifest = json.dumps(result.manifest, indent=2, sort_keys=True).encode()
+    manifest = json.dumps(public(result.manifest), indent=2, sort_keys=True).encode()
+    engine = result.manifest.get("engine")
     mark = "" if attempt == 1 else f".{attempt}"
     contents: dict[Variant, tuple[str, bytes, str]] = {
         "video": (f"video{mark}.{request.output_format}", result.video, media_type),
@@ -98,7 +100,7 @@ def store_result(artifacts: Artifacts, request: EngineRequest, result: Completed
         fps=result.fps,
         degraded=result.degraded,
     )
-    return Success(output, files, result.timings)
+    return Success(output, files, result.timings, engine if isinstance(engine, dict) else None)
 
 
 _START: Final[dict[str, int]] = {"queued": 0, "encode": 1, "denoise": 3, "decode": 85, "mux": 97}

@@ -1,4 +1,4 @@
-"""The tables: jobs and their events, what idempotency keys made, webhooks to deliver, batches, uploads, API keys.
+"""The tables: jobs and their events, idempotency keys, webhooks to deliver, batches, uploads, API keys and their rates.
 
 The migrations make them; a test holds the two equal.
 """
@@ -23,7 +23,7 @@ class JobRow(Base):
     there are no keys. While the job runs, `lease_owner` names the server that runs it, until `lease_until` unless it
     says more; `attempt` counts the leases, so a lease is told from a later one of the same server. `expires_at` is
     when a waiting job is given up and an ended one removed. `identity` is the hash of all that its video depends on
-    (`serving.jobs.reuse`), null in rows of earlier versions.
+    (`serving.jobs.reuse`), null in rows of earlier versions. `engine` says what ran it, once it is completed.
     """
 
     __tablename__ = "jobs"
@@ -79,6 +79,7 @@ class JobRow(Base):
     custom_id: Mapped[str | None] = mapped_column(String(255))
     previews: Mapped[bool] = mapped_column(Boolean, server_default=false())
     identity: Mapped[str | None] = mapped_column(String(64))
+    engine: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class EventRow(Base):
@@ -147,6 +148,16 @@ class UploadRow(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[float] = mapped_column(Float)
     expires_at: Mapped[float] = mapped_column(Float)
+
+
+class RateRow(Base):
+    """A key's token bucket, where several gateways share it; `at` is in the database's own seconds."""
+
+    __tablename__ = "rates"
+
+    key_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    level: Mapped[float] = mapped_column(Float)
+    at: Mapped[float] = mapped_column(Float)
 
 
 class ApiKeyRow(Base):

@@ -7,7 +7,7 @@ share counts. Labels are few and bounded: an API key is named by its public id, 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,7 +29,9 @@ from serving.engine.protocol import (
 )
 from serving.engine.stats import EngineStats, HasStats
 from serving.engine.wrapper import EngineWrapper
+from serving.jobs.admission import typical_seconds
 from serving.jobs.database import Database
+from serving.jobs.records import CLASSES
 from serving.jobs.runner import ENGINE_STOPPED
 from serving.jobs.tables import JobRow
 from serving.observe.traces import JobTrace, Traces
@@ -57,6 +59,41 @@ class QueueCollector(Collector):
         oldest = by_status.get("queued", (0, None))[1]
         age = 0.0 if oldest is None else max(0.0, time.time() - oldest)
         yield GaugeMetricFamily("stillmotion_queue_age_seconds", "How long the oldest waiting job waits", value=age)
+
+
+class WorkCollector(Collector):
+    """Seconds of compute that wait, by class: what to scale by. The same from every gateway on one database.
+
+    A job whose time is not known yet counts as the mean of the others, or as recent jobs took.
+
+    Args:
+        waiting: reads the class and the seconds of each waiting job, priced by the measured profile; blocks.
+        database: with the jobs.
+    """
+
+    def __init__(self, waiting: Callable[[], Sequence[tuple[int, float | None]]], database: Database) -> None:
+        self._waiting = waiting
+        self._database = database
+
+    def collect(self) -> Iterator[Metric]:
+        """Read them."""
+        waiting = self._waiting()
+        known = [seconds for _, seconds in waiting if seconds is not None]
+        unknown_s = sum(known) / len(known) if known else 0.0
+        if waiting and not known:
+            with self._database.read() as session:
+                unknown_s = typical_seconds(session)
+        total = dict.fromkeys(CLASSES, 0.0)
+        for priority, seconds in waiting:
+            total[priority] += unknown_s if seconds is None else seconds
+        family = GaugeMetricFamily(
+            "stillmotion_queue_work_seconds",
+            "Seconds of compute of the waiting jobs, on one device, by measured times",
+            labels=["class"],
+        )
+        for priority, name in CLASSES.items():
+            family.add_metric([name], total[priority])
+        yield family
 
 
 class EngineCollector(Collector):

@@ -18,6 +18,14 @@ FORMAT: Final = "stillmotion-manifest/1"
 """What `format` says in a manifest."""
 
 
+def public(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest without the name of the machine: it goes to whoever gets the video."""
+    engine = manifest.get("engine")
+    if not isinstance(engine, dict):
+        return dict(manifest)
+    return {**manifest, "engine": {name: value for name, value in engine.items() if name != "host"}}
+
+
 class Signer(Protocol):
     """Signs finished videos."""
 
@@ -62,7 +70,7 @@ def finish(
     pictures = [fit_picture(open_picture(image), *params.picture_fit) for image in images]
     spaces = [converted_from(picture) for picture in pictures]
     manifest: dict[str, Any] = {
-        **result.manifest,
+        **public(result.manifest),
         **(notes or {}),
         **({"pictures_converted_from": spaces} if any(spaces) else {}),
         "format": FORMAT,
@@ -113,4 +121,6 @@ class FinishingEngine(EngineWrapper):
             notes=self._notes(request.job_id),
             signer=self._signer,
         )
-        return replace(result, video=done.video, video_sha256=done.video_sha256, manifest=done.manifest)
+        # The engine's own words go on beside, for the job's row; who stores the manifest leaves the machine's name out.
+        manifest = done.manifest | {name: result.manifest[name] for name in ("engine",) if name in result.manifest}
+        return replace(result, video=done.video, video_sha256=done.video_sha256, manifest=manifest)

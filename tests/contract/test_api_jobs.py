@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
-from stillmotion.types import JobList
+from stillmotion.types import JobEngine, JobList
 
 from model.errors import OutOfMemory
-from serving.engine.protocol import Failed
+from model.media import mp4_manifest
+from serving.engine.protocol import Completed, EngineRequest, Failed
 from serving.jobs.artifacts import Artifacts
 from tests.contract.support import error_of, running
 from tests.support.fakes import ScriptedEngine
@@ -162,3 +164,26 @@ async def test_a_crash_midway_runs_the_job_again(tmp_path: Path) -> None:
         assert done.seed == 3
         assert (await app.until(stopping.id, "cancelled")).error is None
         assert [request.job_id for request in app.engine.requests] == [job.id]
+
+
+class NamedEngine(ScriptedEngine):
+    """Says in its manifests where it ran, as the real one does."""
+
+    @staticmethod
+    def result(request: EngineRequest) -> Completed:
+        done = ScriptedEngine.result(request)
+        engine = {"host": "node-7", "device": "cuda:1", "device_name": "NVIDIA H200"}
+        return replace(done, manifest={**done.manifest, "engine": engine})
+
+
+async def test_a_completed_job_names_its_engine_and_its_video_not_the_machine(tmp_path: Path) -> None:
+    async with running(tmp_path, NamedEngine()) as app:
+        job = await app.submit()
+        assert job.engine is None
+        job = await app.until(job.id, "completed")
+        assert job.engine == JobEngine(host="node-7", device="cuda:1", device_name="NVIDIA H200")
+        manifest = (await app.client.get(job.urls.content, params={"variant": "manifest"})).json()
+        assert manifest["engine"] == {"device": "cuda:1", "device_name": "NVIDIA H200"}
+        video = (await app.client.get(job.urls.content)).content
+        assert mp4_manifest.read(video)["engine"] == manifest["engine"]
+        assert b"node-7" not in video

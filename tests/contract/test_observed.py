@@ -97,6 +97,28 @@ async def test_the_queue_is_told_as_it_is(tmp_path: Path) -> None:
         assert value(found, "stillmotion_queue_age_seconds") > 0
 
 
+async def test_the_work_that_waits_is_told_in_seconds_by_class(tmp_path: Path) -> None:
+    """Three jobs: one runs, two wait; a step of the engine's takes two seconds."""
+    engine = ScriptedEngine(gated=True)
+    engine.estimate = lambda _, params: 2.0 * params.num_inference_steps  # type: ignore[method-assign]
+    async with running(tmp_path, engine) as app:
+        first = await app.submit()
+        await app.until(first.id, "in_progress")
+        work = "stillmotion_queue_work_seconds"
+        assert value(await samples(app), work, **{"class": "normal"}) == 0
+        await app.submit(num_inference_steps=10)
+        await app.submit(num_inference_steps=3)
+        await app.submit(num_inference_steps=5, priority="low")
+        found = await samples(app)
+        seconds = {name: value(found, work, **{"class": name}) for name in ("high", "normal", "low", "offline")}
+        assert seconds == {"high": 0, "normal": 26, "low": 10, "offline": 0}
+        engine.estimate = lambda _, params: 6.0 if params.num_inference_steps == 3 else None  # type: ignore[method-assign]
+        assert value(await samples(app), work, **{"class": "normal"}) == 12, "the unknown as the known"
+        engine.estimate = lambda *_: None  # type: ignore[method-assign]
+        assert value(await samples(app), work, **{"class": "normal"}) == 10, "nothing was measured: five seconds each"
+        engine.gate.set()
+
+
 async def test_dashboard_and_alerts_name_only_metrics_that_exist(tmp_path: Path, root: Path) -> None:
     async with running(tmp_path, CountingEngine()) as app:
         known = {name for name, _ in await used(app)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -184,6 +185,8 @@ def test_events_come_in_order_and_progress_is_real(desk: Desk) -> None:
     assert isinstance(done, Completed)
     assert set(done.timings) == {"queued", "encode", "denoise", "decode", "mux"}
     assert done.manifest["decode_chunks"] == list(even_chunks(6, 2))
+    engine = {"host": platform.node(), "device": "cpu", "device_name": "cpu"}
+    assert done.manifest["engine"] == engine
     assert done.manifest["model_version"] == desk.model.entry.version
     assert (done.width, done.height, done.num_frames, done.fps) == (64, 64, 6, 7)
 

@@ -264,6 +264,14 @@ class JobOutput(_Answer):
     degraded: bool = False
 
 
+class JobEngine(_Answer):
+    """What ran a completed job; of one with several stages, its first."""
+
+    host: str = Field("", description="the engine's machine, as it calls itself")
+    device: str = Field("", description="such as cpu or cuda:1")
+    device_name: str = Field("", description="such as the GPU's product name")
+
+
 class JobUrls(_Answer):
     """Where to go from a job."""
 
@@ -297,6 +305,7 @@ class Job(_Answer):
     metadata: dict[str, str] = Field(default_factory=dict[str, str])
     timings: dict[str, float] = Field(default_factory=dict[str, float])
     cancelled_at_step: int | None = None
+    engine: JobEngine | None = None
     output: JobOutput | None = None
     error: JobError | None = None
     urls: JobUrls

@@ -78,7 +78,7 @@ async def create_batch(request: Request, services: ServicesDep, caller: Submitte
             for job in jobs:
                 await run_in_thread(services.artifacts.remove, job.id)
     if is_new:
-        services.keys.charge(caller, len(rows) - 1)
+        await services.keys.charge(caller, len(rows) - 1)
     services.notifier.notify(QUEUE_TOPIC)
     return batch
 

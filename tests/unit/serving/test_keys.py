@@ -139,12 +139,12 @@ async def test_the_ring_counts_each_key_on_its_own(database: Database) -> None:
     store, clock = KeyStore(database), Clock()
     ring = KeyRing(store, clock)
     callers = [Caller(store.create(name, per_minute=2)[0]) for name in "ab"]
-    assert [ring.take(callers[0]) for _ in range(2)] == [0, 0]
-    assert ring.take(callers[0]) == pytest.approx(30)
-    assert ring.take(callers[1]) == 0
-    assert ring.take(Caller()) == 0
+    assert [await ring.take(callers[0]) for _ in range(2)] == [0, 0]
+    assert await ring.take(callers[0]) == pytest.approx(30)
+    assert await ring.take(callers[1]) == 0
+    assert await ring.take(Caller()) == 0
     clock.now += 30
-    assert ring.take(callers[0]) == 0
+    assert await ring.take(callers[0]) == 0
 
 
 @given(st.integers(1, 100), st.lists(st.floats(0, 30), max_size=200))
