@@ -66,6 +66,8 @@ BAD_ROWS: list[tuple[str, str]] = [
     (json.dumps({"task": "frame-interpolation", "image": "a.jpg", "last_image": "small.png"}), "last_image"),
     (json.dumps({**GOOD, "output_format": "avi"}), "output_format"),
     (json.dumps({**GOOD, "priority": "high"}), "priority"),
+    (json.dumps({**GOOD, "reuse": True}), "reuse"),
+    (json.dumps({**GOOD, "image": {"upload": f"upload_{'0' * 64}"}}), "image.upload"),
     (json.dumps({**GOOD, "id": "../up"}), "id"),
     (json.dumps({**GOOD, "id": "twice", "seed": 2}), "id"),
     (json.dumps({**GOOD, "metadata": {"a": 1}}), "metadata.a"),
