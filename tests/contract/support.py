@@ -24,6 +24,7 @@ from serving.gateway.connections import limited_protocol
 from serving.gateway.services import Integrations, Services
 from serving.provenance.finish import Finished, finish
 from tests.support import shared_routes as shared_routes
+from tests.support import shared_tables as shared_tables
 from tests.support.fakes import DEFAULTS, ScriptedEngine, model_entry
 
 

@@ -16,6 +16,7 @@ from model.errors import InvalidRequest
 from serving import keys as secret
 from serving.jobs.database import Database
 from serving.keys import Bucket, Caller, KeyRing, KeyStore
+from tests.support import shared_tables as shared_tables
 
 
 @pytest.fixture

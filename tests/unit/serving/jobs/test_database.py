@@ -17,7 +17,14 @@ from serving.jobs.database import MIGRATIONS, Database
 from serving.jobs.leases import Leases
 from serving.jobs.store import JobStore
 from serving.jobs.tables import Base, EventRow, JobRow
+from tests.support import shared_tables
 from tests.unit.serving.jobs.test_transitions import new_job
+
+
+@pytest.fixture(autouse=True)
+def migrating(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here every database is migrated."""
+    monkeypatch.setattr(Database, "_migrate", shared_tables.MIGRATE)
 
 
 def test_migrations_make_exactly_the_tables(tmp_path: Path) -> None:

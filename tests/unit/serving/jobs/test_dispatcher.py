@@ -35,6 +35,7 @@ from serving.jobs.records import LeasedJob, Lifetimes, NewJob, ProgressUpdate
 from serving.jobs.runner import CHECKPOINT_NAME
 from serving.jobs.store import JobStore
 from serving.jobs.tables import JobRow
+from tests.support import shared_tables as shared_tables
 
 PARAMS = {
     "num_frames": 5,

@@ -18,6 +18,7 @@ from serving.jobs.errors import Conflict, QueueFull, QuotaFull
 from serving.jobs.group_commit import GroupCommit
 from serving.jobs.records import NewJob
 from serving.jobs.store import JobStore
+from tests.support import shared_tables as shared_tables
 from tests.unit.serving.jobs.test_transitions import new_job
 
 

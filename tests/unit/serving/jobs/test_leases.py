@@ -14,6 +14,7 @@ from serving.jobs.errors import Conflict, JobNotFound, LeaseLost, QueueFull, Quo
 from serving.jobs.leases import Leases
 from serving.jobs.records import Lifetimes, ProgressUpdate, Success
 from serving.jobs.store import JobStore
+from tests.support import shared_tables as shared_tables
 from tests.unit.serving.jobs.test_transitions import OUTPUT, new_job
 
 

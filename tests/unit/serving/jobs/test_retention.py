@@ -18,6 +18,7 @@ from serving.jobs.records import BatchPlace, Lifetimes, Success, WebhookTarget
 from serving.jobs.retention import Janitor, Retention
 from serving.jobs.store import JobStore
 from serving.jobs.webhooks import Outbox
+from tests.support import shared_tables as shared_tables
 from tests.unit.serving.jobs.test_leases import Clock
 from tests.unit.serving.jobs.test_transitions import OUTPUT, new_job
 

@@ -20,6 +20,7 @@ from serving.jobs.leases import Leases
 from serving.jobs.records import LeasedJob, NewJob, ProgressUpdate, Success
 from serving.jobs.store import JobStore
 from serving.jobs.transitions import STATUSES, TRANSITIONS, check_transition, is_terminal
+from tests.support import shared_tables as shared_tables
 
 # Written out a second time, on purpose: the table's own words are not asked.
 LEGAL = {

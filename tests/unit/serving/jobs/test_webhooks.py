@@ -21,6 +21,7 @@ from serving.jobs.records import Success, WebhookTarget
 from serving.jobs.store import JobStore
 from serving.jobs.webhooks import GIVE_UP_S, Deliverer, DeliveryLimits, Outbox, delay_s, receiver_of
 from serving.net import AddressPolicy, PublicOnly, networks
+from tests.support import shared_tables as shared_tables
 from tests.unit.serving.jobs.test_leases import Clock
 from tests.unit.serving.jobs.test_transitions import OUTPUT, new_job
 
