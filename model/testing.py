@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -25,9 +29,22 @@ def build_random(
 ) -> ModelEntry:
     """Save a randomly initialised checkpoint of a preset: for tests and benchmarks, never for users.
 
+    A process builds each once; another of the same arguments is a copy, and leaves torch's generator as building would.
+
     Args:
         num_frames: the clip length it is made for; the preset's own when left out.
     """
+    built, generator_state = _build(preset, task, seed, num_frames)
+    shutil.copytree(built, folder, dirs_exist_ok=True)
+    torch.set_rng_state(generator_state)
+    return describe(folder)
+
+
+@cache
+def _build(preset: Preset, task: TaskSpec, seed: int, num_frames: int | None) -> tuple[Path, Tensor]:
+    """The checkpoint's folder, removed at exit, and the state of torch's generator when it was made."""
+    folder = Path(tempfile.mkdtemp(prefix="stillmotion-random-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     torch.manual_seed(seed)
     sidecar = {
         "task": task.name,
@@ -56,7 +73,7 @@ def build_random(
         sidecar=sidecar,
         dtype=torch.float32,
     )
-    return describe(folder)
+    return folder, torch.get_rng_state()
 
 
 def on_meta(preset: Preset, task: TaskSpec, dtype: torch.dtype) -> Checkpoint:

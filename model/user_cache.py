@@ -19,6 +19,8 @@ from typing import Final
 
 _log = logging.getLogger(__name__)
 _STORE: Final = "digests.json"
+_MOST: Final = 1000
+"""Digests remembered: the file is read and written for each new one."""
 _BLOCK: Final = 1 << 20
 
 
@@ -94,7 +96,8 @@ def _write(store: Path, key: str, entry: list[str]) -> None:
     """Add an entry; where two processes do so at once, one of the two is computed again another time."""
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_read(store) | {key: entry}, indent=0)
+        entries = _read(store) | {key: entry}
+        text = json.dumps(dict(list(entries.items())[-_MOST:]))
         with tempfile.NamedTemporaryFile("w", dir=store.parent, prefix=".digests", delete=False) as stream:
             stream.write(text)
         Path(stream.name).replace(store)

@@ -23,6 +23,7 @@ def test_the_corpus_is_what_it_says() -> None:
     assert len(names) == len(set(names)) >= 200
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_hostile_pictures_harm_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = tmp_path / "spool"

@@ -41,6 +41,7 @@ def client(openai: Any, app: Running, key: str = "none needed") -> Any:
     return openai.OpenAI(base_url=f"{app.address}/v1", api_key=key, max_retries=0)
 
 
+@pytest.mark.slow
 async def test_the_stock_client_runs_unchanged(openai: Any, tmp_path: Path) -> None:
     async with listening(tmp_path) as app:
         token = KeyStore(app.services.database).create("openai")[1]

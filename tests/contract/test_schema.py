@@ -66,6 +66,7 @@ _BOUNDED = settings(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_operation_answers_as_documented(schemathesis: Any, served: tuple[str, dict[str, str]]) -> None:
     address, headers = served

@@ -38,7 +38,7 @@ def server(tmp_path: Path) -> Iterator[VotingServer]:
     for name in {one for pair in pairs for one in (pair.left, pair.right)}:
         write_clip(tmp_path, name, frames)
     with VotingServer(tmp_path) as running:
-        thread = threading.Thread(target=running.serve_forever)
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,))
         thread.start()
         yield running
         running.shutdown()

@@ -142,6 +142,7 @@ async def service(models: Models, folder: Path) -> AsyncIterator[Service]:
         yield Service(client, engine, folder / "artifacts")
 
 
+@pytest.mark.slow
 async def test_a_chained_job_is_the_two_steps_made_by_hand(
     models: Models, picture: bytes, by_hand: np.ndarray, tmp_path: Path
 ) -> None:

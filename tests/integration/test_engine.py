@@ -264,6 +264,7 @@ def test_a_failing_row_fails_alone(desk: Desk, picture: bytes, error: Exception,
     assert isinstance(desk.last("c"), Completed)
 
 
+@pytest.mark.slow
 def test_a_batch_too_large_for_memory_is_split(desk: Desk) -> None:
     desk.model = replace(desk.model, denoiser=Touchy(desk.model.denoiser, MemoryError(), most=2))
     stats = desk.run(*(desk.request(job_id, num_inference_steps=2) for job_id in "abc"))

@@ -125,10 +125,11 @@ def test_eight_staggered_requests_equal_their_solo_runs(model: LoadedModel, pict
         assert largest_difference(together.latents(request.job_id), alone.latents(request.job_id)) <= 1e-5
 
 
+@pytest.mark.parametrize("count", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_deterministic_mode_gives_the_same_bits_in_company_alone_and_after_an_interruption(
-    pinned: LoadedModel, picture: bytes
+    pinned: LoadedModel, picture: bytes, count: int
 ) -> None:
-    requests = mixed(pinned, picture, schedule=4, count=5)
+    requests = mixed(pinned, picture, schedule=4, count=count)
     first, later = staggered(requests, schedule=4)
     together = Script(pinned, PINNED)
     stats = together.run(first, after=later)
@@ -145,12 +146,20 @@ def test_deterministic_mode_gives_the_same_bits_in_company_alone_and_after_an_in
         assert made == list(range(step + 1, request.params.num_inference_steps + 1))
 
 
-@pytest.mark.parametrize("what", ["another seed", "another solver", "no state at all", "a cut file", "another shape"])
-def test_a_state_of_something_else_is_refused(model: LoadedModel, picture: bytes, what: str) -> None:
+@pytest.fixture(scope="module")
+def stored(model: LoadedModel, picture: bytes) -> tuple[EngineRequest, bytes]:
+    """A request and its state after the second of its steps."""
     request = ask(model, "a", picture, num_inference_steps=3)
     script = Script(model, skip_decode=True)
     script.run(request)
-    state = script.states("a")[2]
+    return request, script.states("a")[2]
+
+
+@pytest.mark.parametrize("what", ["another seed", "another solver", "no state at all", "a cut file", "another shape"])
+def test_a_state_of_something_else_is_refused(
+    model: LoadedModel, stored: tuple[EngineRequest, bytes], what: str
+) -> None:
+    request, state = stored
     if what == "another seed":
         request = replace(request, params=replace(request.params, seed=99))
     elif what == "another solver":
@@ -200,6 +209,7 @@ def test_a_crash_repeats_at_most_the_interval_and_a_step(model: LoadedModel, pic
         assert later - earlier <= every + 2 * longest_step + 0.05
 
 
+@pytest.mark.slow
 def test_no_call_includes_a_row_after_the_step_at_which_it_was_cancelled(model: LoadedModel, picture: bytes) -> None:
     watched = Watched(model.denoiser)
     calls_then: list[int] = []
@@ -295,6 +305,7 @@ OUT_OF_MEMORY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_out_of_memory_in_a_call_ends_the_row_at_fault_alone(
     model: LoadedModel, picture: bytes, error: BaseException
@@ -319,6 +330,7 @@ def test_out_of_memory_in_a_call_ends_the_row_at_fault_alone(
     assert (stats.completed, stats.failed, stats.out_of_memory) == (2, 1, 1)
 
 
+@pytest.mark.slow
 def test_out_of_memory_while_encoding_is_tried_once_more(model: LoadedModel, picture: bytes) -> None:
     left = [1]
 

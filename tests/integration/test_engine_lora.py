@@ -97,6 +97,7 @@ def test_no_call_mixes_loras_or_strengths(together: tuple[Script, Watched]) -> N
     assert switches > 6, "they took turns"
 
 
+@pytest.mark.slow
 def test_each_row_is_as_if_it_were_alone(
     model: LoadedModel, plain: ModelEntry, picture: bytes, together: tuple[Script, Watched]
 ) -> None:

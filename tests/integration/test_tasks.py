@@ -76,6 +76,7 @@ async def ending(engine: InProcessEngine, request: EngineRequest) -> Completed |
     raise AssertionError("the events ended without a result")
 
 
+@pytest.mark.slow
 async def test_every_task_runs_through_the_engine_and_gives_what_it_gives_alone(
     entries: dict[str, ModelEntry], models: dict[str, LoadedModel]
 ) -> None:

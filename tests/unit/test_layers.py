@@ -20,16 +20,9 @@ def imported_by(statement: str, root: Path) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["model", "model.tasks", "model.shapes", "model.params", "model.errors", "model.catalog", "serving.gateway"],
-)
-def test_the_gateway_and_what_it_reads_bring_no_torch(module: str, root: Path) -> None:
-    assert not imported_by(f"import {module}", root) & HEAVY
-
-
-def test_building_the_app_brings_no_torch(root: Path) -> None:
-    assert not imported_by("import serving.gateway.app", root) & HEAVY
+def test_the_gateway_and_what_it_reads_bring_no_torch(root: Path) -> None:
+    read = "model, model.tasks, model.shapes, model.params, model.errors, model.catalog"
+    assert not imported_by(f"import {read}, serving.gateway, serving.gateway.app", root) & HEAVY
 
 
 def test_the_command_line_loads_the_rest_lazily(root: Path) -> None:
@@ -38,6 +31,7 @@ def test_the_command_line_loads_the_rest_lazily(root: Path) -> None:
     assert not brought & {"training", "export", "serving"}
 
 
+@pytest.mark.slow
 def test_reading_a_manifest_brings_neither_torch_nor_ray(root: Path) -> None:
     assert not imported_by("import serving.offline, serving.offline.manifest", root) & (HEAVY | {"ray", "pyarrow"})
 
@@ -46,6 +40,7 @@ def test_the_sdk_stands_alone(root: Path) -> None:
     assert not imported_by("import stillmotion", root) & (OURS | HEAVY | {"numpy", "PIL", "fastapi"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "others"), [("training", {"serving", "export"}), ("export", {"serving", "training"})]
 )

@@ -73,9 +73,8 @@ print(json.dumps(answers))
 """
 
 
-@pytest.mark.parametrize(
-    "environment", ["nothing", *(pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "nothing")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", list(RUNS))
 @pytest.mark.timeout(600)
 def test_every_command_runs_or_names_its_extra(environment: str, tmp_path: Path) -> None:
     blocked = [*OTHERS, *(ENGINE if environment != "engine" else ()), *(SERVE if environment != "serve" else ())]

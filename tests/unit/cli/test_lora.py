@@ -50,6 +50,7 @@ def run(*arguments: object) -> tuple[int, str, dict[str, Any]]:
     return result.exit_code, result.stderr, json.loads(result.stdout) if result.stdout else {}
 
 
+@pytest.mark.slow
 def test_a_file_or_a_name_and_the_same_video_again(tiny: Path, pan: LoraEntry, still: Path, tmp_path: Path) -> None:
     common = ("generate", still, "--model", tiny, "--steps", 1, "--max-guidance", 1, "--seed", 7, "--json")
     code, told, first = run(*common, "--lora", pan.path, "-o", tmp_path / "a.mp4")

@@ -121,7 +121,7 @@ def program(root: Path, code: str) -> Iterator[subprocess.Popen[str]]:
             running.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_it_says_once_where_it_is_and_a_signal_ends_it_well(root: Path, number: signal.Signals) -> None:
     with program(root, PROGRAM) as running:
         assert running.stdout

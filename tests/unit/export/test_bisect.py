@@ -49,6 +49,7 @@ def tampered(file: Path, layer: int, folder: Path) -> Path:
     return folder / file.name
 
 
+@pytest.mark.slow
 def test_an_equal_graph_passes(chain: tuple[Component, Path]) -> None:
     component, file = chain
     inputs = {"chain": [component.graph.example({"batch": size}) for size in (1, 3)]}

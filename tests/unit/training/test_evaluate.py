@@ -73,6 +73,7 @@ def result(entry: ModelEntry, dataset: Path, work: Path) -> dict[str, Any]:
     return run(entry, dataset, work, limit=2)
 
 
+@pytest.mark.slow
 def test_every_figure_is_there_beside_its_baselines(result: dict[str, Any]) -> None:
     figures = result["figures"]
     assert set(figures) == set(result["protocol"])
@@ -83,10 +84,12 @@ def test_every_figure_is_there_beside_its_baselines(result: dict[str, Any]) -> N
     assert {"model", "real", "still", "slow_zoom"} <= set(figures["sharpness_kept"])
 
 
+@pytest.mark.slow
 def test_the_answer_is_plain_json(result: dict[str, Any]) -> None:
     assert json.loads(json.dumps(result, allow_nan=False))["figures"].keys() == result["figures"].keys()
 
 
+@pytest.mark.slow
 def test_a_random_model_does_not_beat_the_still(result: dict[str, Any]) -> None:
     frechet = result["figures"]["frechet"]
     assert not frechet["beats_both"]
@@ -94,6 +97,7 @@ def test_a_random_model_does_not_beat_the_still(result: dict[str, Any]) -> None:
     assert frechet["model_minus_still_interval"][0] > 0
 
 
+@pytest.mark.slow
 def test_only_held_out_shots_are_used(result: dict[str, Any], work: Path) -> None:
     assert result["settings"]["limit"] == 2
     assert {path.parent.parent.name for path in work.rglob("paired/*/*/*.npy")} == {"shot-0", "shot-2"}

@@ -112,6 +112,7 @@ def test_only_the_adapters_train_and_each_of_them_does(base: UNetSpatioTemporalC
     assert not torch.equal(changed, output(cast(nn.Module, base)))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_run(base: UNetSpatioTemporalConditionModel, tmp_path: Path) -> None:
     whole = Trainer(objective(base), CONFIG, tmp_path / "whole")
     whole.run()

@@ -102,6 +102,7 @@ def test_a_weight_too_few_too_many_or_of_another_shape_is_named(tiny: tuple[Path
         adapt(file, tmp_path / "out", preset("tiny"))
 
 
+@pytest.mark.slow
 def test_a_single_file_is_a_start_for_training(tiny: tuple[Path, Path]) -> None:
     ours, file = tiny
     size = preset("tiny")

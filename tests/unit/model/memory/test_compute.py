@@ -24,6 +24,7 @@ def test_products_convolutions_and_attention_are_counted() -> None:
     assert count_flops(lambda: F.scaled_dot_product_attention(heads, heads, heads)) == 2 * 2 * (2 * 4 * 7 * 7 * 6)
 
 
+@pytest.mark.slow
 def test_the_published_denoiser_needs_what_was_counted_elsewhere() -> None:
     """79.95 TFLOP an evaluation of svd-xt at 25 x 576 x 1024, of networks as published; ours leave some out."""
     published = preset("svd-xt")

@@ -76,6 +76,7 @@ def test_the_ledger_keeps_what_is_alive() -> None:
     assert peak_bytes(work) == 8000
 
 
+@pytest.mark.slow
 def test_a_rehearsal_grows_with_what_is_rehearsed() -> None:
     unet, vae = build_unet(preset("tiny"), task("image-to-video")), build_vae(preset("tiny"))
     latent = LatentShape(6, 4, 8, 8)

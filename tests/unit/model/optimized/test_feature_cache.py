@@ -74,6 +74,7 @@ def test_every_one_is_the_plain_denoiser(unet: torch.nn.Module) -> None:
     assert relative_difference(sample(reusing, row(3)).latents, sample(plain, row(3)).latents) < 1e-5
 
 
+@pytest.mark.slow
 def test_rows_of_different_ages_do_not_know_each_other(unet: torch.nn.Module) -> None:
     denoiser = FeatureCacheDenoiser(unet, CpuThreads(2), every=2)  # type: ignore[arg-type]
     alone = [sample(denoiser, row(seed, steps)) for seed, steps in ((1, 4), (2, 5))]

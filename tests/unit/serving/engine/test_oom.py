@@ -33,6 +33,7 @@ def test_the_widest_tensor_of_svd_xt_stays_countable(frames: int, exported: bool
     assert slots * widest <= MAX_ELEMENTS < (slots + 1) * widest
 
 
+@pytest.mark.slow
 def test_two_guided_clips_of_svd_xt_make_no_tensor_that_a_kernel_cannot_count() -> None:
     """Counted on meta tensors at full size: the largest tensor of a fused call with the most slots there may be."""
     unet = build_unet(preset("svd-xt"), task("image-to-video"), device="meta").eval()

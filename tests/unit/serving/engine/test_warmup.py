@@ -34,6 +34,7 @@ def test_a_model_that_is_slow_here_is_served_with_estimates_and_nothing_runs(
     assert read_profile(model.entry.path, model.machine) is None  # estimates are not kept as measurements
 
 
+@pytest.mark.slow
 def test_a_model_that_is_quick_here_is_measured_once(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     warmup.warm_up(model)
     stored = read_profile(model.entry.path, model.machine)

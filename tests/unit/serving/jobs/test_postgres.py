@@ -29,7 +29,7 @@ from tests.unit.serving.jobs.test_transitions import OUTPUT, new_job
 
 pgserver = pytest.importorskip("pgserver", reason="needs the pgserver wheel")
 pytest.importorskip("psycopg", reason="needs the postgres extra")
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # the server alone starts in seconds
 
 
 @pytest.fixture(scope="module")

@@ -96,6 +96,7 @@ def test_what_is_no_manifest_is_told(tmp_path: Path) -> None:
         open_render_list("nosuch://bucket/manifest.jsonl")
 
 
+@pytest.mark.slow
 def test_a_protocol_without_its_package_is_told_with_what_brings_it(tmp_path: Path) -> None:
     """Asked of an interpreter in which s3fs and dropbox's package cannot be imported."""
     code = (

@@ -173,6 +173,7 @@ def test_what_is_odd_is_recorded(tmp_path: Path) -> None:
     assert probe(tmp_path / "ten-bit.mp4").pix_fmt == "yuv420p10le"
 
 
+@pytest.mark.slow
 def test_none_stops_the_run_and_each_has_its_line(tmp_path: Path) -> None:
     films = tmp_path / "films"
     films.mkdir()

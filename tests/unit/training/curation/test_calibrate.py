@@ -257,7 +257,7 @@ def server(prepared: tuple[Path, CalibrationPlan, list[str]], tmp_path: Path) ->
     for name in ("clips", "stills"):
         (tmp_path / name).symlink_to(folder / name)
     with VotingServer(tmp_path) as running:
-        thread = threading.Thread(target=running.serve_forever)
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,))
         thread.start()
         yield running
         running.shutdown()

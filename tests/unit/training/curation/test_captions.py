@@ -118,7 +118,7 @@ def endpoint() -> Iterator[Any]:
         running: Any = server
         running.asked, running.status, running.garbled = [], 200, False
         running.url = f"http://127.0.0.1:{server.server_port}/v1"
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield running
         server.shutdown()

@@ -208,6 +208,7 @@ def corners(picture: np.ndarray) -> list[np.ndarray]:
     return [picture[y, x].astype(int) for y in (5, -5) for x in (5, -5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bframes.mkv", "odd_vp9.webm", "plain.mp4", "full709.mp4", "rot90.mp4"])
 def test_each_case_gives_two_clips_of_sixty_frames(name: str, curated: tuple) -> None:
     out, clips = curated
@@ -215,6 +216,7 @@ def test_each_case_gives_two_clips_of_sixty_frames(name: str, curated: tuple) ->
     assert all(len(pictures(out / clip.file)) == 60 for clip in clips[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain.mp4", "full709.mp4", "bframes.mkv"])
 def test_corners_keep_their_colours_in_every_frame(name: str, curated: tuple) -> None:
     out, clips = curated
@@ -224,6 +226,7 @@ def test_corners_keep_their_colours_in_every_frame(name: str, curated: tuple) ->
                 assert np.abs(seen - right).max() <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_a_portrait_is_upright_in_tables_and_training(curated: tuple) -> None:
     out, clips = curated
     for clip in clips["rot90.mp4"]:
@@ -234,6 +237,7 @@ def test_a_portrait_is_upright_in_tables_and_training(curated: tuple) -> None:
                 assert np.abs(seen - right).max() <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_how_a_camera_moves_is_told_as_it_is_seen(curated: tuple, tmp_path: Path) -> None:
     """The same film stored upright and turned has captions of the same motion once turned back by hand."""
     out, clips = curated
@@ -246,6 +250,7 @@ def test_how_a_camera_moves_is_told_as_it_is_seen(curated: tuple, tmp_path: Path
         assert captions[turned.clip_id].rpartition("; ")[2] in (swapped, said if "camera" not in said else swapped)
 
 
+@pytest.mark.slow
 def test_an_anamorphic_ball_is_round(curated: tuple) -> None:
     out, clips = curated
     assert {clip.width for clip in clips["anam.mp4"]} == {228}
@@ -256,6 +261,7 @@ def test_an_anamorphic_ball_is_round(curated: tuple) -> None:
         assert abs(tall - wide) <= 4
 
 
+@pytest.mark.slow
 def test_hdr10_bars_are_bt709(curated: tuple) -> None:
     out, clips = curated
     assert clips["pq.mp4"]

@@ -107,6 +107,7 @@ def test_overlapping_boxes_count_once() -> None:
     assert covered(np.empty((0, 4, 2)), 100, 200) == 0
 
 
+@pytest.mark.slow
 def test_text_is_found_where_there_is_some_and_not_where_there_is_none(tmp_path: Path) -> None:
     pytest.importorskip("rapidocr")
     picture = Image.fromarray(np.full((180, 320, 3), 30, np.uint8))

@@ -39,6 +39,7 @@ def test_the_halves_of_a_batch_are_frames_of_the_same_shots(objective: Contrasti
     assert float(pixels.min()) >= -1.001 and float(pixels.max()) <= 1.001
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(objective: ContrastiveObjective) -> None:
     optimizer = torch.optim.AdamW(objective.module.parameters(), lr=1e-3)
     losses = []
