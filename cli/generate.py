@@ -6,7 +6,7 @@ import json
 import secrets
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from model.catalog import ModelEntry
     from model.media.upscale import Upscalers
     from model.params import Params
+    from model.sources.layout import Precision
     from model.stages import Stages
     from model.tasks import TaskSpec
     from serving.engine.local import Generated
@@ -95,11 +96,9 @@ def generate(
     """Turn a still, two stills or a prompt into a short video."""
     from cli.progress import reporting
     from model.media.image import fit_picture, open_picture, to_png
-    from model.media.upscale import Upscalers, parse_files
     from model.precision import resolve_dtype
     from model.sources.source import find
     from serving.engine.settings import EngineSettings
-    from serving.interpolation.plan import StageWishes, plan_stages, split_frames
     from serving.provenance.finish import finish
 
     stills = {name: path for name, path in (("image", image), ("last_image", last_image)) if path is not None}
@@ -127,30 +126,21 @@ def generate(
         "lora": adapter,
         "lora_scale": lora_scale,
     }
+    seed = secrets.randbelow(2**31) if seed is None else seed
     interpolator = (interpolation_model or SHIPPED_INTERPOLATOR) if interpolate or interpolation_model else None
-    between = None if interpolator is None else find(interpolator, precision)
-    upscalers = Upscalers(parse_files(upscaler or ""))
-    wishes = StageWishes(
-        interpolate=False if between is None else between.name,
-        upscale=upscale if upscale is not None or upscaler is None else 2,
-        upscaler=upscalers.names[-1],
-    )
     if seconds is not None:
         fields["num_frames"] = frames_of(entry, seconds, fps)
-    clip, frames = split_frames(entry, fields, wishes)
-    params = entry.resolve(clip, secrets.randbelow(2**31) if seed is None else seed)
+    staged = None
+    if seconds is None and interpolator is None and upscale is None and upscaler is None:
+        params = entry.resolve(fields, seed)
+    else:
+        params, staged = _with_stages(entry, fields, seed, interpolator, upscale, upscaler, precision)
     pictures = tuple(to_png(fit_picture(opened[name], *params.picture_fit)) for name in entry.task.pictures)
     opened.clear()  # photographs are large, and the pictures are all that the video is made of
-    extender = entry
-    if frames is not None and entry.task.name != "image-to-video":
-        extender = find("mini-image-to-video", precision)
-    served = [extender] if between is None else [extender, between]
-    stages = plan_stages(served, entry, params, wishes, frames, upscalers)
-    models = {"extend": extender} | ({} if between is None else {"interpolate": between})
     settings = EngineSettings(**engine_options)
     check_writable(video.parent)
     with reporting() as report:
-        generated = _sample(entry, params, pictures, stages, models, upscalers, container, settings, report)
+        generated = _sample(entry, params, pictures, staged, container, settings, report)
     finished = finish(generated.completed, params, pictures, container.value)
     write_whole(video, finished.video)
     write_whole(sheet, generated.completed.frames)
@@ -227,13 +217,51 @@ def outputs(stills: Sequence[Path], out: Path | None, format: FormatChoice | Non
     return out, sheet, container
 
 
+class _Staged(NamedTuple):
+    """The stages behind a clip, and what they run on."""
+
+    stages: Stages
+    models: dict[str, ModelEntry]
+    upscalers: Upscalers
+
+
+def _with_stages(
+    entry: ModelEntry,
+    fields: dict[str, Any],
+    seed: int,
+    interpolator: str | None,
+    upscale: int | None,
+    upscaler: str | None,
+    precision: Precision,
+) -> tuple[Params, _Staged]:
+    """The clip's settings, and the stages behind it."""
+    from model.media.upscale import Upscalers, parse_files
+    from model.sources.source import find
+    from serving.interpolation.plan import StageWishes, plan_stages, split_frames
+
+    between = None if interpolator is None else find(interpolator, precision)
+    upscalers = Upscalers(parse_files(upscaler or ""))
+    wishes = StageWishes(
+        interpolate=False if between is None else between.name,
+        upscale=upscale if upscale is not None or upscaler is None else 2,
+        upscaler=upscalers.names[-1],
+    )
+    clip, frames = split_frames(entry, fields, wishes)
+    params = entry.resolve(clip, seed)
+    extender = entry
+    if frames is not None and entry.task.name != "image-to-video":
+        extender = find("mini-image-to-video", precision)
+    served = [extender] if between is None else [extender, between]
+    stages = plan_stages(served, entry, params, wishes, frames, upscalers)
+    models = {"extend": extender} | ({} if between is None else {"interpolate": between})
+    return params, _Staged(stages, models, upscalers)
+
+
 def _sample(
     entry: ModelEntry,
     params: Params,
     pictures: tuple[bytes, ...],
-    stages: Stages,
-    models: dict[str, ModelEntry],
-    upscalers: Upscalers,
+    staged: _Staged | None,
     container: FormatChoice,
     settings: EngineSettings,
     report: Report,
@@ -241,7 +269,7 @@ def _sample(
     from cli.progress import of_events
 
     progress = of_events(report)
-    if not stages:
+    if staged is None or not staged.stages:
         from serving.engine.local import generate as sample
 
         return sample(entry, params, pictures, output_format=container.value, progress=progress, settings=settings)
@@ -251,12 +279,12 @@ def _sample(
         entry,
         params,
         pictures,
-        stages,
-        models,
+        staged.stages,
+        staged.models,
         output_format=container.value,
         progress=progress,
         settings=dict.fromkeys(("generate", "extend", "interpolate"), settings),
-        upscalers=upscalers,
+        upscalers=staged.upscalers,
     )
 
 

@@ -124,10 +124,13 @@ class LoadedModel:
         )
 
 
-def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
+def load_model(entry: ModelEntry, settings: EngineSettings, *, one_request: bool = False) -> LoadedModel:
     """Load a checkpoint and make its denoiser.
 
     Where an autoencoder overflows in half precision (`force_upcast` in its config), its encoder stays in float32.
+
+    Args:
+        one_request: whether it serves one request, without previews: no encoding is stored for a later one.
 
     Raises:
         CheckpointError: the folder is incomplete or does not fit, or a LoRA that it offers does not.
@@ -140,7 +143,8 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     if device == "cpu":
         retain_freed_memory()
     checkpoint = load(entry, device=device, dtype=getattr(torch, settings.dtype), graphs_on=settings.device)
-    checkpoint = replace(checkpoint, encodings=EncodingCache())
+    if not one_request:
+        checkpoint = replace(checkpoint, encodings=EncodingCache())
     # An export keeps its own dtype, whatever is requested.
     settings = replace(settings, dtype=cast(DtypeName, str(checkpoint.unet.dtype).removeprefix("torch.")))
     cores = CpuThreads(settings.cores, settings.deterministic)
@@ -181,7 +185,8 @@ def load_model(entry: ModelEntry, settings: EngineSettings) -> LoadedModel:
     if offload is not None:
         with LoadedModel(checkpoint, denoiser, settings, offload=offload).encoding():
             pass  # from now on they live where they are offloaded to
-    return LoadedModel(checkpoint, denoiser, settings, latent_colours(entry), vram=vram, offload=offload)
+    colours = None if one_request else latent_colours(entry)
+    return LoadedModel(checkpoint, denoiser, settings, colours, vram=vram, offload=offload)
 
 
 def _wrapped(denoiser: Denoiser, checkpoint: Checkpoint, fixed: int | None, loras: Mapping[str, Lora]) -> Denoiser:

@@ -67,7 +67,7 @@ def generate(
         GenerationFailed: the latents overflowed.
     """
     if isinstance(model, ModelEntry):
-        model = load_model(model, settings or EngineSettings())
+        model = load_model(model, settings or EngineSettings(), one_request=True)
     how = model.settings
     torch.set_num_threads(how.fixed_threads if how.deterministic else how.cores)
     request = EngineRequest("local", model.entry.name, params, images, output_format)
