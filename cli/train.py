@@ -54,8 +54,9 @@ def train(
 
 def _plan(recipe: str | None, overrides: list[str], processes: int) -> list[str]:
     """What a denoiser's run needs; the published recipes can be planned too."""
-    from training.config import DenoiserConfig, LoraConfig, with_overrides
+    from training.config import DenoiserConfig, LoraConfig
     from training.memory_plan import describe_arithmetic, plan
+    from training.overrides import with_overrides
     from training.recipes import PUBLISHED, RECIPES
 
     known = {**RECIPES, **PUBLISHED}

@@ -5,13 +5,12 @@ Nothing is left to defaults of the moment: what a run does is what its config sa
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_type_hints
 
 from model.errors import InvalidRequest
 from model.params import LCM_LEVELS
+from training.data.config import MOST_UNREADABLE, CameraData, EndsData, FilmData, OrbitData, PromptedData
 
 METHODS = ("adamw", "muon")
 
@@ -94,9 +93,6 @@ class Buckets:
 
 ProgressCallback = Callable[[str, int, int], None]
 """Called with (what, done, total) as long work goes on; (message, 0, 0) is a message alone."""
-
-MOST_UNREADABLE = 0.1
-"""Share of a dataset's clips that may be unreadable before training stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,105 +182,6 @@ class ImageEncoderConfig:
     temperature: float
     text_weight: float
     most_unreadable: float = MOST_UNREADABLE
-
-
-@dataclass(frozen=True, slots=True)
-class FilmData:
-    """Film clips, and camera moves over photographs: image-to-video's data.
-
-    Args:
-        keep_every: of the film's frames, only every so many-th is read at all.
-        strides: strides a clip may have over the kept frames; its fps is the film's over both.
-        still_share: share of clips made from a photograph by a rendered camera move.
-        moves: how many such clips there are.
-        noise_aug_log_mean, noise_aug_log_std: of ln(sigma) of the noise on the conditioning picture.
-        renderer: of camera moves: `window` (training.data.moves), `paths` or `slow-pan` (training.data.camera_paths).
-    """
-
-    keep_every: int
-    strides: tuple[int, ...]
-    still_share: float
-    moves: int
-    noise_aug_log_mean: float
-    noise_aug_log_std: float
-    renderer: str = "window"
-
-
-@dataclass(frozen=True, slots=True)
-class PromptedData:
-    """Captioned clips: a virtual camera over film frames and photographs, and film.
-
-    Args:
-        keep_every, strides: as in FilmData.
-        camera_clips: how many clips of a virtual camera there are; the motions take turns.
-        film_share: share of the iterations' clips that are film, the rest are of the camera.
-        image_share: share of rows that are independent pictures in place of a clip (joint training; 1: pictures only).
-        motion_alone, motion_untold: shares of captions that are only the motion's name, or lack it; the rest have both.
-        bucket_untold: share of clips whose motion bucket is told as the middle of the scale, so that the prompt rules.
-        pan_travel: least and greatest way of a panning camera, in heights of what it sees.
-        motions: which of the camera's motions there are.
-    """
-
-    keep_every: int
-    strides: tuple[int, ...]
-    camera_clips: int
-    film_share: float
-    image_share: float
-    motion_alone: float
-    motion_untold: float
-    bucket_untold: float
-    pan_travel: tuple[float, float] = (0.3, 1.0)
-    motions: tuple[str, ...] = ("pan left", "pan right", "zoom in", "zoom out", "still")
-
-
-@dataclass(frozen=True, slots=True)
-class EndsData:
-    """Short film clips of which both ends are given: frame interpolation's data.
-
-    Args:
-        strides: over the film's frames.
-        still_moving: flow, in short sides a second, added to a clip's own when clips are drawn in proportion to it.
-        noise_aug_log_mean, noise_aug_log_std: of ln(sigma) of the noise on the ends' latents.
-    """
-
-    strides: tuple[int, ...]
-    still_moving: float
-    noise_aug_log_mean: float
-    noise_aug_log_std: float
-
-
-@dataclass(frozen=True, slots=True)
-class OrbitData:
-    """Rendered orbits around objects (training.data.orbits): multi-view's data.
-
-    Args:
-        fps, motion_bucket_id: told of every clip, since an orbit of fixed length has one speed.
-        noise_aug_log_mean, noise_aug_log_std: of ln(sigma) of the noise on the conditioning picture.
-    """
-
-    fps: int
-    motion_bucket_id: int
-    noise_aug_log_mean: float
-    noise_aug_log_std: float
-
-
-@dataclass(frozen=True, slots=True)
-class CameraData:
-    """Clips of a virtual camera over film frames and photographs: a camera LoRA's data.
-
-    Args:
-        motions: those of training.data.camera that it is to learn; they take turns.
-        clips: how many there are.
-        bucket_drawn: share of clips that are told a motion bucket drawn from the whole scale in place of the measured
-            one, so that the LoRA rules whatever the bucket; 0 leaves the amount of motion to the bucket.
-        noise_aug_log_mean, noise_aug_log_std: of ln(sigma) of the noise on the conditioning picture.
-    """
-
-    motions: tuple[str, ...]
-    clips: int
-    bucket_drawn: float
-    noise_aug_log_mean: float
-    noise_aug_log_std: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,67 +342,3 @@ class LoraConfig:
 Denoising = DenoiserConfig | LoraConfig
 """What trains on the denoising objective, or, where it is a ConsistencyConfig, on the consistency one."""
 Config = VAEConfig | DecoderConfig | EquivarianceConfig | ImageEncoderConfig | Denoising
-
-
-def completed(config: Any, saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved config with the settings that came later than it, at their defaults.
-
-    Args:
-        config: the config that it is to be compared with; the dataclasses are its.
-    """
-    out = dict(saved)
-    for field in dataclasses.fields(config):
-        own = getattr(config, field.name)
-        if field.name not in saved and field.default is not dataclasses.MISSING:
-            whole = dataclasses.is_dataclass(field.default) and not isinstance(field.default, type)
-            out[field.name] = dataclasses.asdict(field.default) if whole else field.default
-        elif dataclasses.is_dataclass(own) and isinstance(saved.get(field.name), dict):
-            out[field.name] = completed(own, saved[field.name])
-    return out
-
-
-def with_overrides(config: Config, overrides: list[str]) -> Config:
-    """The config with `key=value` settings replaced; `optim.lr=1e-4` reaches into the nested part.
-
-    Raises:
-        InvalidRequest: no such key, or a value that is not of its type.
-    """
-    for setting in overrides:
-        key, separator, text = setting.partition("=")
-        if not separator:
-            raise InvalidRequest(f"--set takes key=value, not {setting!r}", param="set")
-        config = _replaced(config, key.strip().split("."), text.strip(), key)
-    return config
-
-
-def _pair(text: str) -> tuple[float, float]:
-    low, high = text.split(",")
-    return float(low), float(high)
-
-
-_TRUTH = {"true": True, "false": False}
-_PARSERS: dict[Any, Callable[[str], Any]] = {
-    tuple[float, ...]: lambda text: tuple(float(one) for one in text.split(",") if one.strip()),
-    int: int,
-    float: float,
-    str: str,
-    bool: lambda text: _TRUTH[text.lower()],
-    tuple[float, float]: _pair,
-    tuple[int, ...]: lambda text: tuple(int(one) for one in text.split(",")),
-    tuple[str, ...]: lambda text: tuple(one.strip() for one in text.split(",")),
-}
-
-
-def _replaced(part: Any, path: list[str], text: str, key: str) -> Any:
-    names = {field.name for field in dataclasses.fields(part)}
-    if path[0] not in names:
-        raise InvalidRequest(f"no setting is called {key!r}; there are: {', '.join(sorted(names))}", param="set")
-    current = getattr(part, path[0])
-    if len(path) > 1:
-        return dataclasses.replace(part, **{path[0]: _replaced(current, path[1:], text, key)})
-    kind = get_type_hints(type(part))[path[0]]
-    try:
-        value = _PARSERS[kind](text)
-    except (KeyError, ValueError) as error:
-        raise InvalidRequest(f"{key} takes a {kind}, not {text!r}", param="set") from error
-    return dataclasses.replace(part, **{path[0]: value})

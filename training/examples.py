@@ -18,8 +18,9 @@ from model.errors import DataError, InvalidRequest
 from model.presets import preset
 from model.shapes import VAE_STRIDE, VideoShape, nearest
 from model.tasks import task
-from training.config import DenoiserConfig, EndsData, FilmData, LoraConfig, OrbitData, ProgressCallback, PromptedData
+from training.config import DenoiserConfig, LoraConfig, ProgressCallback
 from training.data.camera import camera_clips
+from training.data.config import EndsData, FilmData, OrbitData, PromptedData
 from training.data.excluded_clips import ExcludedClips
 from training.data.frames import Clip, load_sized, readable_photos, shown_size, subsample
 from training.data.latents import LatentClip, encode_clips

@@ -14,11 +14,11 @@ from typing import Any, cast
 
 from model.catalog import FIGURES, OPTIONS, ModelEntry
 from model.tasks import TASKS
-from training.config import completed
 from training.data import sources
 from training.data.orbits import LICENCE, NAME, PACKAGE
 from training.data.photographs import GCOMPRIS, MVTB, ONE_IN, PHOTOGRAPHS
 from training.data.shards import CURATED
+from training.overrides import completed
 from training.recipes import RECIPES
 
 CURVE = "training-curve.png"

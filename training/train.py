@@ -26,7 +26,6 @@ from training.config import (
     LoraConfig,
     ProgressCallback,
     VAEConfig,
-    with_overrides,
 )
 from training.data import orbits
 from training.data.excluded_clips import ExcludedClips
@@ -37,6 +36,7 @@ from training.examples import examples_of, training_items
 from training.lora import LoraObjective, base_entry, load_base, pin_base, release_lora
 from training.memory_plan import describe, plan
 from training.objectives.protocol import Decode, Examples, Objective
+from training.overrides import with_overrides
 from training.recipes import PUBLISHED, RECIPES
 from training.runs import resolve_source
 from training.trainer import Trainer, has_state

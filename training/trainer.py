@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from model.errors import DataError
 from training import sharded_checkpoint
-from training.config import Config, Optim, ProgressCallback, completed
+from training.config import Config, Optim, ProgressCallback
 from training.distributed import (
     average_plain_gradients,
     clip_gradients,
@@ -35,6 +35,7 @@ from training.distributed import (
 from training.memory_plan import PeakMemory, describe, log_values
 from training.objectives.protocol import Objective
 from training.optimizers import EMA, MOMENTS, build_optimizer
+from training.overrides import completed
 from training.run_log import RunLog
 from training.runs import STATE
 

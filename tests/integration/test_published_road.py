@@ -15,11 +15,12 @@ from model.checkpoint import load
 from model.errors import DataError, InvalidRequest
 from tests.integration.test_training_road import make_dataset
 from tests.unit.training.published_folders import TINY, stable_diffusion, stable_video_diffusion
-from training.config import DenoiserConfig, with_overrides
+from training.config import DenoiserConfig
 from training.data.excluded_clips import ExcludedClips
 from training.memory_plan import inputs_of
 from training.objectives.buckets import BucketedExamples
 from training.objectives.denoise import DenoiseObjective
+from training.overrides import with_overrides
 from training.recipes import PUBLISHED
 from training.train import build_objective, train
 

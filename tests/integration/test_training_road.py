@@ -21,11 +21,12 @@ from model.errors import DataError, InvalidRequest
 from model.media.video import encode_video
 from model.sampling.sampler import prepare_row, sample
 from model.vae import decode
-from training.config import DenoiserConfig, with_overrides
+from training.config import DenoiserConfig
 from training.data.orbits import prepare
 from training.data.starter import Item
 from training.initial_weights import build_network
 from training.model_card import CURVE, commands, write_card
+from training.overrides import with_overrides
 from training.recipes.multi_view import mini_multi_view
 from training.train import train
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from model.errors import DataError
-from training.config import MOST_UNREADABLE, ProgressCallback
+from training.config import ProgressCallback
+from training.data.config import MOST_UNREADABLE
 
 _NAMED = 20
 

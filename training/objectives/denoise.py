@@ -34,7 +34,8 @@ from model.sampling.row import BatchKey, Row
 from model.sampling.sampler import append_dims, precondition, sample
 from model.sampling.schedule import make_schedule
 from model.shapes import LatentShape
-from training.config import DenoiserConfig, Denoising, PromptedData
+from training.config import DenoiserConfig, Denoising
+from training.data.config import PromptedData
 from training.data.seeding import generator
 from training.distributed import all_reduce_sum, rank_and_size, shard
 from training.fast_blocks import speed_up

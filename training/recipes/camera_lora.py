@@ -6,7 +6,8 @@ Their clips are rendered (training.data.camera) over the starter dataset's foota
 import dataclasses
 
 from model.tasks import IMAGE_TO_VIDEO
-from training.config import CameraData, LoraConfig, Runtime
+from training.config import LoraConfig, Runtime
+from training.data.config import CameraData
 from training.recipes.image_to_video import MINI_OPTIM
 
 

@@ -3,7 +3,8 @@
 import dataclasses
 
 from model.tasks import FRAME_INTERPOLATION
-from training.config import DenoiserConfig, EndsData, Runtime
+from training.config import DenoiserConfig, Runtime
+from training.data.config import EndsData
 from training.recipes.image_to_video import MINI_OPTIM
 
 

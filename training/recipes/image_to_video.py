@@ -3,7 +3,8 @@
 import dataclasses
 
 from model.tasks import IMAGE_TO_VIDEO
-from training.config import ConsistencyConfig, DenoiserConfig, Distillation, FilmData, Optim, Runtime
+from training.config import ConsistencyConfig, DenoiserConfig, Distillation, Optim, Runtime
+from training.data.config import FilmData
 
 MINI_OPTIM = Optim(
     iterations=1700,

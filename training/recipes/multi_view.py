@@ -3,7 +3,8 @@
 import dataclasses
 
 from model.tasks import MULTI_VIEW
-from training.config import DenoiserConfig, OrbitData, Runtime
+from training.config import DenoiserConfig, Runtime
+from training.data.config import OrbitData
 from training.recipes.image_to_video import MINI_OPTIM
 
 

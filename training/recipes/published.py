@@ -18,20 +18,8 @@ from __future__ import annotations
 import dataclasses
 
 from model.tasks import IMAGE_TO_VIDEO, TASKS
-from training.config import (
-    Buckets,
-    CameraData,
-    ConsistencyConfig,
-    DenoiserConfig,
-    Distillation,
-    EndsData,
-    FilmData,
-    LoraConfig,
-    Optim,
-    OrbitData,
-    PromptedData,
-    Runtime,
-)
+from training.config import Buckets, ConsistencyConfig, DenoiserConfig, Distillation, LoraConfig, Optim, Runtime
+from training.data.config import CameraData, EndsData, FilmData, OrbitData, PromptedData
 
 CAPTIONED = PromptedData(
     keep_every=1,

@@ -14,7 +14,8 @@ one speed a motion, and in many captions by the name of the motion alone.
 import dataclasses
 
 from model.tasks import TEXT_TO_VIDEO
-from training.config import DenoiserConfig, PromptedData, Runtime
+from training.config import DenoiserConfig, Runtime
+from training.data.config import PromptedData
 from training.recipes.image_to_video import MINI_OPTIM
 
 PICTURES = PromptedData(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from model.errors import InvalidRequest
-from training.config import DenoiserConfig, PromptedData, with_overrides
+from training.config import DenoiserConfig
 from training.data.camera import MOTIONS, PAN_TRAVEL
+from training.data.config import PromptedData
+from training.overrides import with_overrides
 from training.recipes import RECIPES
 from training.recipes.image_to_video import mini_image_to_video
 from training.recipes.text_to_video import PICTURES, mini_text_to_video

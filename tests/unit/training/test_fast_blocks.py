@@ -15,7 +15,7 @@ from model.presets import preset
 from model.tasks import task
 from model.unet import build_unet
 from tests.unit.training import toy_run
-from training.config import PromptedData
+from training.data.config import PromptedData
 from training.fast_blocks import FastResBlock, FastTransformer, speed_up
 from training.objectives.denoise import DenoiseObjective
 

@@ -22,13 +22,14 @@ from model.tasks import task
 from model.unet import build_unet, count_parameters
 from model.vae import build_vae
 from tests.unit.training.support import moving_square
-from training.config import LoraConfig, Runtime, with_overrides
+from training.config import LoraConfig, Runtime
 from training.data.camera import MOTIONS, camera_clips
 from training.data.latents import LatentClip
 from training.data.motion_bucket import MotionMap
 from training.lora import LoraLinear, LoraObjective, adapt
 from training.objectives.examples.film import CameraExamples
 from training.objectives.protocol import Batch
+from training.overrides import with_overrides
 from training.recipes.camera_lora import mini_camera_lora_horizontal, mini_camera_lora_static
 from training.trainer import Trainer
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from training.config import with_overrides
 from training.data.shards import CURATED
 from training.model_card import commands
+from training.overrides import with_overrides
 from training.recipes import RECIPES
 
 

@@ -13,8 +13,9 @@ from model.errors import CheckpointError, DataError
 from model.presets import preset
 from tests.unit.model.sources.support import as_hub_cache, published
 from tests.unit.training.published_folders import stable_diffusion
-from training.config import Buckets, DenoiserConfig, completed, with_overrides
+from training.config import Buckets, DenoiserConfig
 from training.initial_weights import published_start
+from training.overrides import completed, with_overrides
 from training.recipes import PUBLISHED
 from training.recipes.image_to_video import mini_image_to_video
 from training.runs import PUBLISHED_NAMES, is_run, is_single_file, resolve_source

@@ -20,12 +20,13 @@ from model.optimized.rewrites import rewrite_exactly
 from model.presets import preset
 from model.tasks import task
 from model.unet import build_unet
-from training.config import DenoiserConfig, with_overrides
+from training.config import DenoiserConfig
 from training.data.latents import LatentClip
 from training.initial_weights import unet_of
 from training.joint_image_video import enable_image_rows
 from training.objectives.denoise import DenoiseObjective
 from training.objectives.protocol import Batch
+from training.overrides import with_overrides
 from training.recipes.text_to_video import mini_text_to_video
 from training.trainer import Trainer, has_state
 

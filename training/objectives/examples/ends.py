@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from model.conditioning import between_ends
-from training.config import DenoiserConfig, EndsData
+from training.config import DenoiserConfig
+from training.data.config import EndsData
 from training.data.latents import LatentClip
 from training.data.motion_bucket import MotionMap
 from training.objectives.examples.drawing import draw_window, lognormal, uniform, usable_strides

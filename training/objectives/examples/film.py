@@ -13,7 +13,8 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
 
-from training.config import CameraData, DenoiserConfig, FilmData, LoraConfig
+from training.config import DenoiserConfig, LoraConfig
+from training.data.config import CameraData, FilmData
 from training.data.latents import LatentClip
 from training.data.motion_bucket import HIGHEST_BUCKET, LOWEST_BUCKET, MotionMap
 from training.objectives.examples.drawing import (

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
-from training.config import DenoiserConfig, OrbitData
+from training.config import DenoiserConfig
+from training.data.config import OrbitData
 from training.data.latents import LatentClip
 from training.objectives.examples.drawing import choice, lognormal, noisy_latent, uniform
 from training.objectives.protocol import Batch

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from model.conditioning import text_context
 from model.encoders import TextEncoder
-from training.config import DenoiserConfig, PromptedData
+from training.config import DenoiserConfig
 from training.curation.captions.choice import SHARES, choose_caption
 from training.data.attribute_captions import attribute_caption
+from training.data.config import PromptedData
 from training.data.latents import LatentClip
 from training.data.motion_bucket import MotionMap
 from training.objectives.examples.drawing import ClipWindow, choice, draw_window, uniform, usable_strides

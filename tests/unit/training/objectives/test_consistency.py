@@ -19,11 +19,12 @@ from model.sampling.sampler import append_dims, precondition
 from model.sampling.schedule import karras_sigmas, lcm_sigmas
 from model.tasks import task
 from model.unet import build_unet
-from training.config import ConsistencyConfig, Distillation, with_overrides
+from training.config import ConsistencyConfig, Distillation
 from training.data.latents import LatentClip
 from training.distilled_levels import level_weights, teacher_sigmas
 from training.objectives.consistency import ConsistencyObjective
 from training.objectives.protocol import Batch
+from training.overrides import with_overrides
 from training.recipes import PUBLISHED, RECIPES
 from training.trainer import Trainer
 

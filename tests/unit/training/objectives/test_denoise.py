@@ -17,7 +17,8 @@ from model.tasks import task
 from model.unet import build_unet
 from model.vae import build_vae, encode_mode
 from tests.unit.training.support import moving_square
-from training.config import DenoiserConfig, FilmData
+from training.config import DenoiserConfig
+from training.data.config import FilmData
 from training.data.frames import subsample
 from training.data.latents import LatentClip, encode_clips, to_pixels
 from training.data.motion_bucket import MotionMap, measure_flow
