@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpcore2
 import pytest
+import typer.testing
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -30,6 +31,9 @@ install_import_hook(_modules_with_shapes(), "beartype.beartype")
 
 # Every HTTP client reads the system's certificates, a tenth of a second each; no test needs its own reading of them.
 httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
+
+# Typer makes the commands from their signatures anew for each call, a tenth of a second; they are always the same.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported: no GPU, so no compiled kernel

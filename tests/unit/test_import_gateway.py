@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CODE = """
 import asyncio, sys
 from pathlib import Path
@@ -25,6 +27,7 @@ sys.exit(f"imported {heavy}" if heavy else 0)
 """
 
 
+@pytest.mark.slow
 def test_serving_a_job_imports_no_torch(tmp_path: Path, root: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CODE, str(tmp_path)], cwd=root, capture_output=True, text=True, check=False

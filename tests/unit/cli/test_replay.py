@@ -43,6 +43,7 @@ def test_the_video_is_made_again_from_itself(folder: Path, tmp_path: Path) -> No
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_manifest_alone_is_enough_and_a_change_shows(folder: Path, tmp_path: Path) -> None:
     manifest = provenance.read((folder / "clip.mp4").read_bytes())
     assert manifest is not None

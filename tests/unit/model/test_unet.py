@@ -83,6 +83,7 @@ def test_the_new_weights_are_zero_and_learn() -> None:
     assert bool(unet.add_embedding.linear_1.weight.grad[:, was.vector_size :].any())
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(pair=st.tuples(st.sampled_from(sorted(TASKS)), st.sampled_from(sorted(TASKS))))
 def test_growth_never_drops_an_input(pair: tuple[str, str]) -> None:

@@ -140,7 +140,7 @@ async def test_after_a_day_it_is_given_up(database: Database, clock: Clock, rece
     complete(database, clock, receiver.url)
     delivering = deliverer(database, clock)
     began, tries = clock.now, 0
-    while clock.now < began + 3 * GIVE_UP_S:
+    while clock.now < began + 2 * GIVE_UP_S:
         tries += await delivering.deliver_due()
         clock.now += 600
     await delivering.stop()

@@ -57,11 +57,13 @@ def test_running_again_changes_nothing_and_does_nothing(films: Path, dataset: Pa
     assert {path: path.stat().st_mtime_ns for path in (dataset / "parts").rglob("*.jsonl")} == pieces
 
 
+@pytest.mark.slow
 def test_another_folder_gets_the_same_content(films: Path, dataset: Path, tmp_path: Path) -> None:
     outcome = curate([films], tmp_path / "E", SETTINGS)
     assert outcome.manifest["content_sha256"] == manifest(dataset)["content_sha256"]
 
 
+@pytest.mark.slow
 def test_other_clips_give_another_hash(films: Path, dataset: Path, tmp_path: Path) -> None:
     small = Settings(rules=ClipRules(0.5, 1.0), scorers=("picture",), captioners=("measured",))
     assert curate([films], tmp_path / "E", small).manifest["content_sha256"] != manifest(dataset)["content_sha256"]
