@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from enum import StrEnum
 from importlib.util import find_spec
@@ -107,7 +108,7 @@ def serve(
     from serving.gateway import create_app
     from serving.gateway.auth import any_keys, check_exposed
     from serving.jobs.artifacts import Artifacts
-    from serving.observe.logs import configure
+    from serving.observe.logs import START, configure
 
     fields: dict[str, Any] = {
         "host": host,
@@ -149,6 +150,7 @@ def serve(
     )
     listener = server.listen(settings.host, settings.port)
     names = ", ".join(entry.name for entry in entries)
+    logging.getLogger(START).info("opening %s; jobs wait until %s can be served", server.url_of(listener), names)
 
     def on_ready(url: str) -> None:
         typer.echo(f"ready: {url} serves {names}; playground at {url}/, API docs at {url}/docs")

@@ -106,7 +106,7 @@ async def _serve(
     if reason is not None:
         server.should_exit = True
     elif not serving.done():
-        on_ready(_url(listener))
+        on_ready(url_of(listener))
     ended_broken = False
     while not serving.done() and not ended_broken:
         await asyncio.wait({serving}, timeout=BROKEN_POLL_S)
@@ -118,7 +118,8 @@ async def _serve(
     return ended_broken
 
 
-def _url(listener: socket.socket) -> str:
+def url_of(listener: socket.socket) -> str:
+    """Where a listening socket is reached over HTTP."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

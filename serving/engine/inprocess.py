@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 
@@ -18,8 +19,10 @@ from serving.engine.protocol import TERMINAL, EngineEvent, EngineRequest
 from serving.engine.settings import EngineSettings
 from serving.engine.stats import EngineStats
 from serving.engine.warmup import load_fastest, warm_up
+from serving.observe.logs import START
 
 logger = logging.getLogger(__name__)
+_progress = logging.getLogger(START)
 
 
 class InProcessEngine:
@@ -111,7 +114,12 @@ class InProcessEngine:
             # torch keeps its thread count per thread, so it is set on this one.
             torch.set_num_threads(settings.fixed_threads if settings.deterministic else settings.cores)
             load = load_fastest if settings.warm_up else load_model
-            models = {entry.name: load(entry, settings) for entry in self._entries}
+            models = {}
+            for number, entry in enumerate(self._entries, 1):
+                began = time.perf_counter()
+                models[entry.name] = load(entry, settings)
+                seconds = time.perf_counter() - began
+                _progress.info("loaded %s in %.1f s (%d of %d)", entry.name, seconds, number, len(self._entries))
             if settings.warm_up:
                 for model in models.values():
                     warm_up(model)

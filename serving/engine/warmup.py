@@ -30,8 +30,9 @@ from serving.engine.oom import free_cached_memory, is_out_of_memory, max_batch_s
 from serving.engine.profile import Profile, read_profile, write_profile
 from serving.engine.settings import EngineSettings
 from serving.engine.stages import synchronize
+from serving.observe.logs import START
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(START)
 
 MAX_MEASURED_BATCH = 8
 PROBE_BYTES = 2**30

@@ -55,6 +55,7 @@ from serving.jobs.records import (
     params_from_json,
     preview_name,
 )
+from serving.observe.logs import JOBS
 from serving.provenance.finish import public
 
 Outcome = Success | Failed | CancelledAt
@@ -130,6 +131,7 @@ def percent(
 
 
 _log = logging.getLogger(__name__)
+_jobs_log = logging.getLogger(JOBS)
 CHECKPOINT_NAME: Final = "checkpoint.safetensors"
 ENGINE_STOPPED: Final = "engine_stopped"
 """The code with which an engine lets go of a job it will not finish."""
@@ -350,6 +352,7 @@ class JobRunner:
                 await run_in_thread(self._artifacts.remove, job.id)
             elif ended.is_terminal:
                 await run_in_thread(self._artifacts.discard, job.id, CHECKPOINT_NAME, *_stage_files(job))
+            _log_end(job, ended)
             self._notifier.notify(job.id)
             return
 
@@ -361,6 +364,29 @@ class JobRunner:
         if isinstance(outcome, CancelledAt):
             return self._leases.stopped(job, outcome.step, outcome.compute_s)
         return self._leases.complete(job, outcome)
+
+
+def _log_end(job: LeasedJob, ended: Job) -> None:
+    """One line a job: how it ended, what it was and what it took; nothing of what its caller wrote."""
+    began = ended.started_at or ended.created_at
+    fields: dict[str, object] = {
+        "job": ended.id,
+        "status": ended.status,
+        "task": ended.task,
+        "model": f"{ended.model}@{ended.model_version}",
+        "steps": ended.step,
+        "waited_s": round(began - ended.created_at, 1),
+        "ran_s": None if ended.completed_at is None else round(ended.completed_at - began, 1),
+        "attempt": job.attempt,
+        "key": job.share.tenant or None,
+        "device": None if ended.engine is None else ended.engine.device_name or ended.engine.device,
+        "error": None if ended.error is None else ended.error.code,
+    }
+    if ended.output is not None:
+        fields["frames"], fields["size"] = ended.output.num_frames, f"{ended.output.width}x{ended.output.height}"
+    fields = {name: value for name, value in fields.items() if value is not None}
+    words = " ".join(f"{name}={value}" for name, value in fields.items() if name not in ("job", "status"))
+    _jobs_log.info("%s %s %s", ended.id, ended.status, words, extra=fields)
 
 
 def _stage_files(job: LeasedJob) -> list[str]:

@@ -17,6 +17,10 @@ REQUEST_ID: Final[ContextVar[str | None]] = ContextVar("request_id", default=Non
 """The request being served, for every log line written meanwhile."""
 ACCESS: Final = "stillmotion.access"
 """The logger of one line a request."""
+JOBS: Final = "stillmotion.jobs"
+"""The logger of one line a job, when it has ended or is given back to the queue."""
+START: Final = "stillmotion.start"
+"""The logger of what a service does until it is ready."""
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -54,12 +58,14 @@ class TextFormatter(logging.Formatter):
 def configure(json_lines: bool, stream: TextIO | None = None) -> logging.Handler:
     """Send every log line to `stream` (stderr), as JSON or as text. The handler, for whoever takes it off again.
 
-    As JSON, there is a line for each request too; as text only warnings and errors are written.
+    A line for each job, some while the service starts, warnings and errors; as JSON, one for each request too.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if json_lines else TextFormatter())
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
+    for name in (JOBS, START):
+        logging.getLogger(name).setLevel(logging.INFO)
     logging.getLogger(ACCESS).setLevel(logging.INFO if json_lines else logging.WARNING)
     return handler

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.engine.protocol import Failed
 from serving.engine.stats import EngineStats
 from serving.gateway.images import Fetcher, FetchLimits
 from serving.gateway.services import Integrations
@@ -167,6 +168,40 @@ async def test_one_trace_goes_from_http_through_the_phases(tmp_path: Path, spans
     for phase in ("encode", "denoise", "decode", "mux"):
         assert made[phase].parent.span_id == made["job"].context.span_id
         assert made["job"].start_time <= made[phase].start_time <= made[phase].end_time <= made["job"].end_time
+
+
+async def test_every_job_is_one_line_and_holds_nothing_that_its_caller_wrote(tmp_path: Path) -> None:
+    lines, level = io.StringIO(), logging.getLogger().level
+    handler = configure(json_lines=True, stream=lines)
+    try:
+        async with running(tmp_path) as app:
+            done = await app.until(
+                (await app.submit(num_inference_steps=3, metadata='{"a": "secret"}')).id, "completed"
+            )
+            app.engine.ending = Failed("out_of_memory", "the frames do not fit")
+            failed = await app.until((await app.submit()).id, "failed")
+            app.engine.gated = True
+            stopped = await app.submit()
+            await app.until(stopped.id, "in_progress")
+            await app.client.post(stopped.urls.cancel)
+            await app.until(stopped.id, "cancelled")
+    finally:
+        logging.getLogger().removeHandler(handler)
+        logging.getLogger().setLevel(level)
+    told = [line for line in map(json.loads, lines.getvalue().splitlines()) if line["logger"] == "stillmotion.jobs"]
+    assert len(told) == 3
+    by_id = {line["job"]: line for line in told}
+    assert {name: (line["status"], line.get("error")) for name, line in by_id.items()} == {
+        done.id: ("completed", None),
+        failed.id: ("failed", "out_of_memory"),
+        stopped.id: ("cancelled", None),
+    }
+    first = by_id[done.id]
+    assert (first["task"], first["model"], first["steps"]) == ("image-to-video", "scripted@0123456789ab", 3)
+    assert (first["frames"], first["size"], first["attempt"]) == (5, "96x64", 1)
+    assert first["waited_s"] >= 0 and first["ran_s"] >= 0
+    assert first["message"].startswith(f"{done.id} completed task=image-to-video ")
+    assert "secret" not in lines.getvalue()
 
 
 async def test_every_request_is_one_line_with_its_id(tmp_path: Path) -> None:
