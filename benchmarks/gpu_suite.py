@@ -6,10 +6,10 @@
     python -m benchmarks.gpu_suite --rehearse --json F    both calls at the smallest size on a CPU, compiling nothing
     python -m benchmarks.gpu_suite --write --json F       measure nothing; put F's tables into benchmarks/RESULTS.md
 
-Two workers compile from the start (diffusers' UNet; our blocks) while this process checks correctness, and share one
-compiler cache; a rehearsal runs the same code and compiles nothing. Whatever is timed is timed alone, under a file
-lock. A stage that runs out of its seconds, or fails, is recorded with its error, and the next one begins; a call that
-is cut off leaves the figures it had. Weights are random at the real size.
+Three workers compile from the start (diffusers' UNet; our blocks; ours with 8-bit floats) while this process checks
+correctness, and share one compiler cache; a rehearsal runs the same code and compiles nothing. Whatever is timed is
+timed alone, under a file lock. A stage that runs out of its seconds, or fails, is recorded with its error, and the next
+one begins; a call that is cut off leaves the figures it had. Weights are random at the real size.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from benchmarks.entry import run_main
 from benchmarks.results import write_section
 from benchmarks.svd_xt import report
 from benchmarks.svd_xt.bench import Bench, relieve
-from benchmarks.svd_xt.parts import PARTS, compiled_by_torch, ready
+from benchmarks.svd_xt.parts import PARTS, compiled_by_torch, in_bfloat16, ready, with_fp8
 from benchmarks.svd_xt_gpu import about
 from model.denoiser import BackendOptions
 from model.optimized.kernels.block_ops import BlockOps
 from model.optimized.kernels.choice import seconds, trials
 
 BEGIN, END = "<!-- gpu_suite begin -->", "<!-- gpu_suite end -->"
-WORKERS = ("diffusers-compiled", "ours-compiled")
-COMPILE_THREADS = "6"
+WORKERS = ("diffusers-compiled", "ours-compiled", "ours-fp8")
+COMPILE_THREADS = "5"
 Figures = dict[str, Any]
 
 
@@ -246,11 +246,11 @@ STAGES = (
     Stage("equality", 1, 40, part("equality"), "three full-size steps equal diffusers'", before_workers=True),
     Stage("diffusers-eager", 1, 60, part("diffusers-eager"), "5 steps, decodes, 2 videos", before_workers=True),
     Stage("ours", 1, 50, part("ours"), "the same, and mp4 apart", before_workers=True),
-    Stage("compiled", 1, 100, workers, "both workers' figures, each timed alone"),
-    Stage("profile", 1, 30, profile, "the dearest kernels of a step"),
+    Stage("compiled", 1, 130, workers, "the workers' figures, each timed alone"),
+    Stage("profile", 1, 25, profile, "the dearest kernels of a step"),
     Stage("attention", 1, 20, part("attention"), "attention kernels at both shapes"),
-    Stage("curve", 1, 50, part("curve"), "a call by batch slots and by frames"),
-    Stage("cudnn", 1, 40, cudnn, "what cudnn.benchmark and our kernels are worth"),
+    Stage("curve", 1, 40, part("curve"), "a call by batch slots and by frames"),
+    Stage("cudnn", 1, 35, cudnn, "what cudnn.benchmark and our kernels are worth"),
     Stage("ours-graphed", 2, 60, part("ours-graphed"), "compiled and replayed as CUDA graphs"),
     Stage("ays", 2, 30, part("ays"), "ten steps"),
     Stage("reuse", 2, 30, part("reuse"), "deep features reused"),
@@ -351,6 +351,9 @@ def _warm_up(bench: Bench, name: str) -> None:
     inputs = bench.inputs(2)
     if name == "ours-compiled":
         ready(bench, "torch-compiled")[1](inputs)
+        return
+    if name == "ours-fp8":
+        ready(in_bfloat16(bench), "torch-compiled", with_fp8(bench))[1](inputs)
         return
     sample = torch.cat([inputs.latents, inputs.concat], 2).to(bench.dtype)
     unet = compiled_by_torch(bench)

@@ -190,7 +190,13 @@ def _in_process(
             code="lora_unsupported",
             param="lora",
         )
-    entries = [with_usable_loras(entry, settings.backend) for entry in attach_loras(entries, loras)]
+    if loras and settings.fp8:
+        raise InvalidRequest(
+            "--fp8 leaves no weights that a LoRA could be merged into; leave --fp8 or --lora out",
+            code="lora_unsupported",
+            param="lora",
+        )
+    entries = [with_usable_loras(entry, settings.backend, settings.fp8) for entry in attach_loras(entries, loras)]
     return engines_on(on_devices, entries, settings) if on_devices else InProcessEngine(entries, settings), entries
 
 

@@ -50,12 +50,14 @@ class BackendOptions:
         kernels: of what is between matrix products on a GPU (model.optimized.kernels): names with commas, `none`, or
             `auto`: those that are faster than torch's own operations, as measured on the device.
         device: as requested; torch has the checkpoint's own, and OpenVINO runs on Intel's devices too: xpu, npu.
+        fp8: whether large matrix products are in 8-bit floats (model.optimized.fp8).
     """
 
     attention: str = "auto"
     reuse_every: int = 1
     kernels: str = "auto"
     device: str = "cpu"
+    fp8: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -123,6 +123,30 @@ def ours_graphed(bench: Bench, _: Found) -> Found:
     return _ours(bench, "torch-graphed")
 
 
+def ours_fp8(bench: Bench, _: Found) -> Found:
+    """Compiled, with large products in 8-bit floats, in bfloat16. At a rehearsal without them: its device has none."""
+    return _ours(in_bfloat16(bench), "torch-compiled", with_fp8(bench), videos=1)
+
+
+def with_fp8(bench: Bench) -> BackendOptions:
+    """The options of `ours_fp8`."""
+    return BackendOptions(fp8=not bench.rehearsal)
+
+
+def in_bfloat16(bench: Bench) -> Bench:
+    """The same networks in bfloat16."""
+    return _in_dtype(bench, torch.bfloat16)
+
+
+def _in_dtype(bench: Bench, dtype: torch.dtype) -> Bench:
+    other, networks = copy.copy(bench), copy.deepcopy(bench.plain)
+    for part in (networks.unet, networks.vae, networks.conditioners.network):  # type: ignore[union-attr]
+        part.to(dtype)
+    other.dtype = dtype
+    other.__dict__["plain"] = networks
+    return other
+
+
 def ready(bench: Bench, backend: str, tuning: BackendOptions | None = None) -> tuple[Checkpoint, Denoiser]:
     """A copy of the networks, as our engine would run them; eager at a rehearsal: its machine may have no compiler."""
     backend = "torch" if bench.rehearsal else backend
@@ -149,8 +173,8 @@ def generation(bench: Bench, checkpoint: Checkpoint, denoiser: Denoiser, **field
     return whole
 
 
-def _ours(bench: Bench, backend: str) -> Found:
-    checkpoint, denoiser = ready(bench, backend)
+def _ours(bench: Bench, backend: str, tuning: BackendOptions | None = None, videos: int = 2) -> Found:
+    checkpoint, denoiser = ready(bench, backend, tuning)
     inputs = bench.inputs(GUIDED)
     started = time.perf_counter()
     denoiser(inputs)
@@ -162,7 +186,7 @@ def _ours(bench: Bench, backend: str) -> Found:
     figures["encode"] = bench.timed(lambda: encode_video(frames, 7, "mp4"), repeats=3, warm_ups=0).as_dict()
     bench.warm_up(generation(bench, checkpoint, denoiser, num_inference_steps=1))
     whole = generation(bench, checkpoint, denoiser)
-    figures["end_to_end"] = bench.timed(whole, repeats=2, warm_ups=0).as_dict()
+    figures["end_to_end"] = bench.timed(whole, repeats=videos, warm_ups=0).as_dict()
     return figures
 
 
@@ -235,13 +259,8 @@ def equality(bench: Bench, figures: Found) -> Found:
     steps = min(3, bench.steps)
     half = _latents(bench, bench.plain, steps, fastest(figures))
     relieve()
-    single = copy.copy(bench)
-    single.dtype = torch.float32
-    networks = copy.deepcopy(bench.plain)
-    for part in (networks.unet, networks.vae, networks.conditioners.network):  # type: ignore[union-attr]
-        part.float()
-    single.__dict__["plain"] = networks
-    theirs, mine = _latents(single, networks, steps, "torch")
+    single = _in_dtype(bench, torch.float32)
+    theirs, mine = _latents(single, single.plain, steps, "torch")
     torch.backends.cudnn.allow_tf32 = True
     apart = {
         "float32": relative_difference(mine, theirs),
@@ -274,6 +293,7 @@ PARTS: dict[str, Part] = {
     "ours": ours,
     "ours-compiled": ours_compiled,
     "ours-graphed": ours_graphed,
+    "ours-fp8": ours_fp8,
     "equality": equality,
     "ays": ays,
     "diffusers-compiled": diffusers_compiled,
@@ -282,7 +302,7 @@ PARTS: dict[str, Part] = {
     "reuse": reuse,
 }
 """In the order in which they run: what everything is measured against first."""
-ON_GPU = frozenset({"ours-graphed"})
+ON_GPU = frozenset({"ours-graphed", "ours-fp8"})
 """Parts that need CUDA."""
-COMPILING = frozenset({"ours-compiled", "ours-graphed", "diffusers-compiled"})
+COMPILING = frozenset({"ours-compiled", "ours-graphed", "ours-fp8", "diffusers-compiled"})
 """Parts that wait for a compiler; on a CPU they are run where asked for by name."""

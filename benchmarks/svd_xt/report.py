@@ -11,6 +11,7 @@ SYSTEMS = {
     "ours": "ours, eager",
     "ours-compiled": "ours, compiled",
     "ours-graphed": "ours, compiled, CUDA graphs",
+    "ours-fp8": "ours, compiled, `--fp8`",
     "ays": "ours, Align Your Steps, 10 steps",
     "reuse": "ours, features reused every 2nd step",
 }

@@ -20,12 +20,21 @@ if TYPE_CHECKING:
     from model.optimized.kernels.block_ops import BlockOps
 
 
-def _torch(checkpoint: Checkpoint, cores: CpuThreads, tuning: BackendOptions) -> Denoiser:
-    from model.backends.torch import TorchDenoiser
+def _fuse(checkpoint: Checkpoint, tuning: BackendOptions) -> None:
     from model.optimized.attention import AttentionDispatch
     from model.optimized.fused_blocks import fuse
 
     fuse(checkpoint.unet, AttentionDispatch(tuning.attention), fused_ops(tuning.kernels, checkpoint.unet.device))
+    if tuning.fp8:
+        from model.optimized.fp8 import quantize_fp8
+
+        quantize_fp8(checkpoint.unet)
+
+
+def _torch(checkpoint: Checkpoint, cores: CpuThreads, tuning: BackendOptions) -> Denoiser:
+    from model.backends.torch import TorchDenoiser
+
+    _fuse(checkpoint, tuning)
     if tuning.reuse_every > 1:
         from model.optimized.feature_cache import FeatureCacheDenoiser
 
@@ -35,11 +44,9 @@ def _torch(checkpoint: Checkpoint, cores: CpuThreads, tuning: BackendOptions) ->
 
 def _compiled(checkpoint: Checkpoint, cores: CpuThreads, tuning: BackendOptions) -> Denoiser:
     from model.backends.compiled import CompiledDenoiser, compile_blocks, require_compiler_on
-    from model.optimized.attention import AttentionDispatch
-    from model.optimized.fused_blocks import fuse
 
     require_compiler_on(checkpoint.unet.device)
-    fuse(checkpoint.unet, AttentionDispatch(tuning.attention), fused_ops(tuning.kernels, checkpoint.unet.device))
+    _fuse(checkpoint, tuning)
     if tuning.reuse_every > 1:
         from model.optimized.feature_cache import FeatureCacheDenoiser
 
@@ -98,6 +105,12 @@ def _only_default(tuning: BackendOptions, backend: str) -> None:
         raise InvalidRequest(f"{backend} has its own attention; leave --attention out", param="attention")
     if tuning.reuse_every > 1:
         raise InvalidRequest(f"{backend} cannot reuse features; choose --denoiser torch", param="reuse")
+    if tuning.fp8:
+        raise InvalidRequest(
+            f"{backend} runs graphs, whose 8-bit floats `stillmotion export --fp8` writes; choose --denoiser "
+            "torch-compiled, or leave --fp8 out",
+            param="fp8",
+        )
 
 
 BACKENDS: dict[str, Callable[[Checkpoint, CpuThreads, BackendOptions], Denoiser]] = {
@@ -181,16 +194,16 @@ def _graphs_of(entry: ModelEntry) -> str:
     return "openvino" if read_manifest(entry.path).backend == "openvino" else "onnxruntime"
 
 
-def with_usable_loras(entry: ModelEntry, backend: str) -> ModelEntry:
+def with_usable_loras(entry: ModelEntry, backend: str, fp8: bool = False) -> ModelEntry:
     """The checkpoint as it can be served on a backend: without LoRAs that this could not apply.
 
     Raises:
         InvalidRequest: the backend does not fit (`backend_for`).
     """
-    return entry if backend_for(entry, backend) in LORA_BACKENDS else replace(entry, loras=())
+    return entry if backend_for(entry, backend) in LORA_BACKENDS and not fp8 else replace(entry, loras=())
 
 
-def check_lora(entry: ModelEntry, backend: str, lora: LoraUse | None) -> None:
+def check_lora(entry: ModelEntry, backend: str, lora: LoraUse | None, fp8: bool = False) -> None:
     """Refuse a LoRA that the checkpoint does not offer, or that its backend cannot apply.
 
     Raises:
@@ -198,6 +211,13 @@ def check_lora(entry: ModelEntry, backend: str, lora: LoraUse | None) -> None:
     """
     if lora is None:
         return
+    if fp8:
+        raise InvalidRequest(
+            f"{entry.name} runs in 8-bit floats, into which the LoRA {lora.name!r} cannot be merged: leave --fp8 out, "
+            "or ask for no LoRA",
+            code="lora_unsupported",
+            param="lora",
+        )
     if backend not in LORA_BACKENDS:
         raise InvalidRequest(
             f"{entry.name} runs on {backend}, which cannot apply the LoRA {lora.name!r}: serve the checkpoint with "
@@ -225,12 +245,17 @@ def resolve_options(backend: str, checkpoint: Checkpoint, cores: CpuThreads, tun
     """The tuning with its `auto` replaced by what holds for the checkpoint on its device.
 
     Raises:
-        InvalidRequest: an attention kernel, or another, that does not run there.
+        InvalidRequest: an attention kernel, or another, that does not run there; or a device without 8-bit floats.
+        MissingExtra: 8-bit floats without torchao.
     """
     from model.optimized.attention import choose
 
     if backend not in IN_TORCH:
         return tuning
+    if tuning.fp8:
+        from model.optimized.fp8 import check_fp8
+
+        check_fp8(checkpoint.unet.device, checkpoint.unet.dtype)
     entry, config = checkpoint.entry, checkpoint.unet.config
     latent = VideoShape(entry.num_frames[0], entry.height, entry.width).latent(checkpoint.latent_channels)
     heads = config["num_attention_heads"]

@@ -70,7 +70,7 @@ def may_choose(entry: ModelEntry, settings: EngineSettings) -> bool:
         and resolve_device(settings.device) == "cpu"
         and settings.dtype in ("auto", "float32")
         and (settings.attention, settings.kernels) == (default.attention, default.kernels)
-        and settings.reuse_every == default.reuse_every
+        and (settings.reuse_every, settings.fp8) == (default.reuse_every, default.fp8)
         and settings.vram_budget_gib is None
     )
 

@@ -83,7 +83,7 @@ class LoadedModel:
 
     def check_lora(self, params: Params) -> None:
         """Refuse a request for a LoRA that is not here, or not that version of it. Raises InvalidRequest."""
-        check_lora(self.entry, self.settings.backend, params.adapter)
+        check_lora(self.entry, self.settings.backend, params.adapter, self.settings.fp8)
 
     def batch_slots(self, params: Params) -> int:
         """Places a request's row takes in a denoiser call: 2 with guidance, 1 without."""
@@ -117,6 +117,7 @@ class LoadedModel:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else other
         suffix = "" if settings.attention in ("auto", "sdpa") else f"+{settings.attention}"
         suffix += "" if settings.kernels in ("auto", "none") else "+kernels"
+        suffix += "+fp8" if settings.fp8 else ""
         suffix += "" if settings.cfg_parallel is None else "+cfg2"
         suffix += "" if settings.reuse_every == 1 else f"+reuse{settings.reuse_every}"
         return Machine(
@@ -134,8 +135,9 @@ def load_model(entry: ModelEntry, settings: EngineSettings, *, one_request: bool
 
     Raises:
         CheckpointError: the folder is incomplete or does not fit, or a LoRA that it offers does not.
-        InvalidRequest: an unknown backend, or one that the folder has nothing for; a kernel that does not run here; a
-            budget of GPU memory that is too small.
+        InvalidRequest: an unknown backend, or one that the folder has nothing for; a kernel or 8-bit floats that do
+            not run here; a budget of GPU memory that is too small.
+        MissingExtra: the backend, or 8-bit floats, need a package that is not installed.
     """
     settings = replace(settings, backend=backend_for(entry, _on_device(entry, settings)))
     device = resolve_device(settings.device)
@@ -156,13 +158,13 @@ def load_model(entry: ModelEntry, settings: EngineSettings, *, one_request: bool
         settings.backend,
         checkpoint,
         cores,
-        BackendOptions(settings.attention, settings.reuse_every, settings.kernels, settings.device),
+        BackendOptions(settings.attention, settings.reuse_every, settings.kernels, settings.device, settings.fp8),
     )
     settings = replace(settings, attention=options.attention, kernels=options.kernels)
     second = second_copy(checkpoint, settings)
     if not entry.exported:
         optimize_vae(checkpoint.vae, settings.backend, checkpoint.unet.device, options.kernels)
-    loras = _loras(checkpoint, settings.backend)
+    loras = _loras(checkpoint, settings)
     vram = plan_for(checkpoint, settings, loras)
     if vram is not None and vram.tiled_decode:
         enable_tiled_decoding(checkpoint.vae)
@@ -179,7 +181,7 @@ def load_model(entry: ModelEntry, settings: EngineSettings, *, one_request: bool
     else:
         fixed = None if fixed is None else max(1, fixed // 2)
         other = make_denoiser(settings.backend, second, cores, options)
-        other = _wrapped(other, second, fixed, _loras(second, settings.backend))
+        other = _wrapped(other, second, fixed, _loras(second, settings))
         denoiser = CfgParallelDenoiser(_wrapped(denoiser, checkpoint, fixed, loras), other, second.unet.device)
     offload = CpuOffload(torch.device(device)) if vram is not None and vram.offload else None
     if offload is not None:
@@ -254,14 +256,14 @@ def optimize_vae(vae: AutoencoderKLTemporalDecoder, backend: str, device: torch.
         compile_blocks(vae)
 
 
-def _loras(checkpoint: Checkpoint, backend: str) -> dict[str, Lora]:
+def _loras(checkpoint: Checkpoint, settings: EngineSettings) -> dict[str, Lora]:
     """The LoRAs that the checkpoint offers, where its backend can apply them; elsewhere requests for them are refused.
 
     Raises:
         CheckpointError: one does not fit the network.
     """
     entry = checkpoint.entry
-    if backend not in LORA_BACKENDS:
+    if settings.backend not in LORA_BACKENDS or settings.fp8:
         return {}
     here = f"{entry.name}@{entry.version}"
     for one in entry.loras:

@@ -89,6 +89,8 @@ class EngineSettings:
             none. Costs quality.
         decode_chunk_plan: how a clip is split into chunks of decode_chunk_size frames (model.shapes.chunk_sizes).
         guidance_interval: noise levels (low, high] at which rows are guided; None for all. Costs quality.
+        fp8: large matrix products of a denoiser in torch in 8-bit floats (model.optimized.fp8); with dtype bfloat16, on
+            a GPU that has them. Costs quality.
         vram_budget_gib: memory of the GPU to stay within (model.memory.plan); None for no plan.
         cfg_parallel: a second device, on which a copy of the denoiser computes the other half of the slots of each call
             (model.backends.cfg_parallel); None for none.
@@ -206,6 +208,16 @@ class EngineSettings:
             recorded=True,
         ),
     )
+    fp8: bool = field(
+        default=False,
+        metadata=_option(
+            "fp8",
+            _boolean,
+            commands=_ONE_MACHINE,
+            help="8-bit floats in the denoiser's large products, with --dtype bfloat16; costs quality.",
+            recorded=True,
+        ),
+    )
     vram_budget_gib: float | None = field(
         default=None,
         metadata=_option(
@@ -247,7 +259,7 @@ class EngineSettings:
 
         Raises:
             InvalidRequest: a count below 1, a negative time, an empty interval, reuse in deterministic mode or on two
-                devices, or a name that no device has.
+                devices, 8-bit floats beside another dtype than bfloat16, or a name that no device has.
         """
         if _DEVICE.fullmatch(self.device) is None:
             raise InvalidRequest(
@@ -274,8 +286,18 @@ class EngineSettings:
             )
         if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
             raise InvalidRequest("a guidance interval is two noise levels, 0 <= LOW < HIGH", param="guidance_interval")
+        if self.fp8:
+            self._check_fp8()
         if self.vram_budget_gib is not None and self.vram_budget_gib <= 0:
             raise InvalidRequest("a budget of GPU memory must be above 0", param="vram_budget")
+
+    def _check_fp8(self) -> None:
+        if self.dtype != "bfloat16":
+            raise InvalidRequest("--fp8 multiplies what is in bfloat16: add --dtype bfloat16", param="fp8")
+        if self.vram_budget_gib is not None:
+            raise InvalidRequest(
+                "a budget of memory is for weights in one dtype; leave --vram-budget or --fp8 out", param="fp8"
+            )
 
     def _check_cfg_parallel(self) -> None:
         if self.cfg_parallel is None or _TORCH_DEVICE.fullmatch(self.cfg_parallel) is None:

@@ -124,7 +124,7 @@ def replay(
     """
     _check_version(entry, recipe.model_version, "--model")
     settings = recipe.settings
-    check_lora(entry, backend_for(entry, settings.backend), recipe.params.adapter)
+    check_lora(entry, backend_for(entry, settings.backend), recipe.params.adapter, settings.fp8)
     if not recipe.stages:
         generated = generate(
             entry,

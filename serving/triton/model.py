@@ -45,7 +45,7 @@ class TritonPythonModel:
         settings = settings_from(values, args["model_instance_kind"], int(args["model_instance_device_id"]))
         precision = resolve_dtype(settings.dtype, settings.device)
         entry = describe(Path(args["model_repository"]) / args["model_version"], args["model_name"], precision)
-        entry = with_usable_loras(entry, settings.backend)
+        entry = with_usable_loras(entry, settings.backend, settings.fp8)
         self._engine = InProcessEngine((entry,), settings)
         asyncio.run(self._engine.start())
         self._host = Host(entry, self._engine, int(args["model_version"]), self._engine.stats)

@@ -33,7 +33,7 @@ def test_a_manifest_gives_back_what_the_pixels_depend_on() -> None:
     assert recorded.keys() == {
         *("backend", "device", "dtype", "threads", "deterministic"),
         *("attention", "kernels", "reuse_every", "decode_chunk_plan", "guidance_interval", "vram_budget_gib"),
-        "cfg_parallel",
+        *("fp8", "cfg_parallel"),
     }
     assert EngineSettings.from_manifest(recorded) == EVERYTHING
     assert EngineSettings.from_manifest(recorded) == EngineSettings.from_manifest(
