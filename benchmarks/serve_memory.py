@@ -121,7 +121,7 @@ def _measure(backend: str, model: Path, *, triton: bool) -> list[dict[str, Any]]
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="serve-memory-") as folder:
         work = Path(folder)
-        copy = work / "repository" / "m"
+        copy = work / "repository" / model.name  # Triton holds a folder to the name in its config.pbtxt
         shutil.copytree(model, copy, ignore=shutil.ignore_patterns("profile.json"))
         if triton and backend == "torch":
             shutil.rmtree(work / "repository")

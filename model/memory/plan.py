@@ -197,9 +197,9 @@ def _shadow(network: Any) -> Any:
     with torch.device("meta"):
         shadow = type(network).from_config(copy.deepcopy(dict(network.config)))
     shadow.to("meta")  # AlphaBlender's number is made on the CPU whatever the default
-    dtypes = {name: weight.dtype for name, weight in network.named_parameters()}
+    dtypes, rest = {name: weight.dtype for name, weight in network.named_parameters()}, network.dtype
     for name, weight in shadow.named_parameters():
-        weight.data = weight.data.to(dtypes.get(name, network.dtype))
+        weight.data = weight.data.to(dtypes.get(name, rest))
     return shadow.eval()
 
 

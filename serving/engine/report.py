@@ -17,7 +17,7 @@ import torch
 from model.catalog import NETWORKS, ModelEntry
 from model.checkpoint import Checkpoint, load
 from model.errors import CheckpointError, InvalidRequest
-from model.memory.plan import GIB, VramPlan, needs_of, plan
+from model.memory.plan import GIB, MemoryNeeds, VramPlan, needs_of, plan
 from model.params import Params
 from model.precision import resolve_device, resolve_dtype
 from model.sampling.row import guidance_scale, needs_unconditional
@@ -123,14 +123,14 @@ def how_it_runs(entry: ModelEntry, settings: EngineSettings) -> RunReport:
     device, dtype = device_and_dtype(settings)
     checkpoint = on_meta(entry, dtype)
     params = entry.resolve(dict(entry.task.sample_request), seed=0)
-    needs = needs_of(checkpoint, params.shape.latent(checkpoint.latent_channels))
+    needs = needs_of(checkpoint, params.shape.latent(checkpoint.latent_channels), can_group=device != "cpu")
     weights, slots = needs.unet + needs.vae + needs.conditioners, _slots(entry, params)
     here = device == "cpu" or torch.cuda.is_available()
     fitted = None
     if device != "cpu":
         total = _memory(device) if here else None
         gib = settings.vram_budget_gib or (None if total is None else total / GIB)
-        fitted = None if gib is None else card_plan(checkpoint, gib)
+        fitted = None if gib is None else card_plan(needs, params, gib)
     seconds, measured = _seconds(checkpoint, params, device, dtype, settings, slots) if here else (None, False)
     return RunReport(
         device=device,
@@ -153,15 +153,15 @@ def device_and_dtype(settings: EngineSettings) -> tuple[str, Precision]:
 
 
 def card_plans(entry: ModelEntry) -> list[CardPlan]:
-    """How the checkpoint fits cards of common sizes, in float16."""
+    """How the checkpoint fits cards of common sizes at its default size, in float16."""
     checkpoint = on_meta(entry, "float16")
-    return [card_plan(checkpoint, gib) for gib in CARDS_GIB]
-
-
-def card_plan(checkpoint: Checkpoint, gib: float) -> CardPlan:
-    """How a checkpoint on the meta device fits a card, at its default size."""
-    params = checkpoint.entry.resolve(dict(checkpoint.entry.task.sample_request), seed=0)
+    params = entry.resolve(dict(entry.task.sample_request), seed=0)
     needs = needs_of(checkpoint, params.shape.latent(checkpoint.latent_channels), can_group=True)
+    return [card_plan(needs, params, gib) for gib in CARDS_GIB]
+
+
+def card_plan(needs: MemoryNeeds, params: Params, gib: float) -> CardPlan:
+    """How a checkpoint of these needs fits a card."""
     try:
         way = plan(needs, int(gib * GIB), params.num_frames, requested_chunk=params.decode_chunk_size, overlap=True)
     except InvalidRequest as error:

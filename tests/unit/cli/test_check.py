@@ -10,6 +10,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from model.checkpoint import Checkpoint
+from model.memory.plan import MemoryNeeds, needs_of
+from model.sources.source import find
+from serving.engine import report
 from tests.unit.model.sources.support import as_variant, published, weights_of
 
 
@@ -53,6 +57,17 @@ def test_a_published_folder_says_its_layout_licence_and_memory(plain: Path, tmp_
     assert facts["here"]["dtype"] == "float32" and facts["here"]["needed_bytes"] > 0
     assert [one["gib"] for one in facts["plans"]] == [8, 12, 16, 24]
     assert facts["command"] == f"stillmotion serve --model {folder}"
+
+
+def test_what_it_needs_is_counted_once_for_all_cards(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[object] = []
+
+    def counting(checkpoint: Checkpoint, *rest: object, **options: bool) -> MemoryNeeds:
+        counted.append(rest)
+        return needs_of(checkpoint, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(report, "needs_of", counting)
+    assert len(report.card_plans(find(str(plain)))) == len(report.CARDS_GIB) > 1 == len(counted)
 
 
 def test_everything_that_is_broken_is_named(plain: Path, tmp_path: Path) -> None:
