@@ -15,7 +15,7 @@ from model.catalog import ModelEntry
 from model.params import Params
 from serving.engine.loaded_model import load_model
 from serving.engine.loop import StepLoop, stopped
-from serving.engine.protocol import TERMINAL, EngineEvent, EngineRequest
+from serving.engine.protocol import EngineEvent, EngineRequest, event_stream
 from serving.engine.settings import EngineSettings
 from serving.engine.stats import EngineStats
 from serving.engine.warmup import load_fastest, warm_up
@@ -101,7 +101,7 @@ class InProcessEngine:
             deliver(stopped())
         else:
             self._loop.submit(request, deliver)
-        return self._stream(request.job_id, events)
+        return event_stream(events, lambda ended: None if ended else self.cancel(request.job_id))
 
     def cancel(self, job_id: str) -> None:
         """Ask that a job stop at the next step boundary; unknown ids are ignored (it has ended)."""
@@ -143,14 +143,3 @@ class InProcessEngine:
                 self.cancel(job_id)
 
         return deliver
-
-    async def _stream(self, job_id: str, events: asyncio.Queue[EngineEvent]) -> AsyncIterator[EngineEvent]:
-        ended = False
-        try:
-            while not ended:
-                event = await events.get()
-                ended = isinstance(event, TERMINAL)
-                yield event
-        finally:
-            if not ended:
-                self.cancel(job_id)

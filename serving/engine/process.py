@@ -25,7 +25,7 @@ from model.catalog import ModelEntry
 from model.errors import GenerationFailed, InvalidRequest, StillmotionError
 from model.params import Params
 from serving.engine.profile import RequestRates
-from serving.engine.protocol import TERMINAL, Engine, EngineEvent, EngineRequest, Failed
+from serving.engine.protocol import Engine, EngineEvent, EngineRequest, Failed, event_stream
 from serving.engine.settings import EngineSettings
 from serving.engine.stats import EngineStats, HasStats, is_broken
 
@@ -197,25 +197,18 @@ class ProcessEngine:
         else:
             self._streams[request.job_id] = events
             self._pipe.send(request)
-        return self._stream(request.job_id, events)
+        return event_stream(events, lambda ended: self._close_stream(request.job_id, events, ended))
 
     def cancel(self, job_id: str) -> None:
         """Ask that a job stop at the next step boundary; unknown ids are ignored (it has ended)."""
         if self._pipe is not None and job_id in self._streams:
             self._pipe.send(job_id)
 
-    async def _stream(self, job_id: str, events: asyncio.Queue[EngineEvent]) -> AsyncIterator[EngineEvent]:
-        ended = False
-        try:
-            while not ended:
-                event = await events.get()
-                ended = isinstance(event, TERMINAL)
-                yield event
-        finally:
-            if not ended:
-                self.cancel(job_id)
-            if self._streams.get(job_id) is events:
-                del self._streams[job_id]
+    def _close_stream(self, job_id: str, events: asyncio.Queue[EngineEvent], ended: bool) -> None:
+        if not ended:
+            self.cancel(job_id)
+        if self._streams.get(job_id) is events:
+            del self._streams[job_id]
 
     async def _launch(self) -> None:
         loop = asyncio.get_running_loop()

@@ -6,7 +6,8 @@ behind Triton. Imports no torch. Every arrow carries its own frozen type.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -166,6 +167,24 @@ class CancelledAt:
 
 EngineEvent = Queued | PhaseStarted | Stepped | Checkpointed | Previewed | Decoded | Completed | Failed | CancelledAt
 TERMINAL = (Completed, Failed, CancelledAt)
+
+
+async def event_stream(
+    events: asyncio.Queue[EngineEvent], on_close: Callable[[bool], None]
+) -> AsyncIterator[EngineEvent]:
+    """A request's events as they come, up to a terminal one.
+
+    Args:
+        on_close: called when the stream is closed, with whether it had come to its end.
+    """
+    ended = False
+    try:
+        while not ended:
+            event = await events.get()
+            ended = isinstance(event, TERMINAL)
+            yield event
+    finally:
+        on_close(ended)
 
 
 def refuse_chained(request: EngineRequest) -> Failed | None:

@@ -60,6 +60,7 @@ async def test_a_list_of_stages_is_one_job(tmp_path: Path) -> None:
         assert (seen["size"], seen["num_frames"], seen["fps"]) == ("192x128", 41, 28)
 
 
+@pytest.mark.slow
 async def test_the_short_form_says_the_same(tmp_path: Path) -> None:
     async with serving(tmp_path) as (client, _):
         long = Job.model_validate((await post(client, stages=STAGES, seed=7)).json())

@@ -48,7 +48,7 @@ def loaded(folder: Path) -> Pair:
     return Pair(load_model(describe(folder), EngineSettings(device="cpu")), theirs)
 
 
-@pytest.fixture(scope="module", params=[4, 16])
+@pytest.fixture(scope="module", params=[4, pytest.param(16, marks=pytest.mark.slow)])
 def random_pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder, tiny = tmp_path_factory.mktemp("random"), preset("tiny")
     sized = replace(tiny, vae=replace(tiny.vae, latent_channels=request.param, scaling_factor=0.18215))

@@ -23,6 +23,7 @@ def film(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_film_as_it_is_comes_in_pieces_without_what_is_held_out(
     film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,7 @@ class Commands:
         return SimpleNamespace(returncode=0, stdout="collecting\n41 tests collected\n", stderr="")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # as for its users, to whom a deprecation in a library is no error
 def test_every_stage_runs_at_the_smallest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rehearsal's stages in this process, each once; its compiled parts are eager there, so they are left out."""

@@ -54,6 +54,7 @@ def test_the_plan_counts_what_a_real_call_keeps() -> None:
     assert 4 * 4 * planned.parameters < muon.states < 4.1 * 4 * planned.parameters
 
 
+@pytest.mark.slow
 def test_recomputing_and_more_processes_take_less() -> None:
     config = dataclasses.replace(toy_run.config(), height=128, width=128)
     plain = plan(config)

@@ -101,6 +101,7 @@ def test_released_weights_leave_device_and_dtype() -> None:
     assert {(weight.device.type, weight.dtype) for weight in network.parameters()} == {("cpu", torch.float16)}
 
 
+@pytest.mark.slow
 def test_released_networks_are_counted_as_before() -> None:
     size = preset("tiny")
     unet, vae = build_unet(size, task("image-to-video"), device="meta"), build_vae(size, device="meta")

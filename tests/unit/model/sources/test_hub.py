@@ -105,6 +105,7 @@ def test_only_what_is_read_is_fetched() -> None:
     assert "vae/diffusion_pytorch_model.safetensors" in half  # which has no variant
 
 
+@pytest.mark.slow
 def test_an_id_is_fetched_once_and_is_the_folder(
     root: Path, tmp_path: Path, hub: LoopbackHub, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

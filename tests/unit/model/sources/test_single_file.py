@@ -50,6 +50,7 @@ def test_it_holds_the_folders_weights_in_its_dtype_and_is_named_by_its_hash(plai
     assert [one.name for _, one in available() if one is not None] == ["svd_mine"]
 
 
+@pytest.mark.slow
 def test_stability_s_own_names_make_the_same_video(plain: Path, tmp_path: Path) -> None:
     """svd_xt.safetensors as Stability writes it, against the folder of the same weights."""
     save_single_file(plain, tmp_path / "svd_xt.safetensors", preset("tiny"))

@@ -142,7 +142,8 @@ def test_it_learns_what_the_teacher_s_guided_solve_ends_at() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("solve_to_end", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("solve_to_end", [True, False])
 def test_a_resumed_run_is_the_run(tmp_path: Path, solve_to_end: bool) -> None:
     settings = config(solve_to_end=solve_to_end, levels=(2, 4))
     settings = dataclasses.replace(settings, optim=dataclasses.replace(settings.optim, iterations=4, batch=1))
