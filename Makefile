@@ -54,7 +54,7 @@ format: $(VENV)/.ready-dev ## rewrite the code in the one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(VENV)/.ready-dev ## the tests to run while working: every promise once, but what needs a browser or Triton
+test: $(VENV)/.ready-dev ## the tests to run while working: whatever of the promises is quick to check
 	$(TEST_ENV) $(BIN)/python -m pytest -q $(SPREAD)
 
 test-slow: $(VENV)/.ready-dev ## what else guards a merge: CI runs it after `make test`

@@ -26,7 +26,9 @@ from serving.engine.protocol import Completed
 from serving.jobs.artifacts import Artifacts
 
 _log = logging.getLogger(__name__)
-STAGE: Final = "stage.kept"
+_SUFFIX: Final = ".kept"
+"""Of files with frames; jobs that another version has begun have them under this name."""
+STAGE: Final = f"stage{_SUFFIX}"
 OF_ONE_VIDEO: Final = frozenset(
     {
         "task",
@@ -46,7 +48,7 @@ OF_ONE_VIDEO: Final = frozenset(
 
 def pair_name(index: int) -> str:
     """The file of the frames made between two neighbours."""
-    return f"pair-{index}.kept"
+    return f"pair-{index}{_SUFFIX}"
 
 
 def state_name(index: int) -> str:
@@ -56,7 +58,7 @@ def state_name(index: int) -> str:
 
 def window_name(index: int) -> str:
     """The file of the frames that a window has added."""
-    return f"window-{index}.kept"
+    return f"window-{index}{_SUFFIX}"
 
 
 def window_state(index: int) -> str:
@@ -66,7 +68,7 @@ def window_state(index: int) -> str:
 
 def larger_name(index: int) -> str:
     """The file of some frames, made larger."""
-    return f"larger-{index}.kept"
+    return f"larger-{index}{_SUFFIX}"
 
 
 def stored_names(pairs: int, windows: int = 0, larger: int = 0) -> list[str]:

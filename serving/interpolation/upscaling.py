@@ -25,11 +25,11 @@ from serving.interpolation.assemble import upscaled
 from serving.interpolation.pair_store import PairStore, Rendered, larger_name
 
 RUN: Final = 8
-"""Frames that are kept together."""
+"""Frames of one file in the store."""
 
 
 def runs_of(frames: int) -> int:
-    """How many files so many frames are kept in."""
+    """How many files so many frames take in the store."""
     return -(-frames // RUN)
 
 
@@ -40,7 +40,7 @@ class Upscaling:
         stage: by how much, and by what.
         upscaler: that which it names.
         clip: what is made larger.
-        store: where larger frames are kept.
+        store: of larger frames.
         turn: held while a frame is in work, so that few jobs' frames are at once.
     """
 
@@ -67,9 +67,9 @@ class Upscaling:
             part = frames[index * RUN : (index + 1) * RUN]
             digest = hashlib.sha256(part.tobytes()).hexdigest()
             mark = f"{self._stage.network}@{self._upscaler.version} x{self._stage.factor} of {digest}"
-            kept = await run_in_thread(self._store.rendered, larger_name(index), mark)
-            if kept is not None:
-                self._parts.append(kept.frames)
+            stored = await run_in_thread(self._store.rendered, larger_name(index), mark)
+            if stored is not None:
+                self._parts.append(stored.frames)
                 self.step += len(part)
                 found += len(part)
                 yield Stepped(self.step, len(frames), self._eta(began, found))
