@@ -192,6 +192,6 @@ async def test_the_openapi_document_describes_every_task(tmp_path: Path) -> None
 
 def test_the_wire_s_settings_are_the_model_s(tmp_path: Path) -> None:
     around = {"model", "output_format", "priority", "deadline_s", "metadata", "webhook", "previews", "interpolate"}
-    around |= {"stages", "upscale", "upscaler"}
+    around |= {"stages", "upscale", "upscaler", "reuse"}
     for task in TASKS:
         assert set(REQUESTS[task][0].model_fields) - around == TASKS[task].settings
