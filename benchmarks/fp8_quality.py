@@ -53,10 +53,9 @@ CHANGES: Final[dict[str, tuple[str, bool]]] = {
 
 
 def rounded(rows: Tensor) -> Tensor:
-    """Every row [..., K] to E4M3 and back, with one scale a row: its largest magnitude becomes 448."""
-    wide = rows.float()
-    scale = wide.abs().amax(-1, keepdim=True) / LARGEST
-    inside = (wide / scale).nan_to_num(0.0).clamp(-LARGEST, LARGEST)  # a row of zeros has scale 0
+    """Every row [..., K] to E4M3 and back, to float32. One scale a row, in the rows' dtype: the largest becomes 448."""
+    scale = (rows.abs().amax(-1, keepdim=True) / LARGEST).float()
+    inside = (rows.float() / scale).nan_to_num(0.0).clamp(-LARGEST, LARGEST)  # a row of zeros has scale 0
     return inside.to(torch.float8_e4m3fn).float() * scale
 
 

@@ -122,7 +122,7 @@ def install_checkpoint(
     repository: Path,
     *,
     parameters: Mapping[str, str] | None = None,
-    instances: Instances = Instances(),  # noqa: B008 - frozen
+    instances: Instances | None = None,
     keep: int = 3,
 ) -> Installed:
     """Install a copy of a checkpoint's folder as the next version of REPOSITORY/NAME.
@@ -131,7 +131,7 @@ def install_checkpoint(
 
     Args:
         parameters: engine settings by name (serving.triton.hosting), such as `dtype` or `deterministic`.
-        instances: how many engines, and on what.
+        instances: how many engines, and on what; None for those of the version before, at first one a GPU.
         keep: versions kept.
 
     Raises:

@@ -69,7 +69,7 @@ def install(
     keep: int = 3,
     parameters: Mapping[str, str] | None = None,
     warm_up: Mapping[str, bytes] | None = None,
-    instances: Instances = Instances(),  # noqa: B008 - frozen
+    instances: Instances | None = None,
 ) -> Installed:
     """Install what `fill` writes as the next version of REPO/NAME, and serve it.
 
@@ -79,7 +79,7 @@ def install(
         keep: versions kept, the served and the one before it always among them.
         parameters: for config.pbtxt.
         warm_up: the inputs of a warm-up request.
-        instances: how many engines, and on what.
+        instances: how many engines, and on what; None for those of the version before, at first one a GPU.
 
     Raises:
         InvalidRequest: `name` is no plain folder name, or `keep` below 1.
@@ -100,12 +100,19 @@ def install(
         try:
             labels = {STABLE: version} | ({PREVIOUS: before.served} if before else {})
             requests = _write_warm_up(model, warm_up or {})
+            instances = instances or _earlier_instances(model)
             _write_config(model, TritonConfig(name, version, labels, parameters or {}, instances, requests))
         except BaseException:
             shutil.rmtree(model / str(version), ignore_errors=True)
             raise
     _drop_old(model, keep)
     return installed(model)
+
+
+def _earlier_instances(model: Path) -> Instances:
+    """Those that the model's config.pbtxt has, which its operator may have set by hand; the default where it is new."""
+    path = model / CONFIG
+    return instances_of(check_config(path.read_text())) if path.exists() else Instances()
 
 
 def roll_back(model: Path) -> Installed:

@@ -37,14 +37,19 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Instances:
-    """How many engines, and where: KIND_AUTO is one a GPU, or one on the CPU where there is none."""
+    """How many engines, and where: KIND_AUTO is `count` a GPU, or `count` on the CPU where there is none.
+
+    Args:
+        gpus: numbers of the GPUs to use; empty for all that the server sees.
+    """
 
     kind: Literal["KIND_AUTO", "KIND_GPU", "KIND_CPU"] = "KIND_AUTO"
     count: int = 1
+    gpus: tuple[int, ...] = ()
 
     def fields(self) -> dict[str, Any]:
         """As Triton's ModelInstanceGroup."""
-        return {"kind": self.kind, "count": self.count}
+        return {"kind": self.kind, "count": self.count, "gpus": list(self.gpus)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,4 +161,5 @@ def labels_of(config: Any) -> dict[str, int]:
 def instances_of(config: Any) -> Instances:
     """The instances in a parsed config."""
     group = config.instance_group[0]
-    return Instances(group.DESCRIPTOR.enum_types_by_name["Kind"].values_by_number[group.kind].name, group.count)
+    kind = group.DESCRIPTOR.enum_types_by_name["Kind"].values_by_number[group.kind].name
+    return Instances(kind, group.count, tuple(group.gpus))

@@ -43,9 +43,9 @@ def checkpoint(folder: Path, task: str, seed: int = 5) -> ModelEntry:
     return build_random(folder / task, TINY, TASKS[task], seed=seed, num_frames=frames)
 
 
-def host(entry: ModelEntry, repository: Path) -> None:
+def host(entry: ModelEntry, repository: Path, instances: int = 1) -> None:
     """Install it, to be run by torch on one thread in deterministic mode."""
-    install_checkpoint(entry, repository, parameters=HOSTED, instances=Instances("KIND_CPU"))
+    install_checkpoint(entry, repository, parameters=HOSTED, instances=Instances("KIND_CPU", instances))
 
 
 def picture(seed: int = 0) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from export.repository import Installed, install, installed, roll_back
-from export.triton_config import Instances, check_config, instances_of
+from export.triton_config import CONFIG, Instances, check_config, instances_of
 from model.errors import CheckpointError, InvalidRequest, StorageFull
 from model.export_manifest import MANIFEST, served_version
 
@@ -40,6 +40,22 @@ def test_the_next_version_is_served_beside_the_older(tmp_path: Path) -> None:
     assert "TritonPythonModel" in (tmp_path / "mini" / "2" / "model.py").read_text()
     assert (tmp_path / "mini" / "warmup" / "request").read_bytes().endswith(b"{}")
     assert not [path for path in tree(tmp_path) if ".part" in path]
+
+
+def test_instances_are_one_a_gpu_until_the_operator_names_others_which_later_versions_keep(tmp_path: Path) -> None:
+    def now() -> Instances:
+        return instances_of(check_config(config.read_text()))
+
+    config = install(tmp_path, "mini", version("one")).folder / CONFIG
+    assert now() == Instances("KIND_AUTO", 1, ())
+    config.write_text(config.read_text().replace("count: 1", "count: 1\n  gpus: 0\n  gpus: 2"))
+    assert now() == Instances("KIND_AUTO", 1, (0, 2))
+    install(tmp_path, "mini", version("two"))
+    assert now() == Instances("KIND_AUTO", 1, (0, 2))
+    roll_back(tmp_path / "mini")
+    assert now() == Instances("KIND_AUTO", 1, (0, 2))
+    install(tmp_path, "mini", version("three"), instances=Instances("KIND_CPU", 2))
+    assert now() == Instances("KIND_CPU", 2)
 
 
 def test_older_versions_are_kept_as_many_as_asked(tmp_path: Path) -> None:
