@@ -43,7 +43,7 @@ async def test_the_openapi_document_is_whole(tmp_path: Path) -> None:
                     if int(status) >= 400:
                         assert response["content"]["application/json"]["schema"] == error, (path, status)
         submit = document["paths"]["/generate/image-to-video"]["post"]
-        expected = {"200", "202", "400", "401", "409", "413", "415", "422", "429", "500", "503", "507"}
+        expected = {"200", "202", "400", "401", "404", "409", "413", "415", "422", "429", "500", "503", "507"}
         assert set(submit["responses"]) == expected
         schemas = document["components"]["schemas"]
         form = schemas["ImageToVideoForm"]["properties"]
