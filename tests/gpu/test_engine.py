@@ -17,9 +17,8 @@ from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.protocol import EngineRequest
 from tests.integration.engine_support import KEEP_ALL, Script, ask
 from tests.support.loras import drawn_lora
+from tests.support.training_steps import RECIPES, check_step
 from tests.unit.training import toy_run
-from tests.unit.training.objectives.test_device import autoencoder, contrastive, equivariant, fitted_decoder
-from training.objectives.vae import VAEObjective
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
@@ -104,13 +103,6 @@ def test_training_steps_run_on_the_device(tmp_path: Path, precision: str) -> Non
     assert torch.cuda.max_memory_allocated() > 0
 
 
-@pytest.mark.parametrize("make", [autoencoder, fitted_decoder, equivariant, contrastive])
-def test_a_step_of_the_networks_that_a_denoiser_stands_on_runs_on_the_device(make: Any, device: torch.device) -> None:
-    objective = make()
-    objective.module.to(device)
-    if isinstance(objective, VAEObjective):
-        objective.target.to(device)
-    objective.enter(0)
-    assert objective.backward(0)["loss"] > 0
-    gradients = [p.grad for p in objective.module.parameters() if p.grad is not None]
-    assert gradients and all(one.is_cuda and bool(one.isfinite().all()) for one in gradients)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_step_of_every_recipe_runs_on_the_device(recipe: str, device: torch.device) -> None:
+    check_step(recipe, device)
