@@ -158,7 +158,8 @@ IN_TORCH = frozenset({"torch", "torch-compiled", "torch-graphed"})
 LORA_BACKENDS = frozenset({"torch"})
 """Backends known to read the weights anew at every call, so that a LoRA may be switched in between (model.lora.merge).
 
-Compiled blocks and recorded CUDA graphs take them from where they lie too, but that was not run."""
+Compiled blocks, traced and not compiled, gave eager torch's numbers after every switch and were not traced again. Real
+compilation and recorded CUDA graphs were not run, so they are refused by name."""
 
 
 def backend_for(entry: ModelEntry, requested: str) -> str:
