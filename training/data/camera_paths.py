@@ -31,10 +31,12 @@ SLOW_PAN = "slow pan"
 """A kind of its own, always to the right: which way a clip moves then follows from nothing that has to be guessed."""
 TRAVEL = (0.012, 0.4)
 """Least and most travel over a whole clip."""
-SLOW_TRAVEL = (1.2 / 224, 9 / 224)
-"""The same of a slow pan: of windows 224 pixels wide, 1.2 to 9 pixels."""
+SLOW_TRAVEL = (0.8 / 224, 26 / 224)
+"""The same of a slow pan: of windows 224 pixels wide, 0.8 to 26 pixels, which are motion buckets 12 to 170 at 6 fps."""
 _WINDOW = (0.55, 0.95)
 """Share of the largest window that fits into the picture."""
+_SLOW_WINDOW = (0.7, 1.0)
+"""The same of a slow pan: nearly the whole picture, as a user's still is fitted."""
 _MOST_ZOOM = 0.5
 _MOST_TURN = 0.5  # radians
 _THING = (0.15, 0.35)  # radius of a thing that crosses, in heights
@@ -127,7 +129,9 @@ def render_path(
     draw = _Draw(generator)
     kinds = KINDS if kinds is None else kinds
     path = draw_path(kinds[draw.index(len(kinds))], generator)
-    side = min(picture.shape[1] / width, picture.shape[0] / height) * draw.uniform(*_WINDOW)
+    side = min(picture.shape[1] / width, picture.shape[0] / height) * draw.uniform(
+        *(_SLOW_WINDOW if path.kind == SLOW_PAN else _WINDOW)
+    )
     window = (width * side, height * side)
     room = ((picture.shape[1] - window[0]) / 2, (picture.shape[0] - window[1]) / 2)
     centre = [picture.shape[1 - axis] / 2 + room[axis] * draw.uniform(-0.8, 0.8) for axis in (0, 1)]
