@@ -137,6 +137,12 @@ PREFERRED: dict[str, dict[str, Any]] = {
 """What a mini checkpoint of a task prefers; DEFAULTS fills the rest."""
 
 
+RUN_DEFAULTS: dict[str, dict[str, Any]] = {
+    "mini-image-to-video-pan": {"motion_bucket_id": 90, "max_guidance_scale": 1.0, "num_inference_steps": 4},
+}
+"""What a checkpoint of one recipe prefers, over its task's: a move that is known needs no guidance (docs/adr/0016)."""
+
+
 FRAME_NOISE = 32.0
 """A mini interpolation's (end_frames): of 8, 16 and 32, the best mean PSNR on 40 clips of its training footage."""
 
@@ -167,7 +173,11 @@ def release(
         "task": spec.name,
         "width": values["width"],
         "height": values["height"],
-        "defaults": DEFAULTS | PREFERRED.get(spec.name, {}) | distilled_defaults(values) | (defaults or {}),
+        "defaults": DEFAULTS
+        | PREFERRED.get(spec.name, {})
+        | RUN_DEFAULTS.get(run.name, {})
+        | distilled_defaults(values)
+        | (defaults or {}),
         "latent_colours": latent_colours,
         "motion_map": dataclasses.asdict(MotionMap()),
         **({"frame_noise": FRAME_NOISE} if spec.restores_ends else {}),

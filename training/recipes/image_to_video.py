@@ -119,7 +119,7 @@ def mini_image_to_video_pan() -> DenoiserConfig:
         photographs,
         optim=dataclasses.replace(
             photographs.optim,
-            iterations=2600,
+            iterations=1750,
             batch=1,
             lr=2.5e-3,
             warmup=30,
