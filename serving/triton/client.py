@@ -19,7 +19,8 @@ from model.errors import StillmotionError
 from model.params import Params
 from serving.engine.profile import RequestRates
 from serving.engine.protocol import TERMINAL, CancelledAt, EngineEvent, EngineRequest, Failed, Stepped, refuse_chained
-from serving.triton.pool import Pool, RemoteJob, Replica, Server, ServerLost, choose_replica
+from serving.triton.channel import ServerLost
+from serving.triton.pool import Pool, RemoteJob, Replica, Server, choose_replica
 from serving.triton.wire import pack_control, pack_request, state_version
 
 _log = logging.getLogger(__name__)

@@ -30,11 +30,22 @@ from serving.engine.protocol import (
 )
 from serving.engine.settings import EngineSettings, engine_options
 from serving.engine.stats import EngineStats, is_broken
-from serving.triton.wire import Frame, ReceivedRequest, RequestFrame, Status, entry_fields, pack_event, unpack_request
+from serving.triton.wire import (
+    HEARTBEAT,
+    Frame,
+    ReceivedRequest,
+    RequestFrame,
+    Status,
+    entry_fields,
+    pack_event,
+    unpack_request,
+)
 
 _log = logging.getLogger(__name__)
 CANCEL_POLL_S: Final = 0.1
 """Seconds between two looks at whether a caller has gone."""
+HEARTBEAT_S: Final = 5.0
+"""Seconds between two heartbeats in a generation's stream: Triton ends no stream of an instance that was killed."""
 LAST_WORDS_S: Final = 10.0
 """Seconds in which the last events of requests are sent before a model is unloaded, or its process ends."""
 BROKEN_EXIT: Final = 70
@@ -147,7 +158,11 @@ class Host:
         running = Running(received, self._engine.estimate(self._entry.name, request.params))
         self._running[request.job_id] = running
         try:
-            async with self._watching(request.job_id, cancelled), _closing(self._engine.submit(request)) as events:
+            async with (
+                self._watching(request.job_id, cancelled),
+                self._heartbeat(send),
+                _closing(self._engine.submit(request)) as events,
+            ):
                 async for event in events:
                     running.note(event)
                     if isinstance(event, TERMINAL):
@@ -180,6 +195,22 @@ class Host:
             request.previews,
             raw=request.raw,
         )
+
+    @asynccontextmanager
+    async def _heartbeat(self, send: Callable[[Frame], None]) -> AsyncIterator[None]:
+        """Send a heartbeat into a generation's stream at once, and then every few seconds."""
+
+        async def beat() -> None:
+            while True:
+                send(HEARTBEAT)
+                await asyncio.sleep(HEARTBEAT_S)
+
+        task = asyncio.create_task(beat())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     @asynccontextmanager
     async def _watching(self, engine_id: str, cancelled: Callable[[], bool]) -> AsyncIterator[None]:

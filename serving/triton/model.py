@@ -23,7 +23,7 @@ from model.catalog import describe
 from model.precision import resolve_dtype
 from serving.engine.inprocess import InProcessEngine
 from serving.triton.hosting import LAST_WORDS_S, Host, settings_from
-from serving.triton.wire import DATA, EVENT, PICTURES, REQUEST, STATE, Frame, RequestFrame
+from serving.triton.wire import DATA, EVENT, HEARTBEAT, PICTURES, REQUEST, STATE, Frame, RequestFrame
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,8 @@ class TritonPythonModel:
         sender = request.get_response_sender()
 
         def send(frame: Frame) -> None:
-            sender.send(backend.InferenceResponse([_tensor(EVENT, frame.header), _tensor(DATA, frame.data)]))
+            tensors = [] if frame == HEARTBEAT else [_tensor(EVENT, frame.header), _tensor(DATA, frame.data)]
+            sender.send(backend.InferenceResponse(tensors))
 
         try:
             await self._host.answer(_frame(request), send, request.is_cancelled)

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from model.errors import StillmotionError
-from serving.triton.pool import Channel, ServerLost
+from serving.triton.channel import Channel, ServerLost
 from serving.triton.wire import Kind, Status, pack_control
 
 _CLIENT: Final = "control"

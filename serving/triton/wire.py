@@ -149,6 +149,10 @@ class Frame:
     data: bytes = b""
 
 
+HEARTBEAT: Final = Frame(b"", b"")
+"""Says only that the instance is alive. Sent as an answer without tensors, which gateways of any version pass over."""
+
+
 @dataclass(frozen=True, slots=True)
 class RequestFrame:
     """A request's three inputs; the last two are left out where there are none."""

@@ -25,7 +25,7 @@ from model.interpolation import plan_interpolation
 from model.tasks import TASKS
 from serving.interpolation.local import generate_chained
 from serving.triton import server as control
-from serving.triton.pool import Channel
+from serving.triton.channel import Channel
 from serving.triton.server import NoTritonServer, TritonServer, fetch_server
 from serving.triton.wire import pack_control
 from tests.conftest import ROOT

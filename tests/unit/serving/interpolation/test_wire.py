@@ -15,7 +15,7 @@ from serving.engine.protocol import Completed, EngineEvent, EngineRequest, refus
 from serving.interpolation.engine import ChainedEngine
 from serving.jobs.artifacts import Artifacts
 from serving.triton.hosting import Host
-from serving.triton.wire import Frame, Status, pack_request, unpack_event
+from serving.triton.wire import HEARTBEAT, Frame, Status, pack_request, unpack_event
 from tests.unit.serving.interpolation.support import BETWEEN, PAIRS, STILL, Script, request
 from tests.unit.serving.interpolation.test_engine import expected
 
@@ -45,6 +45,8 @@ class Hosted(Script):
 
         answering = asyncio.create_task(answer())
         while (frame := await sent.get()) is not None:
+            if frame == HEARTBEAT:
+                continue
             event = unpack_event(frame)
             assert not isinstance(event, Status)
             yield event

@@ -6,11 +6,13 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
+
 from serving.engine.protocol import CancelledAt, Completed, EngineEvent, Failed, Stepped
 from serving.jobs.runner import ENGINE_STOPPED
-from serving.triton import client
+from serving.triton import client, hosting
 from serving.triton.hosting import BROKEN_EXIT, Host
-from serving.triton.wire import Frame, RequestFrame, Status, entry_from_fields, pack_control, unpack_event
+from serving.triton.wire import HEARTBEAT, Frame, RequestFrame, Status, entry_from_fields, pack_control, unpack_event
 from tests.contract.support import entry, picture
 from tests.support.fakes import ScriptedEngine
 
@@ -22,7 +24,7 @@ async def answers(
     sent: list[Frame] = []
     frame = told if isinstance(told, RequestFrame) else RequestFrame(json.dumps(told).encode(), pictures)
     await host.answer(frame, sent.append, lambda: gone)
-    return [unpack_event(one) for one in sent]
+    return [unpack_event(one) for one in sent if one != HEARTBEAT]
 
 
 def hosted(**script: Any) -> tuple[Host, ScriptedEngine]:
@@ -129,3 +131,16 @@ async def test_what_is_wrong_with_a_request_is_a_typed_failure() -> None:
 
 def test_stopped_is_what_the_queue_takes_back() -> None:
     assert client.ENGINE_STOPPED == ENGINE_STOPPED
+
+
+async def test_heartbeats_come_while_an_engine_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosting, "HEARTBEAT_S", 0.01)
+    host, engine = hosted(gated=True)
+    sent: list[Frame] = []
+    frame = RequestFrame(json.dumps({"id": "x"}).encode(), picture())
+    running = asyncio.create_task(host.answer(frame, sent.append, lambda: False))
+    while sent.count(HEARTBEAT) < 3:
+        await asyncio.sleep(0.01)
+    engine.gate.set()
+    await running
+    assert isinstance(unpack_event(sent[-1]), Completed)
