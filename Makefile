@@ -14,7 +14,7 @@ INPUTS := pyproject.toml constraints.txt client/pyproject.toml
 # Two threads suit one clip; tests run many small things, where more threads only wait for each other. Compiled modules are
 # kept, whatever the shell says: each command that a test starts would compile ours again.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
-MINI_ROAD := mini-vae mini-image-encoder mini-image-to-video mini-image-to-video-long \
+MINI_ROAD := mini-vae mini-image-encoder mini-image-to-video mini-image-to-video-long mini-image-to-video-pan \
 	mini-image mini-video mini-video-small mini-video-left mini-video-pans mini-video-zooms \
 	mini-video-zoom-in mini-video-zoom-in-on mini-video-words mini-text-to-video mini-frame-interpolation \
 	mini-frame-interpolation-long mini-multi-view-low mini-multi-view-first mini-multi-view-slow \
@@ -66,6 +66,7 @@ test-full: $(VENV)/.ready-dev ## every test, also the long ones
 train-mini: $(VENV)/.ready-dev ## train every mini checkpoint, in the paper's order, into runs/ (hours on two cores; resumes)
 	$(PIP) install -c constraints.txt -e ".[multiview]"
 	test -f data/starter/manifest.json || $(BIN)/stillmotion data starter --out data/starter
+	test -f data/photographs/manifest.json || $(BIN)/stillmotion data photographs --out data/photographs
 	test -f data/multi-view/manifest.json || $(BIN)/stillmotion data multi-view --out data/multi-view
 	test -f data/bbb.mp4 || $(BIN)/stillmotion data film --out data/bbb.mp4
 	test -f data/film/manifest.json || $(BIN)/stillmotion curate run data/bbb.mp4 --out data/film --min-length 0.5 --max-lost 0.1
@@ -73,6 +74,7 @@ train-mini: $(VENV)/.ready-dev ## train every mini checkpoint, in the paper's or
 		test -d runs/$$recipe/checkpoint && continue; \
 		resume=$$(test -f runs/$$recipe/state.pt && echo --resume || true); \
 		case $$recipe in mini-multi-view* | mini-decoder-orbits) data=data/multi-view;; mini-frame-interpolation-long) data=data/film;; \
+			mini-image-to-video-pan) data=data/photographs;; \
 			*) data=data/starter;; esac; \
 		$(BIN)/stillmotion train $$recipe --data $$data --out runs $$resume; \
 	done
