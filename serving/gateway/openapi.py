@@ -67,8 +67,21 @@ def _form_name(spec: TaskSpec) -> str:
     return REQUESTS[spec.name][0].__name__.removesuffix("Request") + "Form"
 
 
+_VIDEO_KINDS: Final = {
+    "multipart/form-data": "VideoRequestForm",
+    "application/json": "VideoRequestBody",
+    URLENCODED: "VideoRequestFields",
+}
+"""Content type of POST /v1/videos -> the name of its schema, which /v1/videos/sync has too."""
+
+
 def video_body() -> dict[str, Any]:
     """The request body of POST /v1/videos: as a form, with parts or without, or as JSON."""
+    content = {kind: {"schema": {"$ref": _REF.format(model=name)}} for kind, name in _VIDEO_KINDS.items()}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _video_schemas() -> dict[str, Any]:
     both = _inlined(VideoForm.model_json_schema())
     url = {"type": "string", "description": "the picture's URL: data: always, others where the operator allows URLs"}
     picture = {"type": "string", "format": "binary", "description": "the picture; or input_reference[image_url]"}
@@ -77,9 +90,8 @@ def video_body() -> dict[str, Any]:
     form = {"input_reference": picture, **elsewhere, **both["properties"]}
     body = {"input_reference": {"anyOf": [reference, url]}, **elsewhere, **both["properties"]}
     plain = {"input_reference": url, **elsewhere, **both["properties"]}
-    kinds = {"multipart/form-data": form, "application/json": body, URLENCODED: plain}
-    content = {kind: {"schema": {**both, "properties": fields}} for kind, fields in kinds.items()}
-    return {"requestBody": {"required": True, "content": content}}
+    fields = zip(_VIDEO_KINDS.values(), (form, body, plain), strict=True)
+    return {name: {**both, "title": name, "properties": properties} for name, properties in fields}
 
 
 def extension_body(*, named: bool) -> dict[str, Any]:
@@ -128,7 +140,7 @@ def _schemas() -> dict[str, Any]:
     for name, (settings, _) in REQUESTS.items():
         spec = task(name)
         schemas[_form_name(spec)] = _form(spec, schemas.pop(settings.__name__))
-    return schemas
+    return schemas | _video_schemas()
 
 
 def _form(spec: TaskSpec, settings: dict[str, Any]) -> dict[str, Any]:
