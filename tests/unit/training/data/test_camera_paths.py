@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import cv2
 import numpy as np
 import pytest
@@ -85,5 +87,7 @@ def test_a_slow_pan_goes_one_way_evenly_and_not_far() -> None:
         path = draw_path(SLOW_PAN, generator(seed, 1))
         assert SLOW_TRAVEL[0] <= path.travel[0] <= SLOW_TRAVEL[1] and path.travel[1] == 0
         clip = render_path(picture(), picture(1), *SIZE, generator(seed, 2), kinds=(SLOW_PAN,))
-        last = still_itself(clip[0], clip[-1])
-        assert last.share > 0.9 and SLOW_TRAVEL[0] * 0.7 < last.moved < SLOW_TRAVEL[1] * 1.3
+        # From frame to frame: the flow of the whole way is too far for what measures it, over noise.
+        steps = [still_itself(before, after) for before, after in pairwise(clip)]
+        assert min(step.share for step in steps) > 0.9
+        assert SLOW_TRAVEL[0] * 0.7 < sum(step.moved for step in steps) < SLOW_TRAVEL[1] * 1.3
