@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from model.errors import InvalidRequest, MissingExtra, StillmotionError
 from serving.engine.protocol import TERMINAL, EngineEvent
-from serving.triton.wire import DATA, EVENT, PICTURES, REQUEST, STATE, Frame, RequestFrame, Status, unpack_event
+from serving.triton.wire import BEATS, DATA, EVENT, PICTURES, REQUEST, STATE, Frame, RequestFrame, Status, unpack_event
 
 try:
     import grpc
@@ -224,7 +224,7 @@ async def _read_out(call: Any) -> None:
 def _message(name: str, version: int, frame: RequestFrame, request_id: str) -> Any:
     pieces = {REQUEST: frame.header, PICTURES: frame.pictures, STATE: frame.state}
     tensors = {tensor: data for tensor, data in pieces.items() if data is not None}
-    return service_pb2.ModelInferRequest(
+    request = service_pb2.ModelInferRequest(
         model_name=name,
         model_version=str(version),
         id=request_id,
@@ -234,3 +234,5 @@ def _message(name: str, version: int, frame: RequestFrame, request_id: str) -> A
         ],
         raw_input_contents=list(tensors.values()),
     )
+    request.parameters[BEATS].bool_param = True
+    return request

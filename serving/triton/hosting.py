@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -122,17 +122,20 @@ class Host:
         logging.shutdown()
         leave(BROKEN_EXIT)
 
-    async def answer(self, frame: RequestFrame, send: Callable[[Frame], None], cancelled: Callable[[], bool]) -> None:
+    async def answer(
+        self, frame: RequestFrame, send: Callable[[Frame], None], cancelled: Callable[[], bool], *, beats: bool = False
+    ) -> None:
         """Answer a request to its end.
 
         Args:
             send: takes one event at a time.
             cancelled: whether the caller has gone.
+            beats: whether a generation's stream has heartbeats.
         """
         try:
             request = unpack_request(frame)
             if request.kind == "generate":
-                await self._generate(request, send, cancelled)
+                await self._generate(request, send, cancelled, beats)
             else:
                 send(pack_event(await self._control(request)))
         except StillmotionError as error:
@@ -152,7 +155,7 @@ class Host:
         return self._status(request.client)
 
     async def _generate(
-        self, received: ReceivedRequest, send: Callable[[Frame], None], cancelled: Callable[[], bool]
+        self, received: ReceivedRequest, send: Callable[[Frame], None], cancelled: Callable[[], bool], beats: bool
     ) -> None:
         request = self._request(received)
         running = Running(received, self._engine.estimate(self._entry.name, request.params))
@@ -160,7 +163,7 @@ class Host:
         try:
             async with (
                 self._watching(request.job_id, cancelled),
-                self._heartbeat(send),
+                self._heartbeat(send) if beats else nullcontext(),
                 _closing(self._engine.submit(request)) as events,
             ):
                 async for event in events:

@@ -23,7 +23,7 @@ from model.catalog import describe
 from model.precision import resolve_dtype
 from serving.engine.inprocess import InProcessEngine
 from serving.triton.hosting import LAST_WORDS_S, Host, settings_from
-from serving.triton.wire import DATA, EVENT, HEARTBEAT, PICTURES, REQUEST, STATE, Frame, RequestFrame
+from serving.triton.wire import BEATS, DATA, EVENT, HEARTBEAT, PICTURES, REQUEST, STATE, Frame, RequestFrame
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,8 @@ class TritonPythonModel:
             sender.send(backend.InferenceResponse(tensors))
 
         try:
-            await self._host.answer(_frame(request), send, request.is_cancelled)
+            beats = bool(json.loads(request.parameters() or "{}").get(BEATS))
+            await self._host.answer(_frame(request), send, request.is_cancelled, beats=beats)
         except Exception:
             _log.exception("a request met an unexpected error")
             raise

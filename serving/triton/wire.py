@@ -150,7 +150,9 @@ class Frame:
 
 
 HEARTBEAT: Final = Frame(b"", b"")
-"""Says only that the instance is alive. Sent as an answer without tensors, which gateways of any version pass over."""
+"""Says only that the instance is alive. Sent as an answer without tensors, to callers that ask for it."""
+BEATS: Final = "heartbeats"
+"""The request's parameter, as Triton knows them, by which a caller asks for heartbeats. Earlier hosts pass it over."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ async def test_heartbeats_come_while_an_engine_says_nothing(monkeypatch: pytest.
     host, engine = hosted(gated=True)
     sent: list[Frame] = []
     frame = RequestFrame(json.dumps({"id": "x"}).encode(), picture())
-    running = asyncio.create_task(host.answer(frame, sent.append, lambda: False))
+    running = asyncio.create_task(host.answer(frame, sent.append, lambda: False, beats=True))
     while sent.count(HEARTBEAT) < 3:
         await asyncio.sleep(0.01)
     engine.gate.set()
