@@ -112,13 +112,13 @@ class UploadStore:
             UploadsFull: the owner has no room for it; the file is removed.
         """
         try:
-            upload, kept = self._insert(owner, upload_id(sha256), file, size)
+            upload, stored = self._insert(owner, upload_id(sha256), file, size)
         except BaseException:
             self._artifacts.discard(FOLDER, file)
             raise
-        if kept != file:
+        if stored != file:
             self._artifacts.discard(FOLDER, file)
-        return upload, kept == file
+        return upload, stored == file
 
     def sign(self, owner: str, sha256: str, size: int) -> SignedPut:
         """A URL under which the owner can PUT a picture of this SHA-256 and size into S3.
