@@ -123,10 +123,12 @@ class FittedPictures:
 
     Args:
         pngs: fitted to the clip, in the order of the task's spec.
+        digests: the SHA-256 of each as it came, before it was fitted.
         verdicts: the safety filter's, JSON-ready.
     """
 
     pngs: tuple[bytes, ...] = ()
+    digests: tuple[bytes, ...] = ()
     verdicts: tuple[dict[str, Any], ...] = ()
 
 
@@ -148,9 +150,8 @@ async def submit(
     """
     check_webhook(services.settings, request.webhook)
     entry, params, stages = _resolve(services, request)
-    large = any(isinstance(one, PictureFile) and one.size > SPOOLED_BYTES for one in request.pictures)
-    digests = await run_in_thread(_digests, request.pictures) if large else _digests(request.pictures)
-    new = _new_job(caller, entry, request, digests, params, stages, idempotency_key)
+    body_hash = "" if idempotency_key is None else await _body_hash(request)
+    new = _new_job(caller, entry, request, params, stages, idempotency_key, body_hash)
     fitted = None
     if request.reuse:
         found, new, fitted = await _reuse(services, request, new, params)
@@ -192,7 +193,7 @@ async def _reuse(
         if previous is not None:
             return (previous, "repeated"), new, None
     fitted = await _fit(services, new.owner, request, params)
-    new = replace(new, identity=clip_identity(new, fitted.pngs))
+    new = replace(new, identity=clip_identity(new, fitted.digests))
     found = await run_in_thread(services.reuse.find, new)
     if found is None:
         outcomes.labels("computed").inc()
@@ -216,10 +217,10 @@ def _new_job(
     caller: Caller,
     entry: ModelEntry,
     request: JobRequest,
-    digests: Sequence[bytes],
     params: Params,
     stages: Stages,
-    idempotency_key: str | None,
+    idempotency_key: str | None = None,
+    body_hash: str = "",
 ) -> NewJob:
     return NewJob(
         id=f"job_{uuid4().hex}",
@@ -232,7 +233,7 @@ def _new_job(
         output_format=request.output_format,
         priority=request.priority,
         metadata=request.metadata,
-        body_hash=hash_body({"task": request.task, **request.body}, *digests),
+        body_hash=body_hash,
         idempotency_key=idempotency_key,
         owner=caller.owner,
         weight=caller.weight,
@@ -240,6 +241,13 @@ def _new_job(
         webhook=request.webhook,
         previews=request.previews,
     )
+
+
+async def _body_hash(request: JobRequest) -> str:
+    """What tells a repeat from another request under the same Idempotency-Key."""
+    large = any(isinstance(one, PictureFile) and one.size > SPOOLED_BYTES for one in request.pictures)
+    digests = await run_in_thread(_digests, request.pictures) if large else _digests(request.pictures)
+    return hash_body({"task": request.task, **request.body}, *digests)
 
 
 def _digests(pictures: Sequence[PictureSource]) -> list[bytes]:
@@ -269,19 +277,23 @@ async def prepare(services: Services, caller: Caller, request: JobRequest) -> Ne
     """
     check_webhook(services.settings, request.webhook)
     entry, params, stages = _resolve(services, request)
-    new = _new_job(caller, entry, request, _digests(request.pictures), params, stages, None)
-    fitted = await _fit(services, caller.owner, request, params)
-    if fitted.pngs:
-        await run_in_thread(_put, services, new.id, fitted)
-    return replace(new, identity=clip_identity(new, fitted.pngs))
+    new = _new_job(caller, entry, request, params, stages)
+    fitted = await _fit(services, caller.owner, request, params, store_as=new.id)
+    return replace(new, identity=clip_identity(new, fitted.digests))
 
 
-async def _fit(services: Services, owner: str, request: JobRequest, params: Params) -> FittedPictures:
+async def _fit(
+    services: Services, owner: str, request: JobRequest, params: Params, *, store_as: str | None = None
+) -> FittedPictures:
     """Fetch and decode the request's pictures, and fit them to the clip.
+
+    Args:
+        store_as: the job whose pictures they become at once, in the thread that fits them.
 
     Raises:
         UploadNotFound: the owner has no such upload.
         InvalidRequest: a picture is none, is too large, cannot be fetched or is refused; `param` names it.
+        StorageFull: the disk is full; nothing is left of the files.
     """
     pictures: list[tuple[str, PictureFile | UploadRef | bytes]] = []
     with ExitStack() as fetched:
@@ -294,14 +306,19 @@ async def _fit(services: Services, owner: str, request: JobRequest, params: Para
         if not pictures:
             return FittedPictures()
         async with services.decoding:
-            return await run_in_thread(_decode, services, owner, pictures, params)
+            return await run_in_thread(_decode, services, owner, pictures, params, store_as)
 
 
 def _decode(
-    services: Services, owner: str, pictures: list[tuple[str, PictureFile | UploadRef | bytes]], params: Params
+    services: Services,
+    owner: str,
+    pictures: list[tuple[str, PictureFile | UploadRef | bytes]],
+    params: Params,
+    store_as: str | None,
 ) -> FittedPictures:
-    pngs, verdicts = [], []
+    pngs, digests, verdicts = [], [], []
     for name, source in pictures:
+        digests.append(_digest(source))
         with _named(name):
             if isinstance(source, UploadRef):
                 source = services.uploads.read(owner, source.id, services.settings.image_limits)
@@ -310,7 +327,10 @@ def _decode(
         pngs.append(png)
         if verdict is not None:
             verdicts.append(verdict.as_json())
-    return FittedPictures(tuple(pngs), tuple(verdicts))
+    fitted = FittedPictures(tuple(pngs), tuple(digests), tuple(verdicts))
+    if store_as is not None:
+        _put(services, store_as, fitted)
+    return fitted
 
 
 def _put(services: Services, job_id: str, fitted: FittedPictures) -> None:
@@ -366,9 +386,9 @@ async def _store(
 ) -> tuple[Job, bool]:
     """The files first, then the row: a job in the store always has its pictures."""
     if fitted is None:
-        fitted = await _fit(services, new.owner, request, params)
-        new = replace(new, identity=clip_identity(new, fitted.pngs))
-    if fitted.pngs:
+        fitted = await _fit(services, new.owner, request, params, store_as=new.id)
+        new = replace(new, identity=clip_identity(new, fitted.digests))
+    elif fitted.pngs:
         await run_in_thread(_put, services, new.id, fitted)
     del fitted
     is_new = False
