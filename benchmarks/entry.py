@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cli.errors import describe_error
+from cli.main import describe_error
 
 
 def run_main(main: Callable[[], None]) -> None:

@@ -11,8 +11,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from cli.errors import Commands
-from cli.main import app
+from cli.main import Commands, app
 from model.errors import (
     CheckpointError,
     GenerationFailed,
