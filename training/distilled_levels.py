@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.presets import NoiseRange
-from model.sampling.schedule import Sigmas
+from model.sampling.solvers import Sigmas
 
 
 def teacher_sigmas(levels: Sigmas, substeps: int, noise: NoiseRange) -> Sigmas:

@@ -40,7 +40,7 @@ from model.memory.malloc import trim_freed_memory
 from model.memory.plan import GIB, AttentionReplaced
 from model.optimized.rewrites import blend_weight, rewrite_exactly
 from model.presets import preset
-from model.sampling.schedule import lcm_sigmas
+from model.sampling.solvers import lcm_sigmas
 from model.shapes import VAE_STRIDE, LatentShape
 from model.tasks import task
 from model.unet import build_unet, count_parameters

@@ -33,8 +33,7 @@ from model.denoiser import CachedFeatures, Conditioning
 from model.errors import InvalidRequest
 from model.lora.catalog import LoraUse
 from model.params import SolverName
-from model.sampling.schedule import Sigmas
-from model.sampling.solvers import Evaluation, Latents, SolverState, solver
+from model.sampling.solvers import Evaluation, Latents, Sigmas, SolverState, solver
 from model.shapes import LatentShape
 from model.tasks import GuidanceShape
 

@@ -40,8 +40,7 @@ from model.denoiser import Denoiser, DenoiserInputs, apply_lora, caching
 from model.errors import InvalidRequest
 from model.params import Params
 from model.sampling.row import BatchKey, Row, guidance_scale, guide
-from model.sampling.schedule import make_schedule
-from model.sampling.solvers import Latents
+from model.sampling.solvers import Latents, make_schedule
 from model.shapes import LatentShape, VideoShape
 from model.tasks import Augmentation, TaskSpec
 

@@ -1,6 +1,8 @@
-"""A request inside the engine and its decode progress: phases, timings, and the chunks of frames decoded so far.
+"""A request inside the engine: its phases, timings and decode progress, and what is done to it around denoiser calls.
 
-One thread at a time changes a job: the lane of its phase.
+Encode, check, decode and finish are shared by the engine and by `generate` on the command line. The video manifest
+names all that the pixels depend on, so that a video can be replayed. One thread at a time changes a job: the lane of
+its phase.
 
 Frames are decoded in chunks, and the chunk plan is part of the result (the decoder's temporal convolutions see the
 borders). A plan that had to shrink because memory ran out marks the video as degraded, and its manifest lists the
@@ -12,16 +14,24 @@ Legend: T frames, H, W pixels.
 from __future__ import annotations
 
 import logging
+import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
+import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from PIL.Image import Image
 
+from model.errors import GenerationFailed
+from model.media.end_frames import restore_end_frames
+from model.media.image import fit_picture, open_picture
+from model.params import OutputFormat, Params
 from model.sampling.row import BatchKey, Row
+from model.sampling.sampler import prepare_row
 from model.sampling.solvers import Latents
 from model.shapes import ChunkPlan, chunk_sizes
 from model.vae import decode_chunk
@@ -195,3 +205,90 @@ def begin_decoding(job: Job) -> DecodeProgress:
     job.decoding = DecodeProgress.begin(params.num_frames, largest, job.model.settings.decode_chunk_plan)
     job.decoding.degraded = largest < params.decode_chunk_size
     return job.decoding
+
+
+def _lora(model: LoadedModel, params: Params) -> dict[str, object] | None:
+    """The adapter that a video was made with: beside its name and version, what it is."""
+    use = params.adapter
+    if use is None:
+        return None
+    entry = next(one for one in model.entry.loras if one.name == use.name)
+    fields = {"name": use.name, "version": use.version, "scale": use.scale}
+    return fields | {"rank": entry.rank, "alpha": entry.alpha, "base": entry.base}
+
+
+def video_manifest(
+    model: LoadedModel, params: Params, output_format: OutputFormat, decoding: DecodeProgress
+) -> dict[str, object]:
+    """Everything the pixels depend on, as JSON-ready values."""
+    entry = model.entry
+    settings = replace(model.settings, device=str(model.checkpoint.unet.device), threads=model.settings.cores)
+    return {
+        "task": entry.task.name,
+        "model": entry.name,
+        "model_version": entry.version,
+        "params": asdict(params),
+        "seed": params.seed,
+        "output_format": output_format,
+        "decode_chunks": decoding.sizes,
+        "degraded": decoding.degraded,
+        **settings.as_manifest(),
+        "engine": {"host": platform.node(), "device": settings.device, "device_name": model.machine.device},
+        "lora": _lora(model, params),
+        "software": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **{name: version(name) for name in ("diffusers", "transformers", "av", "numpy", "pillow")},
+        },
+    }
+
+
+def fitted_pictures(request: EngineRequest) -> tuple[Image, ...]:
+    """The request's pictures, opened and fitted to the clip: once a job (Job.pictures).
+
+    Raises:
+        UnreadableImage, ImageTooLarge: one of them.
+    """
+    return tuple(fit_picture(open_picture(image), *request.params.picture_fit) for image in request.images)
+
+
+def encode_request(model: LoadedModel, request: EngineRequest, pictures: Sequence[Image]) -> Row:
+    """Encode phase: prompt or pictures become conditioning; the row is at its first noise level.
+
+    Args:
+        pictures: those of `fitted_pictures`.
+
+    Raises:
+        InvalidRequest: a setting the checkpoint cannot serve, or a LoRA that is not here.
+    """
+    params = request.params
+    model.check_lora(params)
+    with model.encoding():
+        row = prepare_row(model.checkpoint, params, pictures)
+    return replace(row, guidance_interval=model.settings.guidance_interval)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the work queued on the device's current stream, so that a clock read next has measured it."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+def finished_frames(model: LoadedModel, pictures: Sequence[Image], decoding: DecodeProgress) -> np.ndarray:
+    """What the request gets of its decoded frames, [T, H, W, 3] uint8; `pictures` are the ends of some tasks."""
+    frames = decoding.frames()
+    if not model.entry.task.restores_ends:
+        return frames
+    return restore_end_frames(frames, [np.asarray(picture) for picture in pictures], model.entry.frame_noise)
+
+
+def check_finite(row: Row) -> None:
+    """Refuse to decode latents that overflowed: better an error than a black video.
+
+    Raises:
+        GenerationFailed: they did.
+    """
+    if not bool(row.latents.isfinite().all()):
+        raise GenerationFailed(
+            f"the latents are not finite after {row.num_steps} steps; try less guidance, or float32", code="not_finite"
+        )

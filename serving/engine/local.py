@@ -18,12 +18,19 @@ from model.catalog import ModelEntry
 from model.params import OutputFormat, Params
 from model.sampling.row import Row
 from model.sampling.sampler import sample
-from serving.engine.job import Job, begin_decoding
+from serving.engine.job import (
+    Job,
+    begin_decoding,
+    check_finite,
+    encode_request,
+    finished_frames,
+    fitted_pictures,
+    video_manifest,
+)
 from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.mux import build_result, encode_ahead
 from serving.engine.protocol import Completed, Decoded, EngineEvent, EngineRequest, Stepped
 from serving.engine.settings import EngineSettings
-from serving.engine.stages import check_finite, encode_request, finished_frames, fitted_pictures, video_manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from model.errors import InvalidRequest
 from model.latent_preview import denoised, preview_jpeg
 from model.sampling.row import Row, load_state, save_state
 from model.sampling.sampler import advance
-from serving.engine.job import Job, begin_decoding, row_of
+from serving.engine.job import Job, begin_decoding, check_finite, encode_request, fitted_pictures, row_of, synchronize
 from serving.engine.oom import (
     BatchSizeBackoff,
     free_cached_memory,
@@ -32,7 +32,6 @@ from serving.engine.oom import (
 )
 from serving.engine.protocol import Checkpointed, Failed, Previewed, Stepped
 from serving.engine.settings import EngineSettings
-from serving.engine.stages import check_finite, encode_request, fitted_pictures, synchronize
 from serving.engine.stats import Recorder
 
 

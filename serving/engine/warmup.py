@@ -25,11 +25,11 @@ from model.sampling.sampler import evaluate, prepare_row
 from model.shapes import chunk_sizes
 from model.vae import decode_chunk
 from serving.engine.backend_choice import at_hand, choose_backend, may_choose, read_choice
+from serving.engine.job import synchronize
 from serving.engine.loaded_model import LoadedModel, load_model
 from serving.engine.oom import free_cached_memory, is_out_of_memory, max_batch_size, release_traceback
 from serving.engine.profile import Profile, read_profile, write_profile
 from serving.engine.settings import EngineSettings
-from serving.engine.stages import synchronize
 from serving.observe.logs import START
 
 logger = logging.getLogger(START)

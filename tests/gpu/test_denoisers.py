@@ -26,7 +26,7 @@ from model.optimized.rewrites import relative_difference
 from model.presets import preset
 from model.sampling.row import BatchKey, Row
 from model.sampling.sampler import advance
-from model.sampling.schedule import karras_sigmas
+from model.sampling.solvers import karras_sigmas
 from model.shapes import LatentShape
 from model.vae import decode_clip
 

@@ -38,8 +38,7 @@ from model.errors import InvalidRequest
 from model.presets import NoiseRange, preset
 from model.sampling.row import BatchKey, Row, guidance_scale, needs_unconditional
 from model.sampling.sampler import append_dims, precondition, sample
-from model.sampling.schedule import Sigmas, lcm_sigmas
-from model.sampling.solvers import SolverState
+from model.sampling.solvers import Sigmas, SolverState, lcm_sigmas
 from model.shapes import LatentShape
 from model.tasks import task
 from training.config import ConsistencyConfig

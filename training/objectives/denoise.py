@@ -32,7 +32,7 @@ from model.params import ScheduleName, SolverName
 from model.presets import NoiseRange, preset
 from model.sampling.row import BatchKey, Row
 from model.sampling.sampler import append_dims, precondition, sample
-from model.sampling.schedule import make_schedule
+from model.sampling.solvers import make_schedule
 from model.shapes import LatentShape
 from training.config import DenoiserConfig, Denoising
 from training.data.config import PromptedData

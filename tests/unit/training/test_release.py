@@ -9,8 +9,7 @@ import numpy as np
 
 from model.catalog import ModelEntry
 from model.sampling.row import guidance_scale, needs_unconditional
-from model.sampling.schedule import make_schedule
-from model.sampling.solvers import evaluations
+from model.sampling.solvers import evaluations, make_schedule
 from model.tasks import task
 from training.data.frames import Clip
 from training.data.latents import LatentClip

@@ -27,7 +27,7 @@ from model.optimized.kernels.block_ops import BlockOps
 from model.presets import UNetSize, preset
 from model.sampling.row import BatchKey, Row
 from model.sampling.sampler import advance, sample
-from model.sampling.schedule import karras_sigmas
+from model.sampling.solvers import karras_sigmas
 from model.shapes import LatentShape
 from model.tasks import task
 from model.unet import build_unet

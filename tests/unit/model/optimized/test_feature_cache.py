@@ -17,7 +17,7 @@ from model.optimized.rewrites import relative_difference
 from model.presets import preset
 from model.sampling.row import BatchKey, Row
 from model.sampling.sampler import advance, sample
-from model.sampling.schedule import karras_sigmas
+from model.sampling.solvers import karras_sigmas
 from model.shapes import LatentShape
 from model.tasks import task
 from model.unet import build_unet

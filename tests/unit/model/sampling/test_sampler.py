@@ -15,7 +15,7 @@ from model.denoiser import Conditioning, DenoiserInputs
 from model.params import SolverName
 from model.sampling.row import BatchKey, Row, guidance_scale
 from model.sampling.sampler import advance, batch_size, draw_noise, sample
-from model.sampling.schedule import karras_sigmas
+from model.sampling.solvers import karras_sigmas
 from model.shapes import LatentShape, VideoShape
 from model.tasks import task
 

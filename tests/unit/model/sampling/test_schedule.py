@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import InvalidRequest
-from model.sampling.schedule import align_your_steps, karras_sigmas, lcm_sigmas, make_schedule
+from model.sampling.solvers import align_your_steps, karras_sigmas, lcm_sigmas, make_schedule
 
 # diffusers 0.42 meets numpy 2.5 here.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

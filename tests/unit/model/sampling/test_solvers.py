@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.errors import InvalidRequest
-from model.sampling.schedule import karras_sigmas, lcm_sigmas
-from model.sampling.solvers import SOLVERS, SolverState, solver
+from model.sampling.solvers import SOLVERS, SolverState, karras_sigmas, lcm_sigmas, solver
 
 # diffusers 0.42 meets numpy 2.5 here.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -16,7 +16,7 @@ from model.denoiser import Conditioning
 from model.errors import CheckpointError
 from model.presets import NoiseRange
 from model.sampling.row import BatchKey, Row
-from model.sampling.schedule import karras_sigmas
+from model.sampling.solvers import karras_sigmas
 from model.shapes import LatentShape
 from model.sources.architecture import check_scheduler, read_scheduler
 

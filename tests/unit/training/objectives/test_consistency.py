@@ -16,7 +16,7 @@ from model.errors import InvalidRequest
 from model.optimized.rewrites import rewrite_exactly
 from model.presets import NoiseRange, preset
 from model.sampling.sampler import append_dims, precondition
-from model.sampling.schedule import karras_sigmas, lcm_sigmas
+from model.sampling.solvers import karras_sigmas, lcm_sigmas
 from model.tasks import task
 from model.unet import build_unet
 from training.config import ConsistencyConfig, Distillation
