@@ -34,7 +34,7 @@ from serving.engine.local import generate
 from serving.engine.settings import EngineSettings
 from serving.offline import Batch, run
 from serving.offline.result_log import Result, parse
-from serving.provenance.finish import finish
+from serving.provenance.video_manifest import finish
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from model.tasks import TaskSpec
     from serving.engine.local import Generated
     from serving.engine.settings import EngineSettings
-    from serving.provenance.finish import Finished
+    from serving.provenance.video_manifest import Finished
 
 SHIPPED_INTERPOLATOR = "mini-frame-interpolation"
 
@@ -99,7 +99,7 @@ def generate(
     from model.precision import resolve_dtype
     from model.sources.source import find
     from serving.engine.settings import EngineSettings
-    from serving.provenance.finish import finish
+    from serving.provenance.video_manifest import finish
 
     stills = {name: path for name, path in (("image", image), ("last_image", last_image)) if path is not None}
     video, sheet, container = outputs(list(stills.values()), out, format)

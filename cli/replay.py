@@ -46,9 +46,9 @@ def replay(
     from model.media.upscale import Upscalers, parse_files
     from model.precision import resolve_dtype
     from model.sources.source import find
-    from serving.provenance.finish import finish
     from serving.provenance.replay import read_recipe
     from serving.provenance.replay import replay as again
+    from serving.provenance.video_manifest import finish
 
     if out is not None:
         check_new((out,), overwrite)
@@ -100,12 +100,12 @@ def replay(
 def _read(source: Path) -> tuple[dict[str, Any], bytes | None]:
     """The manifest, and the mp4 if that is where it was."""
     from model.errors import InvalidRequest
-    from model.media import mp4_manifest
+    from serving.provenance import video_manifest
 
     data = source.read_bytes()
     if data[4:8] != b"ftyp":
-        return mp4_manifest.parse(data), None
-    manifest = mp4_manifest.read(data)
+        return video_manifest.parse_manifest(data), None
+    manifest = video_manifest.read_manifest(data)
     if manifest is None:
         raise InvalidRequest(f"{source} carries no manifest: it was not made by stillmotion, or was converted since")
     return manifest, data

@@ -45,7 +45,7 @@ from serving.keys import KeyRing, KeyStore, SharedBuckets
 from serving.net import PublicOnly
 from serving.observe.metrics import EngineCollector, InstrumentedEngine, Metrics, QueueCollector, WorkCollector
 from serving.observe.traces import NoTraces, Traces, otlp_traces
-from serving.provenance.finish import FinishingEngine, Signer
+from serving.provenance.video_manifest import FinishingEngine, Signer
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ from serving.jobs.records import (
     preview_name,
 )
 from serving.observe.logs import JOBS
-from serving.provenance.finish import public
+from serving.provenance.video_manifest import public
 
 Outcome = Success | Failed | CancelledAt
 

@@ -18,7 +18,7 @@ from model.errors import StillmotionError
 from serving.engine.protocol import Completed
 from serving.offline.output import THUMBNAILS, VIDEOS
 from serving.offline.rows import RowRequest
-from serving.provenance.finish import Finished
+from serving.provenance.video_manifest import Finished
 
 Status = Literal["completed", "failed"]
 Json = bytes

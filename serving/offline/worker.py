@@ -37,7 +37,7 @@ from serving.offline.manifest import Line
 from serving.offline.output import ATTEMPTS, FAILURES, RECORDS, Output, PictureReader
 from serving.offline.result_log import Result, failure, parse, success, thumbnail_name, video_name
 from serving.offline.rows import RowContext, RowRequest, as_json, read_row, valid_row_id
-from serving.provenance.finish import finish
+from serving.provenance.video_manifest import finish
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,7 +11,6 @@ import numpy as np
 from model.backends.registry import backend_for, check_lora
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
-from model.media import mp4_manifest
 from model.media.upscale import Upscalers
 from model.media.video import Frames, decode_video
 from model.params import OutputFormat, Params
@@ -21,6 +20,7 @@ from serving.engine.local import Generated, generate
 from serving.engine.protocol import EngineEvent
 from serving.engine.settings import EngineSettings
 from serving.interpolation.local import generate_stages
+from serving.provenance import video_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def read_recipe(manifest: Mapping[str, Any]) -> Recipe:
             model=str(manifest["model"]),
             model_version=str(manifest["model_version"]),
             params=TASKS[task].params(**manifest["params"]),
-            pictures=mp4_manifest.pictures(manifest),
+            pictures=video_manifest.manifest_pictures(manifest),
             output_format=manifest["output_format"],
             frames_sha256=str(manifest["output"]["frames_sha256"]),
             settings=EngineSettings.from_manifest(manifest),

@@ -22,7 +22,7 @@ from serving.engine.protocol import EngineRequest
 from serving.gateway import Settings, create_app
 from serving.gateway.connections import limited_protocol
 from serving.gateway.services import Integrations, Services
-from serving.provenance.finish import Finished, finish
+from serving.provenance.video_manifest import Finished, finish
 from tests.support import shared_routes as shared_routes
 from tests.support import shared_tables as shared_tables
 from tests.support.fakes import DEFAULTS, ScriptedEngine, model_entry

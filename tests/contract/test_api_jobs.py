@@ -12,9 +12,9 @@ from fsspec.implementations.local import LocalFileSystem
 from stillmotion.types import JobEngine, JobList
 
 from model.errors import OutOfMemory
-from model.media import mp4_manifest
 from serving.engine.protocol import Completed, EngineRequest, Failed
 from serving.jobs.artifacts import Artifacts
+from serving.provenance import video_manifest
 from tests.contract.support import error_of, running
 from tests.support.fakes import ScriptedEngine
 
@@ -185,5 +185,5 @@ async def test_a_completed_job_names_its_engine_and_its_video_not_the_machine(tm
         manifest = (await app.client.get(job.urls.content, params={"variant": "manifest"})).json()
         assert manifest["engine"] == {"device": "cuda:1", "device_name": "NVIDIA H200"}
         video = (await app.client.get(job.urls.content)).content
-        assert mp4_manifest.read(video)["engine"] == manifest["engine"]
+        assert video_manifest.read_manifest(video)["engine"] == manifest["engine"]
         assert b"node-7" not in video

@@ -11,10 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli.main import app
-from model.media import mp4_manifest as provenance
 from model.presets import preset
 from model.tasks import TASKS
 from model.testing import build_random
+from serving.provenance import video_manifest
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +39,13 @@ def test_the_video_is_made_again_from_itself(folder: Path, tmp_path: Path) -> No
     code, answer = replay(folder / "clip.mp4", "--model", folder / "tiny", "-o", out)
     assert (code, answer["identical"], answer["differences"]) == (0, True, [])
     first, second = ((folder / "clip.mp4").read_bytes(), out.read_bytes())
-    assert provenance.read(first) == provenance.read(second)
+    assert video_manifest.read_manifest(first) == video_manifest.read_manifest(second)
     assert first == second
 
 
 @pytest.mark.slow
 def test_a_manifest_alone_is_enough_and_a_change_shows(folder: Path, tmp_path: Path) -> None:
-    manifest = provenance.read((folder / "clip.mp4").read_bytes())
+    manifest = video_manifest.read_manifest((folder / "clip.mp4").read_bytes())
     assert manifest is not None
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     code, answer = replay(tmp_path / "manifest.json", "--model", folder / "tiny")
@@ -56,7 +56,7 @@ def test_a_manifest_alone_is_enough_and_a_change_shows(folder: Path, tmp_path: P
     code, answer = replay(tmp_path / "manifest.json", "--model", folder / "tiny")
     assert (code, answer["identical"]) == (1, False)
 
-    changed = provenance.attach((folder / "clip.mp4").read_bytes(), manifest)
+    changed = video_manifest.attach_manifest((folder / "clip.mp4").read_bytes(), manifest)
     (tmp_path / "changed.mp4").write_bytes(changed)
     code, answer = replay(tmp_path / "changed.mp4", "--model", folder / "tiny")
     assert (code, answer["identical"]) == (1, False)
@@ -65,7 +65,7 @@ def test_a_manifest_alone_is_enough_and_a_change_shows(folder: Path, tmp_path: P
 
 @pytest.mark.parametrize("spoil", ["version", "params", "pictures"])
 def test_what_cannot_be_replayed_is_told_in_a_line(folder: Path, tmp_path: Path, spoil: str) -> None:
-    manifest = provenance.read((folder / "clip.mp4").read_bytes())
+    manifest = video_manifest.read_manifest((folder / "clip.mp4").read_bytes())
     assert manifest is not None
     manifest["model_version" if spoil == "version" else spoil] = "other"
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))

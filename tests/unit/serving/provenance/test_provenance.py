@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from model.errors import InvalidRequest
-from model.media import mp4_manifest as provenance
 from model.media.image import fit_picture, open_picture, to_png
 from model.media.video import decode_video, encode_video, frames_sha256
 from model.params import ImageToVideoParams, OutputFormat
 from serving.engine.protocol import Completed
+from serving.provenance import video_manifest
 from serving.provenance.c2pa import C2paSigner
-from serving.provenance.finish import Finished, Signer, finish
+from serving.provenance.video_manifest import Finished, Signer, finish
 from tests.contract.support import picture
 from tests.support.fakes import DEFAULTS
 from tests.unit.serving.provenance.support import certificates
@@ -56,7 +56,7 @@ def finished(
 
 def test_the_mp4_carries_the_manifest_that_is_stored_beside_it() -> None:
     done = finished(notes={"safety": {"allowed": True}})
-    assert provenance.read(done.video) == done.manifest
+    assert video_manifest.read_manifest(done.video) == done.manifest
     assert done.manifest["safety"] == {"allowed": True}
     assert done.manifest["output"]["frames_sha256"] == frames_sha256(FRAMES)
     assert done == finished(notes={"safety": {"allowed": True}}), "equal results give equal bytes"
@@ -83,7 +83,7 @@ def test_a_fitted_picture_is_seen_by_the_sampler_as_the_first_was(mode: str, siz
     )
     first = fit_picture(open_picture(picture(size=size)), 64, 96, params.resize_mode)
     manifest = finished("gif", image=picture(size=size), params=params).manifest
-    (again,) = provenance.pictures(manifest)
+    (again,) = video_manifest.manifest_pictures(manifest)
     assert fit_picture(open_picture(again), 64, 96, params.resize_mode).tobytes() == first.tobytes()
     assert finished("gif", image=to_png(first), params=params).manifest["pictures"] == manifest["pictures"]
 
@@ -103,7 +103,7 @@ def told(video: bytes) -> dict[str, object]:
 def test_a_signed_video_says_that_a_model_made_it_and_plays_as_before(chain: tuple[Path, Path]) -> None:
     signed = finished(signer=C2paSigner(*chain))
     assert frames_sha256(decode_video(signed.video)[0]) == frames_sha256(decode_video(finished().video)[0])
-    assert provenance.read(signed.video) == signed.manifest
+    assert video_manifest.read_manifest(signed.video) == signed.manifest
     said = told(signed.video)
     assert "trainedAlgorithmicMedia" in json.dumps(said)
     assert failures(said) <= {"signingCredential.untrusted"}, "nobody trusts the test's authority; all else is right"
