@@ -18,8 +18,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.backends import inputs
 from benchmarks.entry import run_main
-from model.backends.torch import call_unet
 from model.checkpoint import load
+from model.denoiser import call_unet
 from model.memory.malloc import retain_freed_memory
 from model.optimized.fused_blocks import fuse
 from model.shapes import VAE_STRIDE, even_chunks

@@ -61,7 +61,7 @@ REQUEST: Final = ("--steps", "2", "--min-guidance", "1", "--max-guidance", "1")
 GENERATE: Final = """
 import json, sys, time
 from pathlib import Path
-from model.user_cache import HASHED
+from model.sources.layout import HASHED
 from serving.engine import local
 
 noted, loader = {}, local.load_model

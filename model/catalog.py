@@ -24,9 +24,8 @@ from model.params import Params
 from model.shapes import VAE_STRIDE
 from model.sources.architecture import check_pipeline
 from model.sources.hub import blob_sha256, repository_name
-from model.sources.layout import Precision, component_files
+from model.sources.layout import Precision, component_files, read_into, remembered
 from model.tasks import IMAGE_TO_VIDEO, TASKS, ContextSource, TaskSpec
-from model.user_cache import read_into, remembered
 
 ZOO = Path(__file__).parent / "zoo"
 SIDECAR = "stillmotion.json"

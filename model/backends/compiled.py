@@ -18,8 +18,7 @@ from diffusers import UNetSpatioTemporalConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.backends.torch import call_unet
-from model.denoiser import CpuThreads, DenoiserInputs
+from model.denoiser import CpuThreads, DenoiserInputs, call_unet
 from model.errors import InvalidRequest
 from model.optimized.fused_blocks import FusedResBlock, FusedTransformer
 

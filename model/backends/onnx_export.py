@@ -35,8 +35,8 @@ from model.errors import MissingExtra
 from model.export_manifest import ONNX_FOLDER
 from model.optimized.rewrites import fold_blends, rewrite_exactly
 from model.shapes import VAE_STRIDE
+from model.sources.layout import cache_folder
 from model.tasks import TaskSpec
-from model.user_cache import cache_folder
 from model.vae import decoder_dtype
 
 Precision = Literal["float32", "float16", "bfloat16"]

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from model.denoiser import CpuThreads, DenoiserInputs
 from model.errors import CheckpointError, InvalidRequest, MissingExtra
-from model.user_cache import cache_folder
+from model.sources.layout import cache_folder
 
 CPU: Final = "CPU"
 MAX_COMPILED: Final = 2

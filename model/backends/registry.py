@@ -10,7 +10,7 @@ import torch
 
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint
-from model.denoiser import BackendOptions, CpuThreads, Denoiser
+from model.denoiser import BackendOptions, CpuThreads, Denoiser, TorchDenoiser
 from model.errors import InvalidRequest
 from model.lora.catalog import LoraUse, choose_lora
 from model.shapes import VideoShape
@@ -32,8 +32,6 @@ def _fuse(checkpoint: Checkpoint, tuning: BackendOptions) -> None:
 
 
 def _torch(checkpoint: Checkpoint, cores: CpuThreads, tuning: BackendOptions) -> Denoiser:
-    from model.backends.torch import TorchDenoiser
-
     _fuse(checkpoint, tuning)
     if tuning.reuse_every > 1:
         from model.optimized.feature_cache import FeatureCacheDenoiser

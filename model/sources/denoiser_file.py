@@ -22,8 +22,7 @@ from typing import Any, Final
 
 from model.catalog import NETWORKS, PUBLISHED, SIDECAR, SOURCE_SHA256, ModelEntry, content_sha256, describe
 from model.errors import CheckpointError, StorageFull
-from model.sources.layout import ComponentFiles, component_files, read_header
-from model.user_cache import cache_folder
+from model.sources.layout import ComponentFiles, cache_folder, component_files, read_header
 
 _log = logging.getLogger(__name__)
 ADAPTED: Final = "adapted"

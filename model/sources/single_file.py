@@ -21,8 +21,7 @@ from model.errors import CheckpointError, StorageFull
 from model.importers.sgm import Names, adapt
 from model.presets import PRESETS, Preset
 from model.sources.architecture import single_file_kind
-from model.sources.layout import read_header
-from model.user_cache import cache_folder
+from model.sources.layout import cache_folder, read_header
 
 _log = logging.getLogger(__name__)
 ADAPTED: Final = "adapted"

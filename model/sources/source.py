@@ -20,8 +20,7 @@ from model.catalog import ZOO, ModelEntry, describe, zoo
 from model.errors import CheckpointError, InvalidRequest
 from model.sources.denoiser_file import combine_once
 from model.sources.hub import HubId, fetch, is_complete, parse_hub_id, pulled
-from model.sources.layout import PICKLES, Precision, pickle_refused
-from model.user_cache import cache_folder
+from model.sources.layout import PICKLES, Precision, cache_folder, pickle_refused
 
 _NAMED: Final = re.compile(r"(?P<name>[\w.-]+)=(?P<source>.+)")
 ADAPTED: Final = "adapted"

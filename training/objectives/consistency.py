@@ -32,8 +32,7 @@ from diffusers import UNetSpatioTemporalConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.backends.torch import TorchDenoiser
-from model.denoiser import Conditioning, CpuThreads
+from model.denoiser import Conditioning, CpuThreads, TorchDenoiser
 from model.errors import InvalidRequest
 from model.presets import NoiseRange, preset
 from model.sampling.row import BatchKey, Row, guidance_scale, needs_unconditional

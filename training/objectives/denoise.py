@@ -24,8 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.backends.torch import TorchDenoiser
-from model.denoiser import Conditioning, CpuThreads
+from model.denoiser import Conditioning, CpuThreads, TorchDenoiser
 from model.errors import InvalidRequest
 from model.media.video import Frames
 from model.params import ScheduleName, SolverName

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from cli.main import app
-from model.user_cache import HASHED
+from model.sources.layout import HASHED
 from tests.unit.model.sources.support import as_hub_cache, published
 
 GB = 10**9

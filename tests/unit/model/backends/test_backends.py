@@ -20,9 +20,9 @@ from model.denoiser import CpuThreads, Denoiser, DenoiserInputs
 from model.errors import CheckpointError, InvalidRequest
 from model.optimized.rewrites import relative_difference
 from model.presets import UNetSize, preset
+from model.sources.layout import cache_folder
 from model.tasks import task
 from model.testing import build_random
-from model.user_cache import cache_folder
 
 TOLERANCE = {"torch": 1e-5, "torch-compiled": 1e-5, "onnxruntime": 1e-5, "openvino": 1e-5}
 """Largest difference over largest magnitude, float32 on a CPU."""

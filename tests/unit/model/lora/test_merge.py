@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.backends.cuda_graph import CudaGraphDenoiser, Recording
-from model.backends.torch import TorchDenoiser
-from model.denoiser import AdaptableDenoiser, CpuThreads, Denoiser, DenoiserInputs, caching
+from model.denoiser import AdaptableDenoiser, CpuThreads, Denoiser, DenoiserInputs, TorchDenoiser, caching
 from model.errors import CheckpointError, InvalidRequest
 from model.lora.catalog import LoraUse, describe_lora
 from model.lora.merge import LoraDenoiser, switching_bytes, with_loras

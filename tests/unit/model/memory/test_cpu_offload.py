@@ -10,8 +10,7 @@ import torch
 from diffusers.hooks.group_offloading import ModuleGroup
 from torch import nn
 
-from model.backends.torch import TorchDenoiser
-from model.denoiser import CpuThreads, DenoiserInputs
+from model.denoiser import CpuThreads, DenoiserInputs, TorchDenoiser
 from model.memory.cpu_offload import CpuOffload, offload_blocks
 from model.optimized.fused_blocks import fuse
 from model.presets import preset

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.backends.torch import TorchDenoiser
-from model.denoiser import CachedFeatures, Conditioning, CpuThreads, caching
+from model.denoiser import CachedFeatures, Conditioning, CpuThreads, TorchDenoiser, caching
 from model.errors import InvalidRequest
 from model.optimized.feature_cache import FeatureCacheDenoiser, run_unet
 from model.optimized.rewrites import relative_difference

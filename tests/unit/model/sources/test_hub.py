@@ -22,7 +22,7 @@ FIND = """
 import json, sys
 from model.errors import StillmotionError
 from model.sources.source import find
-from model.user_cache import HASHED
+from model.sources.layout import HASHED
 for source in sys.argv[1:]:
     try:
         entry = find(source, "float16")

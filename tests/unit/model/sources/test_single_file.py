@@ -14,10 +14,10 @@ from model.checkpoint import load
 from model.errors import CheckpointError
 from model.media.image import to_png
 from model.presets import preset
+from model.sources.layout import HASHED
 from model.sources.single_file import size_of
 from model.sources.source import available, find
 from model.testing import save_single_file
-from model.user_cache import HASHED
 from serving.engine.local import generate
 from tests.unit.model.sources.support import as_single_file, published, weights_of
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model.backends.torch import call_unet
-from model.denoiser import DenoiserInputs
+from model.denoiser import DenoiserInputs, call_unet
 from model.optimized.fused_blocks import MAX_ELEMENTS, fuse
 from model.presets import preset
 from model.shapes import LatentShape
