@@ -13,17 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
+from diffusers import UNetSpatioTemporalConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
 from model.errors import InvalidRequest
 from model.lora.catalog import LoraUse
-
-if TYPE_CHECKING:
-    from diffusers import UNetSpatioTemporalConditionModel
 
 
 @dataclass(frozen=True, slots=True)

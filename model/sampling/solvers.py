@@ -80,7 +80,7 @@ def lcm_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0)
     return (*levels[: steps * (LCM_LEVELS // steps) : LCM_LEVELS // steps], 0.0)
 
 
-def make_schedule(name: ScheduleName, steps: int, *, sigma_min: float, sigma_max: float, rho: float) -> Sigmas:
+def make_schedule(name: ScheduleName | str, steps: int, *, sigma_min: float, sigma_max: float, rho: float) -> Sigmas:
     """The schedule called `name`, over a checkpoint's range.
 
     Raises:
