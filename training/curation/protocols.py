@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
-from model.errors import InvalidRequest
+from model.errors import DataError, InvalidRequest
 from training.curation.frames import ClipFrames
 from training.curation.records import CaptionRecord, Resources, ScoreRecord, ToolOptions
 
@@ -78,6 +78,10 @@ class Captioner(Protocol):
             earlier: for each clip, what the captioners listed before this one said (for one that merges them).
         """
         ...
+
+
+class ToolUnavailable(DataError):
+    """A tool that no clip is to blame for does not work: the run ends, and goes on when it is started again."""
 
 
 MEASURED = "measured"

@@ -26,7 +26,7 @@ from training.curation.cuts import CASCADE, find_cuts
 from training.curation.frames import ClipFrames
 from training.curation.plugins import CAPTIONERS, SCORERS
 from training.curation.probe import describe_fault, index_packets, probe
-from training.curation.protocols import Captioner, Scorer
+from training.curation.protocols import Captioner, Scorer, ToolUnavailable
 from training.curation.records import CaptionRecord, ClipRecord, Cut, Resources, ScoreRecord, SourceRecord, ToolOptions
 from training.curation.speed import NAME as SPEED
 from training.curation.speed import SpeedScorer
@@ -46,9 +46,9 @@ class Fault:
 
 
 def refuse_environment(error: Exception) -> None:
-    """Raise an error again that no source is to blame for: a library that is missing, or a disk that takes no more."""
+    """Raise an error again that no source is to blame for: a missing library, a full disk, a server that is away."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    if full or isinstance(error, MissingExtra | StorageFull):
+    if full or isinstance(error, MissingExtra | StorageFull | ToolUnavailable):
         raise error
 
 

@@ -1,7 +1,7 @@
 """Which of a clip's captions a training step reads: CoCa's half of the time, the other two a quarter each (appendix C).
 
-What a clip lacks leaves the draw, and the rest keep their proportions; `measured` is read where no captioner said
-anything at all.
+`vision`, which the paper does not have, is read as often as `video`: both describe the whole clip. What a clip lacks
+leaves the draw, and the rest keep their proportions; `measured` is read where no captioner said anything at all.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from training.curation.protocols import MEASURED
 
-SHARES = {"coca": 0.5, "video": 0.25, "merge": 0.25}
+SHARES = {"coca": 0.5, "video": 0.25, "vision": 0.25, "merge": 0.25}
 
 
 def choose_caption(texts: Mapping[str, str], draw: float) -> str | None:

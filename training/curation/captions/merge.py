@@ -7,65 +7,27 @@ Either any endpoint that speaks OpenAI's chat completions (`--tool merge.url=htt
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from model.errors import DataError, InvalidRequest
+from training.curation.captions.chat import OPTIONS, ChatEndpoint
 from training.curation.frames import ClipFrames
 from training.curation.protocols import MEASURED, known_options
 from training.curation.records import CaptionRecord, Resources, ToolOptions, caption_record, missing_caption
 
 INSTRUCTION = (
-    "Two machines described the same short video: one saw its middle frame, the other the whole clip. Write one plain "
-    "sentence that says what both support, and no more than they say. Answer with that sentence only."
+    "Machines described the same short video: coca saw its middle frame, the others the whole clip. Write one plain "
+    "sentence that says what they support together, and no more than they say. Answer with that sentence only."
 )
 NOTHING = "no language model was given (--tool merge.url=URL or merge.weights=DIR_OR_HUB_ID)"
-TIMEOUT_S = 60.0
-TRIES = 3
 LONGEST = 80
 
 
 def question(captions: Sequence[CaptionRecord]) -> str:
     """What the model is asked, from the captions that are there."""
     return "\n".join(f"{one.captioner}: {one.text}" for one in captions)
-
-
-class Endpoint:
-    """A server that speaks OpenAI's chat completions.
-
-    Args:
-        url: up to and with `/v1`.
-        key: sent as a bearer token, if there is one.
-
-    Raises:
-        DataError: it cannot be reached, or its answer is none.
-    """
-
-    def __init__(self, url: str, model: str, key: str | None) -> None:
-        import httpx2
-
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        transport = httpx2.HTTPTransport(retries=TRIES - 1)
-        self._client = httpx2.Client(timeout=TIMEOUT_S, headers=headers, transport=transport)
-        self._url, self._model = url.rstrip("/") + "/chat/completions", model
-        self.tool, self.weights_sha256 = f"{model} at {url}", ""
-
-    def __call__(self, text: str) -> str:
-        """The model's answer."""
-        import httpx2
-
-        messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
-        body = {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": LONGEST}
-        try:
-            answer = self._client.post(self._url, json=body)
-            answer.raise_for_status()
-            return str(answer.json()["choices"][0]["message"]["content"])
-        except httpx2.HTTPError as error:
-            raise DataError(f"merging captions: {self._url} failed: {error}") from error
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise DataError(f"merging captions: {self._url} gave no chat completion") from error
 
 
 class LocalModel:
@@ -105,6 +67,14 @@ class LocalModel:
         return str(self._tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
 
 
+def _merger(endpoint: ChatEndpoint) -> Callable[[str], str]:
+    def ask(text: str) -> str:
+        messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
+        return endpoint.complete(messages, LONGEST)
+
+    return ask
+
+
 class MergeCaptioner:
     """One caption from those that the earlier captioners gave.
 
@@ -117,14 +87,14 @@ class MergeCaptioner:
     resources = Resources(batch=8)
 
     def __init__(self, options: ToolOptions) -> None:
-        known_options(self.name, options, ("url", "model", "key_env", "weights"))
+        known_options(self.name, options, (*OPTIONS, "weights"))
         if "url" in options and "weights" in options:
             raise InvalidRequest("merge takes an endpoint (merge.url) or a local model (merge.weights)", param="tool")
         self._ask: Callable[[str], str] | None = None
         self._tool, self._weights = "language model", ""
         if "url" in options:
-            endpoint = Endpoint(options["url"], _model_of(options), _key_of(options))
-            self._ask, self._tool = endpoint, endpoint.tool
+            endpoint = ChatEndpoint.from_options(self.name, options)
+            self._ask, self._tool = _merger(endpoint), endpoint.tool
         elif "weights" in options:
             local = LocalModel(options["weights"])
             self._ask, self._tool, self._weights = local, local.tool, local.weights_sha256
@@ -141,18 +111,3 @@ class MergeCaptioner:
             reason = f"{len(usable)} captions of captioners to merge; it takes two"
             return missing_caption(clip_id, self.name, reason, self._tool, self._weights)
         return caption_record(clip_id, self.name, self._ask(question(usable)), self._tool, self._weights)
-
-
-def _model_of(options: ToolOptions) -> str:
-    if "model" not in options:
-        raise InvalidRequest("merge.url needs merge.model: the name the endpoint knows its model by", param="tool")
-    return options["model"]
-
-
-def _key_of(options: ToolOptions) -> str | None:
-    if "key_env" not in options:
-        return None
-    key = os.environ.get(options["key_env"])
-    if not key:
-        raise InvalidRequest(f"merge.key_env names {options['key_env']!r}, which is not set", param="tool")
-    return key

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from model.media.video import encode_video
@@ -99,6 +102,40 @@ def write_video_captioner(folder: Path) -> Path:
     write_tokenizer(folder, words, special=("<video>",))
     write_tokenizer(folder / "qformer_tokenizer", words, special=("<video>",))
     return folder
+
+
+def write_vision_model() -> Callable[[Sequence[Image.Image], str, int], str]:
+    """A tiny random LLaVA of transformers, as a function of pictures, a prompt and a number of tokens to words."""
+    import torch
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    from training.curation.inputs import square_pixels
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(**small, image_size=32, patch_size=16)
+    text = LlamaConfig(**small, vocab_size=32, max_position_embeddings=128, pad_token_id=0, eos_token_id=None)
+    words = [f"word{index}" for index in range(32)]
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=31, image_seq_length=4)
+    model = LlavaForConditionalGeneration(config).eval()
+    for parameter in model.parameters():
+        parameter.data *= 8  # as random weights are, pictures would change no word
+    patches, lock = 4, threading.Lock()
+
+    def describe(pictures: Sequence[Image.Image], prompt: str, count: int) -> str:
+        frames = np.stack([np.asarray(one.convert("RGB")) for one in pictures])
+        tokens = [1, *[31] * (patches * len(pictures)), *(2 + len(word) % 20 for word in prompt.split())]
+        with lock, torch.inference_mode():
+            out = model.generate(
+                input_ids=torch.tensor([tokens]),
+                attention_mask=torch.ones(1, len(tokens), dtype=torch.long),
+                pixel_values=square_pixels(frames, 32, crop=False),
+                max_new_tokens=count,
+                do_sample=False,
+            )
+        return " ".join(words[int(token)] for token in out[0, len(tokens) :])
+
+    return describe
 
 
 def write_language_model(folder: Path) -> Path:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.errors import DataError, InvalidRequest
+from model.errors import DataError
 from tests.unit.training.curation.clip_support import (
     clip_of,
     pan,
@@ -35,7 +30,7 @@ def said(captioner: str, text: str | None) -> CaptionRecord:
 BOTH = [said("measured", "a dark film frame"), said("coca", "a rabbit"), said("video", "it sleeps")]
 
 
-@pytest.mark.parametrize("name", ["coca", "video", "merge"])
+@pytest.mark.parametrize("name", ["coca", "video", "vision", "merge"])
 def test_without_weights_nothing_is_invented(tmp_path: Path, name: str) -> None:
     clip = clip_of(tmp_path, pan(4))
     (record,) = CAPTIONERS[name]({}).caption([clip], [BOTH])
@@ -91,76 +86,6 @@ def test_a_local_language_model_runs(tmp_path: Path) -> None:
     assert record.text is not None
     assert captioner.caption([clip], [BOTH]) == [record]
     assert len(record.weights_sha256) == 64
-
-
-class _Model(BaseHTTPRequestHandler):
-    """Answers chat completions by saying the captions again; remembers what it was asked."""
-
-    def do_POST(self) -> None:
-        server: Any = self.server
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server.asked.append((self.path, self.headers.get("Authorization"), asked))
-        text = " and ".join(line.split(": ")[1] for line in asked["messages"][-1]["content"].splitlines())
-        answer = {"choices": [{"message": {"content": f" {text}.\n"}}]}
-        data = json.dumps(answer if server.status == 200 and not server.garbled else {"no": "choices"}).encode()
-        self.send_response(server.status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
-
-
-@pytest.fixture
-def endpoint() -> Iterator[Any]:
-    with HTTPServer(("127.0.0.1", 0), _Model) as server:
-        running: Any = server
-        running.asked, running.status, running.garbled = [], 200, False
-        running.url = f"http://127.0.0.1:{server.server_port}/v1"
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        yield running
-        server.shutdown()
-        thread.join()
-
-
-def test_an_endpoint_merges_what_the_captioners_said(endpoint: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setenv("A_KEY", "secret")
-    captioner = CAPTIONERS["merge"]({"url": endpoint.url, "model": "some-model", "key_env": "A_KEY"})
-    clip = clip_of(tmp_path, pan(4))
-    few = [said("coca", "a rabbit"), said("video", None)]
-    merged, lonely = captioner.caption([clip, clip], [BOTH, few])
-    assert merged.text == "a rabbit and it sleeps."
-    assert "some-model" in merged.tool and "secret" not in merged.tool
-    assert lonely.text is None and "takes two" in (lonely.reason or "")
-    ((path, key, asked),) = endpoint.asked
-    assert (path, key, asked["model"]) == ("/v1/chat/completions", "Bearer secret", "some-model")
-    assert "dark film frame" not in json.dumps(asked)
-
-
-@pytest.mark.parametrize(("status", "garbled"), [(500, False), (200, True)])
-def test_an_endpoint_that_fails_is_an_error_and_no_caption(
-    endpoint: Any, tmp_path: Path, status: int, garbled: bool
-) -> None:
-    endpoint.status, endpoint.garbled = status, garbled
-    captioner = CAPTIONERS["merge"]({"url": endpoint.url, "model": "some-model"})
-    with pytest.raises(DataError, match="merging captions"):
-        captioner.caption([clip_of(tmp_path, pan(4))], [BOTH])
-
-
-@pytest.mark.parametrize(
-    ("options", "said_so"),
-    [
-        ({"url": "http://x/v1"}, "merge.model"),
-        ({"url": "http://x/v1", "model": "m", "key_env": "NOT_SET_ANYWHERE"}, "NOT_SET_ANYWHERE"),
-        ({"url": "http://x/v1", "weights": "y"}, "local model"),
-        ({"weight": "y"}, "no setting"),
-    ],
-)
-def test_wrong_settings_are_refused(options: dict[str, str], said_so: str) -> None:
-    with pytest.raises(InvalidRequest, match=said_so):
-        CAPTIONERS["merge"](options)
 
 
 @pytest.mark.parametrize("name", ["video", "merge"])
