@@ -153,11 +153,9 @@ def place_decoder(backend: str, checkpoint: Checkpoint, cores: CpuThreads, devic
 AUTO = "auto"
 IN_TORCH = frozenset({"torch", "torch-compiled", "torch-graphed"})
 """Backends that run the checkpoint's weights in torch."""
-LORA_BACKENDS = frozenset({"torch"})
-"""Backends known to read the weights anew at every call, so that a LoRA may be switched in between (model.lora.merge).
-
-Compiled blocks, traced and not compiled, gave eager torch's numbers after every switch and were not traced again. Real
-compilation and recorded CUDA graphs were not run, so they are refused by name."""
+LORA_BACKENDS = IN_TORCH
+"""Backends that read the weights where they lie at every call, so that a LoRA may be switched in between
+(model.lora.merge). Compiled blocks take them as inputs, and CUDA graphs by their addresses, which no switch changes."""
 
 
 def backend_for(entry: ModelEntry, requested: str) -> str:

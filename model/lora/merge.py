@@ -11,7 +11,9 @@ a call computes does not depend on the calls before it; and a call without a LoR
 numbers are rounded once, to the weights' dtype. Rows of two LoRAs, or of two strengths, differ in their BatchKey, so
 they never share a call; model.sampling.sampler holds that, and sets the LoRA before each call.
 
-It works where torch reads its weights anew at every call (LORA_BACKENDS in model.backends.registry).
+It works where torch reads its weights anew at every call (LORA_BACKENDS in model.backends.registry): eager, compiled,
+and replayed as CUDA graphs, since a switch writes numbers into tensors that stay where they are. Nothing is compiled
+or recorded again (tests/unit/model/backends/test_compiled.py, tests/unit/model/lora/test_merge.py).
 
 Legend: B batch slots, T frames, C latent channels; h, w latent.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.utils import counters
 
+from model.backends import compiled
 from model.catalog import ModelEntry, describe, with_lora
 from model.checkpoint import load
 from model.errors import CheckpointError
 from model.lora.catalog import FOLDER, LoraEntry
 from model.lora.merge import LoraDenoiser
+from model.optimized.rewrites import relative_difference
 from model.presets import NoiseRange, preset
 from model.tasks import task
 from model.testing import build_random
@@ -110,6 +114,28 @@ def test_each_row_is_as_if_it_were_alone(
         assert torch.equal(alone.latents(job), script.latents(job)), job
         seen.append(script.latents(job))
     assert all(not torch.equal(one, other) for one in seen for other in seen if one is not other)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_each_row_its_own_lora(
+    model: LoadedModel, plain: ModelEntry, loras: tuple[LoraEntry, ...], picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced, not compiled, which takes a minute: tests/unit/model/backends/test_compiled.py does that."""
+    monkeypatch.setattr(compiled, "compile_blocks", partial(compiled.compile_blocks, backend="eager"))
+    traced = load_model(replace(plain, loras=loras), replace(PINNED, backend="torch-compiled"))
+    script = Script(traced, PINNED, skip_decode=True)
+    first, *later = requests(traced, picture).values()
+    script.run(first, after={2 * number + 1: one for number, one in enumerate(later)})
+    before = counters["stats"]["unique_graphs"]
+    assert before > 0
+    for job, request in requests(model, picture).items():
+        alone = Script(traced, PINNED, skip_decode=True)
+        alone.run(request)
+        assert torch.equal(alone.latents(job), script.latents(job)), job
+        eager = Script(model, PINNED, skip_decode=True)
+        eager.run(request)
+        assert relative_difference(script.latents(job), eager.latents(job)) < 1e-4, job
+    assert counters["stats"]["unique_graphs"] == before, "a switch compiles nothing"
 
 
 def test_a_stored_state_goes_on_with_its_own_lora_only(

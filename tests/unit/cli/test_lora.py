@@ -90,7 +90,7 @@ def test_what_cannot_be_applied_is_told_in_a_line(tiny: Path, still: Path, tmp_p
 
 
 def test_a_server_that_could_not_apply_them_does_not_start() -> None:
-    for backend in ("torch-compiled", "torch-graphed", "onnxruntime", "openvino", "tensorrt"):
+    for backend in ("onnxruntime", "openvino", "tensorrt"):
         with pytest.raises(InvalidRequest, match="cannot apply a LoRA; choose torch,") as caught:
             _in_process([], ["pan.safetensors"], EngineSettings(backend=backend))
         assert caught.value.code == "lora_unsupported"
