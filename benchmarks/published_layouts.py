@@ -70,9 +70,11 @@ def peak_gib():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
-def load_model(entry, settings):
-    noted["found_at"], noted["hashed"] = time.time(), HASHED.bytes
-    model = loader(entry, settings)
+def load_model(entry, settings, **options):
+    noted["found_at"] = time.time()
+    model = loader(entry, settings, **options)
+    noted["loaded_at"], noted["version"] = time.time(), entry.version  # ready is when that is known, too
+    noted["hashed"] = HASHED.bytes
     noted["ready_at"], noted["ready_cpu_s"], noted["ready_peak_gib"] = time.time(), time.process_time(), peak_gib()
     return model
 
@@ -83,7 +85,8 @@ try:
 finally:
     Path(sys.argv[1]).write_text(json.dumps(noted | {"peak_gib": peak_gib()}))
 """
-"""`stillmotion generate` itself, with its loader observed: ready is when the model is loaded on its device."""
+"""`stillmotion generate` itself, with its loader observed: ready is when the model is loaded on its device, and its
+version known."""
 
 
 def write(folder: Path, size: str, frames: int) -> None:

@@ -19,12 +19,13 @@ from typing import Any
 
 from model.errors import CheckpointError, InvalidRequest, StillmotionError
 from model.export_manifest import MANIFEST, TRITON_CONFIG, file_hash, read_manifest, served_version
+from model.identity import SOON, PendingVersion, content_sha256s, unread_bytes
 from model.lora.catalog import FOLDER, LoraEntry, choose_lora, describe_lora, offered_in
 from model.params import Params
 from model.shapes import VAE_STRIDE
 from model.sources.architecture import check_pipeline
-from model.sources.hub import blob_sha256, repository_name
-from model.sources.layout import Precision, component_files, read_into, remembered
+from model.sources.hub import repository_name
+from model.sources.layout import Precision, component_files, read_into, recalled, remembered
 from model.tasks import IMAGE_TO_VIDEO, TASKS, ContextSource, TaskSpec
 
 ZOO = Path(__file__).parent / "zoo"
@@ -71,7 +72,7 @@ class ModelEntry:
         name: how requests name it.
         path: its folder.
         task: what it does.
-        version: first 12 hex digits of a hash over the names and contents of the files it is read from.
+        identity: its version, or what computes it meanwhile.
         num_frames: frame counts it can make.
         height, width: the size it was trained at, the default.
         unit: what height and width must be multiples of.
@@ -88,7 +89,7 @@ class ModelEntry:
     name: str
     path: Path
     task: TaskSpec
-    version: str
+    identity: str | PendingVersion
     num_frames: tuple[int, ...]
     height: int
     width: int
@@ -100,6 +101,11 @@ class ModelEntry:
     frame_noise: float = 0.0
     loras: tuple[LoraEntry, ...] = ()
     precision: Precision = "float32"
+
+    @property
+    def version(self) -> str:
+        """First 12 hex digits of a hash over the names and contents of the files it is read from."""
+        return self.identity if isinstance(self.identity, str) else self.identity.result()
 
     def resolve(self, requested: dict[str, Any], seed: int) -> Params:
         """Complete settings from those a request names (None or absent: the default) and a seed.
@@ -174,10 +180,10 @@ def folder_version(path: Path) -> str:
         for name in names
         if Path(name).suffix in {".json", ".safetensors"} and name not in _MEASURED
     ]
-    return _files_version(path, [file for file in files if file.relative_to(path).parts[0] != FOLDER])
+    return str(_files_version(path, [file for file in files if file.relative_to(path).parts[0] != FOLDER]))
 
 
-def checkpoint_version(path: Path, task: TaskSpec, precision: Precision) -> str:
+def checkpoint_version(path: Path, task: TaskSpec, precision: Precision) -> str | PendingVersion:
     """First 12 hex digits of a SHA-256 over the files that a folder of ours is loaded from, and over no others.
 
     So strangers beside them, and variants of the weights that are not loaded, change nothing; links are followed.
@@ -213,7 +219,7 @@ _CONTEXT_FILES: dict[ContextSource, tuple[str, ...]] = {
 """What is read of a checkpoint's folder to encode requests: networks, and files (where they are there)."""
 
 
-def _files_version(path: Path, files: Sequence[Path]) -> str:
+def _files_version(path: Path, files: Sequence[Path]) -> str | PendingVersion:
     """Of the names and contents of a folder's files; remembered until one of them changes."""
     files = sorted(files)
 
@@ -225,21 +231,16 @@ def _files_version(path: Path, files: Sequence[Path]) -> str:
         return digest.hexdigest()
 
     names = hashlib.sha256("\n".join(map(str, files)).encode()).hexdigest()[:8]
-    return remembered(f"folder {path.resolve()} {names}", files, compute)[:12]
+    key = f"folder {path.resolve()} {names}"
+
+    def version() -> str:
+        return remembered(key, files, compute)[:12]
+
+    large = sum(file.stat().st_size for file in files) > SOON and recalled(key, files) is None
+    return PendingVersion(version) if large else version()
 
 
-def content_sha256(file: Path) -> str:
-    """SHA-256 of a file: a hub cache names its blobs by it; any other file is read once, then remembered."""
-
-    def compute() -> str:
-        digest = hashlib.sha256()
-        read_into(digest, file)
-        return digest.hexdigest()
-
-    return blob_sha256(file) or remembered(str(file.resolve()), [file], compute)
-
-
-def published_version(path: Path, precision: Precision) -> str:
+def published_version(path: Path, precision: Precision) -> str | PendingVersion:
     """First 12 hex digits of a SHA-256 over the names and hashes of the files that published weights are read from.
 
     Raises:
@@ -249,12 +250,17 @@ def published_version(path: Path, precision: Precision) -> str:
     files = [path / name for name in _PUBLISHED_CONFIGS]
     for folder in networks:
         files += [folder / "config.json", *component_files(folder, precision).files]
-    digest = hashlib.sha256()
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"{path} is not complete: it has no {file.relative_to(path)}", param="model")
-        digest.update(f"{file.relative_to(path).as_posix()} {content_sha256(file)}\n".encode())
-    return digest.hexdigest()[:12]
+
+    def compute() -> str:
+        digest = hashlib.sha256()
+        for file, sha256 in zip(files, content_sha256s(files), strict=True):
+            digest.update(f"{file.relative_to(path).as_posix()} {sha256}\n".encode())
+        return digest.hexdigest()[:12]
+
+    return PendingVersion(compute) if unread_bytes(files) > SOON else compute()
 
 
 def describe(path: Path, name: str | None = None, precision: Precision = "float32") -> ModelEntry:
@@ -294,7 +300,7 @@ def _entry(
         name=name,
         path=path,
         task=TASKS[sidecar["task"]],
-        version=_version(path, sidecar, exported, precision),
+        identity=_version(path, sidecar, exported, precision),
         num_frames=(int(unet.get("num_frames", 25)),),
         height=int(sidecar["height"]),
         width=int(sidecar["width"]),
@@ -309,7 +315,7 @@ def _entry(
     )
 
 
-def _version(path: Path, sidecar: dict[str, Any], exported: bool, precision: Precision) -> str:
+def _version(path: Path, sidecar: dict[str, Any], exported: bool, precision: Precision) -> str | PendingVersion:
     if exported:
         return file_hash(path / MANIFEST)[:12]
     if sidecar is PUBLISHED:

@@ -11,10 +11,11 @@ Any folder that diffusers' StableVideoDiffusionPipeline.save_pretrained wrote lo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any, Final, cast
 
 import diffusers
 import torch
@@ -35,11 +36,14 @@ from model.presets import NoiseRange
 from model.sources.architecture import check_architecture, check_inputs, read_scheduler
 from model.sources.layout import Precision, component_files
 from model.tasks import TASKS
-from model.weights import empty_network, load_network
+from model.weights import Layout, empty_network, load_network
 
 # No "Loading checkpoint shards" bars: a checkpoint's networks load within seconds.
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
+
+NO_LAYOUTS: Final[Mapping[str, Layout]] = MappingProxyType({})
+"""Every weight has memory of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +85,13 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     graphs_on: str = "cpu",
+    layouts: Mapping[str, Layout] = NO_LAYOUTS,
 ) -> Checkpoint:
     """Load a checkpoint folder; on the `meta` device shapes and dtypes only, without reading a weight.
 
     Args:
         graphs_on: where OpenVINO runs an export's graphs: cpu, xpu or npu.
+        layouts: how networks' weights lie in memory, by the network's folder; `each` where it is not named.
 
     Raises:
         CheckpointError: the folder is incomplete, a network's weights do not fit its config, or a network or the
@@ -95,7 +101,10 @@ def load(
     path = entry.path
     scheduler = read_scheduler(path)
     check_architecture(path)
-    network = _exported(path, device, graphs_on) if entry.exported else pretrained(device, dtype, entry.precision)
+    if entry.exported:
+        network = _exported(path, device, graphs_on)
+    else:
+        network = pretrained(device, dtype, entry.precision, layouts)
     unet = network(UNetSpatioTemporalConditionModel, path / "unet")
     check_inputs(unet.config, entry.task, entry.path / "unet")
     return Checkpoint(
@@ -107,17 +116,23 @@ def load(
     )
 
 
-def pretrained(device: torch.device | str, dtype: torch.dtype, precision: Precision = "float32") -> NetworkLoader:
+def pretrained(
+    device: torch.device | str,
+    dtype: torch.dtype,
+    precision: Precision = "float32",
+    layouts: Mapping[str, Layout] = NO_LAYOUTS,
+) -> NetworkLoader:
     """Loads a network's weights from its folder.
 
     Args:
         precision: which variant of the weights is read where a folder holds several.
+        layouts: as for `load`.
     """
 
     def load_of_kind(kind: type[Any], path: Path) -> Any:
         if str(device) == "meta":
             return nn.Module.to(empty_network(kind, path), "meta", dtype)
-        return load_network(kind, component_files(path, precision), device, dtype)
+        return load_network(kind, component_files(path, precision), device, dtype, layouts.get(path.name, "each"))
 
     return load_of_kind
 

@@ -88,7 +88,7 @@ def on_meta(preset: Preset, task: TaskSpec, dtype: torch.dtype) -> Checkpoint:
         name=preset.name,
         path=Path(),
         task=task,
-        version="",
+        identity="",
         num_frames=(preset.num_frames,),
         height=preset.height,
         width=preset.width,

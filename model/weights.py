@@ -4,14 +4,23 @@
 missing, of another shape, or known to no part of the network is an error that names it. The network is made on the
 meta device, so that beside the loaded weights a process holds one weight at a time. `load_strict` holds a folder of
 diffusers' to the same: a training that began on random numbers would not show it.
+
+On the CPU a network's weights may lie in one allocation, on huge pages: a weight that is converted as it is read gets
+fresh memory, a page of 4 KiB at a time, zeroed by the kernel at the first write; for svd-xt those faults took longer
+than the conversion. `fused` blocks (model.optimized.fused_blocks) read convolutions in channels-last layout, and
+queries, keys and values of a self-attention as one matrix; a weight that is written so at once is not copied again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
+import mmap
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 import torch
 from diffusers import ModelMixin
@@ -25,44 +34,94 @@ from model.sources.layout import INCOMPLETE, ComponentFiles, component_files, re
 _SHOWN: Final = 5
 _TRIM_EVERY: Final = 16 * 2**20
 """Bytes after which what conversions freed goes back to the kernel: glibc reuses holes of one size badly."""
+Layout = Literal["each", "together", "fused"]
+"""each: every weight has memory of its own; together: one allocation; fused: one, as fused blocks read it."""
+
+_ALIGNMENT: Final = 64
+"""Bytes: a cache line, and the width of AVX-512."""
+_FORMATS: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Number of a convolution weight's dimensions -> its layout in a fused network."""
+SELF_ATTENTION: Final = ("attn1.to_q.weight", "attn1.to_k.weight", "attn1.to_v.weight")
+"""Ends of the names of weights that fused blocks read as one matrix."""
+_DTYPES: Final = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+"""As headers name them."""
 Network = TypeVar("Network")
 _UNUSED: Final = ("position_ids",)
 """Ends of names that older versions of transformers wrote, and that are no weights."""
 
 
-def load_network(kind: type[Any], files: ComponentFiles, device: torch.device | str, dtype: torch.dtype) -> Any:
-    """The network in evaluation mode, frozen.
+def load_network(
+    kind: type[Any], files: ComponentFiles, device: torch.device | str, dtype: torch.dtype, layout: Layout = "each"
+) -> Any:
+    """The network in evaluation mode, frozen. Nothing is read before names and shapes are seen to be its own.
 
     Args:
         kind: a class of diffusers' or transformers'.
+        layout: how its weights lie in memory, on the CPU (module's docstring).
 
     Raises:
         CheckpointError: a file is cut short, or its weights are not exactly the network's.
     """
     network = empty_network(kind, files.folder)
     wanted: Mapping[str, Tensor] = network.state_dict()
+    stored = _stored(files, wanted)
+    targets: dict[str, Tensor] = {}
+    if layout != "each" and torch.device(device).type == "cpu":
+        copied = {name: one for name, one in wanted.items() if _is_copied(name, one, stored[name], dtype, layout)}
+        targets = allocate(copied, dtype, layout)
     found: dict[str, Tensor] = {}
-    strangers: list[str] = []
     untrimmed = 0
     for file in files.files:
-        read_header(file)
         try:
             with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():  # noqa: SIM118 - no mapping
-                    name = _name_of(key, wanted)
-                    if name is None:
-                        strangers += [] if key.endswith(_UNUSED) else [key]
+                for name in (name for name, weight in stored.items() if weight.file == file):
+                    weight = opened.get_tensor(stored[name].key)
+                    if name in targets:
+                        found[name] = targets[name].copy_(weight)
+                        forget_pages(weight)
                         continue
-                    found[name] = placed = _placed(opened.get_tensor(key), device, dtype)
+                    found[name] = placed = _placed(weight, device, dtype)
                     if placed.device.type != "cpu" and (untrimmed := untrimmed + placed.nbytes) >= _TRIM_EVERY:
                         untrimmed = 0
                         trim_freed_memory()
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}; {INCOMPLETE}", param="model") from error
-    _check(files.folder, wanted, found, strangers)
     network.load_state_dict(found, strict=True, assign=True)
     fill_buffers(network, device)
     return network.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A weight in a file, by the file's header."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _stored(files: ComponentFiles, wanted: Mapping[str, Tensor]) -> dict[str, _Stored]:
+    """Where each of a network's weights lies, in the order of the files. Raises as `load_network`."""
+    stored: dict[str, _Stored] = {}
+    strangers: list[str] = []
+    for file in files.files:
+        for key, one in read_header(file).items():
+            name = _name_of(key, wanted)
+            if name is not None:
+                stored[name] = _Stored(file, key, tuple(one["shape"]), str(one["dtype"]))
+            elif not key.endswith(_UNUSED):
+                strangers.append(key)
+    _check(files.folder, wanted, stored, strangers)
+    return stored
+
+
+def _is_copied(name: str, own: Tensor, stored: _Stored, dtype: torch.dtype, layout: Layout) -> bool:
+    """Whether a weight cannot be used as it lies in the file, mapped: of another dtype, or laid out anew."""
+    if not own.is_floating_point():
+        return False
+    laid_anew = channels_last(own).stride() != own.stride() or name.endswith(SELF_ATTENTION)
+    return stored.dtype != _DTYPES.get(dtype) or (layout == "fused" and laid_anew)
 
 
 def empty_network(kind: type[Any], folder: Path) -> Any:
@@ -91,15 +150,15 @@ def _placed(weight: Tensor, device: torch.device | str, dtype: torch.dtype) -> T
     return weight.to(device, dtype if weight.is_floating_point() else weight.dtype)
 
 
-def _check(folder: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], strangers: list[str]) -> None:
+def _check(folder: Path, wanted: Mapping[str, Tensor], found: Mapping[str, _Stored], strangers: list[str]) -> None:
     if missing := sorted(wanted.keys() - found.keys()):
         raise CheckpointError(f"{folder} does not load: missing keys: {some(missing)}", param="model")
     if strangers:
         raise CheckpointError(f"{folder} does not load: unexpected keys: {some(strangers)}", param="model")
     wrong = [
-        f"{name}: {tuple(found[name].shape)} for {tuple(own.shape)}"
+        f"{name}: {found[name].shape} for {tuple(own.shape)}"
         for name, own in wanted.items()
-        if found[name].shape != own.shape
+        if found[name].shape != tuple(own.shape)
     ]
     if wrong:
         raise CheckpointError(
@@ -171,3 +230,49 @@ def strip_layers(network: nn.Module, device: torch.device, dtype: torch.dtype) -
     network._modules.clear()
     network.register_parameter("empty", nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False))
     network.eval()
+
+
+def channels_last(weight: Tensor) -> Tensor:
+    """A convolution's weight as fused blocks read it; any other weight as it is. A copy only where that differs."""
+    if weight.ndim not in _FORMATS:
+        return weight
+    return weight.contiguous(memory_format=_FORMATS[weight.ndim])
+
+
+def allocate(wanted: Mapping[str, Tensor], dtype: torch.dtype, layout: Layout) -> dict[str, Tensor]:
+    """Uninitialised weights in one allocation, in the order of `wanted`.
+
+    Args:
+        wanted: weights on the meta device: their names and shapes.
+        dtype: that they are to have.
+    """
+    laid = {name: channels_last(one) if layout == "fused" else one.contiguous() for name, one in wanted.items()}
+    step = _ALIGNMENT // dtype.itemsize
+    starts, end = {}, 0
+    for name, one in laid.items():
+        starts[name] = end
+        end += -(-one.numel() // step) * step
+    block = _block(end, dtype)
+    return {name: block.as_strided(one.shape, one.stride(), starts[name]) for name, one in laid.items()}
+
+
+def _block(numbers: int, dtype: torch.dtype) -> Tensor:
+    if numbers == 0 or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(numbers, dtype=dtype)
+    memory = mmap.mmap(-1, numbers * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype)  # the mapping lives as long as a weight in it
+
+
+def forget_pages(weight: Tensor) -> None:
+    """Let go of a mapped file's pages in which a weight lies, once it was copied: they stay in the page cache.
+
+    So the process holds one weight of the file at a time. Reading the weight again reads the file again.
+    """
+    if not hasattr(mmap, "MADV_DONTNEED") or weight.device.type != "cpu":
+        return
+    first = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    whole = (weight.data_ptr() + weight.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if whole > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), mmap.MADV_DONTNEED)

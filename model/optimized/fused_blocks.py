@@ -20,6 +20,7 @@ Legend: B rows, T frames, C channels, H, W size at the layer, N = H W tokens; K 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -34,6 +35,7 @@ from model.optimized.attention import Attend, scaled_dot_product
 from model.optimized.kernel_blocks import MAX_ELEMENTS
 from model.optimized.kernels.block_ops import BlockOps
 from model.optimized.rewrites import PhaseUpsample2D, blend_weight, can_use_phases, phases, skip_zero_branches
+from model.weights import channels_last
 
 
 class FusedResBlock(SpatioTemporalResBlock):  # type: ignore[misc]
@@ -233,11 +235,9 @@ def fuse(network: nn.Module, attend: Attend = scaled_dot_product, ops: BlockOps 
 
 
 def _lay_channels_last(network: nn.Module) -> None:
-    """Convolutions' weights in channels-last layout: what they give then has it too."""
-    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    """Convolutions' weights in channels-last layout: what they give then has it too; copied where it differs."""
     for weight in network.parameters():
-        if weight.ndim in layouts:
-            weight.data = weight.data.contiguous(memory_format=layouts[weight.ndim])
+        weight.data = channels_last(weight.data)
 
 
 def _fuse_transformer(layer: Any, attend: Attend, frames: int) -> None:
@@ -255,10 +255,25 @@ def stack_projections(attn: Attention) -> None:
     """One weight [3C, C] for queries, keys and values; the three parameters become views of it, their keys stay."""
     parts = (attn.to_q, attn.to_k, attn.to_v)
     assert not any(part.bias is not None for part in parts)
-    stacked = torch.cat([part.weight for part in parts])
+    stacked = _one_matrix([part.weight.detach() for part in parts])
     for part, view in zip(parts, stacked.chunk(3), strict=True):
         part.weight = nn.Parameter(view, requires_grad=False)
     _set_buffer(attn, "stacked", stacked)
+
+
+def _one_matrix(weights: Sequence[Tensor]) -> Tensor:
+    """The weights below each other: a view where they lie so in memory (model.weights), else a copy."""
+    first = weights[0]
+    end = first.storage_offset()
+    for one in weights:
+        if not one.is_contiguous() or one.storage_offset() != end or not _share_storage(one, first):
+            return torch.cat(list(weights))
+        end += one.numel()
+    return first.as_strided((sum(map(len, weights)), first.shape[1]), first.stride())
+
+
+def _share_storage(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() != 0
 
 
 def _temporal_share(blender: AlphaBlender) -> Tensor:

@@ -20,8 +20,9 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
-from model.catalog import NETWORKS, PUBLISHED, SIDECAR, SOURCE_SHA256, ModelEntry, content_sha256, describe
+from model.catalog import NETWORKS, PUBLISHED, SIDECAR, SOURCE_SHA256, ModelEntry, describe
 from model.errors import CheckpointError, StorageFull
+from model.identity import content_sha256
 from model.sources.layout import ComponentFiles, cache_folder, component_files, read_header
 
 _log = logging.getLogger(__name__)

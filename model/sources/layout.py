@@ -212,7 +212,9 @@ def parameters_in(files: Iterable[Path]) -> tuple[int, frozenset[str]]:
 _DIGESTS: Final = "digests.json"
 _MOST_DIGESTS: Final = 1000
 """Digests remembered: the file is read and written for each new one."""
-_BLOCK: Final = 1 << 20
+_BLOCK: Final = 1 << 23
+"""Bytes read and hashed at a time: a thread waits for the interpreter between two."""
+_WRITING: Final = threading.Lock()
 
 
 def cache_folder() -> Path:
@@ -244,10 +246,11 @@ HASHED: Final = HashCounter()
 
 def read_into(digest: hashlib._Hash, file: Path) -> None:
     """Hash a file's content, and count its bytes."""
-    with file.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-            HASHED.add(len(block))
+    block = memoryview(bytearray(min(_BLOCK, file.stat().st_size + 1)))
+    with file.open("rb", buffering=0) as stream:
+        while count := stream.readinto(block):
+            digest.update(block[:count])
+            HASHED.add(count)
 
 
 def signature(files: Iterable[Path]) -> str:
@@ -265,14 +268,21 @@ def remembered(key: str, files: Iterable[Path], compute: Callable[[], str]) -> s
     Args:
         key: what the digest is of, such as a path; one digest is remembered for each.
     """
+    files = list(files)
+    if (known := recalled(key, files)) is not None:
+        return known
     current = signature(files)
-    store = cache_folder() / _DIGESTS
-    entry = _read_digests(store).get(key)
-    if isinstance(entry, list) and len(entry) == 2 and entry[0] == current:
-        return str(entry[1])
     value = compute()
-    _write_digest(store, key, [current, value])
+    _write_digest(cache_folder() / _DIGESTS, key, [current, value])
     return value
+
+
+def recalled(key: str, files: Iterable[Path]) -> str | None:
+    """The digest that is remembered under a key, if these files have not changed since; None if there is none."""
+    entry = _read_digests(cache_folder() / _DIGESTS).get(key)
+    if isinstance(entry, list) and len(entry) == 2 and entry[0] == signature(files):
+        return str(entry[1])
+    return None
 
 
 def _read_digests(store: Path) -> dict[str, object]:
@@ -287,10 +297,11 @@ def _write_digest(store: Path, key: str, entry: list[str]) -> None:
     """Add an entry; where two processes do so at once, one of the two is computed again another time."""
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
-        entries = _read_digests(store) | {key: entry}
-        text = json.dumps(dict(list(entries.items())[-_MOST_DIGESTS:]))
-        with tempfile.NamedTemporaryFile("w", dir=store.parent, prefix=".digests", delete=False) as stream:
-            stream.write(text)
-        Path(stream.name).replace(store)
+        with _WRITING:
+            entries = _read_digests(store) | {key: entry}
+            text = json.dumps(dict(list(entries.items())[-_MOST_DIGESTS:]))
+            with tempfile.NamedTemporaryFile("w", dir=store.parent, prefix=".digests", delete=False) as stream:
+                stream.write(text)
+            Path(stream.name).replace(store)
     except OSError as error:
         _log.info("%s cannot be written (%s): weight files are hashed at each start", store, error)

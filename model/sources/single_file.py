@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import torch
 
-from model.catalog import SOURCE_SHA256, ModelEntry, content_sha256, describe
+from model.catalog import SOURCE_SHA256, ModelEntry, describe
 from model.errors import CheckpointError, StorageFull
+from model.identity import content_sha256
 from model.importers.sgm import Names, adapt
 from model.presets import PRESETS, Preset
 from model.sources.architecture import single_file_kind

@@ -43,6 +43,7 @@ from model.precision import DtypeName, is_intel, resolve_device, resolve_dtype
 from model.sampling.row import BatchKey, guidance_scale, needs_unconditional
 from model.sampling.solvers import evaluations
 from model.vae import upcast_encoder
+from model.weights import Layout
 from serving.engine.backend_choice import chosen_backend
 from serving.engine.profile import Machine, Profile
 from serving.engine.settings import EngineSettings
@@ -144,7 +145,13 @@ def load_model(entry: ModelEntry, settings: EngineSettings, *, one_request: bool
     settings = replace(settings, dtype=resolve_dtype(settings.dtype, device))
     if device == "cpu":
         retain_freed_memory()
-    checkpoint = load(entry, device=device, dtype=getattr(torch, settings.dtype), graphs_on=settings.device)
+    checkpoint = load(
+        entry,
+        device=device,
+        dtype=getattr(torch, settings.dtype),
+        graphs_on=settings.device,
+        layouts=_layouts(settings.backend),
+    )
     if not one_request:
         checkpoint = replace(checkpoint, encodings=EncodingCache())
     # An export keeps its own dtype, whatever is requested.
@@ -222,6 +229,13 @@ def second_copy(checkpoint: Checkpoint, settings: EngineSettings) -> Checkpoint 
     return replace(checkpoint, unet=copy.deepcopy(checkpoint.unet).to(device))
 
 
+def _layouts(backend: str) -> dict[str, Layout]:
+    """How networks' weights lie in memory for what is done with them next, so that they are written once."""
+    if backend not in IN_TORCH:  # what reads weights to make graphs of them takes them as they were saved
+        return {}
+    return {"unet": "fused", "vae": "fused", "image_encoder": "together", "text_encoder": "together"}
+
+
 def _on_device(entry: ModelEntry, settings: EngineSettings) -> str:
     """The backend requested, where it runs on the device requested; `auto` on one of Intel's devices is openvino.
 
@@ -263,7 +277,7 @@ def _loras(checkpoint: Checkpoint, settings: EngineSettings) -> dict[str, Lora]:
         CheckpointError: one does not fit the network.
     """
     entry = checkpoint.entry
-    if settings.backend not in LORA_BACKENDS or settings.fp8:
+    if not entry.loras or settings.backend not in LORA_BACKENDS or settings.fp8:
         return {}
     here = f"{entry.name}@{entry.version}"
     for one in entry.loras:

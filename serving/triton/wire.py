@@ -56,6 +56,7 @@ def entry_from_fields(message: Mapping[str, Any], source: str) -> ModelEntry:
     """
     try:
         values = dict(message)
+        values["identity"] = str(values.pop("version"))
         values["task"] = TASKS[str(values["task"])]
         values["num_frames"] = tuple(values["num_frames"])
         values["loras"] = tuple(LoraEntry(**one | {"path": Path(source)}) for one in values.get("loras", ()))

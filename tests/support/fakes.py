@@ -46,13 +46,13 @@ DEFAULTS: dict[str, Any] = {
 """A checkpoint's own settings."""
 
 
-def model_entry(task: str = "image-to-video", **changes: Any) -> ModelEntry:
+def model_entry(task: str = "image-to-video", *, version: str = "0123456789ab", **changes: Any) -> ModelEntry:
     """A checkpoint's description: what gateway, jobs and offline rendering read instead of weights."""
     entry = ModelEntry(
         name=task,
         path=Path("nowhere"),
         task=TASKS[task],
-        version="0123456789ab",
+        identity=version,
         num_frames=(5,),
         height=64,
         width=96,

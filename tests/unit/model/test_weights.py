@@ -1,18 +1,31 @@
-"""Weights go to their device as they are read: what the host holds meanwhile, measured in a process of its own."""
+"""Weights go to their device as they are read, into the layout that fused blocks read: none is written twice.
+
+What the host holds meanwhile is measured in a process of its own.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from model.weights import empty_network
+from model import weights as weights_module
+from model.errors import CheckpointError
+from model.optimized.fused_blocks import fuse
+from model.sources.layout import component_files
+from model.weights import Layout, allocate, channels_last, empty_network, forget_pages, load_network
+from tests.unit.model.sources.support import published
 
 LOAD = """
 import json, sys
@@ -66,3 +79,101 @@ def test_the_host_holds_at_most_a_fifth_more_than_the_component(root: Path, tmp_
     stays = measured("cpu", "float32")
     assert stays["loaded"] > 1.9 * size  # the network itself, on the host for good
     assert stays["peak"] - stays["loaded"] <= 1.2 * size
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return published(tmp_path_factory.mktemp("published") / "plain")
+
+
+NETWORKS = {"unet": UNetSpatioTemporalConditionModel, "vae": AutoencoderKLTemporalDecoder}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_layout_changes_where_numbers_lie_and_none_of_them(tiny: Path, network: str, dtype: torch.dtype) -> None:
+    files = component_files(tiny / network, "float16")
+    plain = load_network(NETWORKS[network], files, "cpu", dtype).state_dict()
+    for layout in ("together", "fused"):
+        laid = load_network(NETWORKS[network], files, "cpu", dtype, layout).state_dict()
+        assert list(laid) == list(plain)
+        assert all(torch.equal(laid[name], plain[name]) for name in plain)
+        storages = {one.untyped_storage().data_ptr() for one in laid.values()}
+        # Weights of the file's own dtype are not copied: they stay in the file's mapping, but for those laid anew.
+        assert len(storages) == 1 or dtype == torch.float16
+    assert all(channels_last(one).data_ptr() == one.data_ptr() for one in laid.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_fused_blocks_copy_no_weight_that_was_laid_for_them(tiny: Path, dtype: torch.dtype) -> None:
+    files = component_files(tiny / "unet", "float16")
+
+    def fused(layout: Layout) -> tuple[UNetSpatioTemporalConditionModel, int]:
+        unet = load_network(UNetSpatioTemporalConditionModel, files, "cpu", dtype, layout)
+        before = {name: one.data_ptr() for name, one in unet.named_parameters()}
+        fuse(unet)
+        return unet, sum(one.data_ptr() != before[name] for name, one in unet.named_parameters())
+
+    (plain, copied), (laid, none) = fused("each"), fused("fused")
+    assert copied > 50
+    assert none == 0
+    stacked = [(name, one) for name, one in laid.named_buffers() if name.endswith("attn1.stacked")]
+    assert stacked
+    for name, one in stacked:
+        parts = [laid.get_parameter(name.replace("stacked", f"to_{part}.weight")) for part in "qkv"]
+        assert torch.equal(one, torch.cat(parts))
+        assert one.data_ptr() == parts[0].data_ptr()
+        assert torch.equal(one, plain.get_buffer(name))
+
+
+def test_strangers_are_named_before_a_weight_is_read(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny / "vae", tmp_path / "vae")
+    file = next(folder.glob("*.safetensors"))
+    weights = load_file(file)
+    weights["stranger"] = weights.pop("quant_conv.bias")
+    save_file(weights, file)
+
+    def no_reading(*_: object, **__: object) -> None:
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr(weights_module, "safe_open", no_reading)
+    with pytest.raises(CheckpointError, match=r"missing keys: quant_conv\.bias"):
+        load_network(AutoencoderKLTemporalDecoder, component_files(folder, "float16"), "cpu", torch.float32, "fused")
+
+
+SIDES = st.lists(st.integers(0, 5), max_size=5).map(tuple)
+DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
+LAYOUTS: st.SearchStrategy[Layout] = st.sampled_from(["together", "fused"])
+
+
+@given(shapes=st.lists(SIDES, max_size=6), dtype=DTYPES, layout=LAYOUTS)
+def test_weights_lie_apart_in_the_layout_that_is_asked_for(
+    shapes: list[tuple[int, ...]], dtype: torch.dtype, layout: Layout
+) -> None:
+    wanted = {f"weight {number}": torch.empty(shape, device="meta") for number, shape in enumerate(shapes)}
+    weights = allocate(wanted, dtype, layout)
+    assert list(weights) == list(wanted)
+    for number, (name, weight) in enumerate(weights.items()):
+        assert weight.shape == wanted[name].shape
+        assert weight.dtype == dtype
+        assert weight.data_ptr() % 64 == 0
+        plain = torch.empty(weight.shape)
+        assert weight.stride() == (channels_last(plain) if layout == "fused" else plain).stride()
+        weight.fill_(number + 1)
+    for number, weight in enumerate(weights.values()):  # none has written into another
+        assert bool((weight == number + 1).all())
+    assert len({weight.untyped_storage().data_ptr() for weight in weights.values()}) <= 1
+
+
+def test_a_weight_whose_pages_are_let_go_reads_the_same_again(tmp_path: Path) -> None:
+    file, stored = tmp_path / "model.safetensors", torch.randn(5, 10_000)
+    save_file({"small": torch.ones(3), "large": stored}, file)
+    with safe_open(file, framework="pt") as opened:
+        for name in ("small", "large"):
+            weight = opened.get_tensor(name)
+            before = weight.clone()
+            forget_pages(weight)
+            assert torch.equal(weight, before)
+    assert torch.equal(before, stored)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from model.catalog import content_sha256, zoo
+from model.catalog import zoo
+from model.identity import content_sha256
 from model.sources.layout import HASHED
 from model.sources.source import find
 from tests.unit.model.sources.support import as_hub_cache, as_variant, published, weights_of

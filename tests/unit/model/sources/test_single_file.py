@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from model.catalog import content_sha256
 from model.checkpoint import load
 from model.errors import CheckpointError
+from model.identity import content_sha256
 from model.media.image import to_png
 from model.presets import preset
 from model.sources.layout import HASHED
