@@ -1,6 +1,6 @@
 """diffusers' pipeline in a process of its own, as its users run it: with the C library's heap as it comes.
 
-Our engine tells the C library to keep freed memory (model.memory.malloc), for its whole process; a pipeline beside
+Our engine tells the C library to keep freed memory (model.platform), for its whole process; a pipeline beside
 it would be
 faster for that, too. `kept_memory=True` gives the other process the same heap, to tell this gain from the others.
 """
@@ -78,7 +78,7 @@ class PipelineAside:
 def _serve(pipe: Connection, folder: Path, still: Image.Image, kept_memory: bool, threads: int) -> None:
     torch.set_num_threads(threads)
     if kept_memory:
-        from model.memory.malloc import retain_freed_memory
+        from model.platform import retain_freed_memory
 
         retain_freed_memory()
     pipeline = Pipeline(folder, still, "cpu")

@@ -30,9 +30,9 @@ from model.backends.registry import make_denoiser
 from model.catalog import ModelEntry
 from model.checkpoint import load
 from model.denoiser import CpuThreads, DenoiserInputs
-from model.memory.malloc import retain_freed_memory
 from model.optimized.fused_blocks import fuse
 from model.optimized.rewrites import relative_difference
+from model.platform import retain_freed_memory
 from model.presets import preset
 from model.shapes import VAE_STRIDE, VideoShape, even_chunks
 from model.sources.source import find

@@ -136,7 +136,7 @@ def main() -> None:
             seconds, completed = batch_s(entry, still, requests, workers, Path(scratch))
             results = results or completed
             tell(f"stillmotion batch, {workers} worker{'s' if workers > 1 else ''}", seconds)
-        # Before our engine is loaded here, which sets this process's allocator up (model/memory/malloc.py).
+        # Before our engine is loaded here, which sets this process's allocator up (model/platform.py).
         tell("loop over diffusers", diffusers_s(entry, still, requests))
         tell("loop over our engine", loop_s(entry, still, requests, Path(scratch)))
         costs = measured(results, driver_s(options.rows, still, Path(scratch)))

@@ -20,8 +20,8 @@ from benchmarks.backends import inputs
 from benchmarks.entry import run_main
 from model.checkpoint import load
 from model.denoiser import call_unet
-from model.memory.malloc import retain_freed_memory
 from model.optimized.fused_blocks import fuse
+from model.platform import retain_freed_memory
 from model.shapes import VAE_STRIDE, even_chunks
 from model.sources.source import find
 

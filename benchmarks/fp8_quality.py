@@ -32,7 +32,7 @@ from model.catalog import ModelEntry
 from model.media.image import to_png
 from model.optimized.fp8 import quantize_fp8
 from model.optimized.fused_blocks import fuse
-from model.precision import DtypeName
+from model.platform import DtypeName
 from model.presets import preset
 from model.sources.source import find
 from model.tasks import task

@@ -47,7 +47,7 @@ def batch(
 ) -> None:
     """Render a manifest of requests; run again, it does what is missing. Exit code 1: rows failed."""
     from model.catalog import zoo
-    from model.precision import resolve_dtype
+    from model.platform import resolve_dtype
     from model.sources.source import find_all
     from serving.engine.settings import EngineSettings
     from serving.offline import Batch

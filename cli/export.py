@@ -97,7 +97,7 @@ def export(
     from export.onnx import ExportSize
     from export.pipeline import ExportOptions, export_model
     from export.tensorrt import BuildOptions
-    from model.precision import resolve_dtype
+    from model.platform import resolve_dtype
     from model.sources.source import find
 
     precision = resolve_dtype(dtype.value, "cpu")
@@ -118,7 +118,7 @@ def export(
 
 def _as_it_is(model: str, out: Path, dtype: DtypeChoice, keep: int) -> Installed:
     from export.pipeline import install_checkpoint
-    from model.precision import resolve_dtype
+    from model.platform import resolve_dtype
     from model.sources.source import find
 
     return install_checkpoint(

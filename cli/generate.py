@@ -96,7 +96,7 @@ def generate(
     """Turn a still, two stills or a prompt into a short video."""
     from cli.progress import reporting
     from model.media.image import fit_picture, open_picture, to_png
-    from model.precision import resolve_dtype
+    from model.platform import resolve_dtype
     from model.sources.source import find
     from serving.engine.settings import EngineSettings
     from serving.provenance.video_manifest import finish

@@ -69,7 +69,7 @@ def pull(
 ) -> None:
     """Fetch a checkpoint of the hub: only the files that are read, of the variant that suits the dtype."""
     from model.errors import InvalidRequest
-    from model.precision import resolve_dtype
+    from model.platform import resolve_dtype
     from model.sources.hub import parse_hub_id
     from model.sources.source import of_hub
 

@@ -44,7 +44,7 @@ def replay(
     from model.errors import InvalidRequest
     from model.lora.catalog import describe_lora
     from model.media.upscale import Upscalers, parse_files
-    from model.precision import resolve_dtype
+    from model.platform import resolve_dtype
     from model.sources.source import find
     from serving.provenance.replay import read_recipe
     from serving.provenance.replay import replay as again

@@ -174,7 +174,7 @@ def _in_process(
     """The engine in this process; with `devices`, one in a process of its own on each of them."""
     from model.backends.registry import LORA_BACKENDS, with_usable_loras
     from model.catalog import attach_loras, zoo
-    from model.precision import resolve_devices, resolve_dtype
+    from model.platform import resolve_devices, resolve_dtype
     from model.sources.source import find_all
     from serving.engine.data_parallel import engines_on
     from serving.engine.inprocess import InProcessEngine

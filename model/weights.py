@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from model.errors import CheckpointError
-from model.memory.malloc import trim_freed_memory
+from model.platform import trim_freed_memory
 from model.sources.layout import INCOMPLETE, ComponentFiles, component_files, read_header
 
 _SHOWN: Final = 5

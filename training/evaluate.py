@@ -20,7 +20,7 @@ from typing import Any
 from model.catalog import SIDECAR, ModelEntry
 from model.errors import InvalidRequest
 from model.media.video import Frames
-from model.precision import is_intel, resolve_device
+from model.platform import is_intel, resolve_device
 from model.tasks import TASKS
 from training.config import ProgressCallback
 from training.data.motion_bucket import MotionMap

@@ -36,9 +36,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from model.memory.compute import denoiser_flops
-from model.memory.malloc import trim_freed_memory
 from model.memory.plan import GIB, AttentionReplaced
 from model.optimized.rewrites import blend_weight, rewrite_exactly
+from model.platform import trim_freed_memory
 from model.presets import preset
 from model.sampling.solvers import lcm_sigmas
 from model.shapes import VAE_STRIDE, LatentShape

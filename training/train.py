@@ -15,7 +15,7 @@ from typing import cast
 from torch import nn
 
 from model.errors import DataError, InvalidRequest
-from model.memory.malloc import retain_freed_memory
+from model.platform import retain_freed_memory
 from model.presets import preset
 from training.config import (
     Config,

@@ -25,7 +25,7 @@ from model.checkpoint import load
 from model.denoiser import CpuThreads, Denoiser
 from model.errors import StillmotionError
 from model.optimized.rewrites import relative_difference
-from model.precision import is_intel, resolve_device
+from model.platform import is_intel, resolve_device
 from model.sampling.row import Row
 from model.sampling.sampler import evaluate
 from serving.engine.profile import read_entry, write_entry

@@ -34,12 +34,11 @@ from model.latent_preview import LatentColours, latent_colours
 from model.lora.merge import switching_bytes, with_loras
 from model.lora.weights import Lora, read_lora
 from model.memory.cpu_offload import CpuOffload, offload_blocks
-from model.memory.malloc import retain_freed_memory
 from model.memory.plan import VramPlan
 from model.memory.tiled_decode import enable_tiled_decoding
 from model.optimized.fused_blocks import fuse
 from model.params import Params
-from model.precision import DtypeName, is_intel, resolve_device, resolve_dtype
+from model.platform import DtypeName, is_intel, resolve_device, resolve_dtype, retain_freed_memory
 from model.sampling.row import BatchKey, guidance_scale, needs_unconditional
 from model.sampling.solvers import evaluations
 from model.vae import upcast_encoder

@@ -19,7 +19,7 @@ from model.checkpoint import Checkpoint, load
 from model.errors import CheckpointError, InvalidRequest
 from model.memory.plan import GIB, MemoryNeeds, VramPlan, needs_of, plan
 from model.params import Params
-from model.precision import resolve_device, resolve_dtype
+from model.platform import resolve_device, resolve_dtype
 from model.sampling.row import guidance_scale, needs_unconditional
 from model.sampling.solvers import evaluations
 from model.sources.hub import model_card

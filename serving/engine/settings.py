@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from model.errors import InvalidRequest
-from model.precision import DtypeName
+from model.platform import DtypeName
 from model.shapes import CHUNK_PLANS, ChunkPlan
 
 _OFF: Final = "off"

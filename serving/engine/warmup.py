@@ -18,8 +18,8 @@ from PIL import Image
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint
 from model.memory.compute import decoder_flops, denoiser_flops, device_flops
-from model.memory.malloc import resident_bytes, trim_freed_memory
 from model.params import Params
+from model.platform import resident_bytes, trim_freed_memory
 from model.sampling.row import Row
 from model.sampling.sampler import evaluate, prepare_row
 from model.shapes import chunk_sizes

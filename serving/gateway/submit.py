@@ -21,8 +21,8 @@ from stillmotion.webhooks import secret_bytes
 from model.catalog import ModelEntry
 from model.errors import InvalidRequest
 from model.media.image import open_picture
-from model.memory.malloc import trim_freed_memory
 from model.params import Params
+from model.platform import trim_freed_memory
 from model.stages import Stages
 from model.tasks import TASKS
 from serving.background import run_in_thread, shielded

@@ -20,7 +20,7 @@ from torch.utils.dlpack import from_dlpack
 
 from model.backends.registry import with_usable_loras
 from model.catalog import describe
-from model.precision import resolve_dtype
+from model.platform import resolve_dtype
 from serving.engine.inprocess import InProcessEngine
 from serving.triton.hosting import LAST_WORDS_S, Host, settings_from
 from serving.triton.wire import BEATS, DATA, EVENT, HEARTBEAT, PICTURES, REQUEST, STATE, Frame, RequestFrame

@@ -99,7 +99,7 @@ def curate(
     work = _planned(find_sources(sources), dataset, settings)
     (runner or RUNNERS["local"]()).run(work, report)
     found = _write_tables(work, dataset)
-    manifest = select(dataset, _told(settings), report)
+    manifest = select(dataset, _manifest_settings(settings), report)
     broken = tuple((one.path, one.error) for one in found if one.error is not None)
     damaged = tuple((one.path, one.warning) for one in found if one.warning is not None)
     return Outcome(dataset, manifest, broken, *_losses(work, found), damaged)
@@ -159,8 +159,8 @@ def _planned(sources: tuple[str, ...], dataset: Path, settings: Settings) -> Cur
     return CurationPlan(folder, sources, Probe(folder), find_cuts, cut_clips, groups, captioners, settings.tools)
 
 
-def _told(settings: Settings) -> dict[str, Any]:
-    """The settings as the manifest tells them."""
+def _manifest_settings(settings: Settings) -> dict[str, Any]:
+    """The settings as the manifest has them."""
     return {
         "cuts": settings.cuts,
         "rules": asdict(settings.rules),

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 
-from model.memory.malloc import retain_freed_memory
+from model.platform import retain_freed_memory
 from training.memory_plan import GIB, PeakMemory, describe, log_values
 
 MIB = 2**20

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.errors import CheckpointError, InvalidRequest
-from model.precision import resolve_devices
+from model.platform import resolve_devices
 from serving.engine.data_parallel import DataParallelEngine, engines_on, merged
 from serving.engine.protocol import TERMINAL, Completed, EngineEvent, EngineRequest, Failed
 from serving.engine.settings import EngineSettings

@@ -12,7 +12,7 @@ import pytest
 PROGRAM = """
 import resource, sys, threading
 import torch
-from model.memory.malloc import retain_freed_memory
+from model.platform import retain_freed_memory
 
 def work():
     for _ in range(40):

@@ -14,7 +14,7 @@ from model.backends.registry import resolve_options
 from model.catalog import ModelEntry
 from model.denoiser import BackendOptions, CpuThreads
 from model.errors import InvalidRequest
-from model.precision import resolve_device, resolve_dtype
+from model.platform import resolve_device, resolve_dtype
 from model.tasks import task
 from serving.engine.settings import EngineSettings
 
