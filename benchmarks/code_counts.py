@@ -185,7 +185,7 @@ def _is_torch(module: str) -> bool:
 
 
 def reason(source: Source, users: list[str], needs_torch: set[str]) -> str:
-    """Why a short file stands alone: what kind of file it is, or who imports it."""
+    """Why a short file stands alone: what kind of file it is, or who imports it; "used by" one module is no reason."""
     name = source.path.rpartition("/")[2]
     if name in ("__init__.py", "__main__.py"):
         return "a package's face" if name == "__init__.py" else "an entry point"
@@ -197,12 +197,14 @@ def reason(source: Source, users: list[str], needs_torch: set[str]) -> str:
         return "a command or what commands share, imported only when it runs"
     if "/recipes/" in source.path:
         return "a recipe"
+    if source.path.startswith("training/objectives/"):
+        return "an objective, or one task's examples: a file each"
     if source.path.startswith("client/"):
         return "the SDK's"
     if source.module not in needs_torch and users and all(user in needs_torch for user in users):
         return f"free of torch, its users are not: {', '.join(users)}"
-    if len(users) >= 3:
-        return f"shared by {len(users)} modules"
+    if len(users) >= 2:
+        return f"shared by {', '.join(users)}" if len(users) == 2 else f"shared by {len(users)} modules"
     return f"used by {', '.join(users) or 'nothing of the product'}"
 
 

@@ -12,7 +12,6 @@ from typing import cast
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
-from model.backends.cfg_parallel import CfgParallelDenoiser
 from model.backends.compiled import compile_blocks
 from model.backends.registry import (
     AUTO,
@@ -25,6 +24,7 @@ from model.backends.registry import (
     place_decoder,
     resolve_options,
 )
+from model.backends.wrappers import CfgParallelDenoiser, FixedBatchDenoiser, MaxBatchDenoiser
 from model.catalog import ModelEntry
 from model.checkpoint import Checkpoint, load
 from model.denoiser import BackendOptions, CpuThreads, Denoiser, caching
@@ -200,8 +200,6 @@ def load_model(entry: ModelEntry, settings: EngineSettings, *, one_request: bool
 def _wrapped(denoiser: Denoiser, checkpoint: Checkpoint, fixed: int | None, loras: Mapping[str, Lora]) -> Denoiser:
     """The denoiser of one device, at a fixed batch size if one is given, able to apply the LoRAs."""
     if fixed is not None:
-        from model.backends.batch_size import FixedBatchDenoiser
-
         denoiser = FixedBatchDenoiser(denoiser, fixed)
     return with_loras(denoiser, checkpoint.unet, loras) if loras else denoiser
 
@@ -323,8 +321,6 @@ def limit_batch(denoiser: Denoiser, batch_slots: int) -> Denoiser:
     Raises:
         InvalidRequest: it keeps features by request.
     """
-    from model.backends.batch_size import MaxBatchDenoiser
-
     if caching(denoiser) is not None:
         raise InvalidRequest(
             "reused features need both halves of a guided request in one call; raise --vram-budget, or reuse none",

@@ -26,8 +26,8 @@ import torch
 
 from model.errors import InvalidRequest
 from model.params import Params
-from serving.engine.decode_lane import DecodeLane
 from serving.engine.job import Job, finished_frames, video_manifest
+from serving.engine.lanes import DecodeLane, StepLane
 from serving.engine.loaded_model import LoadedModel
 from serving.engine.mux import AheadEncoder, build_result, encode_ahead
 from serving.engine.oom import (
@@ -50,7 +50,6 @@ from serving.engine.protocol import (
 from serving.engine.scheduler import Scheduler
 from serving.engine.settings import EngineSettings
 from serving.engine.stats import EngineStats, Recorder
-from serving.engine.step_lane import StepLane
 from serving.engine.warmup import probe
 
 logger = logging.getLogger(__name__)

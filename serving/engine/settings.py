@@ -93,7 +93,7 @@ class EngineSettings:
             a GPU that has them. Costs quality.
         vram_budget_gib: memory of the GPU to stay within (model.memory.plan); None for no plan.
         cfg_parallel: a second device, on which a copy of the denoiser computes the other half of the slots of each call
-            (model.backends.cfg_parallel); None for none.
+            (model.backends.wrappers); None for none.
         max_batch: batch slots of one denoiser call, at most (a guided request takes two); None lets the measured
             profile choose.
         max_rows: requests being encoded, denoised or decoded at once; the others wait or are parked.

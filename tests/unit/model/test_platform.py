@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from model.backends.batch_size import FixedBatchDenoiser
 from model.backends.registry import resolve_options
+from model.backends.wrappers import FixedBatchDenoiser
 from model.catalog import ModelEntry
 from model.denoiser import BackendOptions, CpuThreads
 from model.errors import InvalidRequest

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.backends.cfg_parallel import CfgParallelDenoiser
+from model.backends.wrappers import CfgParallelDenoiser
 from model.denoiser import DenoiserInputs
 from model.errors import InvalidRequest
 from model.lora.catalog import LoraUse

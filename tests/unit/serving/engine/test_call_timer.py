@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from serving.engine.step_lane import CallTimer, DenoiserCall
+from serving.engine.lanes import CallTimer, DenoiserCall
 
 CUDA = torch.device("cuda")
 

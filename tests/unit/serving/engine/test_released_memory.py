@@ -15,12 +15,12 @@ import torch
 from model.sampling.row import BatchKey
 from model.shapes import LatentShape
 from serving.engine import job as jobs
-from serving.engine import step_lane, warmup
+from serving.engine import lanes, warmup
+from serving.engine.lanes import StepLane
 from serving.engine.oom import BatchSizeBackoff
 from serving.engine.profile import Profile, SmoothedRate
 from serving.engine.settings import EngineSettings
 from serving.engine.stats import Recorder
-from serving.engine.step_lane import StepLane
 
 ERRORS = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory"), MemoryError()]
 
@@ -51,7 +51,7 @@ class Memory:
 @pytest.fixture(params=ERRORS, ids=lambda error: type(error).__name__)
 def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Memory:
     memory = Memory(request.param)
-    for module in (step_lane, jobs, warmup):
+    for module in (lanes, jobs, warmup):
         monkeypatch.setattr(module, "free_cached_memory", memory.free)
     return memory
 
@@ -93,7 +93,7 @@ def test_a_batch_is_halved_on_memory_that_is_free(memory: Memory, monkeypatch: p
             memory.refuse()
         return rows
 
-    monkeypatch.setattr(step_lane, "advance", advance)
+    monkeypatch.setattr(lanes, "advance", advance)
     failures: list[Exception] = []
     profile = Profile()
     lane(failures).advance([job(profile) for _ in range(3)])
@@ -102,7 +102,7 @@ def test_a_batch_is_halved_on_memory_that_is_free(memory: Memory, monkeypatch: p
 
 
 def test_a_row_alone_is_tried_once_more_on_memory_that_is_free(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_lane, "advance", lambda *_: memory.refuse())
+    monkeypatch.setattr(lanes, "advance", lambda *_: memory.refuse())
     failures: list[Exception] = []
     lane(failures).advance([job(Profile())])
     assert memory.freed_with == [0, 0]
@@ -118,7 +118,7 @@ def test_an_encoding_is_tried_again_on_memory_that_is_free(memory: Memory, monke
             memory.refuse()
         return row()
 
-    monkeypatch.setattr(step_lane, "encode_request", encode)
+    monkeypatch.setattr(lanes, "encode_request", encode)
     one = job(Profile())
     one.request = SimpleNamespace(previews=False, resume_from=None, images=())
     one.enter = lambda _: None

@@ -21,11 +21,11 @@ from PIL import Image
 
 from model.errors import DataError, InvalidRequest
 from model.media.video import decode_video, encode_video
+from tests.support.simulated_voter import simulate
 from training.curation.calibrate.fit import fit
 from training.curation.calibrate.page import VotingServer
 from training.curation.calibrate.pairs import Pair, plan_pairs
 from training.curation.calibrate.prepare import Calibration, CalibrationPlan, prepare, read_plan
-from training.curation.calibrate.simulated import simulate
 from training.curation.calibrate.subsets import SHARES, held_out, leaves
 from training.curation.calibrate.votes import Vote, VoteBook, read_votes, trusted_voters
 from training.curation.filter import Scores, parse_rules

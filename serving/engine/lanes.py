@@ -1,4 +1,6 @@
-"""The step lane: encode a request, or take a batch of rows one denoiser evaluation further.
+"""The lanes of an engine that use the device: steps, and chunks of frames beside them.
+
+The step lane: encode a request, or take a batch of rows one denoiser evaluation further.
 
 Out of memory, a batch is halved until what is left fits; a row that does not fit alone is tried once more on freed
 memory, and then fails alone. Rows are immutable values, so a failed call leaves nothing half done.
@@ -6,6 +8,8 @@ memory, and then fails alone. Rows are immutable values, so a failed call leaves
 A step loop runs at most one call ahead of a GPU. Nothing in a step waits for the device, so an unbounded loop would
 queue steps without end: cancel and progress would lag, and its clock would measure the queueing. Waiting for the call
 before the one just queued bounds that, and the device always has its next call ready.
+
+The decode lane: chunks of frames beside the step loop, on a thread and, on a GPU, a stream of their own.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +34,7 @@ from serving.engine.oom import (
     is_out_of_memory,
     release_traceback,
 )
-from serving.engine.protocol import Checkpointed, Failed, Previewed, Stepped
+from serving.engine.protocol import Checkpointed, Decoded, Failed, Previewed, Stepped
 from serving.engine.settings import EngineSettings
 from serving.engine.stats import Recorder
 
@@ -243,3 +247,41 @@ class StepLane:
         if left is not None and job.expected_end is None:
             job.expected_end = (time.perf_counter(), left)
         return left
+
+
+class DecodeLane:
+    """Decodes one chunk at a time. Called from one thread."""
+
+    def __init__(self, settings: EngineSettings, recorder: Recorder) -> None:
+        self._settings = settings
+        self._recorder = recorder
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def chunk(self, job: Job, *, alone: bool) -> bool:
+        """Decode the job's next chunk; whether it was the last.
+
+        Args:
+            alone: whether nothing is being denoised; then every core is the decoder's, else half of them.
+        """
+        assert job.decoding is not None
+        settings = self._settings
+        torch.set_num_threads(settings.cores if alone and not settings.deterministic else settings.fixed_threads)
+        params, vae = job.request.params, job.model.checkpoint.vae
+        started = time.perf_counter()
+        with self._stream(job.model.checkpoint.unet.device), job.model.decoding():
+            size = job.decoding.next(vae, row_of(job).latents)
+        seconds = time.perf_counter() - started
+        job.compute_s += seconds
+        self._recorder.decoded(seconds)
+        if alone:
+            job.model.profile.observe_decode(size * params.height * params.width, seconds)
+        job.deliver(Decoded(job.decoding.done, params.num_frames))
+        return job.decoding.complete
+
+    def _stream(self, device: torch.device) -> torch.cuda.StreamContext | nullcontext[None]:
+        """The lane's own stream. What it reads is ready: the step lane looked at the finished latents' values."""
+        if device.type != "cuda":
+            return nullcontext()
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        return torch.cuda.stream(self._streams[device])
