@@ -85,6 +85,9 @@ _LARGE_BYTES: Final = 8_000_000
 """What decoding a larger picture took (8 bytes a pixel, and the file) is returned to the system at once."""
 _RANDOM_SEEDS: Final = 2**32
 """Seeds drawn here stay exact in JavaScript too."""
+_LATER_FIELDS: Final = frozenset({"reuse", "stages", "upscale", "upscaler"})
+"""Request fields that came after the first stored hashes: those left out are no part of one, so that a repeat of a
+request from before an upgrade is known as one. Whoever adds a field to a request adds its name here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,7 +250,18 @@ async def _body_hash(request: JobRequest) -> str:
     """What tells a repeat from another request under the same Idempotency-Key."""
     large = any(isinstance(one, PictureFile) and one.size > SPOOLED_BYTES for one in request.pictures)
     digests = await run_in_thread(_digests, request.pictures) if large else _digests(request.pictures)
-    return hash_body({"task": request.task, **request.body}, *digests)
+    return request_hash(request.task, request.body, digests)
+
+
+def request_hash(task: str, body: Mapping[str, Any], digests: Sequence[bytes]) -> str:
+    """What an Idempotency-Key is stored with: a hash of the request that is the same in every version of the server.
+
+    Args:
+        body: the request's fields (JobRequest.body).
+        digests: SHA-256 of each picture.
+    """
+    fields = {name: value for name, value in body.items() if value or name not in _LATER_FIELDS}
+    return hash_body({"task": task, **fields}, *digests)
 
 
 def _digests(pictures: Sequence[PictureSource]) -> list[bytes]:
