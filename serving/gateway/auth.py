@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Request
@@ -131,6 +131,22 @@ IdempotencyKey = Annotated[
 ]
 
 
+_LATER_FIELDS: Final = frozenset({"reuse", "stages", "upscale", "upscaler"})
+"""Request fields that came after the first stored hashes: those left out are no part of one, so that a repeat of a
+request from before an upgrade is known as one. Whoever adds a field to a request adds its name here."""
+
+
 def repeat_of(caller: Caller, key: str | None, request: Mapping[str, Any]) -> IdempotentRequest | None:
     """What tells a repeat of this request; None without a key."""
     return None if key is None else IdempotentRequest(caller.owner, key, hash_body(request))
+
+
+def request_hash(task: str, body: Mapping[str, Any], digests: Sequence[bytes]) -> str:
+    """What an Idempotency-Key is stored with: a hash of the request that is the same in every version of the server.
+
+    Args:
+        body: the request's fields (JobRequest.body).
+        digests: SHA-256 of each picture.
+    """
+    fields = {name: value for name, value in body.items() if value or name not in _LATER_FIELDS}
+    return hash_body({"task": task, **fields}, *digests)

@@ -28,13 +28,13 @@ from model.tasks import TASKS
 from serving.background import run_in_thread, shielded
 from serving.engine.protocol import Priority
 from serving.gateway import deadlines
+from serving.gateway.auth import request_hash
 from serving.gateway.images import SPOOLED_BYTES, PictureFile, PictureSource, UploadRef, fitted_png
 from serving.gateway.safety import PictureRefused, Verdict
 from serving.gateway.services import NOTES_NAME, Services
 from serving.gateway.settings import Settings
 from serving.interpolation.plan import NO_WISHES, StageWishes, plan_stages, split_frames
 from serving.interpolation.progress import estimate
-from serving.jobs.admission import hash_body
 from serving.jobs.dispatcher import QUEUE_TOPIC
 from serving.jobs.errors import QueueFull, UploadNotFound
 from serving.jobs.records import PRIORITIES, NewJob, WebhookTarget, input_names, params_to_json, total_steps
@@ -85,9 +85,6 @@ _LARGE_BYTES: Final = 8_000_000
 """What decoding a larger picture took (8 bytes a pixel, and the file) is returned to the system at once."""
 _RANDOM_SEEDS: Final = 2**32
 """Seeds drawn here stay exact in JavaScript too."""
-_LATER_FIELDS: Final = frozenset({"reuse", "stages", "upscale", "upscaler"})
-"""Request fields that came after the first stored hashes: those left out are no part of one, so that a repeat of a
-request from before an upgrade is known as one. Whoever adds a field to a request adds its name here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,17 +248,6 @@ async def _body_hash(request: JobRequest) -> str:
     large = any(isinstance(one, PictureFile) and one.size > SPOOLED_BYTES for one in request.pictures)
     digests = await run_in_thread(_digests, request.pictures) if large else _digests(request.pictures)
     return request_hash(request.task, request.body, digests)
-
-
-def request_hash(task: str, body: Mapping[str, Any], digests: Sequence[bytes]) -> str:
-    """What an Idempotency-Key is stored with: a hash of the request that is the same in every version of the server.
-
-    Args:
-        body: the request's fields (JobRequest.body).
-        digests: SHA-256 of each picture.
-    """
-    fields = {name: value for name, value in body.items() if value or name not in _LATER_FIELDS}
-    return hash_body({"task": task, **fields}, *digests)
 
 
 def _digests(pictures: Sequence[PictureSource]) -> list[bytes]:

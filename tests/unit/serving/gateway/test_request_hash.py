@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from stillmotion.types import REQUESTS
 
-from serving.gateway.submit import request_hash
+from serving.gateway.auth import request_hash
 
 STORED = {
     "image-to-video": "1485ca2765bd60cfe3f88dc54a89b9cbd82a77027cc91906d4aaeb81908f2b5e",
