@@ -25,9 +25,10 @@ from tests.conftest import ROOT
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
+SLOW = pytest.mark.slow
+"""For `make test-slow`; the default tests make each task's video, cancel one, and see faults beside their field."""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
-    pytest.mark.slow,  # a browser, and a service with four checkpoints
     pytest.mark.timeout(600),  # seconds on a busy machine
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (Debian: apt-get install chromium)"),
 ]
@@ -184,6 +185,7 @@ def test_each_task_to_a_finished_video(page: sync_api.Page, name: str, tmp_path:
     expect(page.locator("#manifest")).to_contain_text(f'"task": "{name}"')
 
 
+@SLOW
 def test_an_example_is_a_click(page: sync_api.Page) -> None:
     page.click("#tab-image-to-video")
     page.locator("#more").evaluate("one => { one.open = true; }")
@@ -193,6 +195,7 @@ def test_an_example_is_a_click(page: sync_api.Page) -> None:
     assert page.evaluate(PLAYS)
 
 
+@SLOW
 def test_the_state_of_the_service(page: sync_api.Page) -> None:
     page.click("#open-admin")
     page.wait_for_selector("#admin table")
@@ -200,6 +203,7 @@ def test_the_state_of_the_service(page: sync_api.Page) -> None:
     assert "Jobs waiting" in shown and "multi-view" in shown and "No API keys" in shown
 
 
+@SLOW
 def test_a_service_that_warms_up_is_no_error_on_the_console(browser: sync_api.Browser, served: Served) -> None:
     """Two looks find it not ready; the contract tests hold that /health is a 200 then."""
     context = browser.new_context()
@@ -222,6 +226,7 @@ def test_a_service_that_warms_up_is_no_error_on_the_console(browser: sync_api.Br
     context.close()
 
 
+@SLOW
 def test_a_permalink_a_reload_and_reused_settings(page: sync_api.Page, tmp_path: Path) -> None:
     choose(page, "image-to-video", tmp_path)
     page.fill("#f-seed", "11")
@@ -264,6 +269,7 @@ def test_faults_stand_beside_their_field(page: sync_api.Page, tmp_path: Path) ->
     expect(page.locator("#p-width")).to_be_visible()
 
 
+@SLOW
 def test_a_dropped_mp4_gives_its_settings(page: sync_api.Page, tmp_path: Path) -> None:
     choose(page, "image-to-video", tmp_path)
     page.fill("#f-seed", "23")
@@ -285,6 +291,7 @@ def test_a_dropped_mp4_gives_its_settings(page: sync_api.Page, tmp_path: Path) -
     expect(page.locator("#manifest")).to_contain_text('"format": "stillmotion-manifest/1"')
 
 
+@SLOW
 def test_two_jobs_side_by_side(page: sync_api.Page, tmp_path: Path) -> None:
     for seed in ("31", "32"):
         choose(page, "image-to-video", tmp_path)
@@ -299,6 +306,7 @@ def test_two_jobs_side_by_side(page: sync_api.Page, tmp_path: Path) -> None:
     assert "seed 31" in page.inner_text("#compare")
 
 
+@SLOW
 def test_a_server_killed_and_back(page: sync_api.Page, served: Served, tmp_path: Path) -> None:
     choose(page, "image-to-video", tmp_path)
     page.fill("#f-num_inference_steps", "50")
@@ -312,6 +320,7 @@ def test_a_server_killed_and_back(page: sync_api.Page, served: Served, tmp_path:
     assert "seed 5" in page.inner_text("#facts")
 
 
+@SLOW
 def test_tabs_by_keyboard(page: sync_api.Page) -> None:
     page.focus("[role=tab][aria-selected=true]")
     before = page.get_attribute("[role=tab][aria-selected=true]", "id")
@@ -320,6 +329,7 @@ def test_tabs_by_keyboard(page: sync_api.Page) -> None:
     assert page.evaluate("document.activeElement.getAttribute('role')") == "tab"
 
 
+@SLOW
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [(1280, 900), (390, 844)])
 def test_axe_and_the_width_of_a_phone(
@@ -339,6 +349,7 @@ def test_axe_and_the_width_of_a_phone(
     context.close()
 
 
+@SLOW
 def test_the_first_view_is_small(browser: sync_api.Browser, served: Served) -> None:
     """In kilobytes as transferred: nothing that the first view does not need."""
     context = browser.new_context()
