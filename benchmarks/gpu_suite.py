@@ -206,13 +206,14 @@ def profile(suite: Suite, _: Figures) -> Figures:
 
 
 def cudnn(suite: Suite, _: Figures) -> Figures:
-    """A guided step with cudnn.benchmark off and on, and with no kernel of ours."""
+    """A guided step with cudnn.benchmark off and on, and with no kernel of ours; at a rehearsal only as served."""
     bench, found = suite.bench, {}
-    for name, tuning, benchmark in (
+    ways = (
         ("no kernels", BackendOptions(kernels="none"), True),
         ("cudnn.benchmark off", BackendOptions(), False),
         ("as served", BackendOptions(), True),
-    ):
+    )
+    for name, tuning, benchmark in ways[-1:] if suite.rehearsal else ways:
         denoiser = ready(bench, "torch", tuning)[1]
         torch.backends.cudnn.benchmark = benchmark and bench.device.type == "cuda"
         inputs = bench.inputs(2)

@@ -1,4 +1,4 @@
-"""Our Triton kernels against float64, and whether they compile for a GPU that is not here.
+"""Our kernels against float64, and whether those in Triton compile for a GPU that is not here.
 
     python -m benchmarks.kernels                  the table of worst differences: on CUDA, else through the interpreter
     python -m benchmarks.kernels --compile 90     compile every kernel for compute capability 9.0 (no GPU needed)
@@ -135,6 +135,16 @@ def _attention(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
     yield library.temporal_attention(projected, heads), plain
 
 
+def _products(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """[N, L, C]: the autoencoder's attention, whose scores are rounded to the dtype, a picture at a time."""
+    from model.optimized.kernel_blocks import attend_by_products
+
+    query, key, value = (_random(*shape, dtype=dtype, device=device, seed=seed) for seed in range(3))
+    scores = query.double() @ key.double().transpose(1, 2) / shape[-1] ** 0.5
+    pictures = zip(query.split(1), key.split(1), value.split(1), strict=True)
+    yield torch.cat([attend_by_products(*picture) for picture in pictures]), scores.softmax(-1) @ value.double()
+
+
 CASES = (
     Case("group-norm", (2, 9, 40, 4), "10 channels a group, as 320 / 32", _group_norm),
     Case("group-norm", (1, 1, 4, 2), "one row", _group_norm),
@@ -150,6 +160,8 @@ CASES = (
     Case("temporal-attention", (2, 25, 5, 64, 2), "25 frames, one pixel in the last program", _attention),
     Case("temporal-attention", (1, 1, 3, 64, 1), "one frame, one head of 64", _attention),
     Case("temporal-attention", (1, 14, 1, 40, 2), "14 frames, heads of 20", _attention, slow=True),
+    Case("vae-attention", (2, 35, 512), "two pictures of 5 x 7 cells, a head of 512", _products),
+    Case("vae-attention", (1, 1, 512), "one cell", _products),
 )
 
 
@@ -235,7 +247,7 @@ def main() -> None:
         write_section(
             BEGIN,
             END,
-            "## Triton kernels against float64\n\nWorst difference over the largest magnitude, with inputs already "
+            "## Kernels against float64\n\nWorst difference over the largest magnitude, with inputs already "
             f"rounded to the dtype; on {where} (`python -m benchmarks.kernels --write`).\n\n{text}",
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -192,6 +193,7 @@ def relieve() -> None:
     import gc
 
     gc.collect()
-    torch._dynamo.reset()
+    if "torch._dynamo" in sys.modules:  # seconds to import, and nothing was compiled without it
+        torch._dynamo.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

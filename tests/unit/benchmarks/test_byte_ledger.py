@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from benchmarks.byte_ledger import GB, decode_ledger, distinct_bytes, moved_by, networks, step_ledger
@@ -11,7 +10,6 @@ from model.presets import preset
 SIZE = preset("svd-xt")
 
 
-@pytest.mark.slow
 def test_a_guided_step_and_a_decoded_chunk_move_what_was_promised_and_copy_nothing() -> None:
     unet, vae = networks("ours", SIZE)
     step, decode = step_ledger(unet, SIZE), decode_ledger(vae, SIZE)

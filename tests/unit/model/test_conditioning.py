@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,6 +55,21 @@ def test_clip_sees_what_its_feature_extractor_would_give() -> None:
     theirs = extractor(still, do_resize=False, do_center_crop=False, return_tensors="pt").pixel_values
     ours = clip_input(picture_to_pixels(still)[None], extractor.image_mean, extractor.image_std)
     assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_no_picture_goes_through_a_processor_of_the_library_s(
+    checkpoint: Checkpoint, params: ImageToVideoParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which one transformers has depends on whether torchvision is installed, and they differ in rounding."""
+    if hasattr(transformers, "CLIPImageProcessorPil"):  # then the other one stands for torchvision's
+        monkeypatch.setattr(transformers, "CLIPImageProcessor", dict)
+    processor = type(clip_image_processor(*CLIP_NORMALISATION))
+    assert processor.__name__ in ("CLIPImageProcessorPil", "CLIPImageProcessor")
+    still, noise = picture(64, 64), torch.zeros(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = condition(checkpoint, params, [still], noise)
+        monkeypatch.setattr(processor, "__call__", lambda *_, **__: pytest.fail("a processor was called"))
+        assert torch.equal(condition(checkpoint, params, [still], noise).context, expected.context)
 
 
 def test_the_latent_is_the_unscaled_mode_of_the_noisy_picture_on_every_frame(

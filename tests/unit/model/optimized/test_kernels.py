@@ -158,5 +158,14 @@ def test_a_feed_forward_is_split_where_its_numbers_could_not_be_counted(monkeypa
     unet = build_unet(preset("tiny"), task("image-to-video")).eval().requires_grad_(False)
     fuse(unet, ops=BlockOps(()))
     expected = called(unet, "image-to-video", 2, 3, 8)
+    sizes: list[int] = []
+    gate = BlockOps.geglu
+
+    def counted(ops: BlockOps, wide: Tensor) -> Tensor:
+        sizes.append(wide.numel())
+        return gate(ops, wide)
+
+    monkeypatch.setattr(BlockOps, "geglu", counted)
     monkeypatch.setattr(kernel_blocks, "MAX_ELEMENTS", 4096)
     assert relative_difference(called(unet, "image-to-video", 2, 3, 8), expected) < 1e-5
+    assert max(sizes) <= 4096

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from model.errors import InvalidRequest
 from model.media.video import decode_video, encode_video
 from model.params import OutputFormat
 from serving.engine import mux
+from serving.engine.loop import StepLoop
 from serving.engine.mux import AheadEncoder, build_result, encode_ahead
+from serving.engine.settings import EngineSettings
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (9, 17, 32, 3), np.uint8)
 
@@ -52,6 +55,31 @@ def test_encoding_begins_before_the_last_frame_is_decoded(monkeypatch: pytest.Mo
         assert began.wait(10)
         encoder.add(FRAMES[4:])
         assert encoder.finish() == bytes([4, 5])
+
+
+def test_the_loop_hands_on_each_chunk_when_it_is_decoded() -> None:
+    loop, log, left = StepLoop({}, EngineSettings()), list[str](), ["first", "second", "third"]
+    encoder = SimpleNamespace(add=lambda chunk: log.append(f"encode the {chunk}"))
+    decoding = SimpleNamespace(chunks=[])
+    job: Any = SimpleNamespace(decoding=decoding, encoder=None, enter=lambda phase: log.append(phase))
+
+    def decode(_: object, *, alone: bool) -> bool:
+        assert alone
+        decoding.chunks.append(left.pop(0))
+        log.append(f"decode the {decoding.chunks[-1]}")
+        return not left
+
+    fakes: dict[str, Any] = {
+        "_decoding": SimpleNamespace(chunk=decode),
+        "_encoder": lambda _: encoder,
+        "_mux_pool": SimpleNamespace(submit=lambda *_: None),
+    }
+    loop._mux_pool.shutdown()
+    vars(loop).update(fakes)
+    for _ in range(3):
+        loop._decode(job)
+    names = ("first", "second", "third")
+    assert log == [f"{verb} the {name}" for name in names for verb in ("decode", "encode")] + ["mux"]
 
 
 @pytest.mark.parametrize(

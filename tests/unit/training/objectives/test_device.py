@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,10 @@ from torch import Tensor, nn
 from model.presets import preset
 from model.vae import build_vae
 from tests.unit.training.support import moving_square
+from training import frozen_networks, train
 from training.data import latents
+from training.data.excluded_clips import ExcludedClips
+from training.objectives import contrastive as contrastive_objective
 from training.objectives import decoder, equivariance, vae
 from training.objectives.contrastive import ContrastiveObjective
 from training.objectives.decoder import DecoderObjective
@@ -98,3 +102,20 @@ def test_latents_are_encoded_where_the_autoencoder_is_and_stored_on_the_cpu(monk
     assert encoded.shape == (4, 4, 8, 8) and embeds.shape == (4, 0)
     clip = latents.LatentClip(CLIPS[0], encoded, embeds, {})
     assert drawing.noisy_latent(encoder, clip, 1, 0.02, torch.Generator()).device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("recipe", [mini_vae, mini_decoder_orbits, mini_vae_equivariant, mini_image_encoder])
+def test_a_recipe_s_networks_go_to_the_device_of_the_process(
+    recipe: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `train` builds the objective, on a machine whose processes compute on the meta device."""
+    monkeypatch.setattr(train, "join_processes", lambda: META)
+    monkeypatch.setattr(train, "training_items", lambda *_: [])
+    monkeypatch.setattr(train, "load_clips", lambda *_: CLIPS)
+    monkeypatch.setattr(train, "dataset_identity", lambda _: {"name": "footage"})
+    monkeypatch.setattr(train, "resolve_source", lambda *_: tmp_path)
+    monkeypatch.setattr(frozen_networks, "frozen_vae", lambda *_: build_vae(preset("tiny")))
+    monkeypatch.setattr(contrastive_objective.CLIPTokenizer, "save_pretrained", lambda *_: ())
+    excluded = ExcludedClips(lambda *_: None, 0)
+    objective = train.build_objective(small(recipe()), tmp_path, tmp_path / "run", lambda *_: None, excluded)
+    assert {weight.device for weight in objective.module.parameters()} == {META}
