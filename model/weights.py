@@ -5,15 +5,14 @@ missing, of another shape, or known to no part of the network is an error that n
 meta device, so that beside the loaded weights a process holds one weight at a time. `load_strict` holds a folder of
 diffusers' to the same: a training that began on random numbers would not show it.
 
-On the CPU a network's weights may lie in one allocation, on huge pages: a weight that is converted as it is read gets
-fresh memory, a page of 4 KiB at a time, zeroed by the kernel at the first write; for svd-xt those faults took longer
-than the conversion. `fused` blocks (model.optimized.fused_blocks) read convolutions in channels-last layout, and
-queries, keys and values of a self-attention as one matrix; a weight that is written so at once is not copied again.
+On the CPU a network's weights may lie in one allocation, as `fused` blocks (model.optimized.fused_blocks) read them:
+convolutions in channels-last layout, queries, keys and values of a self-attention as one matrix. A weight that is
+written so at once is not copied again: fresh memory, which the kernel hands out a page at a time, zeroed, costs more
+than the conversion that fills it. (Huge pages cost twice as much again where memory is not plentiful, so none.)
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import mmap
@@ -252,17 +251,8 @@ def allocate(wanted: Mapping[str, Tensor], dtype: torch.dtype, layout: Layout) -
     for name, one in laid.items():
         starts[name] = end
         end += -(-one.numel() // step) * step
-    block = _block(end, dtype)
+    block = torch.empty(end, dtype=dtype)
     return {name: block.as_strided(one.shape, one.stride(), starts[name]) for name, one in laid.items()}
-
-
-def _block(numbers: int, dtype: torch.dtype) -> Tensor:
-    if numbers == 0 or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(numbers, dtype=dtype)
-    memory = mmap.mmap(-1, numbers * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype)  # the mapping lives as long as a weight in it
 
 
 def forget_pages(weight: Tensor) -> None:
