@@ -6,6 +6,7 @@ import copy
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from benchmarks.kernels import BOUNDS, CASES, DTYPES, Case, worst
 from benchmarks.svd_xt.bench import Bench
-from model.backends.registry import make_denoiser
+from model.backends.registry import LORA_BACKENDS, make_denoiser
 from model.catalog import ModelEntry
 from model.checkpoint import load
 from model.denoiser import BackendOptions, Conditioning, CpuThreads, DenoiserInputs
+from model.lora.catalog import LoraUse
+from model.lora.merge import LoraDenoiser
+from model.lora.weights import read_lora
 from model.optimized.attention import KERNELS, usable
 from model.optimized.fp8 import CAPABILITY
 from model.optimized.kernels.block_ops import NAMES
@@ -29,6 +33,7 @@ from model.sampling.sampler import advance
 from model.sampling.solvers import karras_sigmas
 from model.shapes import LatentShape
 from model.vae import decode_clip
+from tests.support.loras import drawn_lora
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
@@ -108,6 +113,31 @@ def test_every_backend_gives_the_same_at_alternating_shapes(
         with torch.inference_mode():
             expected = plain(sample, given.timestep, given.context, added_time_ids=given.vector, return_dict=False)[0]
         assert relative_difference(ours(given), expected) < HALF
+
+
+@pytest.mark.parametrize("backend", sorted(LORA_BACKENDS - {"torch"}))
+def test_a_lora_is_switched_without_a_trace(
+    entry: ModelEntry, device: torch.device, tmp_path: Path, backend: str
+) -> None:
+    """Compiled blocks and recorded graphs against eager torch, under one LoRA after another and under none."""
+    files = [drawn_lora(tmp_path / f"{name}.safetensors", load(entry).unet, seed) for seed, name in enumerate("ab")]
+    adaptable: list[LoraDenoiser] = []
+    for name in (backend, "torch"):
+        checkpoint = load(entry, device=device, dtype=torch.float16)
+        inner = make_denoiser(name, checkpoint, CpuThreads(1), BackendOptions(kernels="none"))
+        loras = {file.name: read_lora(file, checkpoint.unet) for file in files}
+        adaptable.append(LoraDenoiser(inner, checkpoint.unet, loras))
+    ours, eager = adaptable
+    given = inputs(2, 6, 8, device)
+    a, b = (LoraUse(file.name, file.version, 1.0) for file in files)
+    seen: dict[LoraUse | None, Tensor] = {}
+    for use in (None, a, b, None, a):
+        for one in adaptable:
+            one.set_lora(use)
+        answer = ours(given)
+        assert relative_difference(answer, eager(given)) < HALF
+        assert torch.equal(seen.setdefault(use, answer), answer)
+    assert min(relative_difference(seen[None], seen[use]) for use in (a, b)) > HALF
 
 
 @pytest.mark.parametrize("attention", [name for name in KERNELS if name != "math"])

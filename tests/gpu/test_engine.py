@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from model.backends.registry import LORA_BACKENDS
 from model.catalog import ModelEntry
 from model.checkpoint import load
 from model.media.video import decode_video
@@ -85,10 +84,9 @@ def test_out_of_memory_is_contained_and_the_engine_goes_on(model: LoadedModel, p
     assert {type(after.last(f"job-{number}")).__name__ for number in range(2)} == {"Completed"}
 
 
-@pytest.mark.parametrize("backend", sorted(LORA_BACKENDS))
-def test_a_lora_is_applied_and_gone_again(entry: ModelEntry, picture: bytes, tmp_path: Path, backend: str) -> None:
+def test_a_lora_is_applied_and_gone_again(entry: ModelEntry, picture: bytes, tmp_path: Path) -> None:
     lora = drawn_lora(tmp_path / "pan.safetensors", load(entry).unet, 1)
-    model = load_model(replace(entry, loras=(lora,)), replace(ON_GPU, backend=backend))
+    model = load_model(replace(entry, loras=(lora,)), ON_GPU)
     videos = []
     for name in (None, "pan", None):
         asked: dict[str, Any] = {} if name is None else {"lora": name}

@@ -33,7 +33,7 @@ COVERED = {
     "attention": "test_every_attention_kernel_gives_the_same",
     "no wait for the host within a step": "test_a_step_never_waits_for_the_device",
     "out of memory": "test_out_of_memory_is_contained_and_the_engine_goes_on",
-    "LoRAs": "test_a_lora_is_applied_and_gone_again",
+    "LoRAs": "test_a_lora_is_switched_without_a_trace",
     "training": "test_a_step_of_every_recipe_runs_on_the_device",
     "8-bit floats": "test_8_bit_floats_are_near_bfloat16",
     "TensorRT": "test_an_engine_gives_what_torch_gives_at_every_number_of_places",
