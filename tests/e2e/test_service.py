@@ -26,7 +26,10 @@ from model.tasks import task
 from model.testing import build_random
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.timeout(600)  # seconds on a busy machine
+pytestmark = [
+    pytest.mark.slow,  # a service with a shipped checkpoint; tests/e2e/test_playground.py has one with tiny ones
+    pytest.mark.timeout(600),  # seconds on a busy machine
+]
 SIZE = (6, 64, 64)
 """Frames, height and width of the tiny checkpoint."""
 

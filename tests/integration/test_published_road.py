@@ -96,7 +96,7 @@ def test_image_to_video_goes_on_from_stable_video_diffusion(place: tuple[Path, P
     ("name", "init"),
     [
         pytest.param("frame-interpolation", "../svd", marks=pytest.mark.slow),
-        ("image-to-video-low", "stable-diffusion-2-1"),
+        pytest.param("image-to-video-low", "stable-diffusion-2-1", marks=pytest.mark.slow),
         pytest.param("image-pretraining", "stable-diffusion-2-1", marks=pytest.mark.full),
         pytest.param("text-to-video", "stable-diffusion-2-1", marks=pytest.mark.full),
         pytest.param("image-to-video-25", "../svd", marks=pytest.mark.full),

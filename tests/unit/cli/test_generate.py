@@ -106,6 +106,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in names}
 
 
+@pytest.mark.slow  # four checkpoints
 def test_every_task_has_its_own_inputs(others: dict[str, Path], still: Path, tmp_path: Path) -> None:
     asked: dict[str, tuple[object, ...]] = {
         "text-to-video": ("--prompt", "a red ball"),

@@ -52,7 +52,10 @@ def test_an_example_has_the_graph_s_sizes_and_dtypes() -> None:
     }
 
 
-@pytest.mark.parametrize("name", sorted(TASKS))
+@pytest.mark.parametrize(
+    "name",
+    ["image-to-video", *(pytest.param(name, marks=pytest.mark.slow) for name in TASKS if name != "image-to-video")],
+)
 def test_real_inputs_fit_every_component_and_rewrites_change_rounding_only(name: str, tmp_path: Path) -> None:
     checkpoint = load(build_random(tmp_path / name, SPECK, task(name)))
     parts = components(checkpoint, ExportSize(32, 48))

@@ -181,8 +181,9 @@ def test_kernels_compile_nothing_new_for_another_size(caplog: pytest.LogCaptureF
     assert graphs[1:] == [0, 0, 0]
 
 
+@pytest.mark.slow  # compiles for a quarter of a minute
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("ops", [None, pytest.param(BlockOps(()), marks=pytest.mark.slow)], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("ops", [None, BlockOps(())], ids=["cpu", "gpu"])
 def test_another_number_of_places_or_another_size_compiles_nothing_new(
     ops: BlockOps | None, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -113,7 +113,7 @@ class Plain:
 
 
 @pytest.mark.parametrize("name", ["image-to-video", "text-to-video"])  # one token of context, and many
-@pytest.mark.parametrize("kernels", [(), NAMES], ids=["torch", "kernels"])
+@pytest.mark.parametrize("kernels", [pytest.param((), marks=pytest.mark.slow), NAMES], ids=["torch", "kernels"])
 def test_chains_of_operations_are_the_unmodified_denoiser(
     name: str, kernels: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

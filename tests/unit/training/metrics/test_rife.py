@@ -56,6 +56,7 @@ def test_the_order_of_the_ends_does_not_matter() -> None:
     assert (there[-1] == clip[-1]).all()
 
 
+@pytest.mark.slow  # the network is large
 def test_what_lies_between_is_not_looked_at() -> None:
     weights, clip = drawn_weights(), pan(4)
     other = clip.copy()

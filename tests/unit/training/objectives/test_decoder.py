@@ -49,6 +49,7 @@ def test_it_learns_and_leaves_everything_before_the_late_layers_alone(objective:
     assert all(p.grad is None for name, p in objective.module.named_parameters() if not name.startswith(LATE_LAYERS))
 
 
+@pytest.mark.slow
 def test_a_batch_depends_on_the_iteration_alone(objective: DecoderObjective) -> None:
     with torch.no_grad():
         first, again, other = (objective.loss(step)[0].item() for step in (3, 3, 4))

@@ -104,6 +104,7 @@ def test_training_lowers_the_error_and_leaves_the_temporal_layers_alone(objectiv
     assert any(name.startswith("encoder.") for name in moved) and any(name.startswith("decoder.") for name in moved)
 
 
+@pytest.mark.slow
 def test_a_batch_depends_on_the_iteration_alone(objective: EquivarianceObjective) -> None:
     with torch.no_grad():
         first, again, other = (objective.loss(step)[0].item() for step in (3, 3, 4))
