@@ -146,10 +146,10 @@ def attach_manifest(video: bytes, manifest: Mapping[str, Any]) -> bytes:
     Raises:
         InvalidRequest: not an mp4, or cut short.
     """
-    kept = b"".join(video[start:stop] for name, start, stop in _boxes(video) if not _is_ours(video, name, start))
+    others = b"".join(video[start:stop] for name, start, stop in _boxes(video) if not _is_ours(video, name, start))
     body = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
     size = _WHOLE_HEAD + len(body)
-    return kept + size.to_bytes(4, "big") + b"uuid" + BOX + body
+    return others + size.to_bytes(4, "big") + b"uuid" + BOX + body
 
 
 def read_manifest(video: bytes) -> dict[str, Any] | None:

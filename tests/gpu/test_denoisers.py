@@ -130,14 +130,14 @@ def test_a_lora_is_switched_without_a_trace(
     ours, eager = adaptable
     given = inputs(2, 6, 8, device)
     a, b = (LoraUse(file.name, file.version, 1.0) for file in files)
-    seen: dict[LoraUse | None, Tensor] = {}
+    answers: dict[LoraUse | None, Tensor] = {}
     for use in (None, a, b, None, a):
         for one in adaptable:
             one.set_lora(use)
         answer = ours(given)
         assert relative_difference(answer, eager(given)) < HALF
-        assert torch.equal(seen.setdefault(use, answer), answer)
-    assert min(relative_difference(seen[None], seen[use]) for use in (a, b)) > HALF
+        assert torch.equal(answers.setdefault(use, answer), answer)
+    assert min(relative_difference(answers[None], answers[use]) for use in (a, b)) > HALF
 
 
 @pytest.mark.parametrize("attention", [name for name in KERNELS if name != "math"])
