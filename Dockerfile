@@ -1,8 +1,10 @@
 # syntax=docker/dockerfile:1
-# Two images: `gateway`, HTTP and jobs without torch, and `engine`, NVIDIA's Triton with our engine in it.
+# Three images: `gateway`, HTTP and jobs without torch, `engine`, NVIDIA's Triton with our engine in it, and `batch`, a node
+# of a Ray cluster that renders offline.
 #
 #   docker build --target gateway -t stillmotion-gateway .
 #   docker build --target engine  -t stillmotion-engine .
+#   docker build --target batch   -t stillmotion-batch .
 #
 # docs/operations.md says which of these steps were run without a container engine, and which were not.
 
@@ -65,3 +67,32 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
 ENTRYPOINT ["tritonserver"]
 CMD ["--model-repository=/models", "--model-control-mode=poll", "--repository-poll-secs=5", \
      "--http-port=8000", "--grpc-port=8001", "--metrics-port=8002", "--exit-timeout-secs=60"]
+
+# -- a node of a Ray cluster: KubeRay starts `ray start` in it, and submits `stillmotion batch` to it
+FROM ${PYTHON_IMAGE} AS batch-packages
+ARG PREFIX=/opt/stillmotion
+ARG EXTRAS=engine,batch,s3,xformers
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
+COPY client client
+COPY model model
+COPY training training
+COPY export export
+COPY serving serving
+COPY cli cli
+# ray[default] has the server that `ray job submit` talks to.
+RUN python3 -m venv "$PREFIX" \
+    && "$PREFIX/bin/pip" install -c constraints.txt torch==2.13.0 ./client ".[$EXTRAS]" "ray[default]"
+RUN "$PREFIX/bin/stillmotion" batch --help
+
+FROM ${PYTHON_IMAGE} AS batch
+ARG PREFIX=/opt/stillmotion
+ENV PATH=${PREFIX}/bin:${PATH} PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+RUN useradd --system --uid 10001 --create-home --home-dir /data stillmotion
+COPY --from=batch-packages ${PREFIX} ${PREFIX}
+USER 10001
+WORKDIR /data
+EXPOSE 6379 8265 10001
+HEALTHCHECK --interval=10s --timeout=10s --start-period=60s --retries=3 CMD ["ray", "health-check"]
+CMD ["ray", "start", "--head", "--dashboard-host=0.0.0.0", "--block"]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field, ValidationError
+from starlette.requests import Request
 from stillmotion.types import REQUESTS, Job
 
 from model.catalog import ModelEntry
@@ -60,7 +61,7 @@ class Video(BaseModel):
     seed: int
     num_inference_steps: int
     media_type: Literal["video/mp4"] = "video/mp4"
-    url: str | None = Field(None, description="where the file is, once it is completed")
+    url: str | None = Field(None, description="where the file is, in full, once it is completed")
     file_name: str | None = Field(None, description="of the file, once it is completed")
     inference_time_s: float | None = Field(None, description="from the begin of the work to its end")
     stage_durations: dict[str, float] = Field(
@@ -258,8 +259,11 @@ def _rounded(side: float, unit: int, largest: int) -> int:
     return min(max(unit, round(side / unit) * unit), largest // unit * unit)
 
 
-def video(job: Job) -> Video:
-    """A job as OpenAI's clients read it, and those of other servers."""
+def video(job: Job, request: Request) -> Video:
+    """A job as OpenAI's clients read it, and those of other servers.
+
+    `url` begins with the scheme and host that this request was sent to: AIPerf asks for it as it stands.
+    """
     params = job.params
     made = _size(job)
     frames, fps = made.num_frames, made.fps
@@ -286,7 +290,7 @@ def video(job: Job) -> Video:
         fps=fps,
         seed=job.seed,
         num_inference_steps=params["num_inference_steps"],
-        url=f"/v1/videos/{job.id}/content" if done else None,
+        url=str(request.url_for("get_video_content", video_id=job.id)) if done else None,
         file_name=f"{job.id}.{params['output_format']}" if done else None,
         inference_time_s=took if done else None,
         stage_durations=job.timings,

@@ -54,7 +54,7 @@ async def extend_named_video(
     if video_id is None:
         raise InvalidRequest("video is required: an object with the id of a video", code="missing_field", param="video")
     job, _ = await extend(services, caller, video_id, form, key)
-    return JSONResponse(video(job).model_dump(mode="json"))
+    return JSONResponse(video(job, request).model_dump(mode="json"))
 
 
 @router.post(
@@ -71,7 +71,7 @@ async def extend_video(
     form, other = await read_extension(request)
     _check_named(video_id, other)
     job, _ = await extend(services, caller, video_id, form, key)
-    return JSONResponse(video(job).model_dump(mode="json"))
+    return JSONResponse(video(job, request).model_dump(mode="json"))
 
 
 def _check_named(in_path: str, in_body: str | None) -> None:

@@ -81,7 +81,7 @@ async def create_video(
     """Make a video: of `input_reference` where there is one, else of the prompt alone."""
     services.check_accepting()
     job, _ = await _submit(services, caller, request, idempotency_key)
-    return JSONResponse(video(job).model_dump(mode="json"), 200, _POLL)
+    return JSONResponse(video(job, request).model_dump(mode="json"), 200, _POLL)
 
 
 @router.post(
@@ -163,18 +163,20 @@ def _order(services: Services, order: VideoOrder) -> JobRequest:
 
 
 @router.get("/videos", responses=error_responses(404))
-async def list_videos(services: ServicesDep, caller: CallerDep, query: Annotated[VideoQuery, Query()]) -> VideoList:
+async def list_videos(
+    request: Request, services: ServicesDep, caller: CallerDep, query: Annotated[VideoQuery, Query()]
+) -> VideoList:
     """A page of videos."""
     page = await run_in_thread(services.store.page, None, query.after, query.limit, query.order, caller.owner)
-    data = [video(job) for job in page.data]
+    data = [video(job, request) for job in page.data]
     return VideoList(data=data, has_more=page.has_more, first_id=data[0].id if data else None, last_id=page.last_id)
 
 
 @router.get("/videos/{video_id}", responses={200: {"model": Video}, **error_responses(404)}, response_model=Video)
-async def get_video(video_id: VideoId, services: ServicesDep, caller: CallerDep) -> JSONResponse:
+async def get_video(request: Request, video_id: VideoId, services: ServicesDep, caller: CallerDep) -> JSONResponse:
     """A video as it is now."""
     job = await run_in_thread(services.store.get, video_id, caller.owner)
-    return JSONResponse(video(job).model_dump(mode="json"), 200, _POLL)
+    return JSONResponse(video(job, request).model_dump(mode="json"), 200, _POLL)
 
 
 @router.get("/videos/{video_id}/content", response_class=Response, responses=CONTENT_RESPONSES)

@@ -13,7 +13,8 @@ import pytest
 
 from tests.unit.deploy.support import Stage, stages
 
-PORTS = {"gateway": {"8000"}, "engine": {"8000", "8001", "8002"}}
+PORTS = {"gateway": {"8000"}, "engine": {"8000", "8001", "8002"}, "batch": {"6379", "8265", "10001"}}
+HEALTH_PATHS = {"gateway": "/health/live", "engine": "/v2/health/ready"}
 
 
 @pytest.fixture
@@ -39,10 +40,13 @@ def test_each_target_is_unprivileged_and_says_how_it_is(found: dict[str, Stage],
     order = [word for word, _ in stage.steps]
     assert "RUN" not in order[order.index("USER") :], "nothing is installed as the user that serves"
     assert set(stage.last("EXPOSE").split()) == PORTS[target]
+    if target not in HEALTH_PATHS:
+        assert '"ray", "health-check"' in stage.last("HEALTHCHECK")
+        return
     asked = re.search(r"127\.0\.0\.1:(\d+)(/[\w/]+)", stage.last("HEALTHCHECK"))
     assert asked
     assert asked[1] in PORTS[target]
-    assert asked[2] == {"gateway": "/health/live", "engine": "/v2/health/ready"}[target]
+    assert asked[2] == HEALTH_PATHS[target]
 
 
 def test_the_engine_listens_where_it_says(found: dict[str, Stage]) -> None:
@@ -62,11 +66,11 @@ def test_what_is_copied_exists_and_is_let_through(root: Path, found: dict[str, S
 
 def test_the_extras_exist_and_only_the_engine_samples(root: Path, found: dict[str, Stage]) -> None:
     extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for name in ("gateway-packages", "engine"):
+    for name in ("gateway-packages", "engine", "batch-packages"):
         assert set(found[name].variables("ARG")["EXTRAS"].split(",")) <= set(extras)
     gateway = {
         need for extra in found["gateway-packages"].variables("ARG")["EXTRAS"].split(",") for need in extras[extra]
     }
     assert not [need for need in gateway if need.startswith(("torch", "diffusers", "stillmotion-server[engine]"))]
-    assert "torch==2.13.0" in " ".join(found["engine"].all("RUN"))
+    assert all("torch==2.13.0" in " ".join(found[name].all("RUN")) for name in ("engine", "batch-packages"))
     assert "torch==2.13.0" in (root / "constraints.txt").read_text()

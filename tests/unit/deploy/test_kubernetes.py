@@ -11,11 +11,63 @@ import pytest
 import yaml
 
 from serving.gateway.settings import Settings
-from tests.unit.deploy.support import documents, stages
+from tests.unit.deploy.support import check_command, documents, stages
 
 VERSION = "1.33"
 """Of Kubernetes. preStop's sleep is on by default from 1.30."""
-BY_HAND = {"first-key.yaml"}
+BY_HAND = {"first-key.yaml", "render.yaml"}
+CUSTOM = {"RayJob"}
+"""Kinds that Kubernetes' own schemas do not have: KubeRay's, held below to the fields of its ray.io/v1."""
+RAY_JOB = {
+    "activeDeadlineSeconds",
+    "backoffLimit",
+    "clusterSelector",
+    "deletionStrategy",
+    "entrypoint",
+    "entrypointNumCpus",
+    "entrypointNumGpus",
+    "entrypointResources",
+    "jobId",
+    "managedBy",
+    "metadata",
+    "preRunningDeadlineSeconds",
+    "rayClusterSpec",
+    "runtimeEnvYAML",
+    "shutdownAfterJobFinishes",
+    "submissionMode",
+    "submitterConfig",
+    "submitterPodTemplate",
+    "suspend",
+    "ttlSecondsAfterFinished",
+}
+RAY_CLUSTER = {
+    "authOptions",
+    "autoscalerOptions",
+    "enableInTreeAutoscaling",
+    "gcsFaultToleranceOptions",
+    "headGroupSpec",
+    "headServiceAnnotations",
+    "managedBy",
+    "rayVersion",
+    "suspend",
+    "upgradeStrategy",
+    "workerGroupSpecs",
+}
+RAY_HEAD = {"enableIngress", "headService", "labels", "rayStartParams", "resources", "serviceType", "template"}
+RAY_WORKER = {
+    "groupName",
+    "idleTimeoutSeconds",
+    "labels",
+    "maxReplicas",
+    "minReplicas",
+    "numOfHosts",
+    "rayStartParams",
+    "replicas",
+    "resources",
+    "scaleStrategy",
+    "suspend",
+    "template",
+}
 SECRET = {"STILLMOTION_DATABASE_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "STILLMOTION_WEBHOOK_SECRET"}
 """What docs/operations.md puts into the Secret."""
 
@@ -35,13 +87,21 @@ def objects(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
 def pods(objects: dict[tuple[str, str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Pod specs by the name of what makes them."""
     makers = ("Deployment", "StatefulSet", "Job")
-    return {name: item["spec"]["template"]["spec"] for (kind, name), item in objects.items() if kind in makers}
+    plain = {name: item["spec"]["template"]["spec"] for (kind, name), item in objects.items() if kind in makers}
+    return plain | {name: group["template"]["spec"] for name, group in ray_groups(objects).items()}
+
+
+def ray_groups(objects: dict[tuple[str, str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The head's and the workers' groups of the RayJob."""
+    cluster = objects["RayJob", "stillmotion-render"]["spec"]["rayClusterSpec"]
+    return {"head": cluster["headGroupSpec"]} | {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
 
 
 def test_each_object_is_valid(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
     assert len(objects) >= 12
-    for item in objects.values():
-        kubernetes_validate.validate(item, VERSION, strict=True)
+    for (kind, _), item in objects.items():
+        if kind not in CUSTOM:
+            kubernetes_validate.validate(item, VERSION, strict=True)
 
 
 def test_the_validator_refuses_what_is_wrong(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
@@ -137,3 +197,36 @@ def test_it_scales_on_a_metric_that_is_collected(root: Path, objects: Any) -> No
     assert rule["name"]["as"] == name == rule["seriesQuery"]
     assert set(re.findall(r"stillmotion_\w+", rule["metricsQuery"])) == {name}
     assert f'"{name}"' in (root / "serving" / "observe" / "metrics.py").read_text()
+
+
+def test_the_ray_job_has_the_fields_of_its_kind(objects: Any) -> None:
+    job = objects["RayJob", "stillmotion-render"]
+    assert job["apiVersion"] == "ray.io/v1"
+    cluster = job["spec"]["rayClusterSpec"]
+    assert set(job["spec"]) <= RAY_JOB
+    assert set(cluster) <= RAY_CLUSTER
+    assert set(cluster["headGroupSpec"]) <= RAY_HEAD
+    for group in cluster["workerGroupSpecs"]:
+        assert set(group) <= RAY_WORKER
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    for group in ray_groups(objects).values():
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values()), "they are a command's words"
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": group["template"]["spec"]}
+        kubernetes_validate.validate(pod, VERSION, strict=True)
+
+
+def test_the_ray_job_renders_with_a_command_that_exists(root: Path, objects: Any) -> None:
+    spec = objects["RayJob", "stillmotion-render"]["spec"]
+    program, *words = spec["entrypoint"].split()
+    assert program == "stillmotion"
+    options = check_command(words)
+    assert options["ray_address"] == "auto", "or the driver would start a Ray of its own"
+    assert str(options["out"]).startswith("s3:"), "workers have no disk in common"
+    pinned = re.findall(r"^ray==(\S+)$", (root / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned == [spec["rayClusterSpec"]["rayVersion"]]
+    groups = ray_groups(objects)
+    assert groups["head"]["rayStartParams"]["num-cpus"] == "0"
+    (worker,) = groups["gpu"]["template"]["spec"]["containers"]
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1", "a worker is an actor a GPU"
+    keys = {variable["valueFrom"]["secretKeyRef"]["key"] for variable in worker["env"]}
+    assert keys == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= SECRET
