@@ -40,6 +40,9 @@ def run(
     source: Annotated[list[Path], typer.Argument(help="Videos, or folders that hold some.")],
     out: Annotated[Path, typer.Option(help="The dataset's folder; run again, it goes on where it stopped.")],
     runner: Annotated[str, typer.Option(help="ray (this machine or a cluster) or local (one process).")] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="A Ray cluster, with --runner ray. [Ray is started on this machine]")
+    ] = None,
     cuts: Annotated[str, typer.Option(help="Cut detector: cascade or transnet.")] = "cascade",
     score: Annotated[
         list[str] | None, typer.Option(help="Run this scorer only; several times for several. none: as few as can be.")
@@ -62,10 +65,12 @@ def run(
     from training.curation.clips_plan import ClipRules
     from training.curation.pipeline import Settings
     from training.curation.pipeline import curate as make
-    from training.curation.runners import RUNNERS
+    from training.curation.runners import RUNNERS, RayRunner
 
     if runner not in RUNNERS:
         raise typer.BadParameter(f"{runner!r} is none of {', '.join(RUNNERS)}", param_hint="--runner")
+    if ray_address is not None and runner != "ray":
+        raise typer.BadParameter("a cluster needs --runner ray", param_hint="--ray-address")
     if not 0 < min_length <= max_length:
         raise typer.BadParameter("clips need 0 < --min-length <= --max-length", param_hint="--min-length")
     settings = Settings(
@@ -76,7 +81,8 @@ def run(
         tools=_tools(tool or []),
     )
     with reporting() as report:
-        outcome = make(source, out, settings, RUNNERS[runner](), report)
+        chosen = RUNNERS[runner]() if ray_address is None else RayRunner(ray_address)
+        outcome = make(source, out, settings, chosen, report)
     answer = {
         "path": str(out),
         **{key: outcome.manifest[key] for key in ("content_sha256", "clips", "kept", "kept_seconds", "splits")},
