@@ -189,7 +189,8 @@ def _section(rows: Sequence[Mapping[str, Any]], program: str) -> str:
     return (
         f"## AIPerf\n\n`python -m benchmarks.aiperf_load`: AIPerf {version} against `serve`, {MODEL}, "
         f"`--extra-inputs {' '.join(EXTRAS)}`, each video downloaded; AIPerf's latency "
-        f"counts the looks and the download; inference is the `inference_time_s` of our answers as AIPerf reads it.\n\n{table(rows)}"
+        f"counts the looks and the download; inference is the `inference_time_s` of our answers as AIPerf reads it."
+        f"\n\n{table(rows)}"
     )
 
 
