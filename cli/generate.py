@@ -97,6 +97,7 @@ def generate(
     from cli.progress import reporting
     from model.media.image import fit_picture, open_picture, to_png
     from model.platform import resolve_dtype
+    from model.prefault import prefault_weights
     from model.sources.source import find
     from serving.engine.settings import EngineSettings
     from serving.provenance.video_manifest import finish
@@ -107,6 +108,8 @@ def generate(
     opened = {name: open_picture(path.read_bytes()) for name, path in stills.items()}  # a bad one ends it here
     precision = resolve_dtype(engine_options["dtype"], engine_options["device"])
     entry, adapter = adapted(find(model or default_model(stills, prompt, elevation), precision), lora)
+    if precision == "float32":
+        prefault_weights(entry)  # while what follows is imported
     _check_stills(entry.task, stills)
     fields = {
         "num_inference_steps": steps,

@@ -175,13 +175,18 @@ def _in_process(
     from model.backends.registry import LORA_BACKENDS, with_usable_loras
     from model.catalog import attach_loras, zoo
     from model.platform import resolve_devices, resolve_dtype
+    from model.prefault import prefault_weights
     from model.sources.source import find_all
-    from serving.engine.data_parallel import engines_on
-    from serving.engine.inprocess import InProcessEngine
 
     on_devices = resolve_devices(devices) if devices else []
     precision = resolve_dtype(settings.dtype, on_devices[0] if on_devices else settings.device)
     entries = find_all(names, precision) if names else zoo()
+    if precision == "float32" and not on_devices:
+        for entry in entries:
+            prefault_weights(entry)  # while what follows is imported
+    from serving.engine.data_parallel import engines_on
+    from serving.engine.inprocess import InProcessEngine
+
     if not entries:
         raise InvalidRequest("no checkpoint is shipped here; name a diffusers folder with --model DIR", param="model")
     if loras and settings.backend not in ("auto", *LORA_BACKENDS):

@@ -32,6 +32,7 @@ from model.catalog import SIDECAR, ModelEntry, describe
 from model.denoiser import CpuThreads
 from model.encoders import Conditioners, ImageEncoder, NetworkLoader, clip_image_processor, load_conditioners
 from model.encoding_cache import EncodingCache, EncodingKind
+from model.prefault import discard
 from model.presets import NoiseRange
 from model.sources.architecture import check_architecture, check_inputs, read_scheduler
 from model.sources.layout import Precision, component_files
@@ -107,13 +108,15 @@ def load(
         network = pretrained(device, dtype, entry.precision, layouts)
     unet = network(UNetSpatioTemporalConditionModel, path / "unet")
     check_inputs(unet.config, entry.task, entry.path / "unet")
-    return Checkpoint(
+    checkpoint = Checkpoint(
         entry,
         unet=unet,
         vae=network(AutoencoderKLTemporalDecoder, path / "vae"),
         conditioners=load_conditioners(path, entry.task, network),
         noise=NoiseRange(scheduler.sigma_min, scheduler.sigma_max, 7.0, scheduler.unit_start),
     )
+    discard(path)
+    return checkpoint
 
 
 def pretrained(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -24,6 +26,16 @@ SOON: Final = 256 * 2**20
 """Bytes that are hashed before anything else is done: most of a second of a core. More are hashed meanwhile."""
 
 
+_NICE: Final = 10
+"""Of threads that hash: a tenth of a core beside one that loads, more as soon as one is free."""
+
+
+def _give_way() -> None:
+    """Lower the priority of this thread and of those it starts; Linux alone has one for each thread."""
+    if sys.platform.startswith("linux"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(_NICE, os.nice(0)))
+
+
 class PendingVersion:
     """A version that is computed by a thread of its own; equal to another by its value, and pickled as that.
 
@@ -36,6 +48,7 @@ class PendingVersion:
         Thread(target=self._run, args=(compute,), name="stillmotion-version", daemon=True).start()
 
     def _run(self, compute: Callable[[], str]) -> None:
+        _give_way()
         try:
             self._done.set_result(compute())
         except OSError as error:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from model.errors import CheckpointError
 from model.platform import trim_freed_memory
+from model.prefault import ALIGNMENT, take
 from model.sources.layout import INCOMPLETE, ComponentFiles, component_files, read_header
 
 _SHOWN: Final = 5
@@ -36,8 +37,6 @@ _TRIM_EVERY: Final = 16 * 2**20
 Layout = Literal["each", "together", "fused"]
 """each: every weight has memory of its own; together: one allocation; fused: one, as fused blocks read it."""
 
-_ALIGNMENT: Final = 64
-"""Bytes: a cache line, and the width of AVX-512."""
 _FORMATS: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
 """Number of a convolution weight's dimensions -> its layout in a fused network."""
 SELF_ATTENTION: Final = ("attn1.to_q.weight", "attn1.to_k.weight", "attn1.to_v.weight")
@@ -67,7 +66,7 @@ def load_network(
     targets: dict[str, Tensor] = {}
     if layout != "each" and torch.device(device).type == "cpu":
         copied = {name: one for name, one in wanted.items() if _is_copied(name, one, stored[name], dtype, layout)}
-        targets = allocate(copied, dtype, layout)
+        targets = allocate(copied, dtype, layout, files.folder)
     found: dict[str, Tensor] = {}
     untrimmed = 0
     for file in files.files:
@@ -238,20 +237,24 @@ def channels_last(weight: Tensor) -> Tensor:
     return weight.contiguous(memory_format=_FORMATS[weight.ndim])
 
 
-def allocate(wanted: Mapping[str, Tensor], dtype: torch.dtype, layout: Layout) -> dict[str, Tensor]:
+def allocate(
+    wanted: Mapping[str, Tensor], dtype: torch.dtype, layout: Layout, folder: Path | None = None
+) -> dict[str, Tensor]:
     """Uninitialised weights in one allocation, in the order of `wanted`.
 
     Args:
         wanted: weights on the meta device: their names and shapes.
         dtype: that they are to have.
+        folder: whose memory is taken where some was reserved (model.prefault).
     """
     laid = {name: channels_last(one) if layout == "fused" else one.contiguous() for name, one in wanted.items()}
-    step = _ALIGNMENT // dtype.itemsize
+    step = ALIGNMENT // dtype.itemsize
     starts, end = {}, 0
     for name, one in laid.items():
         starts[name] = end
         end += -(-one.numel() // step) * step
-    block = torch.empty(end, dtype=dtype)
+    memory = None if folder is None or not end else take(folder, end * dtype.itemsize)
+    block = torch.empty(end, dtype=dtype) if memory is None else torch.frombuffer(memory, dtype=dtype, count=end)
     return {name: block.as_strided(one.shape, one.stride(), starts[name]) for name, one in laid.items()}
 
 
