@@ -64,6 +64,7 @@ class Nodes:
 def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What nodes, workers and drivers start with: this code, one thread."""
     quiet = {**QUIET, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "client" / "src")])}
+    quiet["RAY_worker_niceness"] = "0"  # 15 by default, with which workers get nothing beside other tests
     for name, value in quiet.items():
         monkeypatch.setenv(name, value)
     return quiet
@@ -157,7 +158,7 @@ def test_twelve_films_are_curated_as_by_one_process_although_a_node_is_lost(
     assert alone.end() == 0, alone.log.read_text()
     nodes, out = clusters(), tmp_path / "together"
     run = Run(command(out, "--runner", "ray", "--ray-address", nodes.address), tmp_path / "together.txt")
-    run.until(lambda: sum(1 for _ in out.glob("clips/**/*.mp4")) >= FILMS)
+    run.until(lambda: sum(1 for _ in out.glob("clips/**/*.mp4")) >= FILMS // 3)
     nodes.lose_one()
     assert run.end() == 0, run.log.read_text()
     manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (tmp_path / "alone", out)]
