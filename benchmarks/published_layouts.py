@@ -271,8 +271,8 @@ def section(rows: Sequence[dict[str, Any]]) -> str:
         "row began). The hub's first start fetches everything through the loopback interface; the single file's adapts",
         "it into the cache. Equal: the frames are those of the plain folder. Frame counts are by the config, but for a",
         "single file: its weights tell none, so it has 25. Frames `none`: the row ended once the model was ready and",
-        "its version, hashed meanwhile at a first start, known (`--until ready`). The target of 20 s to ready for the",
-        "fp16 folder is not shown: no row had two idle cores.",
+        "its version, hashed meanwhile at a first start, known (`--until ready`); a load near 1 says that nothing else",
+        "ran, and those are the rows to hold against the target of 20 s for the fp16 folder.",
         "",
         "| layout | start | to the entry, s | ready, s | of a core, s | peak to ready, GiB | peak, GiB | hashed, GB "
         "| frames | equal | all, s | load |",
