@@ -9,10 +9,11 @@ import asyncio
 import json
 import os
 import socket
+import sqlite3
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -38,6 +39,7 @@ class Sample:
     Args:
         t: seconds since the soak began.
         life: how many times the server was started before.
+        stored: jobs in the store.
     """
 
     t: float
@@ -47,6 +49,12 @@ class Sample:
     threads: int
     database: float
     artifacts: float
+    stored: int
+
+    @property
+    def artifacts_per_job(self) -> float:
+        """MiB of artifacts for each job in the store: what is left behind of removed ones raises it."""
+        return self.artifacts / max(1, self.stored)
 
 
 @dataclass
@@ -134,10 +142,15 @@ class ServeProcess:
         try:
             process = psutil.Process(self._process.pid)
             rss, files, threads = process.memory_info().rss / 2**20, process.num_fds(), process.num_threads()
-        except psutil.Error:
+            stored = self._stored_jobs()
+        except (psutil.Error, sqlite3.Error):
             return None
         database = sum(path.stat().st_size for path in self.folder.glob("jobs.db*")) / 2**20
-        return Sample(t, self.life, rss, files, threads, database, _size_of(self.folder / "artifacts"))
+        return Sample(t, self.life, rss, files, threads, database, _size_of(self.folder / "artifacts"), stored)
+
+    def _stored_jobs(self) -> int:
+        with closing(sqlite3.connect(f"file:{self.folder / 'jobs.db'}?mode=ro", uri=True)) as store:
+            return int(store.execute("SELECT count(*) FROM jobs").fetchone()[0])
 
 
 async def _is_ready(client: httpx2.AsyncClient) -> bool:

@@ -15,7 +15,7 @@ from model.tasks import task
 from model.testing import build_random
 
 HOUR = 3600.0
-FLAT = Sample(0.0, 0, 1000.0, 40, 20, 10.0, 50.0)
+FLAT = Sample(0.0, 0, 1000.0, 40, 20, 10.0, 50.0, 100)
 
 
 def samples(**rates_per_hour: float) -> list[Sample]:
@@ -41,7 +41,18 @@ def test_what_stays_has_not_grown() -> None:
 )
 def test_a_leak_is_named(name: str, rate: float) -> None:
     found = grown(samples(**{name: rate}), HOUR)
-    assert len(found) == 1 and found[0].startswith(f"{name} grew from ")
+    assert len(found) == 1 and found[0].startswith(f"{name.replace('artifacts', 'artifacts_per_job')} grew from ")
+
+
+def test_more_jobs_at_once_are_no_leak() -> None:
+    """Twice the jobs in the last third: their artifacts, and memory while they run, which falls again in between."""
+    busy = [
+        replace(one, rss=1000.0 + 500 * (number % 4 > 0), artifacts=100.0, stored=200) if one.t > HOUR / 2 else one
+        for number, one in enumerate(samples())
+    ]
+    assert grown(busy, HOUR) == []
+    left_behind = [replace(one, stored=100) if one.t > HOUR / 2 else one for one in busy]
+    assert [text.partition(" ")[0] for text in grown(left_behind, HOUR)] == ["artifacts_per_job"]
 
 
 def test_memory_of_an_earlier_life_does_not_count() -> None:
