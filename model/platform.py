@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Final, Literal, cast
@@ -31,7 +32,20 @@ def resolve_dtype(dtype: DtypeName | str, device: str) -> Precision:
     """
     if dtype != "auto":
         return cast(Precision, dtype)
+    if device == "cpu" or (device == "auto" and not may_have_gpu()):
+        return "float32"  # known without torch, whose import takes seconds
     return "float16" if resolve_device(device).startswith("cuda") else "float32"
+
+
+_GPU_DRIVERS: Final = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg", "/dev/nvmap", "/dev/nvhost-ctrl-gpu")
+"""Device files of what torch may call cuda: NVIDIA's driver, AMD's, Windows' in WSL, NVIDIA's on Jetson."""
+
+
+def may_have_gpu() -> bool:
+    """Whether torch could see a CUDA device here; True where torch is there to be asked, or nothing else can tell."""
+    if "torch" in sys.modules or not sys.platform.startswith("linux"):
+        return True
+    return any(Path(file).exists() for file in _GPU_DRIVERS)
 
 
 def is_intel(name: str) -> bool:

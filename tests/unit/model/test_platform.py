@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from model import platform
 from model.backends.registry import resolve_options
 from model.backends.wrappers import FixedBatchDenoiser
 from model.catalog import ModelEntry
 from model.denoiser import BackendOptions, CpuThreads
 from model.errors import InvalidRequest
-from model.platform import resolve_device, resolve_dtype
+from model.platform import may_have_gpu, resolve_device, resolve_dtype
 from model.tasks import task
 from serving.engine.settings import EngineSettings
 
@@ -85,3 +88,15 @@ def test_a_deterministic_engine_times_nothing(flags: Any, monkeypatch: pytest.Mo
 def test_a_cpu_s_engine_sets_nothing_of_a_gpu_s(flags: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     resolved("cpu", monkeypatch)
     assert (flags.benchmark, flags.deterministic) == (False, False)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="device files are Linux'")
+def test_without_a_drivers_device_file_the_dtype_is_known_without_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(platform, "_GPU_DRIVERS", (str(tmp_path / "nvidiactl"),))
+    assert resolve_dtype("auto", "auto") == "float32"
+    assert "torch" not in sys.modules
+    (tmp_path / "nvidiactl").touch()
+    assert may_have_gpu(), "torch is to be asked"
