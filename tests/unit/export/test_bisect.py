@@ -58,7 +58,7 @@ def test_an_equal_graph_passes(chain: tuple[Component, Path]) -> None:
     assert all(one.passed for one in measured)
 
 
-@pytest.mark.parametrize("layer", [0, 3, 5])
+@pytest.mark.parametrize("layer", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_changed_layer_is_refused_and_named(chain: tuple[Component, Path], layer: int, tmp_path: Path) -> None:
     component, file = chain
     bad = tampered(file, layer, tmp_path)

@@ -64,6 +64,7 @@ def test_weights_round_as_torch_s_own_float8(axis: int) -> None:
     assert np.abs(stored.float().numpy() * scales.reshape(shape) - weight).max() <= np.abs(weight).max() / 16
 
 
+@pytest.mark.slow
 def test_the_large_layers_are_quantized_and_the_answer_stays_near(
     small: tuple[Component, Path], tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Component, Path]:
     return component, file
 
 
+@pytest.mark.slow
 def test_the_profile_runs_from_one_to_the_largest_batch_at_one_size(small: tuple[Component, Path]) -> None:
     assert profile_of(small[0]) == {
         "x": ((1, 3, 6, 8), (4, 3, 6, 8), (4, 3, 6, 8)),

@@ -23,11 +23,16 @@ from tests.unit.model.sources.support import published
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is populated on Linux")
 
 
+@pytest.fixture(scope="module")
+def entry_in_half(tmp_path_factory: pytest.TempPathFactory) -> ModelEntry:
+    return describe(published(tmp_path_factory.mktemp("half"), torch.float16))
+
+
 @pytest.fixture
-def half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelEntry:
+def half(entry_in_half: ModelEntry, monkeypatch: pytest.MonkeyPatch) -> ModelEntry:
     """A tiny checkpoint in float16, for which memory is reserved all the same."""
     monkeypatch.setattr(prefault, "LEAST", 1)
-    return describe(published(tmp_path, torch.float16))
+    return entry_in_half
 
 
 def populated() -> None:

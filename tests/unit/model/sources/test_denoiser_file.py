@@ -38,6 +38,7 @@ def denoiser_of(folder: Path, file: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_animatelcm_s_layout_is_served_in_four_unguided_steps(folders: tuple[Path, Path], tmp_path: Path) -> None:
     base, other = folders
     file = denoiser_of(other, tmp_path / "AnimateLCM-SVD-xt.safetensors")

@@ -79,6 +79,7 @@ def test_resamples_draw_whole_groups() -> None:
         assert drawn.count("a") + drawn.count("b") // 2 + drawn.count("c") // 3 == 3
 
 
+@pytest.mark.slow
 def test_a_bootstrap_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     held = 0
