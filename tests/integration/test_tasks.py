@@ -103,7 +103,7 @@ async def test_every_task_runs_through_the_engine_and_gives_what_it_gives_alone(
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("text-to-video", {"prompt": "a blue ball"}),
+        pytest.param("text-to-video", {"prompt": "a blue ball"}, marks=pytest.mark.slow),
         ("multi-view", {"elevation": -30.0}),
         ("frame-interpolation", {"noise_aug_strength": 1.0}),
         ("frame-interpolation", {"max_guidance_scale": 1.0}),

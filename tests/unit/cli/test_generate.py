@@ -59,6 +59,7 @@ def test_a_still_becomes_a_video_with_a_contact_sheet(tiny: Path, still: Path, t
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["x.mp4", "x.png"]
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_frames(tiny: Path, still: Path, tmp_path: Path) -> None:
     common = ("--model", tiny, "--steps", 2)
     first = generate(still, "-o", tmp_path / "a.mp4", "--seed", 7, *common)

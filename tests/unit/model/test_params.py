@@ -123,6 +123,7 @@ VALUES: dict[str, st.SearchStrategy[object]] = {
 }
 
 
+@pytest.mark.slow
 @given(name=st.sampled_from(sorted(TASKS)), asked=st.fixed_dictionaries({}, optional=VALUES))
 def test_settings_of_any_task_are_complete_and_within_limits_or_refused_by_name(
     name: str, asked: dict[str, object]

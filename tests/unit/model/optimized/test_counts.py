@@ -150,7 +150,7 @@ def called(unet: UNetSpatioTemporalConditionModel, places: int) -> Operations:
     return seen
 
 
-@pytest.mark.parametrize("places", [1, 2])
+@pytest.mark.parametrize("places", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_call_takes_fewer_operations_and_less_memory_than_diffusers(networks: Any, places: int) -> None:
     theirs, ours = (called(unet, places) for unet in networks)
     assert sum(ours.names.values()) < 0.75 * sum(theirs.names.values())

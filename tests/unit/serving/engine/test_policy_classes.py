@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,6 +43,7 @@ batchings = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(crowds(), batchings, st.integers(1, 5), st.sampled_from([0.7, 5.0, 1e9]))
 def test_everything_finishes_and_the_engine_idles_only_without_work(
     tasks: list[Task], batching: dict[str, BatchingProfile], max_resident: int, ageing_s: float

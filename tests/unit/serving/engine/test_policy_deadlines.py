@@ -6,6 +6,7 @@ from functools import cache
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
@@ -105,6 +106,7 @@ def test_a_half_decoded_video_is_decoded_to_its_end(jobs: list[tuple[int, int]])
     assert changes == len(tasks) - 1
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(2, 9)), min_size=2, max_size=8))
 def test_whoever_has_made_no_step_makes_one_first(jobs: list[tuple[int, int]]) -> None:
     tasks = [Task(f"job-{n}", steps, release, encodes=True, begun=False) for n, (release, steps) in enumerate(jobs)]

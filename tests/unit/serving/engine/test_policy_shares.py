@@ -50,6 +50,7 @@ def backlogs(draw: st.DrawFn) -> tuple[list[Task], dict[str, BatchingProfile]]:
     return tasks, batching
 
 
+@pytest.mark.slow
 @given(backlogs(), st.integers(1, 8))
 def test_tenants_with_work_never_drift_apart_by_more_than_one_call(
     backlog: tuple[list[Task], dict[str, BatchingProfile]], max_resident: int
