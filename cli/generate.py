@@ -109,7 +109,7 @@ def generate(
     precision = resolve_dtype(engine_options["dtype"], engine_options["device"])
     entry, adapter = adapted(find(model or default_model(stills, prompt, elevation), precision), lora)
     if precision == "float32":
-        prefault_weights(entry)  # while what follows is imported
+        prefault_weights(entry, engine_options["device"])  # while what follows is imported
     _check_stills(entry.task, stills)
     fields = {
         "num_inference_steps": steps,

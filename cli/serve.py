@@ -183,7 +183,7 @@ def _in_process(
     entries = find_all(names, precision) if names else zoo()
     if precision == "float32" and not on_devices:
         for entry in entries:
-            prefault_weights(entry)  # while what follows is imported
+            prefault_weights(entry, settings.device)  # while what follows is imported
     from serving.engine.data_parallel import engines_on
     from serving.engine.inprocess import InProcessEngine
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Final
 
+from model.platform import may_have_gpu
 from model.sources.layout import component_files, read_header
 
 if TYPE_CHECKING:
@@ -38,8 +39,11 @@ _lock = Lock()
 _reserved: dict[Path, mmap.mmap] = {}
 
 
-def prefault_weights(entry: ModelEntry) -> int:
+def prefault_weights(entry: ModelEntry, device: str) -> int:
     """Reserve memory for the networks whose files are converted to float32, and begin to fault it in.
+
+    Args:
+        device: as requested: `cpu`, or `auto` where there is no GPU; nothing is reserved for another.
 
     Returns:
         bytes reserved; 0 where nothing is converted, memory is scarce, or the system cannot do it.
@@ -47,7 +51,8 @@ def prefault_weights(entry: ModelEntry) -> int:
     Raises:
         CheckpointError: a network's weights are missing, or a file is cut short.
     """
-    if entry.exported or not sys.platform.startswith("linux"):
+    on_cpu = device == "cpu" or (device == "auto" and not may_have_gpu())
+    if not on_cpu or entry.exported or not sys.platform.startswith("linux"):
         return 0
     sizes = {entry.path / name: converted_bytes(entry, name) for name in NETWORKS if (entry.path / name).is_dir()}
     sizes = {folder: size for folder, size in sizes.items() if size >= LEAST}
@@ -55,7 +60,10 @@ def prefault_weights(entry: ModelEntry) -> int:
     if not total or total > _SHARE * _available_bytes():
         return 0
     private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    memory = {folder: mmap.mmap(-1, size, flags=private) for folder, size in sizes.items()}
+    try:
+        memory = {folder: mmap.mmap(-1, size, flags=private) for folder, size in sizes.items()}
+    except OSError:  # the system commits no more: whether the weights fit after all is seen when they are loaded
+        return 0
     with _lock:
         _reserved.update(memory)
     Thread(target=_populate, args=(list(memory.values()),), name="stillmotion-prefault", daemon=True).start()

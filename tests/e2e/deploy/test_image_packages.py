@@ -49,9 +49,11 @@ class Rehearsal:
 
     @property
     def environment(self) -> dict[str, str]:
-        told = {name: value for name, value in os.environ.items() if not name.startswith(("STILLMOTION_", "PYTHON"))}
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(("STILLMOTION_", "PYTHON"))
+        }
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        return told | self.stage.variables("ARG") | self.arguments | {"PREFIX": str(self.prefix), "PATH": path}
+        return inherited | self.stage.variables("ARG") | self.arguments | {"PREFIX": str(self.prefix), "PATH": path}
 
     def carry_out(self, root: Path) -> None:
         source = self.folder / "src"
@@ -207,9 +209,11 @@ def test_the_engines_packages_install_and_import(root: Path, tmp_path: Path) -> 
 def test_a_ray_nodes_packages_install_and_run(root: Path, tmp_path: Path) -> None:
     node = rehearse(root, tmp_path, "batch-packages")
     assert len(node.ran) == 2
-    told = subprocess.run([node.prefix / "bin" / "ray", "--version"], capture_output=True, text=True, check=True).stdout
+    version = subprocess.run(
+        [node.prefix / "bin" / "ray", "--version"], capture_output=True, text=True, check=True
+    ).stdout
     pinned = re.findall(r"^ray==(\S+)$", (root / "constraints.txt").read_text(), re.MULTILINE)
-    assert told.split()[-1] in pinned
+    assert version.split()[-1] in pinned
     submit = [node.prefix / "bin" / "ray", "job", "submit", "--help"]
     assert subprocess.run(submit, capture_output=True, check=False).returncode == 0, "KubeRay's submitter runs it"
     print(f"batch packages: {node.size() / MIB:.0f} MiB")

@@ -80,6 +80,7 @@ WRONG: Final[list[tuple[str, int, str]]] = [
     # data, curate, train, eval
     ("curate run nowhere.mp4 --out D", 2, "nowhere.mp4"),
     ("curate run folder --out D --runner spark", 2, "local"),
+    ("curate run folder --out D --ray-address 127.0.0.1:1", 2, "--runner ray"),
     ("curate run folder --out D --min-length 9 --max-length 1", 2, "--min-length"),
     ("curate run folder --out D --tool clip", 2, "NAME.KEY=VALUE"),
     ("curate run folder --out D --cuts scissors", 2, "cascade"),

@@ -43,10 +43,10 @@ def test_each_target_is_unprivileged_and_says_how_it_is(found: dict[str, Stage],
     if target not in HEALTH_PATHS:
         assert '"ray", "health-check"' in stage.last("HEALTHCHECK")
         return
-    asked = re.search(r"127\.0\.0\.1:(\d+)(/[\w/]+)", stage.last("HEALTHCHECK"))
-    assert asked
-    assert asked[1] in PORTS[target]
-    assert asked[2] == HEALTH_PATHS[target]
+    probe = re.search(r"127\.0\.0\.1:(\d+)(/[\w/]+)", stage.last("HEALTHCHECK"))
+    assert probe
+    assert probe[1] in PORTS[target]
+    assert probe[2] == HEALTH_PATHS[target]
 
 
 def test_the_engine_listens_where_it_says(found: dict[str, Stage]) -> None:
